@@ -1,0 +1,22 @@
+"""Recurrent neural networks on PyTorch: any cell that computes one step, as a torch.nn-shaped layer."""
+
+from anyrnn import cells as cells
+from anyrnn import init as init
+from anyrnn.cells import GRUCell as GRUCell
+from anyrnn.cells import LSTMCell as LSTMCell
+from anyrnn.cells import PeepholeLSTMCell as PeepholeLSTMCell
+from anyrnn.cells import RNNCell as RNNCell
+from anyrnn.engines.select import engine as engine
+from anyrnn.errors import AnyRNNError as AnyRNNError
+from anyrnn.explain import Explanation as Explanation
+from anyrnn.explain import explain as explain
+from anyrnn.heads import ManyToOne as ManyToOne
+from anyrnn.heads import output_at as output_at
+from anyrnn.layers import Recurrent as Recurrent
+from anyrnn.scan import scan as scan
+from anyrnn.zoo import GRU as GRU
+from anyrnn.zoo import LSTM as LSTM
+from anyrnn.zoo import RNN as RNN
+from anyrnn.zoo import PeepholeLSTM as PeepholeLSTM
+
+__version__ = "0.1.0"

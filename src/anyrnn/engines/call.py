@@ -1,0 +1,44 @@
+"""What every engine reads: one layer in one direction, in canonical form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from anyrnn.protocol import Signature
+
+
+@dataclass(frozen=True)
+class Call:
+    """A cell to be run along a sequence.
+
+    Attributes:
+        cell: The cell, one step.
+        signature: What it takes and returns.
+        x: The input (T, B, I).
+        states: The initial state variables, each (B, size).
+        lengths: The number of valid steps of each row, int64 (B,) on the device of `x`; None if all are T.
+        reverse: Run from each row's last valid step to its first.
+    """
+
+    cell: nn.Module
+    signature: Signature
+    x: Tensor
+    states: tuple[Tensor, ...]
+    lengths: Tensor | None
+    reverse: bool
+
+
+class Engine(Protocol):
+    """A way to run a call."""
+
+    name: str
+
+    def refusal(self, call: Call) -> str | None:
+        """Say why this engine cannot run the call; None if it can."""
+
+    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the output (T, B, O), zero at padded steps, and the final state variables (B, size)."""

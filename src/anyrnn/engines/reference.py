@@ -1,0 +1,76 @@
+"""The living definition of what running a cell along a sequence means: a plain loop over the unchanged cell.
+
+Everything else is checked against it, so it shares no code with anything else. It differentiates through PyTorch's
+autograd and therefore does whatever the cell can do: any dtype and device, second derivatives, `vmap`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anyrnn.engines.call import Call
+
+
+class ReferenceEngine:
+    """Runs any cell, step by step."""
+
+    name = "reference"
+
+    def refusal(self, call: Call) -> None:
+        """Never refuse."""
+
+    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the output (T, B, O) and the final state variables (B, size)."""
+        return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
+
+
+def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    T, B, _ = call.x.shape
+    states = call.states
+    outputs: list[Tensor] = []
+    for t in reversed(range(T)) if call.reverse else range(T):
+        output, new = call.signature.step(call.cell, call.x[t], states)
+        states = _keep_dtype(new, states)
+        outputs.append(output)
+    if not outputs:
+        return call.x.new_zeros(T, B, call.signature.output_size), states
+    return torch.stack(outputs[::-1] if call.reverse else outputs), states
+
+
+def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run only the rows that are valid at each step, so that a cell never sees padding.
+
+    With the rows sorted by length, longest first, the rows valid at step t are the first n. Downwards in t, too:
+    a row then joins at its own last valid step.
+    """
+    T, B, _ = call.x.shape
+    lengths, order = lengths.sort(descending=True, stable=True)
+    x = call.x.index_select(1, order)
+    states = tuple(s.index_select(0, order) for s in call.states)
+    active = (lengths > torch.arange(T, device=lengths.device).unsqueeze(1)).sum(1).tolist()
+    outputs: list[Tensor] = []
+    for t in reversed(range(T)) if call.reverse else range(T):
+        n = active[t]
+        if n == 0:
+            continue
+        output, new = call.signature.step(call.cell, x[t, :n], tuple(s[:n] for s in states))
+        new = _keep_dtype(new, states)
+        states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
+        outputs.append(F.pad(output, (0, 0, 0, B - n)))
+    if not outputs:
+        return call.x.new_zeros(T, B, call.signature.output_size), call.states
+    output = torch.stack(outputs[::-1] if call.reverse else outputs)
+    output = F.pad(output, (0, 0, 0, 0, 0, T - len(outputs)))
+    back = order.argsort()
+    return output.index_select(1, back), tuple(s.index_select(0, back) for s in states)
+
+
+def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Keep the state in its own precision where a step, under autocast, returns a lower one."""
+    return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))

@@ -1,0 +1,101 @@
+"""Which engine runs a call, and why: chosen by name with `engine(...)`, or the first that can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anyrnn.engines.reference import ReferenceEngine
+from anyrnn.engines.vendor import TorchEngine
+from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from anyrnn.engines.call import Call, Engine
+
+#: The engines in the order in which "auto" tries them. The last one never refuses.
+ENGINES: Mapping[str, Engine] = {e.name: e for e in (TorchEngine(), ReferenceEngine())}
+
+#: Engines that the design names and this version lacks.
+PLANNED = ("cpu", "triton")
+
+_wanted: ContextVar[str | None] = ContextVar("anyrnn_engine", default=None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that runs a call.
+
+    Attributes:
+        engine: The engine.
+        reason: Why it was chosen.
+        refused: Why each engine tried before it cannot run the call, by name.
+    """
+
+    engine: Engine
+    reason: str
+    refused: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Choose the engine for the calls inside a ``with`` block, in this thread.
+
+    Args:
+        name: "auto" (the default: the fastest that can run the call), "reference" (the plain Python loop that
+            defines every result) or "torch" (PyTorch's own kernels for RNN, LSTM and GRU). Outside a block, the
+            environment variable ``ANYRNN_ENGINE`` is read, then "auto" applies.
+
+    Raises:
+        AnyRNNError: for an unknown name; and inside the block, by a layer that the engine asked for cannot run.
+            Only "auto" falls back.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> layer, x = anyrnn.LSTM(3, 5), torch.randn(10, 2, 3)
+        >>> with anyrnn.engine("reference"):
+        ...     output, state = layer(x)
+        >>> torch.allclose(output, layer(x)[0], atol=1e-5)
+        True
+    """
+    token = _wanted.set(_known(name, "engine"))
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def choose(call: Call) -> Choice:
+    """Choose the engine for a call.
+
+    Raises:
+        AnyRNNError: if an engine was asked for by name and cannot run the call.
+    """
+    wanted = _wanted.get() or _known(os.environ.get("ANYRNN_ENGINE") or "auto", "ANYRNN_ENGINE")
+    if wanted != "auto":
+        chosen = ENGINES[wanted]
+        refusal = chosen.refusal(call)
+        if refusal is None:
+            return Choice(chosen, "asked for by name", {})
+        msg = f"engine {wanted!r} was asked for by name and cannot run this call: {refusal}. 'auto' falls back."
+        raise AnyRNNError(msg)
+    refused: dict[str, str] = {}
+    for each in ENGINES.values():
+        refusal = each.refusal(call)
+        if refusal is None:
+            reason = "the fastest engine here that can run it" if not refused else "; ".join(refused.values())
+            return Choice(each, reason, refused)
+        refused[each.name] = refusal
+    raise AssertionError  # the reference engine never refuses
+
+
+def _known(name: str, where: str) -> str:
+    if name in ENGINES or name == "auto":
+        return name
+    missing = " (planned, not in this version)" if name in PLANNED else ""
+    msg = f"{where}: got {name!r}{missing}, expected one of auto, {', '.join(ENGINES)}"
+    raise AnyRNNError(msg)

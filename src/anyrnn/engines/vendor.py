@@ -1,0 +1,115 @@
+"""PyTorch's own kernels (oneDNN, native or cuDNN) for the cells that are torch.nn's RNN, LSTM or GRU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from anyrnn import cells
+
+if TYPE_CHECKING:
+    from anyrnn.engines.call import Call
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+class TorchEngine:
+    """Runs torch.nn's three networks, one layer and direction a call."""
+
+    name = "torch"
+
+    def refusal(self, call: Call) -> str | None:
+        """Say why PyTorch's kernels cannot run the call; None if they can."""
+        cell = call.cell
+        if kernel_of(cell) is None:
+            return f"PyTorch has kernels for RNN, LSTM and GRU only, and {type(cell).__name__} is none of them"
+        if cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks:
+            return "the cell has hooks, which a kernel for the whole sequence would not call"
+        if 0 in call.x.shape:
+            return "PyTorch's kernels take no empty sequences or batches"
+        if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+            return "PyTorch's kernels have no rule for torch.func transforms or forward-mode derivatives"
+        dtypes = {t.dtype for t in (call.x, *call.states, *_weights(cell))}
+        if len(dtypes) > 1 and not torch.is_autocast_enabled(call.x.device.type):
+            return f"x, state and weights differ in dtype ({', '.join(sorted(map(str, dtypes)))})"
+        return None
+
+    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the output (T, B, O) and the final state variables (B, size)."""
+        if call.lengths is None:
+            x = call.x.flip(0) if call.reverse else call.x
+            output, states = _kernel(call.cell, x, None, call.states)
+            return (output.flip(0) if call.reverse else output), states
+        return _run_ragged(call, call.lengths)
+
+
+def kernel_of(cell: nn.Module) -> str | None:
+    """Name the kernel of `torch._VF` that computes this very cell; None if there is none."""
+    if isinstance(cell, cells.Cell):
+        if isinstance(cell, cells.RNNCell):
+            functions: dict[object, str] = {torch.tanh: "rnn_tanh", torch.relu: "rnn_relu"}
+            return functions.get(cell.activations["h"])
+        if cell.activations != cell.default_activations:
+            return None
+        if type(cell) is cells.LSTMCell:
+            return "lstm"
+        return "gru" if isinstance(cell, cells.GRUCell) and cell.reset_after else None
+    # A parametrized cell is an instance of a subclass with the same forward.
+    forward = type(cell).forward
+    if forward is nn.RNNCell.forward:
+        return f"rnn_{cell.nonlinearity}"
+    return {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru"}.get(forward)
+
+
+def _weights(cell: nn.Module) -> list[Tensor]:
+    return [w for w in (getattr(cell, name, None) for name in _NAMES) if isinstance(w, Tensor)]
+
+
+def _kernel(
+    cell: nn.Module, x: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    kernel = kernel_of(cell)
+    hx = [s.unsqueeze(0) for s in states]
+    has_biases = getattr(cell, "bias_ih", None) is not None
+    # Always in training mode: cuDNN refuses a backward pass in the other, and without dropout they do not differ.
+    settings = (_weights(cell), has_biases, 1, 0.0, True, False)
+    layout = (False,) if batch_sizes is None else ()
+    data = (x,) if batch_sizes is None else (x, batch_sizes)
+    function = getattr(torch._VF, str(kernel))
+    output, *new = function(*data, hx if kernel == "lstm" else hx[0], *settings, *layout)
+    return output, tuple(s.squeeze(0) for s in new)
+
+
+def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    T, B, _ = call.x.shape
+    rows = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
+    if len(rows) == 0:
+        return call.x.new_zeros(T, B, call.signature.output_size), call.states
+    lengths = lengths[rows]
+    x = call.x.index_select(1, rows)
+    if call.reverse:
+        x = _flip_valid(x, lengths)
+    packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+    order, back = packed.sorted_indices, packed.unsorted_indices
+    assert order is not None
+    assert back is not None
+    states = tuple(s.index_select(0, rows).index_select(0, order) for s in call.states)
+    data, states = _kernel(call.cell, packed.data, packed.batch_sizes, states)
+    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=T)
+    if call.reverse:
+        output = _flip_valid(output, lengths)
+    states = tuple(s.index_select(0, back) for s in states)
+    if len(rows) == B:
+        return output, states
+    whole = output.new_zeros(T, B, output.shape[2]).index_copy(1, rows, output)
+    return whole, tuple(old.index_copy(0, rows, new) for old, new in zip(call.states, states, strict=True))
+
+
+def _flip_valid(x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverse each row (T, B, :) within its valid steps."""
+    t = torch.arange(len(x), device=x.device).unsqueeze(1)
+    index = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
+    return x.gather(0, index.unsqueeze(2).expand_as(x))

@@ -1,0 +1,297 @@
+"""Layers: stacks and directions of cells, in the shapes of torch.nn.
+
+Inside, x is (T, B, I) with lengths or without, and every layer and direction has its own tuple of states. The outer
+forms (batch first, unbatched, packed, states stacked over layers) are taken off at the entrance and put back at the
+exit of `Layer._apply_layer`, once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from anyrnn.engines.call import Call
+from anyrnn.engines.select import Choice, choose
+from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import Signature, State, describe, placement
+from anyrnn.scan import Lengths, check_input, check_lengths, check_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+class Layer(nn.Module):
+    """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
+
+    def __init__(
+        self, input_size: int | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(num_layers, int) or num_layers < 1:
+            msg = f"{name}: got num_layers={num_layers!r}, expected an int of at least 1"
+            raise AnyRNNError(msg)
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+            msg = f"{name}: got dropout={dropout!r}, expected a probability from 0 to 1"
+            raise AnyRNNError(msg)
+        for key, flag in (("batch_first", batch_first), ("bidirectional", bidirectional)):
+            if not isinstance(flag, bool):
+                msg = f"{name}: got {key}={flag!r}, expected True or False"
+                raise AnyRNNError(msg)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"{name}: dropout={dropout} acts between layers and does nothing with num_layers=1",
+                stacklevel=3,
+            )
+        self.input_size = input_size
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+
+    @property
+    def num_directions(self) -> int:
+        """1, or 2 for a bidirectional layer."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """The number of features of the output: the directions side by side."""
+        return self.num_directions * self._signature(self.num_layers - 1).output_size
+
+    @abstractmethod
+    def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
+        """Return the cell of a layer (0 is the first) and direction, with its present weights."""
+
+    @abstractmethod
+    def _signature(self, layer: int) -> Signature:
+        """What the cells of a layer take and return."""
+
+    def _apply_layer(
+        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        packed = x if isinstance(x, PackedSequence) else None
+        x, states, lengths, batched = self._canonical(x, state, lengths)
+        finals: list[tuple[Tensor, ...]] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for choice, call in self._calls(layer, x, states, lengths):
+                output, final = choice.engine.run(call)
+                outputs.append(output)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (T, B, D*O)
+            if self.dropout and layer < self.num_layers - 1:
+                x = F.dropout(x, self.dropout, self.training)
+        return self._outer(x, packed, batched), self._stack(finals, batched)
+
+    def _calls(
+        self, layer: int, x: Tensor, states: Sequence[tuple[Tensor, ...]], lengths: Tensor | None
+    ) -> Iterator[tuple[Choice, Call]]:
+        """The calls that make up a layer, one a direction, and the engine of each."""
+        for direction in range(self.num_directions):
+            reverse = direction == 1
+            state = states[layer * self.num_directions + direction]
+            call = Call(self.cell(layer, reverse), self._signature(layer), x, state, lengths, reverse)
+            yield choose(call), call
+
+    def _canonical(
+        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
+    ) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor | None, bool]:
+        """Take off the outer forms: x (T, B, I), a tuple of states for each layer and direction, lengths or None."""
+        name = type(self).__name__
+        if isinstance(x, PackedSequence):
+            if lengths is not None:
+                msg = f"{name}: got lengths beside a PackedSequence, which has its own; expected only one of them"
+                raise AnyRNNError(msg)
+            x, lengths = pad_packed_sequence(x)  # (T, B, I)
+            batched, batch_first = True, False
+        else:
+            if not isinstance(x, Tensor) or x.dim() not in (2, 3):
+                got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+                msg = f"{name}: x has {got}, expected {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I)"
+                raise AnyRNNError(msg)
+            batched, batch_first = x.dim() == 3, self.batch_first
+        if self.input_size is None:
+            self._set_input_size(x.shape[-1])
+        like = placement(self)
+        check_input(name, x, self.input_size, like)
+        if not batched:
+            x = x.unsqueeze(1)
+        elif batch_first:
+            x = x.transpose(0, 1)
+        T, B, _ = x.shape
+        if not batched and isinstance(lengths, int | Tensor):
+            lengths = torch.as_tensor(lengths).reshape(-1)
+        return (
+            x,
+            self._initial(state, B, batched, x, like.dtype),
+            check_lengths(name, lengths, T, B, x.device),
+            batched,
+        )
+
+    def _initial(
+        self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
+    ) -> list[tuple[Tensor, ...]]:
+        signature = self._signature(0)
+        count = self.num_layers * self.num_directions
+        if state is None:
+            stacked = tuple(x.new_zeros(count, B, size, dtype=dtype) for size in signature.state_sizes)
+        else:
+            lead = (count, B) if batched else (count,)
+            stacked = check_state(type(self).__name__, state, signature, lead, x.device, dtype)
+            if not batched:
+                stacked = tuple(s.unsqueeze(1) for s in stacked)
+        return list(zip(*(s.unbind(0) for s in stacked), strict=True))
+
+    def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool) -> State:
+        stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
+        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked))
+
+    def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
+        if packed is not None:
+            # As the input was packed, so that its indices hold for the output.
+            if packed.sorted_indices is not None:
+                output = output.index_select(1, packed.sorted_indices)
+            lengths = (packed.batch_sizes.unsqueeze(1) > torch.arange(output.shape[1])).sum(0)
+            return packed._replace(data=pack_padded_sequence(output, lengths).data)
+        if not batched:
+            return output.squeeze(1)
+        return output.transpose(0, 1) if self.batch_first else output
+
+    def _set_input_size(self, input_size: int) -> None:
+        self.input_size = input_size
+
+    def extra_repr(self) -> str:
+        """Show the options that differ from their defaults, as torch.nn does."""
+        options = (
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0.0),
+            ("bidirectional", False),
+        )
+        shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
+        return ", ".join([*self._sizes_repr(), *shown])
+
+    def _sizes_repr(self) -> list[str]:
+        return [] if self.input_size is None else [str(self.input_size)]
+
+
+class Recurrent(Layer):
+    """A recurrent layer made from any cell: stacked, bidirectional, for ragged batches, with a state.
+
+    Called as ``layer(x, state=None, lengths=None)``, with the shapes of torch.nn.
+
+    Args:
+        cell: One cell, for one layer in one direction; or a function from an input size to a new cell, called once
+            for each layer and direction. A cell is any `nn.Module` with ``forward(x, state)`` for one step, x
+            (B, I): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, size) or a tuple.
+        input_size: I, the number of features of x. For a single cell it may be left out: it is then the cell's own
+            `input_size`, or that of the first x.
+        num_layers: The number of layers; each takes the output of the one before.
+        batch_first: x and the output are (B, T, I) rather than (T, B, I). The state stays as it is, as in torch.nn.
+        dropout: The probability of dropping a feature between two layers while training.
+        bidirectional: A second cell in each layer runs from the last valid step to the first; outputs side by side.
+        state_sizes: The size of the state, an int for one tensor or a tuple, where the cell has neither
+            `state_sizes` nor a `hidden_size` from which one step tells it.
+
+    Raises:
+        AnyRNNError: for a cell outside the protocol; in a call, for an x, state or lengths of another form.
+
+    Shapes, D being 2 if bidirectional and L the number of layers:
+        x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
+        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched;
+        lengths: (B,) integers from 0 to T, in any order;
+        output (T, B, D*O), zero at padded steps; the state after each row's last valid step.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> class Leaky(torch.nn.Module):  # your own cell
+        ...     def __init__(self, input_size, hidden_size):
+        ...         super().__init__()
+        ...         self.hidden_size = hidden_size
+        ...         self.new = torch.nn.Linear(input_size + hidden_size, hidden_size)
+        ...     def forward(self, x, h):
+        ...         return 0.9 * h + 0.1 * torch.tanh(self.new(torch.cat((x, h), dim=1)))
+        >>> layer = anyrnn.Recurrent(lambda size: Leaky(size, 64), input_size=12, num_layers=2, bidirectional=True)
+        >>> output, state = layer(torch.randn(50, 8, 12), lengths=[50, 3, 0, 7, 20, 20, 1, 49])
+        >>> output.shape, state.shape
+        (torch.Size([50, 8, 128]), torch.Size([4, 8, 64]))
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module | Callable[[int], nn.Module],
+        input_size: int | None = None,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        state_sizes: int | tuple[int, ...] | None = None,
+    ) -> None:
+        single = isinstance(cell, nn.Module)
+        if single and input_size is None:
+            own = getattr(cell, "input_size", None)
+            input_size = own if isinstance(own, int) else None
+        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
+        if single and (num_layers > 1 or bidirectional):
+            msg = (
+                f"Recurrent: got one {type(cell).__name__} for {num_layers} layers, bidirectional={bidirectional}; "
+                f"expected a function that makes one each: lambda input_size: {type(cell).__name__}(input_size, ...)"
+            )
+            raise AnyRNNError(msg)
+        if not single and (not callable(cell) or input_size is None):
+            msg = (
+                f"Recurrent: got {cell!r} with input_size={input_size}, expected a cell (an nn.Module), "
+                f"or a function from an input size to a cell, with input_size="
+            )
+            raise AnyRNNError(msg)
+        self._state_sizes = state_sizes
+        self._signatures: list[Signature] = []
+        self.cells = nn.ModuleList()
+        for _ in range(num_layers):
+            for _ in range(self.num_directions):
+                self.cells.append(cell if isinstance(cell, nn.Module) else _made(cell, input_size))
+            if input_size is not None:
+                self._signatures.append(describe(self.cells[-1], input_size, state_sizes))
+                input_size = self.num_directions * self._signatures[-1].output_size
+        if any(s.state_sizes != self._signatures[0].state_sizes for s in self._signatures):
+            msg = (
+                f"Recurrent: the layers' states have sizes {[s.state_sizes for s in self._signatures]}, expected equal"
+            )
+            raise AnyRNNError(msg)
+
+    def forward(
+        self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the layer; see the class for shapes. Returns the output and the final state."""
+        return self._apply_layer(x, state, lengths)
+
+    def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
+        """Return the cell of a layer (0 is the first) and direction."""
+        return self.cells[layer * self.num_directions + reverse]
+
+    def _signature(self, layer: int) -> Signature:
+        if not self._signatures:
+            msg = "Recurrent: the size of its input is not known before the first call; pass input_size="
+            raise AnyRNNError(msg)
+        return self._signatures[layer]
+
+    def _set_input_size(self, input_size: int) -> None:
+        self._signatures = [describe(self.cells[0], input_size, self._state_sizes)]
+        super()._set_input_size(input_size)
+
+
+def _made(factory: Callable[[int], nn.Module], input_size: int | None) -> nn.Module:
+    cell = factory(input_size)  # type: ignore[arg-type]  # checked above
+    if not isinstance(cell, nn.Module):
+        msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"
+        raise AnyRNNError(msg)
+    return cell

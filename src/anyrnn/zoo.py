@@ -1,0 +1,350 @@
+"""The package's named layers: each is the layer made from its cell, with torch.nn's constructor and parameter names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from anyrnn import cells
+from anyrnn.errors import AnyRNNError
+from anyrnn.layers import Layer
+from anyrnn.protocol import Signature, State, describe
+
+if TYPE_CHECKING:
+    from torch.nn.utils.rnn import PackedSequence
+
+    from anyrnn.cells.base import CellOptions
+    from anyrnn.scan import Lengths
+
+
+class CellLayer(Layer):
+    """The base of the package's named layers: their parameters carry torch.nn's names, such as `weight_ih_l0_reverse`.
+
+    The parameters live on the layer. A cell without parameters of its own computes with them (`Cell.bound`), so
+    that there is no second copy to keep in step when weights are loaded, moved, shared or parametrized.
+    """
+
+    cell_type: ClassVar[type[cells.Cell]]
+    _templates: tuple[cells.Cell, ...]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        **cell_options: Any,
+    ) -> None:
+        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
+        self.hidden_size = hidden_size
+        if not isinstance(bias, bool):
+            msg = f"{type(self).__name__}: got bias={bias!r}, expected True or False"
+            raise AnyRNNError(msg)
+        self.bias = bias
+        templates: list[cells.Cell] = []
+        signatures: list[Signature] = []
+        for layer in range(num_layers):
+            size = self.num_directions * templates[0].output_size if templates else input_size
+            template = self.cell_type(size, hidden_size, bias, device="meta", dtype=dtype, **cell_options)
+            self._refuse_parametric(template)
+            templates.append(template)
+            signatures.append(describe(template, size))
+            for direction in range(self.num_directions):
+                for key, value in template.named_parameters():
+                    parameter = nn.Parameter(torch.empty(value.shape, device=device, dtype=value.dtype))
+                    self.register_parameter(_named(key, layer, direction == 1), parameter)
+        # Not registered as submodules: they own no parameters, and would show in repr and state_dict.
+        object.__setattr__(self, "_templates", tuple(templates))
+        self._signatures = tuple(signatures)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in torch.nn's order; see the cell's `init` and `forget_bias`."""
+        for layer in range(self.num_layers):
+            for direction in range(self.num_directions):
+                self.cell(layer, direction == 1).reset_parameters()
+
+    def cell(self, layer: int = 0, reverse: bool = False) -> cells.Cell:
+        """Return the cell of a layer (0 is the first) and direction, computing with the layer's own tensors."""
+        template = self._templates[layer]
+        return template.bound({key: getattr(self, _named(key, layer, reverse)) for key in template._parameters})
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no flat copy of the weights. Kept for code written for torch.nn."""
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, as in torch.nn."""
+        pairs = [(layer, d == 1) for layer in range(self.num_layers) for d in range(self.num_directions)]
+        return [[getattr(self, _named(key, *pair)) for key in self._templates[pair[0]]._parameters] for pair in pairs]
+
+    def _signature(self, layer: int) -> Signature:
+        return self._signatures[layer]
+
+    def _refuse_parametric(self, template: cells.Cell) -> None:
+        own = set(template._parameters)
+        others = sorted({key.partition(".")[0] for key, _ in template.named_parameters()} - own)
+        if others:
+            msg = (
+                f"{type(self).__name__}: {', '.join(others)} has parameters of its own, which each layer and direction "
+                f"needs separately: use Recurrent(lambda size: {self.cell_type.__name__}(size, ...), input_size=...)"
+            )
+            raise AnyRNNError(msg)
+
+    def _sizes_repr(self) -> list[str]:
+        return [self._templates[0].extra_repr().replace(", bias=False", "")]
+
+
+def _named(key: str, layer: int, reverse: bool) -> str:
+    return f"{key}_l{layer}{'_reverse' if reverse else ''}"
+
+
+class _DropIn(CellLayer):
+    """A layer called with torch.nn's argument names."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002 - torch.nn's name
+        hx: State | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state."""
+        return self._apply_layer(input, hx, lengths)
+
+
+class RNN(_DropIn):
+    """A simple recurrent network (Elman RNN) with tanh or ReLU: a drop-in `torch.nn.RNN`.
+
+    Constructor, parameter names and shapes, initial values under the same seed, `state_dict`, `repr`, call and
+    results are torch.nn's. In addition: ``layer(x, lengths=lengths)`` for ragged batches, rows of length 0, and the
+    keyword-only options below. The equations are those of `RNNCell`; shapes are those of `Recurrent`.
+
+    Args:
+        input_size: I, the number of features of x.
+        hidden_size: H, the number of units.
+        num_layers: The number of layers.
+        nonlinearity: "tanh" or "relu".
+        bias: Without it there are no biases.
+        batch_first: x and the output are (B, T, I) rather than (T, B, I).
+        dropout: The probability of dropping a feature between two layers while training.
+        bidirectional: Run a second cell backwards; outputs side by side.
+        device: Where the parameters are made.
+        dtype: Their type.
+        **options: `activations` (key "h") and `init`, see `anyrnn.cells.Cell`.
+
+    Raises:
+        AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> layer = anyrnn.RNN(10, 20, num_layers=2)
+        >>> output, h = layer(torch.randn(5, 3, 10))
+        >>> output.shape, h.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    cell_type = cells.RNNCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            nonlinearity=nonlinearity, **options,
+        )  # fmt: skip
+
+    def _sizes_repr(self) -> list[str]:
+        return [f"{self.input_size}, {self.hidden_size}"]  # torch.nn.RNN does not show its nonlinearity
+
+
+class LSTM(_DropIn):
+    """Long short-term memory (LSTM), optionally with a projection: a drop-in `torch.nn.LSTM`.
+
+    Constructor, parameter names and shapes, initial values under the same seed, `state_dict`, `repr`, call and
+    results are torch.nn's. In addition: ``layer(x, lengths=lengths)`` for ragged batches, rows of length 0, and the
+    keyword-only options below. The equations are those of `LSTMCell`, gates in the order i, f, g, o; shapes are
+    those of `Recurrent`, the state being the tuple (h, c).
+
+    Args:
+        input_size: I, the number of features of x.
+        hidden_size: H, the number of units.
+        num_layers: The number of layers.
+        bias: Without it there are no biases.
+        batch_first: x and the output are (B, T, I) rather than (T, B, I).
+        dropout: The probability of dropping a feature between two layers while training.
+        bidirectional: Run a second cell backwards; outputs side by side.
+        proj_size: P, the size of the projection of h; 0 for none.
+        device: Where the parameters are made.
+        dtype: Their type.
+        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`.
+
+    Raises:
+        AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> layer = anyrnn.LSTM(10, 20, bidirectional=True, forget_bias=1.0)
+        >>> output, (h, c) = layer(torch.randn(5, 3, 10), lengths=[5, 0, 2])
+        >>> output.shape, c.shape
+        (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
+    """
+
+    cell_type = cells.LSTMCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        self.proj_size = proj_size
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            proj_size=proj_size, **options,
+        )  # fmt: skip
+
+
+class GRU(_DropIn):
+    """Gated recurrent unit (GRU): a drop-in `torch.nn.GRU`, also in the paper's form.
+
+    Constructor, parameter names and shapes, initial values under the same seed, `state_dict`, `repr`, call and
+    results are torch.nn's. In addition: ``layer(x, lengths=lengths)`` for ragged batches, rows of length 0, and the
+    keyword-only options below. The equations are those of `GRUCell`, gates in the order r, z, n; shapes are those of
+    `Recurrent`.
+
+    Args:
+        input_size: I, the number of features of x.
+        hidden_size: H, the number of units.
+        num_layers: The number of layers.
+        bias: Without it there are no biases.
+        batch_first: x and the output are (B, T, I) rather than (T, B, I).
+        dropout: The probability of dropping a feature between two layers while training.
+        bidirectional: Run a second cell backwards; outputs side by side.
+        device: Where the parameters are made.
+        dtype: Their type.
+        reset_after: True is torch.nn's form; False resets before the matrix product, as in the paper.
+        **options: `activations` (keys "r", "z", "n") and `init`, see `anyrnn.cells.Cell`.
+
+    Raises:
+        AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> layer = anyrnn.GRU(10, 20, batch_first=True, reset_after=False)
+        >>> output, h = layer(torch.randn(3, 5, 10))
+        >>> output.shape, h.shape
+        (torch.Size([3, 5, 20]), torch.Size([1, 3, 20]))
+    """
+
+    cell_type = cells.GRUCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        self.reset_after = reset_after
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            reset_after=reset_after, **options,
+        )  # fmt: skip
+
+
+class PeepholeLSTM(CellLayer):
+    """LSTM with peephole connections, whose gates also see the cell state, as a layer shaped like `torch.nn.LSTM`.
+
+    The equations are those of `PeepholeLSTMCell`, gates in the order i, f, g, o, one bias a gate; shapes are those of
+    `Recurrent`, the state being the tuple (h, c). Parameters are named as in torch.nn, with `weight_ch_l0` for the
+    peepholes. A `torch.nn.LSTM` maps to it by ``bias_ih_l0 = bias_ih_l0 + bias_hh_l0`` and ``weight_ch_l0 = 0``.
+
+    Args:
+        input_size: I, the number of features of x.
+        hidden_size: H, the number of units.
+        num_layers: The number of layers.
+        bias: Without it there are no biases.
+        batch_first: x and the output are (B, T, I) rather than (T, B, I).
+        dropout: The probability of dropping a feature between two layers while training.
+        bidirectional: Run a second cell backwards; outputs side by side.
+        device: Where the parameters are made.
+        dtype: Their type.
+        output_sees_new_cell: True is the papers' equation; False is the tutorials' variant, in which the output gate
+            sees the old cell state.
+        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`.
+
+    Raises:
+        AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> layer = anyrnn.PeepholeLSTM(10, 20, bidirectional=True)
+        >>> output, (h, c) = layer(torch.randn(5, 3, 10), lengths=[5, 0, 2])
+        >>> output.shape, c.shape
+        (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
+    """
+
+    cell_type = cells.PeepholeLSTMCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        output_sees_new_cell: bool = True,
+        **options: Unpack[CellOptions],
+    ) -> None:
+        self.output_sees_new_cell = output_sees_new_cell
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            output_sees_new_cell=output_sees_new_cell, **options,
+        )  # fmt: skip
+
+    def forward(
+        self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state."""
+        return self._apply_layer(x, state, lengths)
