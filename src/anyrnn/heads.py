@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.layers import Layer
+from anyrnn.protocol import placement
 from anyrnn.scan import check_lengths
 
 if TYPE_CHECKING:
-    from anyrnn.layers import Layer
     from anyrnn.protocol import State
     from anyrnn.scan import Lengths
 
@@ -51,7 +52,10 @@ def output_at(
     if batch_first:
         output = output.transpose(0, 1)
     T, B, features = output.shape
-    valid = _valid(output, check_lengths("output_at", lengths, T, B, output.device))
+    if bidirectional and features % 2:
+        msg = f"output_at: the output has {features} features, expected two equal halves with bidirectional=True"
+        raise AnyRNNError(msg)
+    valid = _valid("output_at", output, lengths)
     if T == 0:
         return output.new_zeros(B, features)
     forward = features // 2 if bidirectional else features
@@ -61,9 +65,11 @@ def output_at(
     return torch.where((valid > 0).unsqueeze(1), picked, 0.0)
 
 
-def _valid(output: Tensor, lengths: Tensor | None) -> Tensor:
+def _valid(name: str, output: Tensor, lengths: Lengths | None) -> Tensor:
+    """Return the number of valid steps of each row of an output (T, B, O)."""
     T, B, _ = output.shape
-    return torch.full((B,), T, device=output.device) if lengths is None else lengths
+    checked = check_lengths(name, lengths, T, B)
+    return torch.full((B,), T, device=output.device) if checked is None else checked.to(output.device)
 
 
 class ManyToOne(nn.Module):
@@ -95,9 +101,12 @@ class ManyToOne(nn.Module):
         if pool not in _POOLS:
             msg = f"ManyToOne: got pool={pool!r}, expected one of {', '.join(_POOLS)}"
             raise AnyRNNError(msg)
+        if not isinstance(layer, Layer):
+            msg = f"ManyToOne: got {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.LSTM"
+            raise AnyRNNError(msg)
         self.layer = layer
         self.pool = pool
-        like = next(layer.parameters(), torch.empty(0))
+        like = placement(layer)
         self.linear = nn.Linear(layer.output_size, out_features, device=like.device, dtype=like.dtype)
 
     def forward(
@@ -126,7 +135,7 @@ class ManyToOne(nn.Module):
         if batch_first:
             output = output.transpose(0, 1)
         T, B, _ = output.shape
-        valid = _valid(output, check_lengths("ManyToOne", lengths, T, B, output.device))
+        valid = _valid("ManyToOne", output, lengths)
         if self.pool == "mean":
             return output.sum(0) / valid.clamp(min=1).unsqueeze(1)  # padded steps are zero
         if T == 0:

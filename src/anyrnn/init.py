@@ -30,8 +30,8 @@ def chrono(max_length: int) -> Callable[[Cell], None]:
 
     Where the cell has two biases, the second is zero at these gates. For cells with the gates i and f.
 
-    Source: C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, section 2. No
-    deviations.
+    Source: C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", ICLR 2018, section 2,
+    the equation for LSTM. No deviations.
 
     Args:
         max_length: T_max, the longest dependency expected, in steps; above 2.
@@ -50,6 +50,10 @@ def chrono(max_length: int) -> Callable[[Cell], None]:
         raise AnyRNNError(msg)
 
     def scheme(cell: Cell) -> None:
+        if not {"i", "f"} <= set(cell.gates) or not cell.bias:
+            got = f"gates {', '.join(cell.gates)} and bias={cell.bias}"
+            msg = f"chrono: got a {type(cell).__name__} with {got}, expected the gates i and f, and biases"
+            raise AnyRNNError(msg)
         first, *others = cell.bias_names
         forget = cell.block(first, "f").uniform_(1, max_length - 1).log_()
         cell.block(first, "i").copy_(-forget)

@@ -119,7 +119,7 @@ class Layer(nn.Module):
             batched, batch_first = x.dim() == 3, self.batch_first
         if self.input_size is None:
             self._set_input_size(x.shape[-1])
-        like = placement(self)
+        like = placement(self, x)
         check_input(name, x, self.input_size, like)
         if not batched:
             x = x.unsqueeze(1)
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         return (
             x,
             self._initial(state, B, batched, x, like.dtype),
-            check_lengths(name, lengths, T, B, x.device),
+            check_lengths(name, lengths, T, B),
             batched,
         )
 
@@ -247,11 +247,11 @@ class Recurrent(Layer):
                 f"expected a function that makes one each: lambda input_size: {type(cell).__name__}(input_size, ...)"
             )
             raise AnyRNNError(msg)
-        if not single and (not callable(cell) or input_size is None):
-            msg = (
-                f"Recurrent: got {cell!r} with input_size={input_size}, expected a cell (an nn.Module), "
-                f"or a function from an input size to a cell, with input_size="
-            )
+        if not callable(cell):
+            msg = f"Recurrent: got {cell!r}, expected a cell (an nn.Module) or a function from an input size to a cell"
+            raise AnyRNNError(msg)
+        if not single and input_size is None:
+            msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
             raise AnyRNNError(msg)
         self._state_sizes = state_sizes
         self._signatures: list[Signature] = []

@@ -8,6 +8,7 @@ are always tuples; this file is the only place that knows the two outer forms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -61,8 +62,8 @@ def describe(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] 
     The sizes of the state are ``state_sizes`` if given, else ``cell.state_sizes``, else ``cell.hidden_size`` for
     each of one to four state variables, whichever makes a step work. The cell is run for one step on a few rows
     of zeros. The step is real, not on fake tensors: those take two seconds to import, and refuse cells that keep
-    plain tensors as attributes. It leaves no trace: no gradient, the random state is put back, and buffers that
-    the cell updates are copies.
+    plain tensors as attributes. It leaves no gradient, the random state is put back, and buffers that the cell
+    updates are copies; hooks and counters of the cell's own see it.
 
     Raises:
         AnyRNNError: if no sizes are known, or a step fails or returns something that fits neither form.
@@ -71,20 +72,35 @@ def describe(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] 
     if not isinstance(cell, nn.Module):
         msg = f"a cell is an nn.Module with forward(x, state); got {cell!r}"
         raise AnyRNNError(msg)
-    failures = []
+    failures: dict[str, Exception] = {}
     for sizes, bare in _candidates(cell, name, state_sizes):
         try:
             return _probe(cell, input_size, sizes, bare)
         except Exception as cause:  # noqa: BLE001 - a cell may raise anything when its state has another form
-            form = f"one tensor of size {sizes[0]}" if bare else f"a tuple of sizes {sizes}"
-            failures.append(f"\n  with {form}: {type(cause).__name__}: {cause}")
-    msg = (
-        f"{name}: one step with x of {input_size} features failed for every form of state tried; "
-        f"expected forward(x, state) to return the new state, or (output, new_state), each of shape (B, size)."
-        f"{''.join(failures)}\n"
-        f"If the sizes are not these, pass state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
+            failures[f"{'one tensor' if bare else 'a tuple'} {', '.join(f'(B, {size})' for size in sizes)}"] = cause
+    raise AnyRNNError(_failed(cell, input_size, failures))
+
+
+def _failed(cell: nn.Module, input_size: int, failures: Mapping[str, Exception]) -> str:
+    """Say why no form of state worked, each cause once; where a step ran to its end, only what it returned counts."""
+    returned = {form: cause for form, cause in failures.items() if isinstance(cause, AnyRNNError)}
+    forms: dict[str, list[str]] = {}
+    for form, cause in (returned or failures).items():
+        forms.setdefault(str(cause) if returned else f"{type(cause).__name__}: {cause}", []).append(form)
+    told = "".join(
+        f"\n  with {'every form of state' if len(tried) == len(failures) > 1 else ' or '.join(tried)}: {cause}"
+        for cause, tried in forms.items()
     )
-    raise AnyRNNError(msg)
+    if isinstance(cell, nn.RNNBase) or hasattr(cell, "num_layers"):
+        cure = "This looks like a whole layer, which is used as it is; its cell is one step, as nn.LSTMCell is"
+    elif any("positional argument" in cause for cause in forms):
+        cure = "Wrap a cell that takes x, h, c: forward(self, x, state) with h, c = state, which returns (h, c)"
+    else:
+        cure = "If the sizes are not these, give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)"
+    return (
+        f"{type(cell).__name__}: a step with x (B, {input_size}), tried with B={_PROBE_BATCH}, failed{told}\n"
+        f"Expected forward(x, state) to return the new state, or (output, new_state), each (B, size). {cure}."
+    )
 
 
 def _candidates(
@@ -97,8 +113,8 @@ def _candidates(
     size = getattr(cell, "hidden_size", None)
     if not isinstance(size, int):
         msg = (
-            f"{name}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`. "
-            f"Pass state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
+            f"{name}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
+            f"give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
         )
         raise AnyRNNError(msg)
     # The pair comes first: a cell that indexes its state would take the rows of a bare tensor for its states.
@@ -116,7 +132,9 @@ def _probe(cell: nn.Module, input_size: int, sizes: tuple[int, ...], bare: bool)
     devices = [like.device] if like.device.type == "cuda" else []
     buffers = {key: value.clone() for key, value in cell.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        result = torch.func.functional_call(cell, buffers, (x, states[0] if bare else states))
+        arguments = (x, states[0] if bare else states)
+        # A cell without buffers may be a script module, which functional_call refuses.
+        result = torch.func.functional_call(cell, buffers, arguments) if buffers else cell(*arguments)
     output, new = _read(result, len(sizes), bare)
     for k, (value, size) in enumerate(zip(new, sizes, strict=True)):
         if value.shape != (_PROBE_BATCH, size):
@@ -139,8 +157,7 @@ def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[
         states = _as_states(result[1], count, bare)
         if states is not None:
             return result[0], states
-    expected = "a tensor" if bare else f"a tuple of {count} tensors"
-    msg = f"returned {_structure(result)}, expected {expected} (the new state) or (output, new_state)"
+    msg = f"returned {_structure(result)}"
     raise AnyRNNError(msg)
 
 
@@ -152,16 +169,19 @@ def _as_states(value: object, count: int, bare: bool) -> tuple[Tensor, ...] | No
     return None
 
 
-def placement(module: nn.Module) -> Tensor:
-    """Return an empty tensor with the dtype and device of the module's parameters (torch's defaults if none)."""
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            return parameter.new_empty(0)
-    return torch.empty(0)
+def placement(module: nn.Module, x: Tensor | None = None) -> Tensor:
+    """Return a tensor with the dtype and device of a module: those of its parameters, else buffers, else `x`."""
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return x if x is not None and x.is_floating_point() else torch.empty(0)
 
 
 def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape)).replace(str(_PROBE_BATCH), "B", 1)
+    sizes = [str(n) for n in tensor.shape]
+    if sizes and tensor.shape[0] == _PROBE_BATCH:
+        sizes[0] = "B"
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 def _structure(value: object) -> str:

@@ -62,14 +62,14 @@ def scan(
         msg = f"{name}: x has {_shape_of(x)}, expected (T, B, I)"
         raise AnyRNNError(msg)
     signature = _signature_of(cell, x.shape[2], state)
-    like = placement(cell)
+    like = placement(cell, x)
     T, B, _ = x.shape
     check_input(name, x, None, like)
     if state is None:
         states = tuple(like.new_zeros(B, size) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B, x.device), reverse)
+    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse)
     output, states = choose(call).engine.run(call)
     return output, signature.wrap(states)
 
@@ -78,10 +78,22 @@ def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Sign
     known = _signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
     if input_size not in known:
         sizes: int | tuple[int, ...] | None = None
-        if not hasattr(cell, "state_sizes") and not hasattr(cell, "hidden_size") and state is not None:
-            sizes = state.shape[-1] if isinstance(state, Tensor) else tuple(s.shape[-1] for s in state)
+        if isinstance(cell, nn.Module) and not hasattr(cell, "state_sizes") and not hasattr(cell, "hidden_size"):
+            sizes = _sizes_of(type(cell).__name__, state)
         known[input_size] = describe(cell, input_size, sizes)
     return known[input_size]
+
+
+def _sizes_of(name: str, state: State | None) -> int | tuple[int, ...]:
+    if isinstance(state, Tensor) and state.dim() == 2:
+        return state.shape[1]
+    if isinstance(state, tuple | list) and all(isinstance(s, Tensor) and s.dim() == 2 for s in state):
+        return tuple(s.shape[1] for s in state)
+    msg = (
+        f"{name}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
+        f"expected an initial state, one tensor (B, size) or a tuple of them"
+    )
+    raise AnyRNNError(msg)
 
 
 def check_input(name: str, x: Tensor, input_size: int | None, like: Tensor) -> None:
@@ -136,8 +148,11 @@ def check_state(
     return states
 
 
-def check_lengths(name: str, lengths: Lengths | None, T: int, B: int, device: torch.device) -> Tensor | None:
-    """Check lengths and return them as int64 (B,) on `device`; None if every row has T steps."""
+def check_lengths(name: str, lengths: Lengths | None, T: int, B: int) -> Tensor | None:
+    """Check lengths and return them as int64 (B,) on the CPU; None if every row has T steps.
+
+    On the CPU, since the number of steps to run has to be known there: a device is waited for once, here.
+    """
     if lengths is None:
         return None
     try:
@@ -148,19 +163,19 @@ def check_lengths(name: str, lengths: Lengths | None, T: int, B: int, device: to
     if tensor.numel() == 0 and not isinstance(lengths, Tensor):
         tensor = tensor.long()  # an empty list is float32 to torch
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        msg = f"{name}: lengths are {tensor.dtype}, expected integers: lengths.long()"
+        msg = f"{name}: lengths are {tensor.dtype}, expected integers: torch.as_tensor(lengths).long()"
         raise AnyRNNError(msg)
     if tensor.shape != (B,):
         msg = f"{name}: lengths has shape {tuple(tensor.shape)}, expected ({B},), one length for each row of the batch"
         raise AnyRNNError(msg)
-    values = tensor.tolist()  # one wait for the device; what is read here is not asked for again
-    if values and (min(values) < 0 or max(values) > T):
-        wrong = next(v for v in values if not 0 <= v <= T)
-        msg = f"{name}: lengths holds {wrong}, expected 0 to T={T}"
-        raise AnyRNNError(msg)
-    if all(v == T for v in values):
+    values = tensor.tolist()
+    for row, value in enumerate(values):
+        if not 0 <= value <= T:
+            msg = f"{name}: lengths[{row}] is {value}, expected 0 to T={T}"
+            raise AnyRNNError(msg)
+    if all(value == T for value in values):
         return None
-    return tensor.to(device, torch.int64)
+    return torch.tensor(values)
 
 
 def _shape_of(x: object) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anyrnn import cells
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
-from anyrnn.protocol import Signature, State, describe
+from anyrnn.protocol import Signature, State
 
 if TYPE_CHECKING:
     from torch.nn.utils.rnn import PackedSequence
@@ -49,20 +49,20 @@ class CellLayer(Layer):
             raise AnyRNNError(msg)
         self.bias = bias
         templates: list[cells.Cell] = []
-        signatures: list[Signature] = []
         for layer in range(num_layers):
             size = self.num_directions * templates[0].output_size if templates else input_size
             template = self.cell_type(size, hidden_size, bias, device="meta", dtype=dtype, **cell_options)
             self._refuse_parametric(template)
             templates.append(template)
-            signatures.append(describe(template, size))
             for direction in range(self.num_directions):
                 for key, value in template.named_parameters():
                     parameter = nn.Parameter(torch.empty(value.shape, device=device, dtype=value.dtype))
                     self.register_parameter(_named(key, layer, direction == 1), parameter)
-        # Not registered as submodules: they own no parameters, and would show in repr and state_dict.
+        # Not registered as submodules: they own no parameters, and would show in repr and state_dict. What they hold
+        # is: an activation that is a module follows the layer to another device and into evaluation mode.
         object.__setattr__(self, "_templates", tuple(templates))
-        self._signatures = tuple(signatures)
+        for key, module in templates[0].named_children():
+            self.add_module(key, module)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,7 +86,10 @@ class CellLayer(Layer):
         return [[getattr(self, _named(key, *pair)) for key in self._templates[pair[0]]._parameters] for pair in pairs]
 
     def _signature(self, layer: int) -> Signature:
-        return self._signatures[layer]
+        template = self._templates[layer]
+        sizes = template.state_sizes
+        bare = isinstance(sizes, int)
+        return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, template.output_size, has_output=False)
 
     def _refuse_parametric(self, template: cells.Cell) -> None:
         own = set(template._parameters)

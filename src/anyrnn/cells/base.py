@@ -26,9 +26,9 @@ Scheme: TypeAlias = "Mapping[str, Callable[[Tensor], Any]] | Callable[[Cell], No
 class CellOptions(TypedDict, total=False):
     """The keyword-only options that every cell of the package takes: see `Cell`."""
 
-    activations: Mapping[str, Activation]
-    init: Scheme | Sequence[Scheme]
-    forget_bias: float
+    activations: Mapping[str, Activation] | None
+    init: Scheme | Sequence[Scheme] | None
+    forget_bias: float | None
 
 
 class Cell(nn.Module):
@@ -52,7 +52,8 @@ class Cell(nn.Module):
             `torch.nn.init` (``{"weight_hh": torch.nn.init.orthogonal_, "bias_ih.f": torch.nn.init.ones_}``; each
             gate's block is filled by itself), or a function of the cell such as `anyrnn.init.chrono`, or a
             sequence of these.
-        forget_bias: The bias of the forget gate, the sum over both biases where there are two.
+        forget_bias: The bias of the forget gate, the sum over both biases where there are two. Set last, so that it
+            holds whatever `init` does.
 
     Raises:
         AnyRNNError: for sizes below one, and for a gate, parameter or activation that the cell does not have.
@@ -84,11 +85,21 @@ class Cell(nn.Module):
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
+        if forget_bias is not None and not (bias and "f" in self.gates):
+            got = "bias=False" if "f" in self.gates else f"the gates {', '.join(self.gates)}"
+            msg = f"{type(self).__name__}: got forget_bias={forget_bias} with {got}, expected a forget gate with a bias"
+            raise AnyRNNError(msg)
         self.forget_bias = forget_bias
-        self.init: tuple[Scheme, ...] = () if init is None else tuple(init) if isinstance(init, Sequence) else (init,)
+        self.init = self._schemes(init)
         self.activations: dict[str, Activation] = dict(self.default_activations)
         for key, activation in (activations or {}).items():
             self._choose(key, self.activations, "activation")
+            if not callable(activation):
+                msg = (
+                    f"{type(self).__name__}: got {activation!r} as activation {key!r}, "
+                    f"expected a function from tensor to tensor, such as torch.sigmoid"
+                )
+                raise AnyRNNError(msg)
             self.activations[key] = activation
             if isinstance(activation, nn.Module):  # registered, so that its parameters are trained and moved
                 self.add_module(f"activation_{key}", activation)
@@ -113,28 +124,35 @@ class Cell(nn.Module):
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:  # noqa: A002 - torch.nn's name
         """Compute one step. `input` (B, I) or (I,); `hx` the state, zero if None. Returns the new state."""
-        name = type(self).__name__
         if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             msg = (
-                f"{name}: got an input of shape {tuple(input.shape)}, "
+                f"{type(self).__name__}: got an input of shape {tuple(input.shape)}, "
                 f"expected (B, {self.input_size}) or ({self.input_size},)"
             )
             raise AnyRNNError(msg)
         sizes = self.state_sizes
+        states = self._states(hx, input.shape[:-1], (sizes,) if isinstance(sizes, int) else sizes)
+        batched = input.dim() == 2
+        if not batched:
+            input, states = input.unsqueeze(0), tuple(s.unsqueeze(0) for s in states)  # noqa: A001
+        new = self.step(input, states[0] if isinstance(sizes, int) else states)
+        if batched:
+            return new
+        return new.squeeze(0) if isinstance(new, Tensor) else tuple(s.squeeze(0) for s in new)
+
+    def _states(self, hx: State | None, lead: Sequence[int], sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Return the state as a tuple of tensors (*lead, size), zero if None."""
+        shapes = [(*lead, size) for size in sizes]
         if hx is None:
-            shape = input.shape[:-1]
-            zeros = [input.new_zeros(*shape, n) for n in ((sizes,) if isinstance(sizes, int) else sizes)]
-            hx = zeros[0] if isinstance(sizes, int) else tuple(zeros)
-        if isinstance(hx, Tensor) is not isinstance(sizes, int):
-            form = "one tensor" if isinstance(sizes, int) else f"a tuple of {len(sizes)} tensors"
-            msg = f"{name}: got a state of type {type(hx).__name__}, expected {form} of sizes {sizes}"
-            raise AnyRNNError(msg)
-        if input.dim() == 2:
-            return self.step(input, hx)
-        if isinstance(hx, Tensor):
-            result = self.step(input.unsqueeze(0), hx.unsqueeze(0))
-            return result.squeeze(0) if isinstance(result, Tensor) else result
-        return tuple(s.squeeze(0) for s in self.step(input.unsqueeze(0), tuple(s.unsqueeze(0) for s in hx)))
+            return tuple(self.weight_hh.new_zeros(shape) for shape in shapes)
+        bare = isinstance(self.state_sizes, int)
+        if isinstance(hx, Tensor) is bare:
+            states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+            if [getattr(s, "shape", None) for s in states] == shapes:
+                return states
+        expected = f"one tensor {shapes[0]}" if bare else f"a tuple of tensors {', '.join(map(str, shapes))}"
+        msg = f"{type(self).__name__}: got as state {_form(hx)}, expected {expected}"
+        raise AnyRNNError(msg)
 
     def affine(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         """Return W x + b_W + U h + b_U, (B, H) for each gate."""
@@ -159,19 +177,21 @@ class Cell(nn.Module):
         return self.gates if name in ("weight_ih", "weight_hh", *self.bias_names) else ()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew, in torch.nn's order, then apply `forget_bias` and `init`."""
+        """Draw the parameters anew, in torch.nn's order, then apply `init` and `forget_bias`."""
+        if self.weight_ih.is_meta:
+            return  # there is nothing to fill, and a function in `init` may want to look at values
         bound = 1.0 / math.sqrt(self.hidden_size)
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
         with torch.no_grad():
-            if self.forget_bias is not None:
-                for k, name in enumerate(self.bias_names):
-                    self.block(name, "f").fill_(0.0 if k else self.forget_bias)
             for scheme in self.init:
                 if callable(scheme):
                     scheme(self)
                 else:
                     self._fill(scheme)
+            if self.forget_bias is not None:
+                for k, name in enumerate(self.bias_names):
+                    self.block(name, "f").fill_(0.0 if k else self.forget_bias)
 
     def bound(self, parameters: Mapping[str, Tensor]) -> Self:
         """Return this cell computing with other tensors as its parameters.
@@ -195,6 +215,17 @@ class Cell(nn.Module):
             **dict.fromkeys(self.bias_names, (rows,)),
         }
 
+    def _schemes(self, init: Scheme | Sequence[Scheme] | None) -> tuple[Scheme, ...]:
+        schemes = () if init is None else tuple(init) if isinstance(init, list | tuple) else (init,)
+        for scheme in schemes:
+            if not (all(map(callable, scheme.values())) if isinstance(scheme, Mapping) else callable(scheme)):
+                msg = (
+                    f"{type(self).__name__}: got init={scheme!r}, expected a mapping from parameters to functions, or "
+                    f"a function of the cell, such as anyrnn.init.orthogonal or anyrnn.init.chrono(100)"
+                )
+                raise AnyRNNError(msg)
+        return schemes
+
     def _fill(self, fillers: Mapping[str, Callable[[Tensor], Any]]) -> None:
         for key, fill in fillers.items():
             name, _, gate = key.partition(".")
@@ -210,3 +241,11 @@ class Cell(nn.Module):
             if kind == "parameter" and key.startswith("bias") and not self.bias:
                 msg += " (it was made with bias=False)"
             raise AnyRNNError(msg)
+
+
+def _form(state: object) -> str:
+    if isinstance(state, Tensor):
+        return f"one tensor {tuple(state.shape)}"
+    if isinstance(state, tuple | list):
+        return f"a {type(state).__name__} of {', '.join(_form(s) for s in state) or 'nothing'}"
+    return f"a {type(state).__name__}"

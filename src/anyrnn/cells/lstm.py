@@ -39,8 +39,9 @@ class LSTMCell(Cell):
 
     Source: S. Hochreiter and J. Schmidhuber, Neural Computation 9 (1997), with the forget gate of F. A. Gers,
     J. Schmidhuber and F. Cummins, "Learning to forget", Neural Computation 12 (2000); the projection is H. Sak,
-    A. Senior and F. Beaufays, Interspeech 2014, without their non-recurrent part. Deviations: two biases where one
-    would do (they keep torch checkpoints loadable).
+    A. Senior and F. Beaufays, Interspeech 2014, without their peepholes and their non-recurrent projection.
+    Deviations: tanh where the first two papers scale the logistic function to (-2, 2) and (-1, 1), and two biases
+    where one would do (they keep torch checkpoints loadable).
 
     Args:
         input_size: I, the number of features of x.
@@ -81,7 +82,7 @@ class LSTMCell(Cell):
         proj_size: int = 0,
         **options: Unpack[CellOptions],
     ) -> None:
-        if not isinstance(proj_size, int) or not 0 <= proj_size < hidden_size:
+        if proj_size != 0 and not (isinstance(proj_size, int) and 0 < proj_size < hidden_size):
             msg = f"LSTMCell: got proj_size={proj_size!r}, expected 0 (none) or less than hidden_size={hidden_size}"
             raise AnyRNNError(msg)
         self.proj_size = proj_size
@@ -129,7 +130,8 @@ class PeepholeLSTMCell(Cell):
 
     Source: F. A. Gers, N. N. Schraudolph and J. Schmidhuber, "Learning precise timing with LSTM recurrent
     networks", JMLR 3 (2002); equations as in K. Greff et al., "LSTM: a search space odyssey", arXiv:1503.04069,
-    section 2. Deviations: gradients are exact rather than truncated at the gates.
+    section II. Deviations from the first: tanh in the last equation, where it has the identity
+    (``activations={"h": torch.nn.Identity()}``), and gradients that are exact rather than truncated.
 
     Args:
         input_size: I, the number of features of x.

@@ -66,7 +66,7 @@ class RNNCell(Cell):
             msg = f"RNNCell: got nonlinearity={nonlinearity!r}, expected 'tanh' or 'relu'; for others use activations="
             raise AnyRNNError(msg)
         self.nonlinearity = nonlinearity
-        options["activations"] = {"h": functions[nonlinearity], **options.get("activations", {})}
+        options["activations"] = {"h": functions[nonlinearity], **(options.get("activations") or {})}
         super().__init__(input_size, hidden_size, bias, device, dtype, **options)
 
     def step(self, x: Tensor, h: Tensor) -> Tensor:

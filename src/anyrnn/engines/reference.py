@@ -50,10 +50,12 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     a row then joins at its own last valid step.
     """
     T, B, _ = call.x.shape
-    lengths, order = lengths.sort(descending=True, stable=True)
+    lengths, order = lengths.cpu().sort(descending=True, stable=True)
+    back = order.argsort().to(call.x.device)
+    order = order.to(call.x.device)
     x = call.x.index_select(1, order)
     states = tuple(s.index_select(0, order) for s in call.states)
-    active = (lengths > torch.arange(T, device=lengths.device).unsqueeze(1)).sum(1).tolist()
+    active = (lengths > torch.arange(T).unsqueeze(1)).sum(1).tolist()
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         n = active[t]
@@ -67,7 +69,6 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
         return call.x.new_zeros(T, B, call.signature.output_size), call.states
     output = torch.stack(outputs[::-1] if call.reverse else outputs)
     output = F.pad(output, (0, 0, 0, 0, 0, T - len(outputs)))
-    back = order.argsort()
     return output.index_select(1, back), tuple(s.index_select(0, back) for s in states)
 
 

@@ -30,6 +30,8 @@ class TorchEngine:
             return "the cell has hooks, which a kernel for the whole sequence would not call"
         if 0 in call.x.shape:
             return "PyTorch's kernels take no empty sequences or batches"
+        if call.x.is_meta and call.lengths is not None:
+            return "PyTorch cannot pack a ragged batch on the meta device"
         if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
             return "PyTorch's kernels have no rule for torch.func transforms or forward-mode derivatives"
         dtypes = {t.dtype for t in (call.x, *call.states, *_weights(cell))}
@@ -43,21 +45,26 @@ class TorchEngine:
             x = call.x.flip(0) if call.reverse else call.x
             output, states = _kernel(call.cell, x, None, call.states)
             return (output.flip(0) if call.reverse else output), states
-        return _run_ragged(call, call.lengths)
+        return _run_ragged(call, call.lengths.cpu())
 
 
 def kernel_of(cell: nn.Module) -> str | None:
     """Name the kernel of `torch._VF` that computes this very cell; None if there is none."""
+    # Told by its methods, not by its class: a subclass may compute something else, and a parametrized cell is one, too.
+    if "forward" in vars(cell):
+        return None
     if isinstance(cell, cells.Cell):
-        if isinstance(cell, cells.RNNCell):
+        if type(cell).forward is not cells.Cell.forward or type(cell).affine is not cells.Cell.affine:
+            return None
+        step = type(cell).step
+        if step is cells.RNNCell.step:
             functions: dict[object, str] = {torch.tanh: "rnn_tanh", torch.relu: "rnn_relu"}
             return functions.get(cell.activations["h"])
         if cell.activations != cell.default_activations:
             return None
-        if type(cell) is cells.LSTMCell:
+        if step is cells.LSTMCell.step:
             return "lstm"
-        return "gru" if isinstance(cell, cells.GRUCell) and cell.reset_after else None
-    # A parametrized cell is an instance of a subclass with the same forward.
+        return "gru" if step is cells.GRUCell.step and cell.reset_after else None
     forward = type(cell).forward
     if forward is nn.RNNCell.forward:
         return f"rnn_{cell.nonlinearity}"
@@ -80,19 +87,22 @@ def _kernel(
     data = (x,) if batch_sizes is None else (x, batch_sizes)
     function = getattr(torch._VF, str(kernel))
     output, *new = function(*data, hx if kernel == "lstm" else hx[0], *settings, *layout)
-    return output, tuple(s.squeeze(0) for s in new)
+    # The state stays in its own precision where autocast lowers that of the results.
+    return output, tuple(n.squeeze(0).to(s.dtype) for n, s in zip(new, states, strict=True))
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run the kernel on the packed rows; `lengths` is on the CPU, where packing wants it."""
     T, B, _ = call.x.shape
-    rows = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
-    if len(rows) == 0:
+    valid = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
+    if len(valid) == 0:
         return call.x.new_zeros(T, B, call.signature.output_size), call.states
-    lengths = lengths[rows]
+    lengths = lengths[valid]
+    rows = valid.to(call.x.device)
     x = call.x.index_select(1, rows)
     if call.reverse:
         x = _flip_valid(x, lengths)
-    packed = pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     order, back = packed.sorted_indices, packed.unsorted_indices
     assert order is not None
     assert back is not None
@@ -110,6 +120,6 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _flip_valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse each row (T, B, :) within its valid steps."""
-    t = torch.arange(len(x), device=x.device).unsqueeze(1)
-    index = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
+    t = torch.arange(len(x)).unsqueeze(1)
+    index = torch.where(t < lengths, lengths - 1 - t, t).to(x.device)  # (T, B)
     return x.gather(0, index.unsqueeze(2).expand_as(x))

@@ -1,0 +1,297 @@
+"""The backward program of a loop program, by PyTorch's own autograd.
+
+The step is evaluated in PyTorch with every product cut off: what a product gives is a leaf, what it takes is an output.
+What is left is arithmetic on each number and reductions, whose gradient autograd computes while every operation it runs
+is recorded and lowered as the cell's own were. The products are put back by the chain rule: the gradient of what a
+product takes is the gradient of what it gives times the transposed matrix. Gradients of matrices are left for one large
+product after the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from anyrnn.lower import Lowering, Value
+from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
+from anyrnn.trace import Recorder, Ref
+
+
+@dataclass(frozen=True)
+class Term:
+    """A product's share in gradients: matrix[row : row + rows, col : col + cols] += operand^T @ grads[:, first : ...].
+
+    Attributes:
+        kind: What the operand is: "stream", "state" (before the step) or "saved".
+        array: Which one.
+        start: The first number of the operand in that array.
+        matrix: Which matrix.
+        row, col: Where the part of the matrix begins.
+        rows, cols: Its size.
+        first: Where the gradients of what the product gives begin in the array of them all.
+    """
+
+    kind: str
+    array: int
+    start: int
+    matrix: int
+    row: int
+    col: int
+    rows: int
+    cols: int
+    first: int
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A program and its backward program.
+
+    Attributes:
+        forward: The program, which also writes what the backward one reads again: outputs from `first_saved`.
+        backward: Its states are gradients of the states. Its streams are those of the program, the gradients of its
+            outputs, and the saved values. Its outputs are the gradients of all products, and of the streams in
+            `stream_outputs`. Its totals are gradients of vectors.
+        first_saved: How many outputs the program had.
+        terms: What the products add to the gradients of matrices and streams.
+        stream_outputs: Which streams have a gradient in the backward outputs from 1 on.
+        vector_totals: For each vector, which total is the gradient of the numbers from where: (first, width, total).
+    """
+
+    forward: Program
+    backward: Program
+    first_saved: int
+    terms: tuple[Term, ...]
+    stream_outputs: tuple[int, ...]
+    vector_totals: tuple[tuple[tuple[int, int, int], ...], ...]
+
+
+def derive(program: Program) -> Derivative:
+    """Derive the backward program."""
+    return _Derivation(program).result()
+
+
+class _Derivation:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes = program.nodes
+        self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
+        self.builder = Builder({(n.op, n.args, n.width, n.attr): n for n in self.nodes})
+        self.lowering = Lowering(self.builder)
+        self.saved: list[Node] = []
+        # Streams are not among them: what products add to their gradients is left for after the loop.
+        self.operands = list(dict.fromkeys(a for dot in self.dots for a in dot.args if a.op != "stream"))
+        self.gradients = self._gradients()
+
+    # ---- Step 1: the gradients of all leaves and products, with the products cut off ----
+
+    def _cotangents(self) -> dict[Node, list[Node]]:
+        """What the gradient of each value that leaves the step is: a leaf of the backward program."""
+        found: dict[Node, list[Node]] = {}
+        groups = [("state", k, pieces) for k, pieces in enumerate(self.program.new_states)]
+        groups += [("stream", len(self.program.streams) + k, p) for k, p in enumerate(self.program.outputs)]
+        for op, array, pieces in groups:
+            first = 0
+            for piece in pieces:
+                found.setdefault(piece, []).append(self.builder.node(op, (), piece.width, (array, first, "gradient")))
+                first += piece.width
+        for k, operand in enumerate(self.operands):
+            found.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
+        return found
+
+    def _gradients(self) -> dict[Node, Value]:
+        recorder = Recorder()
+        batch = 2
+        known: dict[Node, Tensor] = {}
+        for node in self.nodes:
+            if node.is_leaf or node.op == "dot":
+                known[node] = torch.ones(batch, node.width, requires_grad=True)
+        cotangents = [(node, leaf) for node, leaves in self._cotangents().items() for leaf in leaves]
+        grads = [torch.ones(batch, node.width) for node, _ in cotangents]
+        values: dict[Ref, Value] = {recorder.ref(g): self.lowering.value([c]) for g, (_, c) in zip(grads, cotangents, strict=True)}
+        for tensor in known.values():
+            recorder.ref(tensor)
+        leaves = list(known)
+        if not leaves:
+            known[self.builder.constant(0)] = torch.zeros(())
+        with torch.enable_grad(), recorder:
+            evaluate(self.nodes, known)
+            pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]
+            found = torch.autograd.grad(
+                [p[0].expand_as(p[1]) for p in pairs], [known[n] for n in leaves], [p[1] for p in pairs], allow_unused=True
+            )
+        for node, tensor in known.items():
+            values[recorder.ref(tensor)] = (
+                self.lowering.constant(node.attr[0]) if node.op == "constant" else self.lowering.value([node])
+            )
+        for step in recorder.steps:
+            if any(ref not in values for ref in step.outputs):
+                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
+                for ref, value in zip(step.outputs, self.lowering.apply(step, args, kwargs), strict=False):
+                    values.setdefault(ref, value)
+        return {n: values[recorder.ref(g)] for n, g in zip(leaves, found, strict=True) if g is not None}
+
+    # ---- Step 2: the products put back, and what is read again taken from where it is kept ----
+
+    def _resolve(self, roots: list[Node]) -> list[Node]:
+        """Replace the gradients of operands by products, and forward values by saved ones or their formulas."""
+        forward = set(self.nodes)
+        current = {p: (k, first) for k, ps in enumerate(self.program.new_states) for p, first in _placed(ps)}
+        done: dict[Node, Node] = {}
+
+        def resolved(root: Node) -> Node:
+            for node in ordered([root]):
+                if node not in done:
+                    done[node] = one(node)
+            return done[root]
+
+        def keep(node: Node) -> Node:
+            if node not in self.saved:
+                self.saved.append(node)
+            array = len(self.program.streams) + len(self.program.outputs) + self.saved.index(node)
+            return self.builder.node("stream", (), node.width, (array, 0))
+
+        def one(node: Node) -> Node:
+            if node.op == "operand":
+                return self.builder.cut(self._product_of(node.attr[0], resolved), node.attr[1], node.width)
+            if node.op == "constant":
+                return node
+            if node in forward:
+                if node.op == "state":
+                    return self.builder.node("previous", (), node.width, node.attr)
+                if node.op in ("stream", "vector"):
+                    return node
+                if node in current:
+                    return self.builder.node("current", (), node.width, current[node])
+                if node.op == "dot" or node.op in DEAR or node.op in REDUCTIONS:
+                    return keep(node)
+            if node.is_leaf:
+                return self.builder.node(node.op, (), node.width, node.attr[:2])
+            args = tuple(done[a] for a in node.args)
+            if node.op in REDUCTIONS:
+                return self.builder.reduction(node.op, args)
+            return self.builder.pointwise(node.op, *args)
+
+        return [resolved(root) for root in roots]
+
+    def _product_of(self, operand: int, resolved: object) -> Node:
+        """The gradient of what products take: the gradients of what they give, times the transposed matrices."""
+        node = self.operands[operand]
+        terms = []
+        for dot in self.dots:
+            gradient = self._gradient(dot)
+            for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
+                if arg is node and gradient is not None:
+                    terms.append((resolved(gradient), (matrix, col, row, True)))  # type: ignore[operator]
+        return self.builder.dot(terms, node.width) if terms else self.builder.constant(0)
+
+    def _gradient(self, node: Node) -> Node | None:
+        if node not in self.gradients:
+            return None
+        pieces = self.lowering.pieces(self.gradients[node])
+        if len(pieces) == 1 and pieces[0].width == node.width:
+            return pieces[0]
+        if len(pieces) == 1:  # one number for all: make it as wide as the value
+            return self.builder.node("mul", (pieces[0], self._wide_one(node.width)), node.width)
+        raise AssertionError(pieces)  # a gradient of a value is computed from values of its own width
+
+    def _wide_one(self, width: int) -> Node:
+        return self.builder.node("constant", (), width, (1.0,))
+
+    def _total(self, op: str, sizes: tuple[int, ...]) -> list[list[tuple[int, Node]]]:
+        """For each array of leaves, the gradient of its ranges: (first, value), not overlapping."""
+        found: list[list[tuple[int, Node]]] = []
+        for array, width in enumerate(sizes):
+            parts = [(n.attr[1], g) for n in self.nodes if n.op == op and n.attr[0] == array and (g := self._gradient(n))]
+            edges = sorted({0, width, *(e for first, g in parts for e in (first, first + g.width))})
+            ranges = []
+            for a, b in zip(edges, edges[1:], strict=False):
+                total: Node | None = None
+                for first, gradient in parts:
+                    if first <= a and b <= first + gradient.width:
+                        piece = self.builder.cut(gradient, a - first, b - a)
+                        total = piece if total is None else self.builder.pointwise("add", total, piece)
+                ranges.append((a, total if total is not None else self._zero(b - a)))
+            found.append(ranges)
+        return found
+
+    def _zero(self, width: int) -> Node:
+        return self.builder.node("constant", (), width, (0.0,))
+
+    # ---- Step 3: the program ----
+
+    def result(self) -> Derivative:
+        """Put the backward program together."""
+        program = self.program
+        states = self._total("state", program.states)
+        vectors = self._total("vector", program.vectors)
+        streams = self._total("stream", program.streams)
+        with_gradient = tuple(k for k, parts in enumerate(streams) if any(g.op != "constant" for _, g in parts))
+        dots = [(dot, self._gradient(dot) or self._zero(dot.width)) for dot in self.dots]
+        groups = [
+            *([g for _, g in parts] for parts in states),
+            [g for _, g in dots],
+            *([g for _, g in streams[k]] for k in with_gradient),
+            [g for parts in vectors for _, g in parts],
+        ]
+        flat = self.builder.merge_products(self._resolve([g for group in groups for g in group]))
+        for operand in self.operands:  # matrices' gradients need what the products took
+            if not operand.is_leaf and operand not in self.saved:
+                self.saved.append(operand)
+        flat = self.builder.refine(flat)
+        parts = []
+        for group in groups:
+            parts.append(tuple(flat[: len(group)]))
+            flat = flat[len(group) :]
+        n_states = len(program.states)
+        totals = tuple(dict.fromkeys(parts[-1]))
+        placed_totals = iter(parts[-1])
+        vector_totals = tuple(tuple((a, g.width, totals.index(next(placed_totals))) for a, g in v) for v in vectors)
+        saved_widths = tuple(s.width for s in self.saved)
+        out_widths = tuple(sum(p.width for p in o) for o in program.outputs)
+        outputs = tuple(parts[n_states:-1])
+        backward = Program(
+            (*program.streams, *out_widths, *saved_widths),
+            program.states,
+            program.vectors,
+            program.matrices,
+            tuple(parts[:n_states]),
+            outputs,
+            totals,
+        )
+        forward = Program(
+            program.streams, program.states, program.vectors, program.matrices, program.new_states,
+            (*program.outputs, *((s,) for s in self.saved)), names=program.names,
+        )  # fmt: skip
+        return Derivative(forward, backward, len(program.outputs), self._terms(), with_gradient, vector_totals)
+
+    def _terms(self) -> tuple[Term, ...]:
+        terms: list[Term] = []
+        first = 0
+        for dot in self.dots:
+            for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
+                kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", self.saved.index(arg), 0)
+                term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, first)
+                for k, other in enumerate(terms):  # neighbours make one product
+                    if _continues(other, term):
+                        terms[k] = Term(kind, array, start, matrix, row, other.col, arg.width, other.cols + term.cols, other.first)
+                        break
+                else:
+                    terms.append(term)
+            first += dot.width
+        return tuple(terms)
+
+
+def _continues(a: Term, b: Term) -> bool:
+    same = (a.kind, a.array, a.start, a.matrix, a.row, a.rows) == (b.kind, b.array, b.start, b.matrix, b.row, b.rows)
+    return same and a.first + a.cols == b.first and a.col + a.cols == b.col
+
+
+def _placed(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:
+    placed, first = [], 0
+    for piece in pieces:
+        placed.append((piece, first))
+        first += piece.width
+    return placed

@@ -1,0 +1,1 @@
+"""The CPU engine: the loop of a cell compiled to machine code through LLVM."""

@@ -1,0 +1,514 @@
+"""From ATen operations to values of the loop program.
+
+A tensor of the cell's step, (B, ...) or without a batch, is here an array of codes, one for each number of a row: which
+number of which value it is. Layout operations (cat, chunk, view, expand) only move codes about, which numpy does.
+Arithmetic finds the runs of neighbouring numbers in its operands and makes one value of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.program import MASKS, Builder, Node
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from anyrnn.trace import Step
+
+_SHIFT = 32  # a code is the number of a value, shifted, plus the position in it
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the step.
+
+    Attributes:
+        codes: For each number of a row, or of the whole tensor if it has no batch, which number of which node it is.
+        batched: The tensor has a batch dimension in front of those of `codes`.
+    """
+
+    codes: NDArray[np.int64]
+    batched: bool
+
+
+class Lowering:
+    """Turns operations into nodes; knows nothing of where the leaves come from."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self._nodes: list[Node] = []
+        self._numbers: dict[Node, int] = {}
+
+    def value(self, nodes: Sequence[Node], shape: Sequence[int] | None = None, batched: bool = True) -> Value:
+        """Return nodes side by side as a tensor, of a shape (without the batch) if given."""
+        parts = [np.arange(n.width, dtype=np.int64) + (self._number(n) << _SHIFT) for n in nodes]
+        codes = np.concatenate(parts)
+        return Value(codes if shape is None else codes.reshape(shape), batched)
+
+    def constant(self, number: float, shape: Sequence[int] = (), batched: bool = False) -> Value:
+        """Return a tensor full of one number."""
+        code = self._number(self.builder.constant(number)) << _SHIFT
+        return Value(np.full(tuple(shape), code, dtype=np.int64), batched)
+
+    def pieces(self, value: Value) -> tuple[Node, ...]:
+        """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
+        flat = value.codes.ravel()
+        return tuple(self._node(flat[a], b - a, step) for a, b, step in _runs(flat))
+
+    def apply(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Value]:
+        """Lower one operation, whose tensor arguments are Values.
+
+        Raises:
+            AnyRNNError: if the loop program has no such operation. The message names it.
+        """
+        name = step.op._schema.name.removeprefix("aten::")
+        rule = RULES.get(name)
+        if rule is None:
+            raise AnyRNNError(unsupported(step))
+        try:
+            result = rule(self, *args, **kwargs)
+        except (TypeError, ValueError, IndexError, KeyError) as cause:
+            msg = f"{unsupported(step)} in this form ({cause})"
+            raise AnyRNNError(msg) from cause
+        return result if isinstance(result, list) else [result]
+
+    def pointwise(self, op: str, *operands: Value | float) -> Value:
+        """Apply an operation of the loop program, with PyTorch's broadcasting."""
+        values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
+        batched = any(v.batched for v in values)
+        rank = max(v.codes.ndim for v in values if v.batched) if batched else 0
+        arrays = []
+        for v in values:
+            codes = v.codes
+            if batched and not v.batched and codes.ndim > rank:
+                if codes.shape[0] != 1 or codes.ndim != rank + 1:
+                    msg = "a tensor without a batch is broadcast along the batch"
+                    raise ValueError(msg)
+                codes = codes[0]
+            if v.batched and codes.ndim != rank:
+                msg = "the batch dimensions do not meet"
+                raise ValueError(msg)
+            arrays.append(codes)
+        arrays = list(np.broadcast_arrays(*arrays))
+        flats = [a.ravel() for a in arrays]
+        edges = sorted({e for flat in flats for a, b, _ in _runs(flat) for e in (a, b)})
+        made = []
+        for a, b in zip(edges, edges[1:], strict=False):
+            nodes = [self._node(f[a], b - a, int(f[a + 1] - f[a]) if b - a > 1 else 1) for f in flats]
+            node = self.builder.pointwise(op, *nodes)
+            codes = np.arange(b - a, dtype=np.int64) if node.width > 1 else np.zeros(b - a, dtype=np.int64)
+            made.append(codes + (self._number(node) << _SHIFT))
+        codes = np.concatenate(made) if made else flats[0]
+        return Value(codes.reshape(arrays[0].shape), batched)
+
+    def reduce(self, op: str, value: Value, axis: int) -> Value:
+        """Sum or maximise over one of the feature dimensions, which is kept with size one."""
+        moved = np.moveaxis(value.codes, axis, -1)
+        out = np.empty(moved.shape[:-1], dtype=np.int64)
+        for index in np.ndindex(out.shape):
+            row = Value(moved[index], value.batched)
+            pieces = self.pieces(row)
+            counts = [b - a for a, b, _ in _runs(row.codes.ravel())]
+            scaled = [
+                self.builder.pointwise("mul", p, self.builder.constant(n)) if op == "sum" and p.width == 1 and n > 1 else p
+                for p, n in zip(pieces, counts, strict=True)
+            ]
+            out[index] = self._number(self.builder.reduction(op, tuple(scaled))) << _SHIFT
+        return Value(np.expand_dims(out, axis), value.batched)
+
+    def product(self, value: Value, matrix: int, shape: tuple[int, int]) -> Value:
+        """Multiply rows (B, rows) with a matrix of the program (rows, columns)."""
+        if value.codes.ndim != 1:
+            msg = f"a product of {value.codes.ndim + 1} dimensions"
+            raise ValueError(msg)
+        terms = []
+        row = 0
+        for piece, (a, b, _) in zip(self.pieces(value), _runs(value.codes), strict=True):
+            if piece.width != b - a:
+                msg = "a product of one number repeated"
+                raise ValueError(msg)
+            terms.append((piece, (matrix, row, 0, False)))
+            row += piece.width
+        return self.value([self.builder.dot(terms, shape[1])])
+
+    def _number(self, node: Node) -> int:
+        if node not in self._numbers:
+            self._numbers[node] = len(self._nodes)
+            self._nodes.append(node)
+        return self._numbers[node]
+
+    def _node(self, code: np.int64, width: int, step: int) -> Node:
+        node = self._nodes[int(code) >> _SHIFT]
+        return self.builder.cut(node, int(code) & ((1 << _SHIFT) - 1), width if step == 1 else 1)
+
+
+def _runs(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Split codes into runs (start, stop, step): neighbours (step 1) or one number repeated (step 0)."""
+    n = len(flat)
+    if n == 0:
+        return []
+    steps = np.diff(flat)
+    runs = []
+    start = 0
+    while start < n:
+        step = int(steps[start]) if start < n - 1 else 1
+        if step not in (0, 1):
+            runs.append((start, start + 1, 1))
+            start += 1
+            continue
+        breaks = np.flatnonzero(steps[start:] != step)
+        stop = start + (int(breaks[0]) if len(breaks) else n - 1 - start) + 1
+        runs.append((start, stop, step))
+        start = stop
+    return runs
+
+
+def unsupported(step: Step) -> str:
+    """Say which operation the loop program lacks, and what may help."""
+    name = step.op._schema.name.removeprefix("aten::")
+    hint = "; move dropout out of the cell" if "dropout" in name or "bernoulli" in name else ""
+    return f"`aten.{name}` in the loop{hint}"
+
+
+# ---- The table: what each ATen operation is in terms of the above ----------------------------------------------------
+
+Rule = Callable[..., "Value | list[Value]"]
+
+
+def _axis(value: Value, dim: int) -> int:
+    """Turn a dimension of the tensor into one of its codes."""
+    rank = value.codes.ndim + value.batched
+    axis = (dim + rank if dim < 0 else dim) - value.batched
+    if axis < 0:
+        msg = "along the batch"
+        raise ValueError(msg)
+    return axis
+
+
+def _unary(op: str) -> Rule:
+    return lambda lo, x: lo.pointwise(op, x)
+
+
+def _binary(op: str) -> Rule:
+    return lambda lo, a, b: lo.pointwise(op, a, b)
+
+
+def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    return lo.pointwise("add", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    return lo.pointwise("sub", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = None) -> Value:
+    quotient = lo.pointwise("div", a, b)
+    return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+
+
+def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -1, -2):
+        assert isinstance(a, Value)
+        square = lo.pointwise("mul", a, a)
+        forms: dict[float, Callable[[], Value]] = {
+            1: lambda: a,
+            2: lambda: square,
+            3: lambda: lo.pointwise("mul", square, a),
+            0.5: lambda: lo.pointwise("sqrt", a),
+            -1: lambda: lo.pointwise("reciprocal", a),
+            -2: lambda: lo.pointwise("reciprocal", square),
+        }
+        return forms[b]()
+    return lo.pointwise("pow", a, b)
+
+
+def _clamp(lo: Lowering, x: Value, min: Value | float | None = None, max: Value | float | None = None) -> Value:  # noqa: A002
+    if min is not None:
+        x = lo.pointwise("maximum", x, min)
+    return x if max is None else lo.pointwise("minimum", x, max)
+
+
+def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Value:
+    return lo.pointwise("where", mask, a, b)
+
+
+def _choose(lo: Lowering, op: str, x: Value, edge: float, a: Value | float, b: Value | float) -> Value:
+    return _where(lo, lo.pointwise(op, x, edge), a, b)
+
+
+def _softplus(lo: Lowering, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    scaled = lo.pointwise("mul", x, beta)
+    soft = lo.pointwise("mul", lo.pointwise("log1p", lo.pointwise("exp", scaled)), 1 / beta)
+    return _choose(lo, "gt", scaled, threshold, x, soft)
+
+
+def _softplus_backward(lo: Lowering, g: Value, x: Value, beta: float, threshold: float) -> Value:
+    scaled = lo.pointwise("mul", x, beta)
+    return _choose(lo, "gt", scaled, threshold, g, lo.pointwise("mul", g, lo.pointwise("sigmoid", scaled)))
+
+
+def _elu(lo: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    low = lo.pointwise("mul", lo.pointwise("expm1", lo.pointwise("mul", x, input_scale)), alpha * scale)
+    return _choose(lo, "gt", x, 0, lo.pointwise("mul", x, scale), low)
+
+
+def _hardtanh(lo: Lowering, x: Value, low: float = -1, high: float = 1) -> Value:
+    return _clamp(lo, x, low, high)
+
+
+def _hardsigmoid(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("mul", _clamp(lo, lo.pointwise("add", x, 3), 0, 6), 1 / 6)
+
+
+def _silu(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("mul", x, lo.pointwise("sigmoid", x))
+
+
+def _gelu(lo: Lowering, x: Value, approximate: str = "none") -> Value:
+    if approximate == "tanh":
+        cube = lo.pointwise("mul", lo.pointwise("mul", x, x), x)
+        inner = lo.pointwise("add", x, lo.pointwise("mul", cube, 0.044715))
+        bell = lo.pointwise("tanh", lo.pointwise("mul", inner, math.sqrt(2 / math.pi)))
+    else:
+        bell = lo.pointwise("erf", lo.pointwise("mul", x, math.sqrt(0.5)))
+    return lo.pointwise("mul", lo.pointwise("mul", x, 0.5), lo.pointwise("add", bell, 1))
+
+
+def _log_sigmoid(lo: Lowering, x: Value) -> list[Value]:
+    small = lo.pointwise("minimum", x, 0)
+    away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))
+    return [lo.pointwise("sub", small, lo.pointwise("log1p", away)), lo.constant(0)]
+
+
+def _tanh_backward(lo: Lowering, g: Value, y: Value) -> Value:
+    return lo.pointwise("mul", g, lo.pointwise("sub", 1, lo.pointwise("mul", y, y)))
+
+
+def _sigmoid_backward(lo: Lowering, g: Value, y: Value) -> Value:
+    return lo.pointwise("mul", g, lo.pointwise("mul", y, lo.pointwise("sub", 1, y)))
+
+
+def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
+    """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
+    nodes = lo.pieces(x)
+    if nodes and all(n.op in MASKS for n in nodes):
+        return lo.pointwise("where", x, 1, 0)
+    if dtype is not None and not dtype.is_floating_point:
+        msg = f"to {dtype}"
+        raise ValueError(msg)
+    return x
+
+
+def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+    return _reduced(lo, "sum", x, dims, keepdim)
+
+
+def _amax(lo: Lowering, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+    return _reduced(lo, "max", x, dims, keepdim)
+
+
+def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, keepdim: bool) -> Value:
+    dims = [dims] if isinstance(dims, int) else list(dims or range(x.codes.ndim + x.batched))
+    axes = sorted(_axis(x, d) for d in dims)
+    for axis in axes:
+        x = lo.reduce(op, x, axis)
+    return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
+
+
+def _mean(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+    total = _sum(lo, x, dims, keepdim)
+    return lo.pointwise("mul", total, total.codes.size / x.codes.size)
+
+
+def _var(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Value:
+    if isinstance(dims, bool):
+        msg = "with `unbiased`"
+        raise ValueError(msg)  # noqa: TRY004 - it is caught and told as a form that is not known
+    off = lo.pointwise("sub", x, _mean(lo, x, dims, keepdim=True))
+    total = _sum(lo, lo.pointwise("mul", off, off), dims, keepdim)
+    count = x.codes.size / max(total.codes.size, 1)
+    return lo.pointwise("mul", total, 1 / (count - (1 if correction is None else correction)))
+
+
+def _std(lo: Lowering, x: Value, dims: Any = None, **options: Any) -> Value:
+    return lo.pointwise("sqrt", _var(lo, x, dims, **options))
+
+
+def _var_mean(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> list[Value]:
+    return [_var(lo, x, dims, correction=correction, keepdim=keepdim), _mean(lo, x, dims, keepdim)]
+
+
+def _layer_norm(
+    lo: Lowering, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
+) -> list[Value]:
+    dims = [x.codes.ndim + x.batched - 1 - k for k in range(len(shape))]
+    mean = _mean(lo, x, dims, keepdim=True)
+    off = lo.pointwise("sub", x, mean)
+    variance = _mean(lo, lo.pointwise("mul", off, off), dims, keepdim=True)
+    scale = lo.pointwise("rsqrt", lo.pointwise("add", variance, eps))
+    y = lo.pointwise("mul", off, scale)
+    if weight is not None:
+        y = lo.pointwise("mul", y, weight)
+    if bias is not None:
+        y = lo.pointwise("add", y, bias)
+    return [y, mean, scale]
+
+
+def _softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
+    top = lo.pointwise("exp", lo.pointwise("sub", x, _amax(lo, x, [dim], keepdim=True)))
+    return lo.pointwise("div", top, _sum(lo, top, [dim], keepdim=True))
+
+
+def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
+    if order not in (2, None):
+        msg = f"of order {order}"
+        raise ValueError(msg)
+    return lo.pointwise("sqrt", _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+
+
+def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
+    """Make the rule of an operation that moves codes along one dimension, given after the tensor."""
+    return lambda lo, x, dim=0, *args: Value(move(x.codes, _axis(x, dim), *args), x.batched)
+
+
+def _slice(lo: Lowering, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
+    rank = x.codes.ndim + x.batched
+    if x.batched and dim % rank == 0:
+        if start in (None, 0) and step == 1 and (end is None or end > 10**9):
+            return x
+        msg = "along the batch"
+        raise ValueError(msg)
+    axis = _axis(x, dim)
+    return Value(x.codes[(slice(None),) * axis + (slice(start, end, step),)], x.batched)
+
+
+def _split(lo: Lowering, x: Value, size: int | Sequence[int], dim: int = 0) -> list[Value]:
+    axis = _axis(x, dim)
+    total = x.codes.shape[axis]
+    sizes = [size] * math.ceil(total / size) if isinstance(size, int) else size
+    parts = np.split(x.codes, np.cumsum(sizes)[:-1], axis)
+    return [Value(p, x.batched) for p in parts]
+
+
+def _unbind(lo: Lowering, x: Value, dim: int = 0) -> list[Value]:
+    axis = _axis(x, dim)
+    return [Value(x.codes.take(k, axis), x.batched) for k in range(x.codes.shape[axis])]
+
+
+def _cat(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    return Value(np.concatenate([v.codes for v in _alike(values)], _axis(values[0], dim)), values[0].batched)
+
+
+def _stack(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    first = values[0]
+    rank = first.codes.ndim + first.batched + 1
+    axis = (dim + rank if dim < 0 else dim) - first.batched
+    if axis < 0:
+        msg = "along the batch"
+        raise ValueError(msg)
+    return Value(np.stack([v.codes for v in _alike(values)], axis), first.batched)
+
+
+def _alike(values: Sequence[Value]) -> Sequence[Value]:
+    if len({v.batched for v in values}) > 1:
+        msg = "of tensors with and without a batch"
+        raise ValueError(msg)
+    return values
+
+
+def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
+    inner = list(size[1:]) if x.batched else list(size)
+    if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
+        msg = "across the batch"
+        raise ValueError(msg)
+    return Value(x.codes.reshape(inner), x.batched)
+
+
+def _expand(lo: Lowering, x: Value, size: Sequence[int], implicit: bool = False) -> Value:
+    inner = list(size[1:]) if x.batched else list(size)
+    offset = len(inner) - x.codes.ndim
+    shape = [x.codes.shape[k - offset] if s == -1 else s for k, s in enumerate(inner)]
+    return Value(np.broadcast_to(x.codes, shape), x.batched)
+
+
+def _unsqueeze(lo: Lowering, x: Value, dim: int) -> Value:
+    rank = x.codes.ndim + x.batched + 1
+    axis = (dim + rank if dim < 0 else dim) - x.batched
+    if axis < 0:
+        msg = "before the batch"
+        raise ValueError(msg)
+    return Value(np.expand_dims(x.codes, axis), x.batched)
+
+
+def _squeeze(lo: Lowering, x: Value, dims: int | Sequence[int] | None = None) -> Value:
+    wanted = range(x.batched, x.codes.ndim + x.batched) if dims is None else [dims] if isinstance(dims, int) else dims
+    axes = tuple(a for a in (_axis(x, d) for d in wanted) if x.codes.shape[a] == 1)
+    return Value(x.codes.squeeze(axes), x.batched)
+
+
+def _transpose(lo: Lowering, x: Value, a: int, b: int) -> Value:
+    return Value(x.codes.swapaxes(_axis(x, a), _axis(x, b)), x.batched)
+
+
+def _permute(lo: Lowering, x: Value, dims: Sequence[int]) -> Value:
+    if x.batched and dims[0] != 0:
+        msg = "of the batch"
+        raise ValueError(msg)
+    return Value(x.codes.transpose([_axis(x, d) for d in dims[int(x.batched) :]]), x.batched)
+
+
+def _same(lo: Lowering, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+def _like(number: float) -> Rule:
+    return lambda lo, x, *_, **__: lo.constant(number, x.codes.shape, x.batched)
+
+
+def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
+    return lo.constant(number, x.codes.shape, x.batched)
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **{op: _unary(op) for op in ("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid")},
+        **{op: _unary(op) for op in ("sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "trunc")},
+        **{op: _unary(op) for op in ("round", "sign", "logical_not")},
+        **{op: _binary(op) for op in ("mul", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
+        **{op: _binary(op) for op in ("logical_and", "logical_or")},
+        **{"bitwise_and": _binary("logical_and"), "bitwise_or": _binary("logical_or")},
+        **{"bitwise_not": _unary("logical_not"), "sgn": _unary("sign")},
+        **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
+        **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
+        "square": lambda lo, x: lo.pointwise("mul", x, x),
+        "clamp_min": lambda lo, x, low: _clamp(lo, x, low),
+        "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
+        "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
+        "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
+        "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),
+        "threshold_backward": lambda lo, g, x, edge: _choose(lo, "le", x, edge, 0, g),
+        **{"softplus": _softplus, "softplus_backward": _softplus_backward, "elu": _elu, "hardtanh": _hardtanh},
+        **{"hardsigmoid": _hardsigmoid, "silu": _silu, "gelu": _gelu, "log_sigmoid_forward": _log_sigmoid},
+        "hardswish": lambda lo, x: lo.pointwise("mul", x, _hardsigmoid(lo, x)),
+        "addcmul": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("mul", a, b), value),
+        "addcdiv": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("div", a, b), value),
+        "lerp": lambda lo, a, b, w: lo.pointwise("add", a, lo.pointwise("mul", w, lo.pointwise("sub", b, a))),
+        **{"tanh_backward": _tanh_backward, "sigmoid_backward": _sigmoid_backward},
+        **{"sum": _sum, "mean": _mean, "amax": _amax, "var": _var, "std": _std, "var_mean": _var_mean},
+        **{"native_layer_norm": _layer_norm, "_softmax": _softmax, "linalg_vector_norm": _norm, "norm": _norm},
+        **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split, "chunk": _split},
+        **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
+        **{"view": _view, "_unsafe_view": _view, "reshape": _view, "expand": _expand, "unsqueeze": _unsqueeze},
+        **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
+        **dict.fromkeys(("clone", "detach", "alias", "contiguous", "positive", "lift_fresh"), _same),
+        **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
+    }
+)

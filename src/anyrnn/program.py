@@ -1,0 +1,341 @@
+"""The loop program: what every compiled engine reads.
+
+A program is one step of the loop part of a cell, for one row of the batch: a graph of values, each `width` numbers
+wide. Rows never meet, and features meet only in products with a matrix (`dot`) and in reductions (`sum`, `max`).
+Everything about layout (cat, chunk, slice, view) is already resolved: a leaf says which numbers of an array it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anyrnn.errors import AnyRNNError
+
+#: Values that come from outside, each a range of an array. `attr` is (index of the array, first number).
+#: stream: differs by row and step; state: by row, carried along; vector: the same for all rows and steps.
+#: In a backward program, where the states are gradients, previous and current are the forward pass's states before and
+#: after the step.
+LEAVES = ("stream", "state", "vector", "previous", "current")
+
+#: Sums or maxima over the features of all arguments; the result is one number wide.
+REDUCTIONS = ("sum", "max")
+
+#: Operations on each number, with what PyTorch calls them. An argument one number wide serves all.
+POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        name: getattr(torch, name)
+        for name in (
+            *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
+            *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
+            *("add", "sub", "mul", "div", "pow", "maximum", "minimum"),
+            *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
+        )
+    }
+)
+
+#: Those that give true or false.
+MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"})
+
+#: Those dear enough that a backward pass keeps the result rather than computing it again.
+DEAR = frozenset(
+    {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
+    | {"sin", "cos", "erf", "div", "pow"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value of the program. Equal values are the same object: see `Builder`.
+
+    Attributes:
+        op: A leaf, "constant", "dot", a reduction or a pointwise operation.
+        args: The values it is computed from.
+        width: How many numbers it is.
+        attr: leaf: (array, first number); constant: (number,); dot: for each argument (matrix, first row, first
+            column, transposed).
+    """
+
+    op: str
+    args: tuple[Node, ...]
+    width: int
+    attr: tuple[Any, ...] = ()
+
+    @property
+    def is_leaf(self) -> bool:
+        """It comes from an array."""
+        return self.op in LEAVES
+
+    def __repr__(self) -> str:
+        return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
+
+
+@dataclass
+class Builder:
+    """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
+
+    known: dict[tuple[object, ...], Node] = field(default_factory=dict)
+
+    def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
+        """Return the node with these parts."""
+        key = (op, args, width, attr)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = Node(op, args, width, attr)
+        return found
+
+    def constant(self, value: float) -> Node:
+        """Return a number."""
+        return self.node("constant", (), 1, (float(value),))
+
+    def pointwise(self, op: str, *args: Node) -> Node:
+        """Apply an operation to each number."""
+        if op not in POINTWISE:
+            msg = f"`{op}` is not an operation of the loop program"
+            raise AnyRNNError(msg)
+        numbers = [a.attr[0] if a.op == "constant" else None for a in args]
+        if None not in numbers and op not in MASKS and op != "where":
+            operands = [torch.tensor(n, dtype=torch.float64) for n in numbers]
+            return self.constant(POINTWISE[op](*operands).item())
+        if (op in ("add", "sub") and numbers[1] == 0) or (op in ("mul", "div") and numbers[1] == 1):
+            return args[0]
+        if (op == "add" and numbers[0] == 0) or (op == "mul" and numbers[0] == 1):
+            return args[1]
+        return self.node(op, args, max(a.width for a in args))
+
+    def reduction(self, op: str, args: tuple[Node, ...]) -> Node:
+        """Reduce the features of all arguments to one number."""
+        return self.node(op, args, 1)
+
+    def cut(self, node: Node, start: int, width: int) -> Node:
+        """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
+        if node.width == 1 or (start == 0 and width == node.width):
+            return node
+        if node.is_leaf or node.op == "operand":
+            array, first, *kind = node.attr
+            return self.node(node.op, (), width, (array, first + start, *kind))
+        if node.op == "dot":
+            moved = tuple((m, row, col + start, tr) for m, row, col, tr in node.attr)
+            return self.node("dot", node.args, width, moved)
+        return self.pointwise(node.op, *(self.cut(a, start, width) for a in node.args))
+
+    def dot(self, terms: Iterable[tuple[Node, tuple[int, int, int, bool]]], width: int) -> Node:
+        """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
+        terms = sorted(terms, key=lambda term: str((term[0].op, term[0].attr, term[1])))
+        return self.node("dot", tuple(t[0] for t in terms), width, tuple(t[1] for t in terms))
+
+    def rebuild(self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]) -> list[Node]:
+        """Rebuild graphs from the leaves up; `replace` may put another node in the place of one."""
+        done: dict[Node, Node] = {}
+        for node in ordered(roots):
+            args = tuple(done[a] for a in node.args)
+            new = replace(node, args)
+            if new is None:
+                plain = node.op in POINTWISE
+                new = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
+            done[node] = new
+        return [done[root] for root in roots]
+
+    def merge_products(self, roots: list[Node]) -> list[Node]:
+        """Turn sums of products into one product, ``W x + b + U h`` into ``(W x + U h) + b``, where used once."""
+        uses = count_uses(roots)
+
+        def addends(node: Node) -> Iterator[Node]:
+            for arg in node.args:
+                if arg.op == "add" and uses[arg] == 1 and arg.width == node.width:
+                    yield from addends(arg)
+                else:
+                    yield arg
+
+        done: dict[Node, Node] = {}
+        for node in ordered(roots):
+            if node.op == "add":
+                parts = list(addends(node))
+                dots = [p for p in parts if p.op == "dot" and uses[p] == 1 and p.width == node.width]
+                if len(dots) > 1:
+                    terms = [(done[a], at) for d in dots for a, at in zip(d.args, d.attr, strict=True)]
+                    total = self.dot(terms, node.width)
+                    for part in parts:
+                        if part not in dots:
+                            total = self.pointwise("add", total, done[part])
+                    done[node] = total
+                    continue
+            args = tuple(done[a] for a in node.args)
+            plain = node.op in POINTWISE
+            done[node] = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
+        return [done[root] for root in roots]
+
+    def refine(self, roots: list[Node]) -> list[Node]:
+        """Cut what is reduced where other values cut the same products, so that none is computed twice."""
+        families: dict[object, set[int]] = {}
+
+        def family(dot: Node) -> object:
+            return dot.args, tuple((m, row, tr) for m, row, _, tr in dot.attr)
+
+        for node in ordered(roots):
+            if node.op == "dot":
+                families.setdefault(family(node), set()).update((node.attr[0][2], node.attr[0][2] + node.width))
+
+        def edges(node: Node) -> list[int]:
+            inner = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
+            found = {edge - dot.attr[0][2] for dot in inner for edge in families[family(dot)]}
+            return sorted({0, node.width} | {e for e in found if 0 < e < node.width})
+
+        def replace(node: Node, args: tuple[Node, ...]) -> Node | None:
+            if node.op not in REDUCTIONS:
+                return None
+            pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in zip(e, e[1:], strict=False)]
+            return self.reduction(node.op, tuple(pieces))
+
+        return self.rebuild(roots, replace)
+
+
+def ordered(roots: Iterable[Node]) -> list[Node]:
+    """Return the nodes that the roots need, arguments before users."""
+    seen: dict[Node, None] = {}
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, ready = stack.pop()
+        if node in seen:
+            continue
+        if ready:
+            seen[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.args) if a not in seen)
+    return list(seen)
+
+
+def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
+    """Return how often each node is used, as an argument or as a root."""
+    roots = list(roots)
+    uses = dict.fromkeys(ordered(roots), 0)
+    for node in [*roots, *(a for n in uses for a in n.args)]:
+        uses[node] += 1
+    return uses
+
+
+@dataclass(frozen=True)
+class Program:
+    """One step of a loop.
+
+    Attributes:
+        streams: The widths of the arrays that differ by row and step.
+        states: The widths of the state variables.
+        vectors: The widths of the arrays that are the same for all rows.
+        matrices: The shapes of the matrices, (rows, columns).
+        new_states: For each state variable the values that make it up, side by side.
+        outputs: The same for each array that the loop writes at every step.
+        totals: The values whose sum over all rows and steps is wanted: the gradients of vectors.
+        names: What the cell's code calls the values.
+    """
+
+    streams: tuple[int, ...]
+    states: tuple[int, ...]
+    vectors: tuple[int, ...]
+    matrices: tuple[tuple[int, int], ...]
+    new_states: tuple[tuple[Node, ...], ...]
+    outputs: tuple[tuple[Node, ...], ...]
+    totals: tuple[Node, ...] = ()
+    names: Mapping[Node, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that every value fits its arrays."""
+        for width, pieces in zip(self.states, self.new_states, strict=True):
+            assert sum(p.width for p in pieces) == width, (width, pieces)
+        sizes = dict.fromkeys(("state", "previous", "current"), self.states)
+        sizes |= {"stream": self.streams, "vector": self.vectors}
+        for node in self.nodes:
+            if node.op in sizes:
+                array, first = node.attr
+                assert first + node.width <= sizes[node.op][array], node
+            elif node.op == "dot":
+                for arg, (matrix, row, col, transposed) in zip(node.args, node.attr, strict=True):
+                    rows, cols = self.matrices[matrix][::-1] if transposed else self.matrices[matrix]
+                    assert row + arg.width <= rows, node
+                    assert col + node.width <= cols, node
+            else:
+                assert node.op == "constant" or node.op in REDUCTIONS or node.op in POINTWISE, node
+                assert node.op in REDUCTIONS or all(a.width in (1, node.width) for a in node.args), node
+
+    @property
+    def roots(self) -> list[Node]:
+        """All values that are stored."""
+        return [*(p for s in self.new_states for p in s), *(p for o in self.outputs for p in o), *self.totals]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All values, arguments before users."""
+        return ordered(self.roots)
+
+    @property
+    def text(self) -> str:
+        """The program in full, one value a line: equal texts are equal programs."""
+        number: dict[Node, str] = {}
+        lines = [f"streams {self.streams} states {self.states} vectors {self.vectors} matrices {self.matrices}"]
+        for k, node in enumerate(self.nodes):
+            number[node] = f"%{k}"
+            args = ", ".join(number[a] for a in node.args)
+            attr = "".join(f" {a}" for a in node.attr)
+            lines.append(f"%{k}:{node.width} = {node.op}{attr}({args})")
+        for kind, arrays in (("state", self.new_states), ("output", self.outputs)):
+            lines += [f"{kind} {k} = {' | '.join(number[p] for p in a)}" for k, a in enumerate(arrays)]
+        lines += [f"total {k} = {number[n]}" for k, n in enumerate(self.totals)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """The program as one would write it, with the cell's own names."""
+        shown: dict[Node, str] = {}
+        lines = []
+        for k, node in enumerate(self.nodes):
+            if node.op == "constant":
+                shown[node] = f"{node.attr[0]:g}"
+            elif node.is_leaf:
+                array, first = node.attr
+                stop = first + node.width
+                shown[node] = self.names.get(node, f"{node.op}{array}[{first}:{stop}]")
+            else:
+                name = shown[node] = self.names.get(node, f"v{k}")
+                if node.op == "dot":
+                    terms = zip(node.args, node.attr, strict=True)
+                    text = " + ".join(
+                        f"{shown[a]} @ M{m}{'.T' if tr else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
+                        for a, (m, row, col, tr) in terms
+                    )
+                else:
+                    text = f"{node.op}({', '.join(shown[a] for a in node.args)})"
+                lines.append(f"{name} = {text}")
+        for kind, arrays in (("state", self.new_states), ("output", self.outputs)):
+            lines += [f"new {kind}{k} = {' | '.join(shown[p] for p in a)}" for k, a in enumerate(arrays)]
+        lines += [f"total{k} = {shown[n]}" for k, n in enumerate(self.totals)]
+        return "\n".join(lines)
+
+
+def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: tuple[Tensor, ...] = ()) -> None:
+    """Compute nodes in PyTorch, (B, width) each, adding them to `known`, which holds the leaves."""
+    for node in nodes:
+        if node in known:
+            continue
+        args = [known[a] for a in node.args]
+        if node.op == "constant":
+            like = next(iter(known.values()))
+            known[node] = like.new_full((), node.attr[0])
+        elif node.op == "dot":
+            products = []
+            for arg, (m, row, col, transposed) in zip(node.args, node.attr, strict=True):
+                matrix = matrices[m].t() if transposed else matrices[m]
+                products.append(known[arg] @ matrix[row : row + arg.width, col : col + node.width])
+            known[node] = sum(products[1:], products[0])
+        elif node.op == "sum":
+            totals = [a.sum(-1, keepdim=True) for a in args]
+            known[node] = sum(totals[1:], totals[0])
+        elif node.op == "max":
+            known[node] = torch.cat([a.amax(-1, keepdim=True) for a in args], -1).amax(-1, keepdim=True)
+        else:
+            known[node] = POINTWISE[node.op](*args)

@@ -1,0 +1,325 @@
+"""A cell's graph in four parts: once, before, loop, after.
+
+once    depends on the weights only: run once a call, in PyTorch
+before  depends on the input too, not on the state: run for all time steps at once, in PyTorch
+loop    depends on the state, and the next state depends on it: becomes a loop program
+after   depends on the state, and no state depends on it: run for all time steps at once, in PyTorch
+
+PyTorch runs and differentiates the parts around the loop, so they may hold any operation. Products of the input with a
+weight matrix are computed by the loop program's engine, which may do so for all steps at once or within the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.lower import Lowering, Value
+from anyrnn.program import Builder, Node, Program
+from anyrnn.trace import Graph, Ref, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ONCE, _BEFORE, _LOOP = range(3)
+
+#: Operations on the input that the loop program takes over, since they lead to or from products.
+_ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_with_sizes", "unsafe_split", "unbind"}) | {
+    *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
+}
+_PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
+_FACTORIES: Mapping[str, float | None] = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "full": None}
+
+Source: TypeAlias = "tuple[str, int]"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The four parts of a cell.
+
+    Attributes:
+        graph: The whole step.
+        once, before, after: The operations that PyTorch runs.
+        program: The loop.
+        streams, vectors, matrices: The tensors that the program's arrays are.
+        outputs: The tensors of the step that the program's outputs are.
+    """
+
+    graph: Graph
+    once: tuple[Step, ...]
+    before: tuple[Step, ...]
+    after: tuple[Step, ...]
+    program: Program
+    streams: tuple[Ref, ...]
+    vectors: tuple[Ref, ...]
+    matrices: tuple[Ref, ...]
+    outputs: tuple[Ref, ...]
+
+
+def split(graph: Graph) -> Split:
+    """Split a graph.
+
+    Raises:
+        AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
+    """
+    kinds = _kinds(graph)
+    needed = _ancestors(graph.steps, graph.new_states)
+    by_output = {ref: step for step in graph.steps for ref in step.outputs}
+    after = tuple(s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
+    results = [graph.output] if graph.output is not None else []
+    wanted = [*results, *(r for s in after for r in s.inputs)]
+    produced_after = {r for s in after for r in s.outputs}
+    outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))
+
+    loop = _Loop(graph, kinds, by_output)
+    new_states = [loop.pieces(ref) for ref in graph.new_states]
+    emitted = [loop.pieces(ref) for ref in outputs]
+    counts = [len(group) for group in (*new_states, *emitted)]
+    roots = [p for group in (*new_states, *emitted) for p in group]
+    roots = loop.builder.refine(loop.builder.merge_products(roots))
+    groups = [tuple(roots[sum(counts[:k]) : sum(counts[: k + 1])]) for k in range(len(counts))]
+    program = Program(
+        tuple(_features(graph, r) for r in loop.streams),
+        tuple(graph.shapes[r][1] for r in graph.states),
+        tuple(_numel(graph, r) for r in loop.vectors),
+        tuple((graph.shapes[r][0], graph.shapes[r][1]) for r in loop.matrices),
+        tuple(groups[: len(new_states)]),
+        tuple(groups[len(new_states) :]),
+        names=loop.names(),
+    )
+    outside = [*loop.streams, *loop.vectors, *loop.matrices, *(r for s in after for r in s.inputs), *results]
+    for_outside = _ancestors(graph.steps, outside)
+    return Split(
+        graph,
+        tuple(s for s in graph.steps if kinds[s.outputs[0]] == _ONCE and for_outside.intersection(s.outputs)),
+        tuple(s for s in graph.steps if kinds[s.outputs[0]] == _BEFORE and for_outside.intersection(s.outputs)),
+        after,
+        program,
+        tuple(loop.streams),
+        tuple(loop.vectors),
+        tuple(loop.matrices),
+        outputs,
+    )
+
+
+def _kinds(graph: Graph) -> dict[Ref, int]:
+    kinds = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
+    for step in graph.steps:
+        kind = max((kinds[r] for r in step.inputs), default=_ONCE)
+        if torch.Tag.nondeterministic_seeded in step.op.tags:
+            kind = max(kind, _BEFORE)  # drawn anew at every step
+        kinds.update(dict.fromkeys(step.outputs, kind))
+    return kinds
+
+
+def _ancestors(steps: Sequence[Step], refs: Iterable[Ref]) -> set[Ref]:
+    found = set(refs)
+    for step in reversed(steps):
+        if found.intersection(step.outputs):
+            found.update(step.inputs)
+    return found
+
+
+def _features(graph: Graph, ref: Ref) -> int:
+    shape = graph.shapes[ref]
+    return int(torch.Size(shape[1:]).numel())
+
+
+def _numel(graph: Graph, ref: Ref) -> int:
+    return int(torch.Size(graph.shapes[ref]).numel())
+
+
+class _Loop:
+    """Lowers the tensors that the loop needs, and finds what it needs from outside."""
+
+    def __init__(self, graph: Graph, kinds: Mapping[Ref, int], by_output: Mapping[Ref, Step]) -> None:
+        self.graph = graph
+        self.kinds = kinds
+        self.by_output = by_output
+        self.builder = Builder()
+        self.lowering = Lowering(self.builder)
+        self.streams: list[Ref] = []
+        self.vectors: list[Ref] = []
+        self.matrices: list[Ref] = []
+        self.values: dict[Ref, Value] = {}
+        for k, ref in enumerate(graph.states):
+            width = graph.shapes[ref][1]
+            self.values[ref] = self.lowering.value([self.builder.node("state", (), width, (k, 0))])
+
+    def pieces(self, ref: Ref) -> tuple[Node, ...]:
+        """Return the values that make up a tensor."""
+        return self.lowering.pieces(self.value(ref))
+
+    def names(self) -> dict[Node, str]:
+        """Return the cell's own names of values."""
+        found: dict[Node, str] = {}
+        for ref, name in self.graph.names.items():
+            if ref in self.values:
+                pieces = self.lowering.pieces(self.values[ref])
+                if len(pieces) == 1:
+                    found.setdefault(pieces[0], name)
+        return found
+
+    def value(self, ref: Ref) -> Value:
+        """Lower a tensor."""
+        if ref not in self.values:
+            kind = self.kinds[ref]
+            if kind == _ONCE:
+                self.values[ref] = self._once(ref)
+            elif kind == _BEFORE and not self._is_absorbed(ref):
+                self.values[ref] = self._stream(ref)
+            else:
+                step = self.by_output[ref]
+                self.values.update(zip(step.outputs, self._lower(step), strict=False))
+        return self.values[ref]
+
+    def _is_absorbed(self, ref: Ref) -> bool:
+        """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
+        step = self.by_output.get(ref)
+        if step is None or step.op._schema.name.removeprefix("aten::") not in _ABSORBED:
+            return False
+        name = step.op._schema.name.removeprefix("aten::")
+        inputs = [r for r in step.inputs if self.kinds[r] == _BEFORE]
+        if name in ("addmm", "mm"):
+            return self.kinds[self._operands(step)[2]] == _ONCE and self.kinds[self._operands(step)[1]] == _BEFORE
+        return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
+
+    def _stream(self, ref: Ref) -> Value:
+        shape = self.graph.shapes[ref]
+        if not shape or shape[0] != self.graph.batch:
+            msg = f"a tensor {shape} without a batch is computed from x"
+            raise AnyRNNError(msg)
+        self.streams.append(ref)
+        node = self.builder.node("stream", (), _features(self.graph, ref), (len(self.streams) - 1, 0))
+        return self.lowering.value([node], shape[1:])
+
+    def _once(self, ref: Ref) -> Value:
+        shape = self.graph.shapes[ref]
+        step = self.by_output.get(ref)
+        name = step.op._schema.name.removeprefix("aten::") if step else ""
+        if name in _FACTORIES and step:
+            number = _FACTORIES[name] if _FACTORIES[name] is not None else step.args[1]
+            batched = bool(shape) and shape[0] == self.graph.batch
+            return self.lowering.constant(float(number), shape[1:] if batched else shape, batched)  # type: ignore[arg-type]
+        if shape and shape[0] == self.graph.batch and step:
+            return self._lower(step)[step.outputs.index(ref)]
+        self.vectors.append(ref)
+        node = self.builder.node("vector", (), _numel(self.graph, ref), (len(self.vectors) - 1, 0))
+        return self.lowering.value([node], shape, batched=False)
+
+    def _operands(self, step: Step) -> tuple[Any, Ref, Ref]:
+        """Return the addend, the rows and the matrix of a product."""
+        args = (None, *step.args) if len(step.args) == 2 else step.args
+        return args[0], args[1], args[2]
+
+    def _lower(self, step: Step) -> list[Value]:
+        name = step.op._schema.name.removeprefix("aten::")
+        if name in _PRODUCTS:
+            return [self._product(step)]
+        args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
+        return self.lowering.apply(step, args, kwargs)
+
+    def _product(self, step: Step) -> Value:
+        addend, rows, matrix = self._operands(step)
+        shape = self.graph.shapes[matrix]
+        if self.kinds[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
+            msg = f"`{step.op}` in the loop with a matrix that is not a weight"
+            raise AnyRNNError(msg)
+        if set(step.kwargs.values()) - {1}:
+            msg = f"`{step.op}` in the loop with scale factors"
+            raise AnyRNNError(msg)
+        if matrix not in self.matrices:
+            self.matrices.append(matrix)
+        result = self.lowering.product(self._operand(rows), self.matrices.index(matrix), (shape[0], shape[1]))
+        return result if addend is None else self.lowering.pointwise("add", result, self.value(addend))
+
+    def _operand(self, ref: Ref) -> Value:
+        """Lower the rows of a product: a tensor computed from x alone comes ready from PyTorch."""
+        value = self.value(ref)
+        if self.kinds[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
+            return self._stream(ref)
+        return value
+
+
+# ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
+
+
+def run(steps: Iterable[Step], tensors: dict[Ref, Tensor], batch: int, rows: int) -> None:
+    """Run operations in PyTorch, adding their results to `tensors`; the traced batch size stands for `rows`."""
+    for step in steps:
+        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (step.args, dict(step.kwargs)))
+        result = step.op(*_resized(step, args, batch, rows), **kwargs)
+        if step.many:
+            tensors.update(zip(step.outputs, result, strict=True))
+        else:
+            tensors[step.outputs[0]] = result
+
+
+def _resized(step: Step, args: Sequence[Any], batch: int, rows: int) -> list[Any]:
+    """Put the present number of rows in the place of the traced one in arguments that are shapes."""
+    resized = list(args)
+    for k, (value, argument) in enumerate(zip(args, step.op._schema.arguments, strict=False)):
+        if argument.name in ("size", "shape") and isinstance(value, list | tuple):
+            resized[k] = [v // batch * rows if v > 0 and v % batch == 0 else v for v in value]
+    return resized
+
+
+def mixes_rows(step: Step, graph: Graph) -> bool:
+    """Whether a row of an operation's result may depend on other rows, or on chance.
+
+    Such an operation must see one time step at a time, as in the cell. What is not known to keep rows apart counts.
+    """
+
+    def is_batched(ref: Ref) -> bool:
+        shape = graph.shapes[ref]
+        return bool(shape) and shape[0] == graph.batch
+
+    refs = list(step.inputs)
+    batched = [r for r in refs if is_batched(r)]
+    if not batched or not all(is_batched(r) for r in step.outputs):
+        return bool(batched) or torch.Tag.nondeterministic_seeded in step.op.tags
+    if torch.Tag.nondeterministic_seeded in step.op.tags:
+        return True
+    name = step.op._schema.name.removeprefix("aten::")
+    rank = max(len(graph.shapes[r]) for r in step.outputs)
+    if torch.Tag.pointwise in step.op.tags:
+        lead = [graph.shapes[r] for r in refs if len(graph.shapes[r]) == rank]
+        return any(s[0] not in (1, graph.batch) for s in lead) or any(len(graph.shapes[r]) != rank for r in batched)
+    if name in _PRODUCTS:
+        return any(is_batched(r) for r in refs[-1:]) or len(batched) != 1
+    check = _ROW_WISE.get(name)
+    return check is None or not check(step, graph)
+
+
+def _along_features(step: Step, graph: Graph) -> bool:
+    """The dimensions that an operation works along do not include the batch."""
+    first = next(iter(step.inputs))
+    rank = len(graph.shapes[first])
+    for value, argument in zip(step.args, step.op._schema.arguments, strict=False):
+        if argument.name in ("dim", "dims", "dim0", "dim1"):
+            dims = value if isinstance(value, list | tuple) else [value]
+            return bool(dims) and all(d % (rank + 1 if "unsqueeze" in str(step.op) else rank) != 0 for d in dims)
+    return False
+
+
+def _keeps_batch(step: Step, graph: Graph) -> bool:
+    return all(graph.shapes[r][0] == graph.batch for r in (*step.inputs, *step.outputs) if graph.shapes[r])
+
+
+def _normalises_features(step: Step, graph: Graph) -> bool:
+    return len(step.args[1]) < len(graph.shapes[step.args[0]])
+
+
+_ROW_WISE: Mapping[str, Callable[[Step, Graph], bool]] = {
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
+    **dict.fromkeys(("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features),
+    **dict.fromkeys(("squeeze", "unsqueeze", "transpose", "linalg_vector_norm", "cumsum"), _along_features),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch),
+    "native_layer_norm": _normalises_features,
+}

@@ -1,0 +1,294 @@
+"""A cell's step as a graph of ATen operations, recorded while it runs on tensors without data.
+
+Nothing of the cell is interpreted: its own Python code runs once, with a batch size that occurs nowhere else, below a
+dispatch mode that writes down every operation. Parameters, buffers and plain tensor attributes become inputs by name,
+so that a later call computes with their present values. The run is real, on zeros: tensors without data would cost
+seconds of imports inside PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import placement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from anyrnn.protocol import Signature
+
+#: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
+BATCHES = (127, 131, 137, 139, 149, 151)
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor in a graph, by number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ATen operation: `args` and `kwargs` with a Ref in the place of each tensor, and the tensors it returns."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Ref, ...]
+    many: bool
+
+    @property
+    def inputs(self) -> Iterator[Ref]:
+        """The tensors it reads."""
+        for value in pytree.tree_leaves((self.args, dict(self.kwargs))):
+            if isinstance(value, Ref):
+                yield value
+
+    @property
+    def name(self) -> str:
+        """The operation without its namespace, such as "add.Tensor"."""
+        return str(self.op).removeprefix("aten.")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A step of a cell.
+
+    Attributes:
+        x: The input.
+        states: The state variables before the step.
+        weights: Parameters, buffers and tensor attributes, by dotted name.
+        steps: The operations, in order.
+        output: The output of the step; None if it is the first new state.
+        new_states: The state variables after the step.
+        batch: The batch size of the trace.
+        shapes: The shape of every tensor.
+        names: The local variables of the cell's code that hold a tensor.
+    """
+
+    x: Ref
+    states: tuple[Ref, ...]
+    weights: Mapping[str, Ref]
+    steps: tuple[Step, ...]
+    output: Ref | None
+    new_states: tuple[Ref, ...]
+    batch: int
+    shapes: Mapping[Ref, tuple[int, ...]]
+    names: Mapping[Ref, str]
+
+    def __str__(self) -> str:
+        """One operation a line."""
+
+        def show(value: Any) -> str:
+            if isinstance(value, Ref):
+                return self.names.get(value, f"t{value.number}")
+            if isinstance(value, list | tuple):
+                return f"[{', '.join(show(v) for v in value)}]"
+            return str(value)
+
+        lines = []
+        for step in self.steps:
+            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in step.outputs)
+            args = ", ".join([*map(show, step.args), *(f"{k}={show(v)}" for k, v in step.kwargs.items())])
+            lines.append(f"{', '.join(map(show, step.outputs))} = {step.name}({args})  # {shapes}")
+        return "\n".join(lines)
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
+
+    def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
+        super().__init__()
+        self.refs: dict[int, Ref] = {}
+        self.shapes: dict[Ref, tuple[int, ...]] = {}
+        self.steps: list[Step] = []
+        self.weights: dict[str, Ref] = {}
+        self._name_of = name_of
+        self._kept: list[Tensor] = []  # so that no id is used twice
+        self._stale: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave `__torch_dispatch__` as it is: the usual wrapper imports torch._dynamo, which takes seconds."""
+        return False
+
+    def ref(self, tensor: Tensor) -> Ref:
+        """Return the number of a tensor, giving it one if it is new."""
+        found = self.refs.get(id(tensor))
+        if found is None:
+            return self._number(tensor)
+        if id(tensor) in self._stale:
+            msg = "it reads a tensor after a part of it was changed in place"
+            raise AnyRNNError(msg)
+        return found
+
+    def _number(self, tensor: Tensor) -> Ref:
+        ref = self.refs[id(tensor)] = Ref(len(self.shapes))
+        self.shapes[ref] = tuple(tensor.shape)
+        self._kept.append(tensor)
+        return ref
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and write it down."""
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
+            number = args[0].item()  # torch.tensor(0.5) in the cell's code
+            func, args, kwargs = torch.ops.aten.full.default, (list(args[0].shape), number), {"dtype": args[0].dtype}
+        for tensor in pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+                self._name(tensor)
+        if func._schema.is_mutable:
+            return self._in_place(func, args, kwargs)
+        result = func(*args, **kwargs)
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if not outputs:
+            msg = f"`{func}` reads a number out of a tensor"
+            raise AnyRNNError(msg)
+        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
+        many = isinstance(result, list | tuple)
+        self.steps.append(Step(func, recorded[0], recorded[1], tuple(self.ref(o) for o in outputs), many))
+        return result
+
+    def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
+        packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        plain = getattr(packet, func._overloadname, None)
+        target = args[0] if args else None
+        if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
+            msg = f"`{func}` changes a tensor in place"
+            raise AnyRNNError(msg)
+        if target.requires_grad or self.refs.get(id(target)) in self.weights.values():
+            msg = f"`{func}` changes a weight or buffer"
+            raise AnyRNNError(msg)
+        recorded = pytree.tree_map_only(Tensor, self.ref, (args, dict(kwargs)))
+        storage = target.untyped_storage()._cdata
+        for other in self._kept:
+            if other is not target and other.untyped_storage()._cdata == storage and not _apart(other, target):
+                self._stale.add(id(other))
+        self._stale.discard(id(target))
+        self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
+        return target
+
+    def _name(self, tensor: Tensor) -> None:
+        if self._name_of is None:
+            msg = "a tensor turned up that is not part of the graph"
+            raise AnyRNNError(msg)
+        self.weights[self._name_of(tensor)] = self._number(tensor)
+
+
+def trace(cell: nn.Module, signature: Signature, input_size: int) -> Graph:
+    """Record one step of a cell.
+
+    Raises:
+        AnyRNNError: if the step cannot be recorded: it reads numbers out of tensors, changes weights in place, or
+            uses a tensor that is no attribute of the cell. The message is the reason.
+    """
+    for batch in BATCHES:
+        graph = _trace(cell, signature, input_size, batch)
+        if not any(size % batch == 0 for shape in graph.shapes.values() for size in shape[1:] if size):
+            return graph
+    msg = f"it has sizes that are multiples of each of {BATCHES}"
+    raise AnyRNNError(msg)
+
+
+def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int) -> Graph:
+    tensors = tensors_of(cell)
+    stand_ins = {key: value.detach() for key, value in registered_of(cell).items()}
+    names = {id(t): name for name, t in (tensors | stand_ins).items()}
+
+    def name_of(tensor: Tensor) -> str:
+        if id(tensor) not in names:
+            msg = f"it uses a tensor {tuple(tensor.shape)} that is no attribute of the cell"
+            raise AnyRNNError(msg)
+        return names[id(tensor)]
+
+    recorder = Recorder(name_of)
+    recorder.weights.update((key, recorder.ref(value)) for key, value in stand_ins.items())
+    like = placement(cell)
+    x = like.new_zeros(batch, input_size)
+    states = tuple(like.new_zeros(batch, size) for size in signature.state_sizes)
+    inputs = [recorder.ref(t) for t in (x, *states)]
+    outer = sys.getprofile()
+    locals_seen: dict[Ref, str] = {}
+
+    def note_locals(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and not frame.f_code.co_filename.startswith((_TORCH, "<", __file__)):
+            for name, value in frame.f_locals.items():
+                if isinstance(value, Tensor) and id(value) in recorder.refs:
+                    locals_seen.setdefault(recorder.refs[id(value)], name)
+
+    devices = [like.device] if like.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), recorder:
+            sys.setprofile(note_locals)
+            call = _Stepper(cell, signature)
+            output, new = torch.func.functional_call(call, {f"cell.{k}": v for k, v in stand_ins.items()}, (x, states))
+    except AnyRNNError:
+        raise
+    except Exception as cause:
+        msg = f"its step fails: {type(cause).__name__}: {cause}"
+        raise AnyRNNError(msg) from cause
+    finally:
+        sys.setprofile(outer)
+    return Graph(
+        inputs[0],
+        tuple(inputs[1:]),
+        dict(recorder.weights),
+        tuple(recorder.steps),
+        recorder.ref(output) if signature.has_output else None,
+        tuple(recorder.ref(s) for s in new),
+        batch,
+        dict(recorder.shapes),
+        {r: n for r, n in locals_seen.items() if r not in inputs},
+    )
+
+
+class _Stepper(nn.Module):
+    """A step of a cell with the state as a tuple."""
+
+    def __init__(self, cell: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.cell = cell
+        self.signature = signature
+
+    def forward(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.signature.step(self.cell, x, states)
+
+
+def registered_of(cell: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a cell, by dotted name."""
+    return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
+
+
+def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters, buffers and plain tensor attributes of a cell and its submodules, by dotted name."""
+    found = registered_of(cell)
+    for prefix, module in cell.named_modules():
+        for key, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}.{key}" if prefix else key] = value
+    return found
+
+
+def _apart(a: Tensor, b: Tensor) -> bool:
+    """Whether two views (B, n) of one tensor are different columns of it."""
+    if a.dim() != 2 or a.stride() != b.stride() or a.stride(1) != 1:
+        return False
+    first, second = (t.storage_offset() % t.stride(0) for t in (a, b))
+    return first + a.shape[1] <= second or second + b.shape[1] <= first

@@ -1,0 +1,58 @@
+"""What a recurrent network has to beat: answers that do not look at the order of the steps, from scikit-learn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.metrics import accuracy_score, root_mean_squared_error
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from anyrnn.workbench.data import Dataset, Inputs
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A name and its score on the test part: accuracy for classes, root mean squared error for a number."""
+
+    name: str
+    score: float
+
+
+def baselines(dataset: Dataset) -> tuple[Baseline, ...]:
+    """Score the simplest answers on the test part, fitted on the training part.
+
+    The majority class (or the mean target) says what knowing nothing about a sequence gives. The nearest neighbour
+    on summary statistics (per feature: mean, standard deviation, minimum, maximum, first and last value; and the
+    length; all standardised) says how far one comes without recurrence.
+    """
+    neighbour = "1-nearest neighbour on summary statistics"
+    if dataset.classes is not None:
+        models = {
+            "majority class": DummyClassifier(strategy="most_frequent"),
+            neighbour: KNeighborsClassifier(n_neighbors=1),
+        }
+        metric = accuracy_score
+    else:
+        models = {"mean": DummyRegressor(strategy="mean"), neighbour: KNeighborsRegressor(n_neighbors=1)}
+        metric = root_mean_squared_error
+    seen, unseen = summary_statistics(dataset.train), summary_statistics(dataset.test)
+    scores: list[Baseline] = []
+    for name, model in models.items():
+        fitted = make_pipeline(StandardScaler(), model).fit(seen, dataset.train.y.numpy())
+        scores.append(Baseline(name, float(metric(dataset.test.y.numpy(), fitted.predict(unseen)))))
+    return tuple(scores)
+
+
+def summary_statistics(sequences: Inputs) -> NDArray[np.float64]:
+    """A row of 6 I + 1 numbers for each sequence, whatever its length: (N, 6 I + 1)."""
+    rows = []
+    for x in sequences.x:
+        steps = x.double()  # (T, I)
+        std = steps.std(0, correction=0)
+        parts = (steps.mean(0), std, steps.amin(0), steps.amax(0), steps[0], steps[-1])
+        rows.append(torch.cat([*parts, torch.tensor([float(len(steps))])]))
+    return torch.stack(rows).numpy()

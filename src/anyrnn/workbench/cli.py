@@ -1,0 +1,431 @@
+"""The command line: `anyrnn compare`, `fit`, `predict` and `doctor`.
+
+Each command reads its arguments, calls the functions that Python users call, and shows what they return. An
+`AnyRNNError` becomes one line on stderr and exit status 2, an interrupt one sentence and exit status 130.
+"""
+
+import csv
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn
+
+import typer
+from rich import progress
+from rich.console import Console
+from rich.table import Column
+from typer.core import TyperGroup
+
+import anyrnn
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.compare import Progress, Results, compare, fit
+from anyrnn.workbench.data import Dataset, load, load_for_prediction
+from anyrnn.workbench.doctor import diagnose
+from anyrnn.workbench.models import NETWORKS, Pool, Predictions
+from anyrnn.workbench.parsed import Task
+from anyrnn.workbench.runs import check_destination, open_run
+from anyrnn.workbench.sequences import Inputs
+from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
+
+INTERRUPTED = 130  # 128 + SIGINT, what shells give a command that Ctrl-C ended
+
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, and turn what the user can put right into one line."""
+        try:
+            return super().invoke(ctx)
+        except AnyRNNError as error:
+            message = " ".join(line.strip() for line in str(error).splitlines())
+            errors.print(f"anyrnn: {message}", soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help keeps the examples in their lines and fits 80 columns
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, or a long .csv or .parquet table with one "
+        "row for each step of each sequence.",
+    ),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        help="The file with the test part. Without it X_TRAIN.ts takes X_TEST.ts from its folder, and anything "
+        "else is split by sequence, 30% for the test."
+    ),
+]
+IdColumn = Annotated[str | None, typer.Option("--id", help="Tables: the column that names the sequence of a row.")]
+TimeColumn = Annotated[
+    str | None, typer.Option("--time", help="Tables: the column that orders the rows of a sequence.")
+]
+Target = Annotated[str | None, typer.Option(help="Tables: the column to predict.")]
+Features = Annotated[
+    str | None, typer.Option(help="Tables: the columns to predict from, with commas. Without it: all others.")
+]
+TaskOption = Annotated[
+    Task | None, typer.Option(help="Predict classes or a number, where the file's own answer is not wanted.")
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help=f"Passes over the training part.  [default: {LEAST_EPOCHS}, more if the sequences are few]"),
+]
+Hidden = Annotated[int, typer.Option(help="Units of each layer and direction.")]
+BatchSize = Annotated[int, typer.Option(help="Sequences an update.")]
+LearningRate = Annotated[float, typer.Option(help="Peak of Adam's one-cycle schedule.")]
+PoolOption = Annotated[
+    Pool, typer.Option(help="What the classifier sees of a sequence: the last output, or the mean or max of all.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The run folder to write.  [default: runs/NAME, numbered if it is there]", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it holds a run, and nothing else.")]
+
+_DEFAULT = Settings()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"anyrnn {anyrnn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Which recurrent network should I use on my sequences?
+
+    \b
+    Start with:
+      anyrnn compare japanese-vowels
+      anyrnn compare --help
+    """  # noqa: D301 - \b keeps the lines of the examples
+
+
+@app.command("compare")
+def compare_command(
+    data: Data,
+    test: Test = None,
+    cells: Annotated[
+        str,
+        typer.Option(
+            help="Networks, with commas. module:Class is a cell of your own, called as Class(input_size, "
+            "hidden_size), in a module that is installed or in the current directory."
+        ),
+    ] = ",".join(NETWORKS),
+    seeds: Annotated[int, typer.Option(help="Training runs of each network, for the spread.")] = 3,
+    epochs: Epochs = None,
+    hidden: Hidden = _DEFAULT.hidden_size,
+    batch_size: BatchSize = _DEFAULT.batch_size,
+    learning_rate: LearningRate = _DEFAULT.learning_rate,
+    pool: PoolOption = _DEFAULT.pool,
+    id_column: IdColumn = None,
+    time_column: TimeColumn = None,
+    target: Target = None,
+    features: Features = None,
+    task: TaskOption = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train several networks alike and show which one wins.
+
+    All learn from the same split with the same budget, over several seeds. Beside them stand baselines that any
+    network has to beat. Nothing is chosen by looking at the test part.
+
+    \b
+    Examples:
+      anyrnn compare japanese-vowels
+      anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
+      anyrnn compare steps.csv --id patient --time hour --target outcome
+    """  # noqa: D301 - \b keeps the lines of the examples
+    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool)
+    folder = _destination(out, overwrite, dataset)
+    finished: list[Results] = []
+    try:
+        with _shown(dataset) as tell:
+            results = compare(
+                dataset,
+                _listed(cells),
+                seeds=seeds,
+                settings=settings,
+                command=_command(),
+                on_epoch=tell,
+                on_network=finished.append,
+            )
+        results.save(folder, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _interrupted(_keep(finished, folder))
+    except AnyRNNError:
+        if finished:
+            errors.print(_keep(finished, folder), soft_wrap=True)
+        raise
+    _show(results, folder)
+
+
+@app.command("fit")
+def fit_command(
+    data: Data,
+    cell: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}, or module:Class.")] = "lstm",
+    test: Test = None,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the shuffling.")] = 0,
+    epochs: Epochs = None,
+    hidden: Hidden = _DEFAULT.hidden_size,
+    batch_size: BatchSize = _DEFAULT.batch_size,
+    learning_rate: LearningRate = _DEFAULT.learning_rate,
+    pool: PoolOption = _DEFAULT.pool,
+    id_column: IdColumn = None,
+    time_column: TimeColumn = None,
+    target: Target = None,
+    features: Features = None,
+    task: TaskOption = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one network, and keep it for `anyrnn predict`.
+
+    \b
+    Examples:
+      anyrnn fit japanese-vowels --cell gru --out runs/vowels
+      anyrnn fit steps.csv --id patient --time hour --target outcome
+    """  # noqa: D301 - \b keeps the lines of the examples
+    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool)
+    folder = _destination(out, overwrite, dataset)
+    try:
+        with _shown(dataset) as tell:
+            results = fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
+        results.save(folder, overwrite=overwrite)
+    except KeyboardInterrupt:
+        _interrupted("Nothing was written.")
+    _show(results, folder)
+
+
+@app.command("predict")
+def predict_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that compare or fit wrote.")],
+    data: Data,
+    model: Annotated[
+        str | None, typer.Option(help="Which network of a comparison.  [default: the best]", show_default=False)
+    ] = None,
+    id_column: IdColumn = None,
+    time_column: TimeColumn = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Tables: the column with the truth.  [default: the name it had in training]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file to write; without it, stdout.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+) -> None:
+    """Predict for new sequences with a trained network.
+
+    The output is CSV: id, prediction and, for classes, the probability that the network gives it. If the file has
+    the true answers, the score is shown on stderr.
+
+    \b
+    Examples:
+      anyrnn predict runs/vowels new.ts > predictions.csv
+      anyrnn predict runs/steps tomorrow.csv --id patient --time hour
+    """  # noqa: D301 - \b keeps the lines of the examples
+    trained = open_run(folder).model(model)
+    inputs = load_for_prediction(
+        data,
+        features=trained.features,
+        classes=trained.classes,
+        id_column=id_column,
+        time_column=time_column,
+        target_column=target or trained.target,
+    )
+    predictions = trained.predict(inputs.x)
+    if out is None:
+        _write_csv(sys.stdout, inputs, predictions)
+    else:
+        with _whole_file(out, overwrite) as file:
+            _write_csv(file, inputs, predictions)
+    if inputs.y is not None:
+        name = "rmse" if trained.classes is None else "accuracy"
+        value = score(predictions.values, inputs.y, trained.classes)
+        errors.print(f"{name} {value:.4g} on {len(inputs)} sequences")
+
+
+@app.command("doctor")
+def doctor_command() -> None:
+    """Show versions, threads, engines, and where things are kept.
+
+    \b
+    Example:
+      anyrnn doctor
+    """  # noqa: D301 - \b keeps the lines of the examples
+    section = ""
+    for finding in diagnose():
+        if finding.section != section:
+            section = finding.section
+            console.print(section, style="bold")
+        console.print(f"  {finding.subject:<14} {finding.found}", soft_wrap=True)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """Print a line, broken between words on a terminal and not at all elsewhere."""
+    console.print(text, style=style, soft_wrap=not console.is_terminal)
+
+
+def _dataset(
+    data: str,
+    test: str | None,
+    id_column: str | None,
+    time_column: str | None,
+    target: str | None,
+    features: str | None,
+    task: Task | None,
+) -> Dataset:
+    dataset = load(
+        data,
+        test=test,
+        id_column=id_column,
+        time_column=time_column,
+        target_column=target,
+        feature_columns=None if features is None else _listed(features),
+        task=task,
+    )
+    lengths = [len(x) for part in (dataset.train, dataset.test) for x in part.x]
+    steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
+    question = "a number" if dataset.classes is None else f"{len(dataset.classes)} classes"
+    _say(
+        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test sequences of {steps} steps, "
+        f"{len(dataset.features)} features, target {dataset.target!r} ({question})"
+    )
+    for note in (f"Split: {dataset.split}", *dataset.notes):
+        _say(note, style="dim")
+    return dataset
+
+
+def _destination(out: Path | None, overwrite: bool, dataset: Dataset) -> Path:
+    """Where the run will go. A place that will not do is found before the training, not after it."""
+    folder = _free(Path("runs", dataset.name)) if out is None and not overwrite else out or Path("runs", dataset.name)
+    check_destination(folder, overwrite)
+    return folder
+
+
+def _free(path: Path) -> Path:
+    """The path itself, or the first of path-2, path-3, ... that is not there."""
+    names = (path if k == 1 else path.with_name(f"{path.name}-{k}") for k in count(1))
+    return next(each for each in names if not each.exists())
+
+
+@contextmanager
+def _shown(dataset: Dataset) -> Iterator[Callable[[Progress], None]]:
+    """Show the progress of a comparison: a bar on a terminal, elsewhere a line for each training run."""
+    metric = "rmse" if dataset.classes is None else "accuracy"
+
+    def text(now: Progress) -> str:
+        return f"{now.network.title}, seed {now.seed}: {metric} {now.epoch.test_score:.4g}"
+
+    if console.is_terminal:
+        columns = (
+            progress.TextColumn("{task.description}", table_column=Column(min_width=40)),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("training", total=None)
+
+            def tell(now: Progress) -> None:
+                done = (now.run - 1) * now.epochs + now.epoch.epoch
+                bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
+
+            yield tell
+        return
+    start = time.monotonic()
+
+    def line(now: Progress) -> None:
+        if now.epoch.epoch == now.epochs:
+            left = (time.monotonic() - start) / now.run * (now.runs - now.run)
+            _say(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left")
+
+    yield line
+
+
+def _show(results: Results, folder: Path) -> None:
+    console.print()
+    if console.is_terminal:
+        console.print(results)
+    else:
+        _say(results.table())
+    console.print()
+    for line in (
+        results.verdict,
+        f"Report: {folder / 'report.html'}",
+        f"Predict with the best one: anyrnn predict {shlex.quote(str(folder))} DATA",
+    ):
+        _say(line)
+
+
+def _keep(finished: Sequence[Results], folder: Path) -> str:
+    """Save the networks that have had all their runs beside the place of the whole run, and say so."""
+    if not finished:
+        return "No network had all its runs, so nothing was written."
+    partial = _free(folder.with_name(f"{folder.name}.partial"))
+    finished[-1].save(partial)
+    names = ", ".join(entry.model.network.title for entry in finished[-1].entries)
+    return f"The networks that had all their runs ({names}) are kept in {partial}; nothing else was written."
+
+
+def _interrupted(kept: str) -> NoReturn:
+    errors.print(f"Interrupted. {kept}", soft_wrap=True)
+    raise typer.Exit(INTERRUPTED)
+
+
+def _command() -> str:
+    return shlex.join(["anyrnn", *sys.argv[1:]])
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
+def _write_csv(file: IO[str], inputs: Inputs, predictions: Predictions) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    if predictions.labels is None or predictions.probabilities is None:
+        writer.writerow(("id", "prediction"))
+        writer.writerows(zip(inputs.ids, (f"{value:.9g}" for value in predictions.values), strict=True))
+        return
+    writer.writerow(("id", "prediction", "probability"))
+    highest = (f"{value:.4f}" for value in predictions.probabilities.amax(1).tolist())
+    writer.writerows(zip(inputs.ids, predictions.labels, highest, strict=True))
+
+
+@contextmanager
+def _whole_file(path: Path, overwrite: bool) -> Iterator[IO[str]]:
+    """Open a text file that appears under its name whole, at the end, or not at all."""
+    if path.exists() and not (overwrite and path.is_file()):
+        raise AnyRNNError(f"{path}: this is there already; choose another name, or overwrite it (--overwrite)")
+    if not path.parent.is_dir():
+        raise AnyRNNError(f"{path}: there is no folder {path.parent}; make it first")
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        part = Path(temporary, path.name)
+        with part.open("w", encoding="utf-8", newline="") as file:
+            yield file
+        part.replace(path)

@@ -1,0 +1,332 @@
+"""Train several networks over several seeds on one dataset, beside baselines, and hold the results.
+
+Everything shown or saved later, by the table, the report and the run folder, is read from `Results.to_dict()`.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import anyrnn
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.baselines import Baseline, baselines
+from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.doctor import machine
+from anyrnn.workbench.inspect import gates
+from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
+from anyrnn.workbench.report import render
+from anyrnn.workbench.runs import FORMAT, save_run
+from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a comparison is, told after each epoch.
+
+    Attributes:
+        network: The network in training.
+        seed: The seed of this training run.
+        run: Which of all the training runs this is, from 1.
+        runs: How many there are.
+        epoch: The epoch just ended.
+        epochs: How many a training run has.
+    """
+
+    network: Network
+    seed: int
+    run: int
+    runs: int
+    epoch: Epoch
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a comparison, over all seeds.
+
+    Attributes:
+        model: The trained network of the first seed, which is the one that is saved. It is not the best seed: that
+            would be a choice made by looking at the test part.
+        parameters: The number of trained parameters, the head's among them.
+        step_microseconds: For one step of the layer at batch size 1.
+        runs: One for each seed.
+    """
+
+    model: Model
+    parameters: int
+    step_microseconds: float
+    runs: tuple[Run, ...]
+
+    @property
+    def score_mean(self) -> float:
+        """The mean score over the seeds."""
+        return statistics.mean(run.score for run in self.runs)
+
+    @property
+    def score_std(self) -> float | None:
+        """The sample standard deviation over the seeds; None with one seed."""
+        return statistics.stdev(run.score for run in self.runs) if len(self.runs) > 1 else None
+
+    @property
+    def train_seconds(self) -> float:
+        """The mean over the seeds."""
+        return statistics.mean(run.seconds for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
+
+    Attributes:
+        dataset: What was learned.
+        settings: With which budget.
+        seeds: The seeds of the runs.
+        entries: One for each network that was finished, in the order asked for.
+        baselines: What to beat.
+        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
+        command: What was run.
+    """
+
+    dataset: Dataset
+    settings: Settings
+    seeds: tuple[int, ...]
+    entries: tuple[Entry, ...]
+    baselines: tuple[Baseline, ...]
+    unfinished: tuple[str, ...]
+    command: str
+
+    @property
+    def metric(self) -> str:
+        """What is scored: "accuracy", which is better when higher, or "rmse", better when lower."""
+        return "rmse" if self.dataset.classes is None else "accuracy"
+
+    @property
+    def best(self) -> Entry:
+        """The network with the best mean score; of equals, the first."""
+        best: Entry = self._better(self.entries, key=lambda entry: entry.score_mean)
+        return best
+
+    @property
+    def verdict(self) -> str:
+        """The answer in a sentence or two; the second one if a baseline is as good."""
+        best, rival = self.best, self._better(self.baselines, key=lambda baseline: baseline.score)
+        answer = f"Best: {best.model.network.title}, test {self.metric} {self._text(best.score_mean, best.score_std)}."
+        if self._better(rival.score, best.score_mean) != rival.score:
+            return answer
+        return f"{answer} It does not beat the baseline {rival.name!r}: {self._text(rival.score)}."
+
+    def table(self) -> str:
+        """The table of the results as text."""
+        console = Console(file=StringIO(), width=120)
+        with console.capture() as capture:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the run folder: results.json, the models, report.html.
+
+        Args:
+            folder: Where; made if it is not there.
+            overwrite: Replace the folder if it holds a run, and nothing else.
+
+        Returns:
+            The folder.
+
+        Raises:
+            AnyRNNError: if something else is there already.
+        """
+        results = self.to_dict()
+        test = self.dataset.test
+        longest = max(range(len(test)), key=lambda k: len(test.x[k]))  # the one with most to see
+        inside = gates(self.best.model, test, longest)
+        models = [entry.model for entry in self.entries]
+        save_run(Path(folder), results, models, render(results, inside), overwrite=overwrite)
+        return Path(folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON has them, the one source of the table and the report."""
+        data = self.dataset
+        steps = [len(x) for part in (data.train, data.test) for x in part.x]
+        epochs = self.settings.epochs_for(len(data.train))
+        return {
+            "format": FORMAT,
+            "anyrnn": anyrnn.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "machine": machine(),
+            "command": self.command,
+            "dataset": {
+                "name": data.name,
+                "task": data.task,
+                "target": data.target,
+                "features": list(data.features),
+                "classes": None if data.classes is None else list(data.classes),
+                "train": len(data.train),
+                "test": len(data.test),
+                "shortest": min(steps),
+                "longest": max(steps),
+                "split": data.split,
+                "attribution": data.attribution,
+            },
+            "settings": {**asdict(self.settings), "epochs": epochs},
+            "metric": {
+                "name": self.metric,
+                "higher_is_better": data.classes is not None,
+            },
+            "seeds": list(self.seeds),
+            "models": [_entry_dict(entry) for entry in self.entries],
+            "unfinished": list(self.unfinished),
+            "baselines": [{"name": b.name, "score": b.score} for b in self.baselines],
+            "test_ids": list(data.test.ids),
+            "test_targets": data.test.y.tolist(),
+            "best": self.best.model.network.name,
+        }
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("network")
+        for title in (f"test {self.metric}", "parameters", "training", "µs a step"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("")
+        for entry in self.entries:
+            best = entry is self.best
+            table.add_row(
+                entry.model.network.title,
+                self._text(entry.score_mean, entry.score_std),
+                f"{entry.parameters:,}",
+                f"{entry.train_seconds:.1f} s",
+                f"{entry.step_microseconds:.1f}",
+                "best" if best else "",
+                style="bold green" if best else None,
+            )
+        for baseline in self.baselines:
+            table.add_row(baseline.name, self._text(baseline.score), "", "", "", "baseline", style="dim")
+        return table
+
+    @property
+    def _better(self) -> Callable[..., Any]:
+        return min if self.dataset.classes is None else max
+
+    def _text(self, mean: float, std: float | None = None) -> str:
+        form = ".4g" if self.dataset.classes is None else ".3f"
+        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
+
+
+def compare(
+    dataset: Dataset,
+    cells: Sequence[str] = tuple(NETWORKS),
+    *,
+    seeds: int = 3,
+    settings: Settings | None = None,
+    command: str = "anyrnn.workbench.compare",
+    on_epoch: Callable[[Progress], None] | None = None,
+    on_network: Callable[[Results], None] | None = None,
+) -> Results:
+    """Train each network with each seed, all on the same split with the same budget.
+
+    Args:
+        dataset: From `load`.
+        cells: Names of networks, or "module:Class" for cells of one's own.
+        seeds: How many training runs a network gets, with the seeds 0, 1, ...
+        settings: The budget; the defaults if None.
+        command: What the results name as the command that made them.
+        on_epoch: Called after each epoch.
+        on_network: Called with the results so far when a network has had all its runs.
+
+    Raises:
+        AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; and if a training run diverges.
+
+    Example:
+        >>> from anyrnn import workbench
+        >>> data = workbench.load("japanese-vowels")
+        >>> quick = workbench.Settings(hidden_size=8, epochs=1)
+        >>> results = workbench.compare(data, ["rnn", "lstm"], seeds=1, settings=quick)
+        >>> [entry.model.network.title for entry in results.entries]
+        ['RNN', 'LSTM']
+    """
+    if not isinstance(seeds, int) or seeds < 1:
+        raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
+    return _compare(dataset, cells, tuple(range(seeds)), settings or Settings(), command, on_epoch, on_network)
+
+
+def fit(
+    dataset: Dataset,
+    cell: str = "lstm",
+    *,
+    seed: int = 0,
+    settings: Settings | None = None,
+    command: str = "anyrnn.workbench.fit",
+    on_epoch: Callable[[Progress], None] | None = None,
+) -> Results:
+    """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
+    return _compare(dataset, [cell], (seed,), settings or Settings(), command, on_epoch, None)
+
+
+def _compare(
+    dataset: Dataset,
+    cells: Sequence[str],
+    seeds: tuple[int, ...],
+    settings: Settings,
+    command: str,
+    on_epoch: Callable[[Progress], None] | None,
+    on_network: Callable[[Results], None] | None,
+) -> Results:
+    if not cells or len(set(cells)) < len(cells):
+        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
+    networks = [network(name) for name in cells]
+    with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
+        for each in networks:
+            build(each, len(dataset.features), settings.hidden_size, 1, settings.pool)
+    epochs = settings.epochs_for(len(dataset.train))
+    results = Results(dataset, settings, seeds, (), baselines(dataset), tuple(cells), command)
+    for each in networks:
+        trained: list[tuple[Model, Run]] = []
+        for seed in seeds:
+            run = len(results.entries) * len(seeds) + len(trained) + 1
+
+            def tell(epoch: Epoch, *, seed: int = seed, each: Network = each, run: int = run) -> None:
+                if on_epoch is not None:
+                    on_epoch(Progress(each, seed, run, len(networks) * len(seeds), epoch, epochs))
+
+            trained.append(train(each, dataset, settings, seed, tell))
+        entry = _entry(trained, len(dataset.features))
+        results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
+        if on_network is not None:
+            on_network(results)
+    return results
+
+
+def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
+    model = trained[0][0]
+    return Entry(
+        model=model,
+        parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+        step_microseconds=step_microseconds(model.layer, input_size),
+        runs=tuple(run for _, run in trained),
+    )
+
+
+def _entry_dict(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.model.network.name,
+        "title": entry.model.network.title,
+        "layer": repr(entry.model.layer),
+        "parameters": entry.parameters,
+        "score_mean": entry.score_mean,
+        "score_std": entry.score_std,
+        "train_seconds": entry.train_seconds,
+        "step_microseconds": entry.step_microseconds,
+        "runs": [asdict(run) for run in entry.runs],
+    }

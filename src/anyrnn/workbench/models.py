@@ -1,0 +1,237 @@
+"""The networks that the workbench knows by name, and a trained one with all it needs to predict.
+
+`network` finds a `Network` by its name; `build` makes the untrained module; a `Model` is what training hands on.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+import anyrnn
+from anyrnn.errors import AnyRNNError
+from anyrnn.layers import Layer
+from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.sequences import Scaler
+
+Pool = Literal["last", "mean", "max"]
+POOLS: tuple[Pool, ...] = get_args(Pool)
+
+_CHUNK = 256  # sequences a call when predicting: bounds the memory, changes no result
+_OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recurrent layer that can be asked for by name.
+
+    Attributes:
+        name: As given to `--cells`: a key of `NETWORKS`, or "module:Class" for a user's own cell.
+        title: As shown in tables.
+        layer: Makes the layer from an input size and a hidden size.
+    """
+
+    name: str
+    title: str
+    layer: Callable[[int, int], Layer]
+
+
+def _lstm_2(input_size: int, hidden_size: int) -> Layer:
+    return anyrnn.LSTM(input_size, hidden_size, num_layers=2)
+
+
+def _bilstm(input_size: int, hidden_size: int) -> Layer:
+    return anyrnn.LSTM(input_size, hidden_size, bidirectional=True)
+
+
+NETWORKS: Mapping[str, Network] = {
+    network.name: network
+    for network in (
+        Network("rnn", "RNN", anyrnn.RNN),
+        Network("lstm", "LSTM", anyrnn.LSTM),
+        Network("gru", "GRU", anyrnn.GRU),
+        Network("peephole-lstm", "peephole LSTM", anyrnn.PeepholeLSTM),
+        Network("bilstm", "bidirectional LSTM", _bilstm),
+        Network("lstm-2", "two-layer LSTM", _lstm_2),
+    )
+}
+
+
+def network(name: str) -> Network:
+    """Find a network by name.
+
+    Args:
+        name: A key of `NETWORKS`, or "module:Class": a user's own cell, an `nn.Module` whose class is called as
+            ``Class(input_size, hidden_size)``, in a module that Python or the current directory has.
+
+    Raises:
+        AnyRNNError: if there is no such network, module or class.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if not _OWN.fullmatch(name):
+        raise AnyRNNError(
+            f"cell {name!r} is not known; the names are {', '.join(NETWORKS)}, and 'module:Class' takes a cell "
+            f"class of your own.{did_you_mean(name, NETWORKS)}"
+        )
+    cell_class = _own_cell_class(name)
+
+    def layer(input_size: int, hidden_size: int) -> Layer:
+        try:
+            cell = cell_class(input_size, hidden_size)
+        except TypeError as cause:
+            raise AnyRNNError(
+                f"cell {name!r}: {cell_class.__name__}({input_size}, {hidden_size}) failed: {cause}; "
+                f"expected a class that is called as Class(input_size, hidden_size)"
+            ) from cause
+        return anyrnn.Recurrent(cell, input_size=input_size)
+
+    return Network(name, cell_class.__name__, layer)
+
+
+def build(network: Network, input_size: int, hidden_size: int, out_features: int, pool: Pool) -> anyrnn.ManyToOne:
+    """Make the untrained module: the recurrent layer and, on top of it, one linear layer."""
+    return anyrnn.ManyToOne(network.layer(input_size, hidden_size), out_features, pool=pool)
+
+
+def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
+    """Return what the head makes of scaled sequences (T, I), without dropout or gradients: (N, out_features)."""
+    module.eval()
+    parts = [torch.empty(0, module.linear.out_features)]
+    with torch.inference_mode():
+        for start in range(0, len(sequences), _CHUNK):
+            chunk = list(sequences[start : start + _CHUNK])
+            lengths = torch.tensor([len(x) for x in chunk])
+            parts.append(module(nn.utils.rnn.pad_sequence(chunk), lengths=lengths)[0])
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about some sequences.
+
+    Attributes:
+        values: For each sequence the index of its class, or the number.
+        labels: For each sequence the name of its class; None where a number is predicted.
+        probabilities: (N, classes), or None where a number is predicted.
+    """
+
+    values: tuple[int, ...] | tuple[float, ...]
+    labels: tuple[str, ...] | None
+    probabilities: Tensor | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """For each sequence the label, or the number as text."""
+        return tuple(f"{value:g}" for value in self.values) if self.labels is None else self.labels
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with all that it takes to go from sequences as read to predictions.
+
+    Attributes:
+        network: Which one.
+        hidden_size: H.
+        pool: How the head summarises the steps.
+        features: The names of the features, in order.
+        classes: The names of the classes; None if a number is predicted.
+        target: The name of what is predicted.
+        scaler: Fitted on the training sequences.
+        target_scale: Mean and standard deviation of the training targets where a number is predicted.
+        seed: The seed of the training run.
+        module: The trained `anyrnn.ManyToOne`.
+    """
+
+    network: Network
+    hidden_size: int
+    pool: Pool
+    features: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    target: str
+    scaler: Scaler
+    target_scale: tuple[float, float] | None
+    seed: int
+    module: anyrnn.ManyToOne
+
+    def __post_init__(self) -> None:
+        if len(self.scaler.mean) != len(self.features):
+            raise AnyRNNError(
+                f"{self.network.name}: the scaler has {len(self.scaler.mean)} features, expected {len(self.features)}"
+            )
+        if (self.classes is None) is (self.target_scale is None):
+            raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
+
+    @property
+    def layer(self) -> Layer:
+        """The recurrent layer under the head."""
+        return self.module.layer
+
+    def predict(self, sequences: Sequence[Tensor]) -> Predictions:
+        """Predict the class or the number of each sequence.
+
+        Args:
+            sequences: (T, I) tensors as read, not scaled, with the features in the order of `features`.
+
+        Raises:
+            AnyRNNError: for a sequence of another shape, or one that is not all finite.
+        """
+        for k, x in enumerate(sequences):
+            if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
+                raise AnyRNNError(
+                    f"{self.network.name}: sequence {k} has shape {tuple(x.shape)}, expected (T, "
+                    f"{len(self.features)}), one column for each of the features that the network was trained "
+                    f"on: {', '.join(self.features)}"
+                )
+            if not x.isfinite().all():
+                raise AnyRNNError(
+                    f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
+                    f"fill or drop them first"
+                )
+        return self.read(outputs(self.module, [self.scaler(x.float()) for x in sequences]))
+
+    def read(self, outputs: Tensor) -> Predictions:
+        """Turn the head's output (N, out_features) into predictions."""
+        if self.target_scale is not None:
+            mean, std = self.target_scale
+            return Predictions(tuple((outputs[:, 0].double() * std + mean).tolist()), None, None)
+        classes = self.classes or ()
+        indices = outputs.argmax(1).tolist()
+        return Predictions(tuple(indices), tuple(classes[k] for k in indices), outputs.softmax(1))
+
+
+def _own_cell_class(name: str) -> Callable[[int, int], nn.Module]:
+    module_name, _, class_name = name.partition(":")
+    with _current_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as cause:  # a user's module may raise anything
+            raise AnyRNNError(
+                f"cell {name!r}: importing {module_name} failed: {type(cause).__name__}: {cause}; expected a "
+                f"module that is installed or lies in the current directory, {Path.cwd()}"
+            ) from cause
+    cell_class = getattr(module, class_name, None)
+    if not (isinstance(cell_class, type) and issubclass(cell_class, nn.Module)):
+        names = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, nn.Module)]
+        raise AnyRNNError(
+            f"cell {name!r}: {module_name} has no class {class_name} that is a torch.nn.Module; "
+            f"those it has: {', '.join(names) or 'none'}.{did_you_mean(class_name, names)}"
+        )
+    return cell_class
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

@@ -1,0 +1,182 @@
+"""Derivatives of derivatives, torch.func, checkpoints, autocast: exact, or by an engine that can."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
+from torch.utils.checkpoint import checkpoint
+from zoo import CASES, I, PAIRS, close, flat, gradients, ids, layer_state, loss_of, state_of, x_of
+
+import anyrnn
+
+# PyTorch's own remarks: on importing its forward mode, and on torch.nn's cells under vmap.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning"),
+]
+
+every = pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
+twice = [(case, engine) for case, engine in PAIRS if case.twice]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+named = pytest.mark.parametrize("make", [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM])
+
+
+def scanned(case, engine, lengths, reverse):
+    """The scan as a function of x, states and parameters, and the point at which to differentiate it."""
+    cell = case.cell()
+    states, names = flat(state_of(cell, 2)), [name for name, _ in cell.named_parameters()]
+    bare = anyrnn.protocol.describe(cell, I).bare
+
+    def function(x, *rest):
+        given, weights = rest[: len(states)], dict(zip(names, rest[len(states) :], strict=True))
+        state = given[0] if bare else tuple(given)
+        module = Scan(cell, lengths, reverse, engine)
+        return functional_call(module, {f"cell.{k}": w for k, w in weights.items()}, (x, state))
+
+    return function, [t.detach().clone().requires_grad_() for t in (x_of(3, 2), *states, *cell.parameters())]
+
+
+class Scan(nn.Module):
+    def __init__(self, cell, lengths, reverse, engine):
+        super().__init__()
+        self.cell, self.options, self.engine = cell, (lengths, reverse), engine
+
+    def forward(self, x, state):
+        with anyrnn.engine(self.engine):
+            output, final = anyrnn.scan(self.cell, x, state, *self.options)
+        return (output, *flat(final))
+
+
+@every
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+def test_gradcheck(case, engine, reverse):
+    function, point = scanned(case, engine, [3, 1], reverse)
+    assert torch.autograd.gradcheck(function, point, fast_mode=True)
+
+
+@pytest.mark.parametrize(("case", "engine"), twice, ids=ids(twice))
+def test_gradgradcheck(case, engine):
+    for lengths in (None, [3, 1]):
+        function, point = scanned(case, engine, lengths, False)
+        assert torch.autograd.gradgradcheck(function, point, fast_mode=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.twice], ids=lambda case: case.name)
+def test_gradients_of_gradients_are_the_references_in_float32_too(case):
+    """The vendor's kernel in float32 is another one than in float64."""
+    found = []
+    for engine in ("auto", "reference"):
+        layer, x = case.layer(bidirectional=True).float(), x_of().float().requires_grad_()
+        with anyrnn.engine(engine):
+            (first,) = torch.autograd.grad(layer(x, lengths=[2, 4, 3])[0].square().sum(), x, create_graph=True)
+        found.append(gradients(layer.parameters(), first.square().sum()))
+    close(*found, atol=1e-4)
+
+
+@each_case
+def test_vmap_over_inputs_grad_and_jvp(case):
+    layer = case.layer(bidirectional=True).requires_grad_(False)
+    state = layer_state(layer)
+    stack = torch.stack([x_of(seed=k) for k in range(3)])  # (3, T, B, I)
+
+    def output(x):
+        return layer(x, state, lengths=[2, 4, 0])[0]
+
+    want = torch.stack([output(x) for x in stack])
+    close([vmap(output)(stack)], [want])
+    x, tangent = stack[0], stack[1]
+    value, slope = jvp(output, (x,), (tangent,))
+    eps = 1e-6
+    numeric = (output(x + eps * tangent) - output(x - eps * tangent)) / (2 * eps)
+    close([value], [want[0]])
+    close([slope], [numeric], atol=1e-7)
+    leaf = x.clone().requires_grad_()
+    close([grad(lambda x: loss_of(output(x)))(x)], torch.autograd.grad(loss_of(output(leaf)), leaf))
+    assert anyrnn.explain(layer, x, state, [2, 4, 0]).parts[0].engine == ("torch" if case.kernel else "reference")
+
+
+@each_case
+def test_per_sample_gradients(case):
+    layer = case.layer(num_layers=2)
+    parameters = {k: p.detach() for k, p in layer.named_parameters()}
+    x = x_of()
+
+    def loss(parameters, x):  # x (T, I), one sample
+        return loss_of(functional_call(layer, parameters, (x,))[0])
+
+    found = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
+    for row in range(x.shape[1]):
+        want = gradients(layer.parameters(), loss_of(layer(x[:, row])[0]))
+        close([g[row] for g in found.values()], want)
+
+
+@named
+def test_an_ensemble_by_vmap_over_stacked_weights(make):
+    members = [make(I, 3, dtype=torch.float64) for _ in range(3)]
+    parameters, buffers = stack_module_state(members)
+    x = x_of()
+    found = vmap(lambda p, b: functional_call(members[0], (p, b), (x,))[0])(parameters, buffers)
+    close([found], [torch.stack([m(x)[0] for m in members])])
+
+
+@named
+def test_a_jacobian_of_the_final_state(make):
+    layer = make(I, 3, dtype=torch.float64).requires_grad_(False)
+    x = x_of(2, 1)
+    found = jacrev(lambda x: flat(layer(x)[1])[0])(x)
+    close([found], [torch.autograd.functional.jacobian(lambda x: flat(layer(x)[1])[0], x)])
+
+
+@every
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_under_activation_checkpointing(case, engine, reentrant):
+    layer, state = case.layer(num_layers=2), None
+    state = layer_state(layer)
+    found = []
+    for wrap in (lambda f, *a: f(*a), lambda f, *a: checkpoint(f, *a, use_reentrant=reentrant)):
+        x = x_of().requires_grad_()
+        with anyrnn.engine(engine):
+            output, *final = wrap(lambda x: (lambda o, s: (o, *flat(s)))(*layer(x, state, lengths=[2, 4, 0])), x)
+        layer.zero_grad()
+        loss_of(output, *final).backward()
+        found.append([output, *final, x.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
+    close(*found)
+
+
+@every
+def test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on(case, engine):
+    layer, x = case.layer(num_layers=2).float(), x_of().float()
+    want, _ = layer(torch.cat((x, x)), lengths=[6, 8, 4])
+    with anyrnn.engine(engine), torch.autocast("cpu", torch.bfloat16):
+        first, state = layer(x)
+        second, state = layer(x, state, lengths=[2, 4, 0])
+        mixed, _ = layer(x.bfloat16(), state)
+    assert all(s.dtype == torch.float32 for s in flat(state))
+    got = torch.cat((first, second)).float()
+    torch.testing.assert_close(got, want, rtol=0, atol=0.1)  # eight bits of mantissa
+    loss_of(first.float(), second.float(), mixed.float()).backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def test_eval_mode_gradients_are_those_of_training_mode():
+    for case, engine in PAIRS:
+        layer = case.layer(num_layers=2)
+        found = []
+        for mode in (True, False):
+            layer.train(mode)
+            x = x_of().requires_grad_()
+            with anyrnn.engine(engine):
+                output, final = layer(x)
+            found.append(gradients([x, *layer.parameters()], loss_of(output, *flat(final))))
+        close(*found)
+
+
+def test_forward_mode_derivatives_go_to_an_engine_that_has_them():
+    layer = anyrnn.LSTM(I, 3, dtype=torch.float64).requires_grad_(False)
+    x = x_of()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        slope = torch.autograd.forward_ad.unpack_dual(layer(dual)[0]).tangent
+        assert anyrnn.explain(layer, dual).parts[0].engine == "reference"
+    eps = 1e-6
+    close([slope], [(layer(x + eps)[0] - layer(x - eps)[0]) / (2 * eps)], atol=1e-7)

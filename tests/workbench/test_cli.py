@@ -1,0 +1,373 @@
+"""The command line as its users meet it: real processes where it matters, typer's runner for the rest."""
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import anyrnn
+from anyrnn.workbench.cli import app
+from anyrnn.workbench.models import NETWORKS
+from anyrnn.workbench.runs import open_run
+
+SCRIPT = Path(sys.executable).parent / "anyrnn"
+QUICK = ("--hidden", "6", "--epochs", "1")
+COLUMNS = ("--id", "id", "--time", "t")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+OWN_CELL = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.new = torch.nn.Linear(input_size + hidden_size, hidden_size)
+
+    def forward(self, x, h):
+        return torch.tanh(self.new(torch.cat((x, h), dim=1)))
+"""
+
+
+def anyrnn_process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def table(path: Path, numbers: bool = False, first: int = 0) -> Path:
+    """Twenty-four sequences of 3 to 6 steps: is the sum of `a` positive; or, as numbers, the sum itself."""
+    rows = []
+    for k in range(first, first + 24):
+        values = [((7 * k + 3 * t) % 11 - 5) / 5 for t in range(3 + k % 4)]
+        target = f"{sum(values):.3f}" if numbers else ("up" if sum(values) > 0 else "down")
+        rows += [f"s{k},{t},{a},{t % 2},{target}" for t, a in enumerate(values)]
+    path.write_text("\n".join(["id,t,a,b,y", *rows, ""]))
+    return path
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def vowels_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "vowels"
+    result = invoke("compare", "japanese-vowels", *QUICK, "--cells", "lstm,gru", "--seeds", 1, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+# What a whole run shows and leaves
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("start", [[SCRIPT], [sys.executable, "-m", "anyrnn"]], ids=["script", "module"])
+def test_both_ways_to_start_it_work(start: list[str], tmp_path: Path) -> None:
+    result = subprocess.run([*start, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == f"anyrnn {anyrnn.__version__}\n"
+
+
+@pytest.mark.smoke
+def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path) -> None:
+    (tmp_path / "my_cells.py").write_text(OWN_CELL)
+    result = anyrnn_process(
+        "compare", "japanese-vowels", *QUICK, "--cells", "gru,my_cells:Mine", "--seeds", 2, cwd=tmp_path
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    out = result.stdout
+    assert "270 training and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker' (9 classes)" in out
+    assert re.findall(r"^\[(\d)/4\] (\w+), seed (\d): accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE) == [
+        ("1", "GRU", "0"),
+        ("2", "GRU", "1"),
+        ("3", "Mine", "0"),
+        ("4", "Mine", "1"),
+    ]
+    rows = r"^(GRU|Mine) +0\.\d{3} ± 0\.\d{3} +[\d,]+ +\d+\.\d s +\d+\.\d(?:  best)?$"
+    assert re.findall(rows, out, re.MULTILINE) == ["GRU", "Mine"]
+    assert re.findall(r"^(majority class|1-nearest .*?)  +0\.\d{3} +baseline$", out, re.MULTILINE)
+    assert out.count("  best\n") == 1
+    assert "Report: runs/japanese-vowels/report.html\n" in out
+    assert "\x1b" not in out
+    results = json.loads((tmp_path / "runs/japanese-vowels/results.json").read_text())
+    assert (
+        results["command"] == "anyrnn compare japanese-vowels --hidden 6 --epochs 1 --cells gru,my_cells:Mine --seeds 2"
+    )
+    assert [model["name"] for model in results["models"]] == ["gru", "my_cells:Mine"]
+    predicted = anyrnn_process(
+        "predict", "runs/japanese-vowels", "japanese-vowels", "--model", "my_cells:Mine", cwd=tmp_path
+    )
+    assert predicted.stdout.count("\n") == 371
+    score = results["models"][1]["runs"][0]["score"]
+    assert predicted.stderr == f"accuracy {score:.4g} on 370 sequences\n"
+
+
+def test_every_network_is_compared_unless_told_otherwise(here: Path) -> None:
+    result = invoke("compare", table(here / "d.csv"), *COLUMNS, "--target", "y", *QUICK, "--seeds", 1, "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert open_run("run").names == tuple(NETWORKS)
+
+
+def test_two_runs_show_the_same_scores(here: Path) -> None:
+    arguments = ("compare", "japanese-vowels", *QUICK, "--cells", "lstm,bilstm", "--seeds", 2)
+    assert invoke(*arguments, "--out", "one").exit_code == invoke(*arguments, "--out", "two").exit_code == 0
+    one, two = (open_run(name).results["models"] for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert (a["score_mean"], a["score_std"]) == (b["score_mean"], b["score_std"])
+        assert [r["predictions"] for r in a["runs"]] == [r["predictions"] for r in b["runs"]]
+        assert [r["history"] for r in a["runs"]] == [r["history"] for r in b["runs"]]
+
+
+def test_without_a_place_runs_are_numbered(here: Path) -> None:
+    for _ in range(2):
+        result = invoke("fit", table(here / "d.csv"), *COLUMNS, "--target", "y", *QUICK)
+        assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (here / "runs").iterdir()) == ["d", "d-2"]
+    assert "Report: runs/d-2/report.html" in result.stdout
+
+
+def test_every_option_reaches_the_training(here: Path) -> None:
+    result = invoke(
+        "fit", table(here / "train.csv"), "--test", table(here / "test.csv", first=24), *COLUMNS, "--target", "y",
+        "--features", "b, a", "--task", "classification", "--cell", "peephole-lstm", "--seed", 7, "--hidden", 5,
+        "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--out", "run",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    results = open_run("run").results
+    assert results["settings"] == {
+        "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 1.0, "pool": "max",
+    }  # fmt: skip
+    assert (results["dataset"]["train"], results["dataset"]["test"]) == (24, 24)
+    assert results["dataset"]["features"] == ["b", "a"]
+    assert (results["seeds"], results["best"]) == ([7], "peephole-lstm")
+
+
+# predict
+
+
+def test_predict_writes_csv_and_scores_where_it_can(vowels_run: Path, tmp_path: Path) -> None:
+    run = open_run(vowels_run)
+    best = next(model for model in run.results["models"] if model["name"] == run.results["best"])
+    result = invoke("predict", vowels_run, "japanese-vowels")
+    rows = list(csv.reader(io.StringIO(result.stdout)))
+    assert rows[0] == ["id", "prediction", "probability"]
+    classes = run.results["dataset"]["classes"]
+    assert [row[:2] for row in rows[1:]] == [
+        [id_, classes[k]] for id_, k in zip(run.results["test_ids"], best["runs"][0]["predictions"], strict=True)
+    ]
+    assert all(1 / 9 <= float(row[2]) <= 1 for row in rows[1:])
+    assert result.stderr == f"accuracy {best['score_mean']:.4g} on 370 sequences\n"
+    again = invoke("predict", vowels_run, "japanese-vowels", "--out", tmp_path / "p.csv")
+    assert (again.stdout, (tmp_path / "p.csv").read_text()) == ("", result.stdout)
+
+
+def test_predict_of_a_number_needs_no_target(here: Path) -> None:
+    data = table(here / "d.csv", numbers=True)
+    assert invoke("fit", data, *COLUMNS, "--target", "y", *QUICK, "--out", "run").exit_code == 0
+    with_target = invoke("predict", "run", data, *COLUMNS)
+    without = here / "new.csv"
+    without.write_text("\n".join(line.rpartition(",")[0] for line in data.read_text().splitlines()))
+    result = invoke("predict", "run", without, *COLUMNS)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == with_target.stdout
+    assert result.stdout.splitlines()[0] == "id,prediction"
+    assert len(result.stdout.splitlines()) == 25
+    assert result.stderr == ""
+    assert re.fullmatch(r"rmse \S+ on 24 sequences\n", with_target.stderr)
+
+
+def test_predict_replaces_a_file_only_when_asked(vowels_run: Path, here: Path) -> None:
+    (here / "p.csv").write_text("mine")
+    arguments = ("predict", vowels_run, "japanese-vowels", "--out", "p.csv")
+    refused = invoke(*arguments)
+    assert (refused.exit_code, (here / "p.csv").read_text()) == (2, "mine")
+    assert "p.csv: this is there already" in refused.stderr
+    assert invoke(*arguments, "--overwrite").exit_code == 0
+    assert (here / "p.csv").read_text().startswith("id,prediction,probability\n")
+    assert [p.name for p in here.iterdir()] == ["p.csv"]
+
+
+# What the user can put right: one line, status 2, nothing written
+
+
+def cut_run(here: Path, vowels_run: Path) -> str:
+    (here / "run").mkdir()
+    (here / "run/results.json").write_bytes((vowels_run / "results.json").read_bytes()[:50])
+    return "run"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["compare", "nowhere.csv"], "nowhere.csv: there is no such file"),
+        (["compare", "empty.csv", *COLUMNS, "--target", "y"], "empty.csv"),
+        (["compare", "notes.txt"], "notes.txt"),
+        (["compare", "d.csv", *COLUMNS, "--target", "z"], "d.csv: .*'z'.*the columns are id, t, a, b, y"),
+        (["compare", "japanese-vowels", "--cells", "lstm,lstn"], "cell 'lstn' is not known.*Did you mean 'lstm'?"),
+        (["compare", "japanese-vowels", "--cells", "rnn,rnn"], "each once"),
+        (["compare", "japanese-vowels", "--cells", ""], "cell '' is not known"),
+        (["compare", "japanese-vowels", "--seeds", "0"], "seeds: got 0"),
+        (["compare", "japanese-vowels", "--hidden", "0"], "hidden_size=0"),
+        (["compare", "japanese-vowels", "--learning-rate", "nan"], "learning_rate=nan"),
+        (["compare", "japanese-vowels", "--out", "notes.txt"], "notes.txt: a file of this name is there already"),
+        (["compare", "japanese-vowels", "--out", "notes", "--overwrite"], "notes: .* holds no run of anyrnn"),
+        (["fit", "japanese-vowels", "--cell", "none:Such"], "importing none failed"),
+        (["fit", "japanese-vowels", "--id", "id"], "japanese-vowels"),
+        (["predict", "nowhere", "japanese-vowels"], "nowhere: there is no such folder"),
+        (["predict", "notes", "japanese-vowels"], "results.json: it cannot be read"),
+        (["predict", "VOWELS", "d.csv", *COLUMNS], "d.csv: .*LPC"),
+        (["predict", "VOWELS", "few.ts"], "few.ts.* 2 .*expected 12"),
+        (["predict", "VOWELS", "japanese-vowels", "--model", "rnn"], "no model 'rnn'; the models are lstm, gru"),
+        (["predict", "VOWELS", "japanese-vowels", "--out", "no/p.csv"], "there is no folder no"),
+    ],
+)
+def test_bad_input_gives_one_line_and_leaves_nothing(
+    here: Path, vowels_run: Path, arguments: list[str], message: str
+) -> None:
+    table(here / "d.csv")
+    (here / "empty.csv").write_text("")
+    (here / "notes.txt").write_text("mine")
+    (here / "notes").mkdir()
+    (here / "notes/mine.txt").write_text("mine")
+    (here / "few.ts").write_text(
+        "@problemName few\n@univariate false\n@classLabel true 1 2\n@data\n1,2:3,4:1\n1,2:3,4:2\n"
+    )
+    before = sorted(here.rglob("*"))
+    result = invoke(*(str(vowels_run) if argument == "VOWELS" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert re.search(f"^anyrnn: .*{message}", result.stderr), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_process_with_bad_input_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:
+    result = anyrnn_process("compare", "nowhere.csv", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"anyrnn: nowhere.csv: there is no such file.*\n", result.stderr)
+
+
+def test_a_diverging_cell_ends_the_comparison_but_not_what_was_finished(here: Path) -> None:
+    (here / "wild_cells.py").write_text(OWN_CELL.replace("torch.tanh(", "1e30 * ("))
+    arguments = ("compare", "japanese-vowels", *QUICK, "--cells", "rnn,wild_cells:Mine", "--seeds", 1, "--out", "run")
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "wild_cells:Mine, seed 0: training diverged in epoch 1" in result.stderr
+    assert "(RNN) are kept in run.partial" in result.stderr
+    assert open_run("run.partial").results["unfinished"] == ["wild_cells:Mine"]
+
+
+# Ctrl-C
+
+
+def interrupted(cwd: Path, when: Callable[[str], bool], *arguments: str) -> tuple[int, str]:
+    """Start it, send SIGINT after the first line of output for which `when` holds; status and stderr."""
+    process = subprocess.Popen(
+        [SCRIPT, *arguments], cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not when(process.stdout.readline()):
+            assert process.poll() is None, process.stderr.read()
+        time.sleep(0.5)  # well into the next training run
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, stderr
+
+
+LONG = ("compare", "japanese-vowels", "--hidden", "6", "--cells", "rnn,peephole-lstm", "--out", "run")
+
+
+def test_an_interrupt_keeps_the_networks_that_were_finished_and_says_so(tmp_path: Path) -> None:
+    arguments = (*LONG, "--seeds", "2", "--epochs", "8")
+    status, stderr = interrupted(tmp_path, lambda line: line.startswith("[2/4] RNN"), *arguments)
+    assert status == 130
+    assert stderr == (
+        "Interrupted. The networks that had all their runs (RNN) are kept in run.partial; nothing else was written.\n"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["run.partial"]
+    run = open_run(tmp_path / "run.partial")
+    assert (run.names, run.results["unfinished"]) == (("rnn",), ["peephole-lstm"])
+    assert run.model().network.name == "rnn"
+    assert (tmp_path / "run.partial/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, kept",
+    [
+        ((*LONG, "--epochs", "5000"), "No network had all its runs, so nothing was written."),
+        (("fit", "japanese-vowels", "--epochs", "5000", "--out", "run"), "Nothing was written."),
+    ],
+)
+def test_an_interrupt_before_anything_was_finished_leaves_nothing(
+    tmp_path: Path, arguments: tuple[str, ...], kept: str
+) -> None:
+    status, stderr = interrupted(tmp_path, lambda line: line.startswith("Split"), *arguments)
+    assert (status, stderr) == (130, f"Interrupted. {kept}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Around it
+
+
+def test_doctor_names_versions_threads_engines_and_reasons() -> None:
+    out = invoke("doctor").stdout
+    for line in (
+        rf"^  anyrnn +{re.escape(anyrnn.__version__)}$",
+        r"^  torch +\d+\.\d+\S*, needed: torch>=",
+        r"^  threads +\d+; ",
+        r"^  peephole-lstm +engine '\w+': ",
+        r"^  reference +available$",
+        r"^  triton +not available: ",
+        r"^  runs +.*runs",
+    ):
+        assert re.search(line, out, re.MULTILINE), line
+
+
+@pytest.mark.parametrize("command", ["compare", "fit", "predict", "doctor"])
+def test_every_help_text_has_an_example_that_parses(command: str) -> None:
+    out = invoke(command, "--help").stdout
+    examples = re.findall(rf"^    anyrnn ({command}\b.*?)(?: >.*)?$", out, re.MULTILINE)
+    assert examples
+    for example in examples:
+        arguments = [word for word in example.split() if word != "doctor"]
+        if arguments:
+            assert "No such option" not in invoke(*arguments, "--help").output
+            assert not re.search(r"--\w+", " ".join(arguments)) or all(
+                option in out for option in re.findall(r"--[\w-]+", " ".join(arguments))
+            )
+
+
+def test_without_its_packages_the_command_line_says_how_to_get_them(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['polars'] = None; from anyrnn.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--version"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "anyrnn: the command line needs polars: pip install 'anyrnn[workbench]'\n"
+
+
+def test_the_library_does_not_import_the_workbench_or_its_packages(tmp_path: Path) -> None:
+    extra = ("anyrnn.workbench", "typer", "rich", "polars", "sklearn", "matplotlib", "jinja2", "safetensors")
+    code = f"import sys, anyrnn; sys.exit(','.join(sorted(set({extra!r}) & set(sys.modules))))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_the_shipped_data_is_the_one_that_is_named() -> None:
+    assert (files("anyrnn.workbench") / "datasets" / "JapaneseVowels_TRAIN.ts").is_file()

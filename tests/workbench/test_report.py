@@ -1,0 +1,485 @@
+"""The report page: what it says follows from results.json, whatever is in there."""
+
+import base64
+import copy
+import json
+import math
+import random
+import re
+import statistics
+import struct
+import zlib
+from collections import Counter
+from html.parser import HTMLParser
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from anyrnn.workbench import charts
+from anyrnn.workbench.report import Gates, render
+
+TITLES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "peephole": "Peephole LSTM", "bilstm": "Bidirectional LSTM"}
+
+
+def comparison(
+    right: dict[str, list[float]],
+    *,
+    classes: list[str] | None = None,
+    number: bool = False,
+    N: int = 200,
+    epochs: int = 30,
+    baselines: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Make results as `anyrnn compare` does: for each model, the share of right answers (or the rmse) of each seed.
+
+    Predictions, scores and curves belong together: a score is counted from the predictions.
+    """
+    draw = random.Random(0)
+    classes = None if number else classes or ["ba", "da", "ga"]
+    targets = [draw.gauss(0, 1) if number else draw.randrange(len(classes)) for _ in range(N)]
+    models = []
+    for k, (name, shares) in enumerate(right.items()):
+        runs = [_run(seed, share, targets, classes, epochs, draw) for seed, share in enumerate(shares)]
+        scores = [run["score"] for run in runs]
+        known = all(score is not None for score in scores)
+        models.append(
+            {
+                "name": name,
+                "title": TITLES.get(name, name),
+                "layer": f"{name}(12, 100)",
+                "parameters": 12_345 * (k + 1),
+                "score_mean": statistics.fmean(scores) if known else None,
+                "score_std": statistics.stdev(scores) if known and len(scores) > 1 else None,
+                "train_seconds": 3.25 * (k + 1),
+                "step_microseconds": 40.5 / (k + 1),
+                "runs": runs,
+            }
+        )
+    sign = -1 if number else 1
+    best = max(models, key=lambda m: -math.inf if m["score_mean"] is None else sign * m["score_mean"])
+    return {
+        "format": 1,
+        "anyrnn": "0.1.0",
+        "torch": "2.13.0",
+        "threads": 2,
+        "machine": "AMD EPYC, Linux",
+        "command": "anyrnn compare data.csv --seeds 3",
+        "dataset": {
+            "name": "syllables",
+            "task": "regression" if number else "classification",
+            "target": "pitch" if number else "syllable",
+            "features": ["a", "b", "c"],
+            "classes": classes,
+            "train": 500,
+            "test": N,
+            "shortest": 7,
+            "longest": 29,
+            "split": "30 % of the sequences, drawn with seed 0",
+            "attribution": None,
+        },
+        "settings": {"hidden_size": 100, "epochs": epochs, "learning_rate": 0.001, "clip": None, "cells": list(right)},
+        "metric": {"name": "rmse" if number else "accuracy", "higher_is_better": not number},
+        "seeds": list(range(len(next(iter(right.values()))))),
+        "models": models,
+        "baselines": [{"name": n, "score": s} for n, s in (baselines or {}).items()],
+        "test_ids": [f"s{k}" for k in range(N)],
+        "test_targets": targets,
+        "best": best["name"],
+    }
+
+
+def _run(
+    seed: int, share: float, targets: list[float], classes: list[str] | None, epochs: int, draw: random.Random
+) -> dict[str, Any]:
+    diverged = math.isnan(share)
+    predictions: list[float | None]
+    if classes is None:
+        predictions = [None if diverged else t + draw.gauss(0, share) for t in targets]
+        score = (
+            None
+            if diverged
+            else math.sqrt(statistics.fmean((p - t) ** 2 for p, t in zip(predictions, targets, strict=True)))
+        )
+    else:
+        wrong = set(draw.sample(range(len(targets)), len(targets) if diverged else round((1 - share) * len(targets))))
+        predictions = [(t + 1) % len(classes) if k in wrong else t for k, t in enumerate(targets)]
+        score = 1 - len(wrong) / len(targets)
+    history = []
+    for epoch in range(1, epochs + 1):
+        loss = math.nan if diverged and epoch > epochs // 2 else 2 * math.exp(-epoch / 8) * draw.uniform(0.8, 1.2)
+        last = 0.0 if score is None else score
+        test = last + (1 if classes is None else -last) * math.exp(-epoch / 4) * draw.uniform(0.9, 1.1)
+        history.append({"epoch": epoch, "train_loss": loss, "test_score": None if score is None else test})
+    return {"seed": seed, "score": score, "seconds": 3.0, "history": history, "predictions": predictions}
+
+
+class Page(HTMLParser):
+    """What the tests ask of the page: its elements, its texts, and the table without the drawings in it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}  # by element
+        self.rows: list[list[str]] = []  # of the table of scores
+        self._open: list[str] = []
+        self._inside = False
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = self._inside or (tag == "section" and dict(attrs).get("id") == "table")
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+        if self._inside and "tbody" in self._open:
+            if tag == "tr":
+                self.rows.append([])
+            if tag == "td":
+                self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes something else"
+        self._inside = self._inside and tag != "section"
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self._open):
+            self.texts[tag][-1] += data if tag in ("h1", "title", "pre") else f"{data} "
+        if self._inside and "td" in self._open and "tbody" in self._open and "svg" not in self._open:
+            self.rows[-1][-1] += data
+
+    @property
+    def answer(self) -> str:
+        return self.texts["h1"][0].strip().replace("\N{NO-BREAK SPACE}", " ")
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts["body"][0].replace("\N{NO-BREAK SPACE}", " ").split())
+
+    @property
+    def table(self) -> dict[str, list[str]]:
+        """The cells of each row, by the first word or words of the row without the pills."""
+        clean = [[" ".join(cell.replace("\N{NO-BREAK SPACE}", " ").split()) for cell in row] for row in self.rows]
+        return {row[0]: row[1:] for row in clean}
+
+
+SIX = {
+    "rnn": [0.93, 0.935, 0.94],
+    "lstm": [0.97, 0.965, 0.96],
+    "gru": [0.968, 0.97, 0.972],
+    "peephole": [0.96, 0.955, 0.97],
+    "bilstm": [0.985, 0.975, 0.98],
+    "two-layer": [0.95, 0.97, 0.94],
+}
+NAN = math.nan
+SIMPLE = {"majority class": 0.3, "1-nearest neighbour on summary statistics": 0.8}
+CASES = {
+    "six models": comparison(SIX, N=370, baselines=SIMPLE),
+    "one model, one seed": comparison({"gru": [0.9]}, baselines=SIMPLE),
+    "no baselines": comparison({"gru": [0.9], "lstm": [0.8]}),
+    "fifty classes": comparison(SIX, classes=[f"word {k}" for k in range(50)], N=1500, baselines=SIMPLE),
+    "twelve models": comparison({f"my cell {k}": [0.9 - k / 100] for k in range(12)}, epochs=1),
+    "numbers": comparison({"rnn": [0.31, 0.33], "lstm": [0.25, 0.26]}, number=True, baselines={"mean": 1.0}),
+    "some diverged": comparison({"rnn": [0.3, NAN], "lstm": [0.2, 0.21], "gru": [NAN, NAN]}, number=True),
+    "diverged class": comparison({"rnn": [0.9, 0.91], "lstm": [NAN, 0.92]}, baselines=SIMPLE),
+    "all diverged": comparison({"rnn": [NAN], "lstm": [NAN]}, number=True, baselines={"mean": 1.0}),
+    "long names": comparison({"my.very.long.module:" + "Cell" * 20: [0.9]}, classes=["no", "yes " * 20]),
+}
+
+
+def gates(T: int = 9, H: int = 16) -> Gates:
+    torch.manual_seed(0)
+    matrices = {
+        "i": torch.rand(T, H),
+        "g": torch.rand(T, H) * 2 - 1,
+        "my own": tuple(map(tuple, torch.randn(T, H).tolist())),
+    }
+    return Gates("GRU", "s7", "ba", "da", matrices, {"i": (0, 1), "g": (-1, 1)}, torch.randn(T, 3))
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_makes_one_well_formed_small_page_that_loads_nothing(case: str) -> None:
+    html = render(CASES[case], gates())
+    page = Page(html)  # asserts that every element is closed
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    for tag, attributes in page.tags:
+        for name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)|javascript:", html)
+    assert "default-src 'none'" in html
+    assert len(html.encode()) < 1_000_000
+    assert not re.search(r"\bnan\b|\binf\b|undefined", html, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_results_give_the_same_bytes_also_after_json(case: str) -> None:
+    page = render(CASES[case], gates())
+    assert render(copy.deepcopy(CASES[case]), gates()) == page
+    assert render(json.loads(json.dumps(CASES[case])), gates()) == page
+
+
+@pytest.mark.parametrize("case", ["six models", "one model, one seed", "fifty classes"])
+def test_table_holds_the_numbers_of_the_results_best_first(case: str) -> None:
+    results = CASES[case]
+    expected = []
+    for m in results["models"]:
+        spread = "" if m["score_std"] is None else f" ± {100 * m['score_std']:.1f}"
+        costs = [f"{m['parameters']:,}", f"{m['train_seconds']:.1f}", f"{m['step_microseconds']:.1f}"]
+        expected.append((m["score_mean"], m["title"], [percent(m["score_mean"]) + spread, "", *costs]))
+    expected += [(b["score"], b["name"], [percent(b["score"]), "", "", "", ""]) for b in results["baselines"]]
+    expected.sort(key=lambda row: -row[0])
+    rows = list(Page(render(results, None)).table.items())
+    assert [re.sub(r" (best|tie|baseline)$", "", name) for name, _ in rows] == [name for _, name, _ in expected]
+    assert [cells for _, cells in rows] == [cells for *_, cells in expected]
+
+
+def test_table_of_numbers_is_sorted_by_the_lowest_error() -> None:
+    results = CASES["numbers"]
+    rnn, lstm = results["models"]
+    table = Page(render(results, None)).table
+    assert list(table) == ["LSTM best", "RNN", "mean baseline"]
+    assert table["LSTM best"][0] == f"{lstm['score_mean']:.3f} ± {lstm['score_std']:.3f}"
+    assert table["RNN"][0] == f"{rnn['score_mean']:.3f} ± {rnn['score_std']:.3f}"
+
+
+ANSWERS = {
+    "clear winner": (
+        comparison({"lstm": [0.9, 0.91], "gru": [0.7, 0.71]}, N=1000),
+        "LSTM gets 90.5 % ± 0.7 of 1,000 test sequences right; GRU follows 20.0 points behind, more than the spread.",
+        ["LSTM best", "GRU"],
+    ),
+    "tie by the seeds": (
+        comparison({"lstm": [0.85, 0.75], "gru": [0.75, 0.82]}, N=100_000),
+        "LSTM gets 80.00 % ± 7.07 of 100,000 test sequences right, but GRU is within the spread, and it is 2.0× "
+        "faster at batch 1.",
+        ["LSTM best", "GRU tie"],
+    ),
+    "tie by the test part": (
+        comparison({"lstm": [0.92], "gru": [0.9]}, N=50),
+        "LSTM gets 92.0 % of 50 test sequences right, but GRU is within the spread, and it is 2.0× faster at batch 1.",
+        ["LSTM best", "GRU tie"],
+    ),
+    "the same gap on a large test part": (
+        comparison({"lstm": [0.92], "gru": [0.9]}, N=50_000),
+        "LSTM gets 92.00 % of 50,000 test sequences right; GRU follows 2.00 points behind, more than the spread.",
+        ["LSTM best", "GRU"],
+    ),
+    "tie of all": (
+        comparison({"rnn": [0.9], "lstm": [0.91], "gru": [0.92], "bilstm": [0.93]}, N=100),
+        "Bidirectional LSTM gets 93.0 % of 100 test sequences right, but all 4 networks are within the spread, and "
+        "RNN is 4.0× faster to train.",
+        ["Bidirectional LSTM best", "GRU tie", "LSTM tie", "RNN tie"],
+    ),
+    "baseline wins": (
+        comparison({"lstm": [0.7], "gru": [0.6]}, baselines={"neighbour": 0.9}),
+        "No network: the baseline “neighbour” wins with 90.0 %; the best network, LSTM, gets 70.0 % of 200 test "
+        "sequences right.",
+        ["neighbour baseline", "LSTM best", "GRU"],
+    ),
+    "tie with a baseline": (
+        comparison({"lstm": [0.7]}, baselines={"neighbour": 0.69}),
+        "LSTM gets 70.0 % of 200 test sequences right, but that is a tie with the baseline “neighbour” (69.0 %).",
+        ["LSTM", "neighbour baseline"],
+    ),
+    "one model": (
+        comparison({"lstm": [0.7]}, baselines={"neighbour": 0.4}),
+        "LSTM gets 70.0 % of 200 test sequences right.",
+        ["LSTM", "neighbour baseline"],
+    ),
+    "all diverged": (
+        CASES["all diverged"],
+        "No network can be recommended: every one of them diverged.",
+        ["mean baseline", "RNN 1 of 1 diverged", "LSTM 1 of 1 diverged"],
+    ),
+    "the others diverged": (
+        comparison({"lstm": [NAN, 0.1], "gru": [NAN, NAN], "rnn": [1.0, 1.0]}, number=True, baselines={"mean": 3.0}),
+        "RNN predicts 200 test sequences with an rmse of 1.01 ± 0.05; every other network had a run that diverged.",
+        ["RNN best", "mean baseline", "LSTM 1 of 2 diverged", "GRU 2 of 2 diverged"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_the_answer_says_what_the_numbers_bear(case: str) -> None:
+    results, answer, rows = ANSWERS[case]
+    page = Page(render(results, None))
+    assert page.answer == answer
+    assert list(page.table) == rows
+
+
+def test_a_paired_difference_that_is_never_the_other_way_is_no_tie() -> None:
+    results = comparison({"lstm": [0.92], "gru": [0.9]}, N=400)
+    lstm, gru = (model["runs"][0] for model in results["models"])
+    assert "GRU tie" in Page(render(results, None)).table
+    # Now GRU's mistakes are LSTM's and 8 more: as unlikely by luck as 8 heads in a row.
+    mistakes = [k for k, t in enumerate(results["test_targets"]) if lstm["predictions"][k] != t]
+    right = [k for k in range(400) if k not in mistakes]
+    gru["predictions"] = [(t + (k in mistakes or k in right[:8])) % 3 for k, t in enumerate(results["test_targets"])]
+    assert sum(p != t for p, t in zip(gru["predictions"], results["test_targets"], strict=True)) == 40
+    assert "GRU" in Page(render(results, None)).table
+
+
+def test_a_diverged_run_is_named_and_its_curve_ends_in_a_cross() -> None:
+    page = Page(render(CASES["some diverged"], None))
+    assert "RNN diverged in 1 of 2 runs (seed 1 in epoch 16)" in page.text
+    assert "GRU diverged in 2 of 2 runs (seed 0 in epoch 16, seed 1 in epoch 16)" in page.text
+    assert page.table["GRU 2 of 2 diverged"][0] == "–"
+    curve = next(text for text in page.texts["figure"] if "Training loss" in text)
+    assert curve.split("scale.")[1].count("✕") == 2  # in the sentence that explains it, and at the end of GRU's
+    assert "✕" not in Page(render(CASES["numbers"], None)).text
+
+
+def test_a_diverged_run_may_be_null_or_nan() -> None:
+    results = CASES["some diverged"]
+    nan, null = copy.deepcopy(results), copy.deepcopy(results)
+    for changed, unknown in ((nan, NAN), (null, None)):
+        for model in changed["models"]:
+            for entry in (model, *model["runs"], *(p for run in model["runs"] for p in run["history"])):
+                for key in ("score_mean", "score_std", "score", "train_loss", "test_score"):
+                    if key in entry and not math.isfinite(entry[key] or NAN):
+                        entry[key] = unknown
+            for run in model["runs"]:
+                run["predictions"] = [unknown if p is None else p for p in run["predictions"]]
+    assert json.dumps(nan).count("NaN") > 100
+    assert "NaN" not in json.dumps(null)
+    assert render(nan, None) == render(null, None)
+
+
+def test_an_interrupted_comparison_says_what_is_missing() -> None:
+    page = Page(render({**CASES["numbers"], "unfinished": ["gru", "bilstm"]}, None))
+    assert "interrupted before gru, bilstm had all runs" in page.text
+
+
+HARM = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "' onload='alert(1)", "</svg></title><b>&amp;"]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_names_from_the_data_are_only_text(harm: str) -> None:
+    results = comparison({"lstm": [0.9, 0.8], "gru": [0.8, 0.8]}, classes=[harm, "b"], baselines={harm: 0.5})
+    dataset = results["dataset"]
+    dataset.update(name=harm, target=harm, features=[harm, harm, harm], split=harm, attribution=harm)
+    results["models"][0].update(title=harm, layer=harm)
+    results.update(command=harm, machine=harm)
+    results["settings"][harm] = [harm]
+    inside = Gates(harm, harm, harm, harm, {harm: torch.rand(4, 2)}, {}, torch.rand(4, 3))
+    page = Page(render(results, inside))
+    harmless = Page(render(CASES["six models"], gates()))
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in harmless.tags}
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert names <= {name for _, attributes in harmless.tags for name in attributes}
+    assert page.texts["title"][0] == f"{harm}: which recurrent network?"
+    assert page.texts["pre"] == [harm]
+    assert harm in page.answer
+    numbers = {**comparison({"lstm": [0.9]}, number=True, N=5), "test_ids": [harm] * 5}
+    assert {tag for tag, _ in Page(render(numbers, None)).tags} <= {tag for tag, _ in harmless.tags}
+
+
+def test_confusion_matrix_counts_every_prediction_of_every_seed_of_the_best_model() -> None:
+    results = CASES["fifty classes"]
+    names = results["dataset"]["classes"]
+    best = next(m for m in results["models"] if m["name"] == results["best"])
+    expected = Counter(
+        (names[t], names[p])
+        for run in best["runs"]
+        for t, p in zip(results["test_targets"], run["predictions"], strict=True)
+    )
+    html = render(results, None)
+    cells = re.findall(r"<title>true (.+?), predicted (.+?): (\d+) of", html)
+    assert {(t, p): int(n) for t, p, n in cells} == expected
+    wrong = sum(n for (t, p), n in expected.items() if t != p)
+    page = Page(html)
+    assert f"{wrong} of 4,500 predictions are wrong, over all 3 seeds" in page.text
+    (t, p), n = max(((pair, n) for pair, n in expected.items() if pair[0] != pair[1]), key=lambda item: item[1])
+    assert f"{t} {p} {n} " in page.text
+
+
+@pytest.mark.parametrize("N, dots", [(200, 200), (4000, 1334)])
+def test_scatter_shows_the_test_sequences_of_one_seed(N: int, dots: int) -> None:
+    results = comparison({"lstm": [NAN, 0.1], "gru": [0.1, 0.2]}, number=True, N=N)
+    page = Page(render(results, None))
+    assert sum(attributes.get("class") == "s0 dot small" for _, attributes in page.tags) == dots
+    assert (f"{dots:,} of {N:,} shown" in page.text) == (dots < N)
+    run = results["models"][1]["runs"][0]
+    errors = [abs(p - t) for p, t in zip(run["predictions"], results["test_targets"], strict=True)]
+    worst = max(range(N), key=lambda k: errors[k])
+    assert f"s{worst} {results['test_targets'][worst]:.3f} {run['predictions'][worst]:.3f}" in page.text
+
+
+def _images(html: str) -> list[list[list[int]]]:
+    """Decode the PNGs of the light theme into rows of palette indices."""
+    images = []
+    for text in re.findall(r'class="light"[^>]*base64,([^"]+)"', html):
+        data = base64.b64decode(text)
+        columns, rows = struct.unpack(">2I", data[16:24])
+        start = data.index(b"IDAT")
+        pixels = zlib.decompress(data[start + 4 : start + 4 + struct.unpack(">I", data[start - 4 : start])[0]])
+        lines = [list(pixels[k * (columns + 1) + 1 : (k + 1) * (columns + 1)]) for k in range(rows)]
+        images.append(lines)
+    return images
+
+
+def test_heat_maps_show_the_gates_with_the_same_unit_in_the_same_row() -> None:
+    level = torch.tensor([0.6, 0.0, 1.0, 0.2])  # of each unit, at all 5 steps
+    inside = Gates(
+        "GRU", "s7", "ba", "da", {"z": level.repeat(5, 1), "n": -level.repeat(5, 1)}, {"z": (0, 1), "n": (-1, 1)}
+    )
+    update, candidate = _images(render(CASES["six models"], inside))
+    assert [len(update), len(update[0])] == [4, 5]
+    heights = [row[0] for row in update]
+    assert sorted(heights) == [0, 51, 152, 254]
+    assert heights in ([0, 51, 152, 254], [254, 152, 51, 0]), "units are not sorted"
+    assert [row[0] for row in candidate] == [round(127 - h / 2) for h in heights]
+    page = Page(render(CASES["six models"], inside))
+    assert "Test sequence s7 of 5 steps; true: ba, predicted: da" in page.text
+    assert "update gate z 0 1" in page.text
+    assert "candidate n -1 1" in page.text
+
+
+def test_heat_map_without_a_range_is_symmetric_and_leaves_nan_blank() -> None:
+    values = torch.tensor([[-2.0, 4.0, NAN], [0.0, 4.0, 1.0]])
+    image = _images(render(CASES["six models"], Gates("GRU", "s", "a", "b", {"mine": values})))[0]
+    assert sorted(map(tuple, image)) == [(64, 127), (254, 254), (255, 159)]
+    constant = _images(render(CASES["six models"], Gates("GRU", "s", "a", "b", {"mine": torch.zeros(2, 3)})))[0]
+    assert constant == [[127, 127]] * 3
+
+
+def test_long_sequences_and_wide_layers_are_averaged_not_drawn_cell_by_cell() -> None:
+    html = render(CASES["six models"], gates(T=5000, H=600))
+    assert {(len(image), len(image[0])) for image in _images(html)} == {(160, 400), (3, 400)}
+    assert len(html.encode()) < 1_500_000
+
+
+def test_names_at_the_ends_of_curves_do_not_overlap() -> None:
+    for figure in re.findall(
+        r'<figure class="card" id="(?:loss|progress)">.*?</figure>', render(CASES["twelve models"], None), re.S
+    ):
+        heights = [float(y) for y in re.findall(r'<text class="t name" x="\S+" y="(\S+)"', figure)]
+        assert len(heights) == 12
+        assert all(b - a >= 14.9 for a, b in pairwise(heights))
+        assert 0 < heights[0] < heights[-1] < 300
+
+
+@pytest.mark.parametrize(
+    "axis, texts",
+    [
+        (charts.Axis(0, 1, 0, 100), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (charts.Axis(-0.1, 0.1, 0, 100), ["-0.10", "-0.05", "0.00", "0.05", "0.10"]),
+        (charts.Axis(0.962, 0.985, 0, 100, percent=True), ["96.5 %", "97.0 %", "97.5 %", "98.0 %", "98.5 %"]),
+        (charts.Axis(0, 7000, 0, 100), ["0", "1,000", "2,000", "3,000", "4,000", "5,000", "6,000", "7,000"]),
+        (charts.Axis(0, 2e-9, 0, 100), ["0", "5e-10", "1e-09", "1.5e-09", "2e-09"]),
+        (charts.Axis(0.0008, 2.3, 0, 100, log=True), ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
+        (charts.Axis(1e-12, 1e3, 0, 100, log=True), ["1e-12", "1e-09", "1e-06", "0.001", "1", "1e+03"]),
+        (charts.Axis(0.91, 0.99, 0, 100, log=True), ["0.92", "0.94", "0.96", "0.98"]),
+    ],
+)
+def test_ticks_are_round_inside_the_range_and_written_alike(axis: charts.Axis, texts: list[str]) -> None:
+    ticks = axis.ticks(5)
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in ticks] == texts
+    assert all(-1e-9 <= axis(value) <= 100 + 1e-9 for value, _ in ticks)
