@@ -72,7 +72,7 @@ def split(graph: Graph) -> Split:
     needed = _ancestors(graph.steps, graph.new_states)
     by_output = {ref: step for step in graph.steps for ref in step.outputs}
     after = tuple(s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
-    results = [graph.output] if graph.output is not None else []
+    results = [graph.output if graph.output is not None else graph.new_states[0]]
     wanted = [*results, *(r for s in after for r in s.inputs)]
     produced_after = {r for s in after for r in s.outputs}
     outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))

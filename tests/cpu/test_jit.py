@@ -259,7 +259,8 @@ def test_an_entry_in_the_place_of_another_is_not_run(cache):
     assert two.builds == 2
 
 
-def test_threads_that_ask_at_once_share_one_build():
+def test_threads_that_ask_at_once_share_one_build(monkeypatch):
+    monkeypatch.setenv("ANYRNN_CACHE", "off")
     program = Program(11)
     build = program.build
     program.build = lambda: time.sleep(0.05) or build()

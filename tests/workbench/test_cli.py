@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -341,17 +340,13 @@ def test_doctor_names_versions_threads_engines_and_reasons() -> None:
 
 
 @pytest.mark.parametrize("command", ["compare", "fit", "predict", "doctor"])
-def test_every_help_text_has_an_example_that_parses(command: str) -> None:
+def test_every_help_text_has_examples_that_parse(command: str) -> None:
     out = invoke(command, "--help").stdout
     examples = re.findall(rf"^    anyrnn ({command}\b.*?)(?: >.*)?$", out, re.MULTILINE)
     assert examples
     for example in examples:
-        arguments = [word for word in example.split() if word != "doctor"]
-        if arguments:
-            assert "No such option" not in invoke(*arguments, "--help").output
-            assert not re.search(r"--\w+", " ".join(arguments)) or all(
-                option in out for option in re.findall(r"--[\w-]+", " ".join(arguments))
-            )
+        assert invoke(*example.split(), "--help").exit_code == 0
+        assert invoke(*example.split(), "--no-such-option", "--help").exit_code == 2
 
 
 def test_without_its_packages_the_command_line_says_how_to_get_them(tmp_path: Path) -> None:
@@ -365,9 +360,5 @@ def test_without_its_packages_the_command_line_says_how_to_get_them(tmp_path: Pa
 
 def test_the_library_does_not_import_the_workbench_or_its_packages(tmp_path: Path) -> None:
     extra = ("anyrnn.workbench", "typer", "rich", "polars", "sklearn", "matplotlib", "jinja2", "safetensors")
-    code = f"import sys, anyrnn; sys.exit(','.join(sorted(set({extra!r}) & set(sys.modules))))"
+    code = f"import sys, anyrnn; sys.exit(','.join(sorted(set({extra!r}) & set(sys.modules))) or None)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=60)
-
-
-def test_the_shipped_data_is_the_one_that_is_named() -> None:
-    assert (files("anyrnn.workbench") / "datasets" / "JapaneseVowels_TRAIN.ts").is_file()

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class _Format:
         """Below it, an odd function with slope 1 at 0 equals its argument."""
         return 2.0 ** -(self.mantissa + 2)
 
-    def field(self, number: float) -> int:
+    def code(self, number: float) -> int:
         """The bits of a number."""
         code = {32: "<fi", 64: "<dq"}[self.bits]
         return int(struct.unpack("<" + code[2], struct.pack(code[:2], number))[0])
@@ -86,7 +86,7 @@ _FLOAT = _Format(
     bits=32, mantissa=23, lowest=-104.0, highest=89.0, ln2=(0.693359375, -2.12194440e-4), erf_one=3.93,
     exp=(1.0, 1.0, 0.4999999403953552, 0.16666516661643982, 0.04166828468441963, 0.008369149640202522,
          0.0013817104045301676),
-    tanh=(-0.33333322405815125, 0.1333114206790924, -0.05271529778838158),
+    tanh=(-0.3333127200603485, 0.13110610842704773),
     log=(0.6666677594184875, 0.3997758626937866, 0.29870691895484924),
     sin=(-0.16666655242443085, 0.008332189172506332, -0.0001951828453456983),
     cos=(0.04166664555668831, -0.0013887309469282627, 2.4432367354165763e-05),
@@ -128,73 +128,62 @@ class _Splat(ir.Constant):  # type: ignore[misc]  # llvmlite has no types
     """A vector constant written once: ir.Constant would spell it out for every lane."""
 
     def _get_reference(self) -> str:
-        element = self.type.element
-        return f"splat ({element} {ir.Constant(element, self.constant[0].constant).get_reference()})"
+        return f"splat ({self.type.element} {self.constant[0].get_reference()})"
+
+
+def _operator(instruction: str, *, reflected: bool = False) -> Callable[[_Vector, _Vector | float], _Vector]:
+    def apply(self: _Vector, other: _Vector | float) -> _Vector:
+        left, right = (self.like(other), self) if reflected else (self, self.like(other))
+        emit = getattr(self.builder, instruction if self.integer else "f" + instruction)
+        return _Vector(self.builder, emit(left.value, right.value))
+
+    return apply
+
+
+def _comparison(operator: str) -> Callable[[_Vector, _Vector | float], _Vector]:
+    def compare(self: _Vector, other: _Vector | float) -> _Vector:
+        """False where one of the two is NaN."""
+        emit = self.builder.icmp_signed if self.integer else self.builder.fcmp_ordered
+        return _Vector(self.builder, emit(operator, self.value, self.like(other).value))
+
+    return compare
 
 
 class _Vector:
-    """A vector of floats, integers or truth values with Python's operators; numbers beside it are spread over it."""
+    """An LLVM vector of floats, integers or truth values with Python's operators; a number is spread over the lanes."""
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder, self.value = builder, value
 
     @property
+    def integer(self) -> bool:
+        return isinstance(self.value.type.element, ir.IntType)
+
+    @property
     def format(self) -> _Format:
         return _FLOAT if self.value.type.element == ir.FloatType() else _DOUBLE
 
-    @property
-    def real(self) -> bool:
-        return not isinstance(self.value.type.element, ir.IntType)
-
-    def wrap(self, other: _Vector | float) -> _Vector:
+    def like(self, other: _Vector | float) -> _Vector:
         return other if isinstance(other, _Vector) else _Vector(self.builder, _Splat(self.value.type, other))
 
-    def cast(self, how: str, element: ir.Type) -> _Vector:
-        """Convert by one of LLVM's cast instructions."""
-        value = getattr(self.builder, how)(self.value, ir.VectorType(element, self.value.type.count))
-        return _Vector(self.builder, value)
+    def cast(self, instruction: str, element: ir.Type) -> _Vector:
+        to = ir.VectorType(element, self.value.type.count)
+        return _Vector(self.builder, getattr(self.builder, instruction)(self.value, to))
 
-    def as_bits(self) -> _Vector:
+    def bits(self) -> _Vector:
         return self.cast("bitcast", ir.IntType(self.format.bits))
 
-    def as_real(self) -> _Vector:
+    def real(self) -> _Vector:
         return self.cast("bitcast", {32: ir.FloatType(), 64: ir.DoubleType()}[self.value.type.element.width])
 
-    def _apply(self, operation: str, other: _Vector | float) -> _Vector:
-        operation = "f" + operation if self.real else operation
-        return _Vector(self.builder, getattr(self.builder, operation)(self.value, self.wrap(other).value))
-
-    def _compare(self, operator: str, other: _Vector | float) -> _Vector:
-        return _Vector(self.builder, self.builder.fcmp_ordered(operator, self.value, self.wrap(other).value))
-
-    def equals(self, other: _Vector | float) -> _Vector:
-        if self.real:
-            return self._compare("==", other)
-        return _Vector(self.builder, self.builder.icmp_signed("==", self.value, self.wrap(other).value))
-
-    def __add__(self, other: _Vector | float) -> _Vector:
-        return self._apply("add", other)
-
-    def __sub__(self, other: _Vector | float) -> _Vector:
-        return self._apply("sub", other)
-
-    def __mul__(self, other: _Vector | float) -> _Vector:
-        return self._apply("mul", other)
-
-    def __truediv__(self, other: _Vector | float) -> _Vector:
-        return self._apply("div", other)
-
-    def __radd__(self, other: float) -> _Vector:
-        return self.wrap(other) + self
-
-    def __rsub__(self, other: float) -> _Vector:
-        return self.wrap(other) - self
-
-    def __rmul__(self, other: float) -> _Vector:
-        return self.wrap(other) * self
-
-    def __rtruediv__(self, other: float) -> _Vector:
-        return self.wrap(other) / self
+    __add__, __radd__ = _operator("add"), _operator("add", reflected=True)
+    __sub__, __rsub__ = _operator("sub"), _operator("sub", reflected=True)
+    __mul__, __rmul__ = _operator("mul"), _operator("mul", reflected=True)
+    __truediv__, __rtruediv__ = _operator("div"), _operator("div", reflected=True)
+    __and__, __or__, __xor__ = _operator("and_"), _operator("or_"), _operator("xor")
+    __lshift__, __rshift__ = _operator("shl"), _operator("lshr")
+    __lt__, __gt__ = _comparison("<"), _comparison(">")
+    equals, differs = _comparison("=="), _comparison("!=")
 
     def __neg__(self) -> _Vector:
         return _Vector(self.builder, self.builder.fneg(self.value))
@@ -202,23 +191,352 @@ class _Vector:
     def __abs__(self) -> _Vector:
         return _intrinsic("fabs", self)
 
-    def __lt__(self, other: _Vector | float) -> _Vector:
-        return self._compare("<", other)
 
-    def __gt__(self, other: _Vector | float) -> _Vector:
-        return self._compare(">", other)
+def _intrinsic(name: str, *arguments: _Vector) -> _Vector:
+    builder, kind = arguments[0].builder, arguments[0].value.type
+    # llvmlite's own declare_intrinsic knows no vectors.
+    symbol = f"llvm.{name}.v{kind.count}f{arguments[0].format.bits}"
+    function = builder.module.globals.get(symbol)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(arguments)), symbol)
+    return _Vector(builder, builder.call(function, [argument.value for argument in arguments]))
 
-    def __and__(self, other: _Vector | int) -> _Vector:
-        return self._apply("and_", other)
 
-    def __or__(self, other: _Vector | int) -> _Vector:
-        return self._apply("or_", other)
+def _muladd(a: _Vector, b: _Vector | float, c: _Vector | float) -> _Vector:
+    return _intrinsic("fmuladd", a, a.like(b), a.like(c))
 
-    def __xor__(self, other: _Vector | int) -> _Vector:
-        return self._apply("xor", other)
 
-    def __lshift__(self, other: int) -> _Vector:
-        return self._apply("shl", other)
+def _select(condition: _Vector, yes: _Vector | float, no: _Vector) -> _Vector:
+    return _Vector(no.builder, no.builder.select(condition.value, no.like(yes).value, no.value))
 
-    def __rshift__(self, other: int) -> _Vector:
-        return self._apply("lshr", other)
+
+def _clamp(x: _Vector, low: float, high: float) -> _Vector:
+    """One instruction a side, and NaN stays NaN."""
+    x = _select(x > high, high, x)
+    return _select(x < low, low, x)
+
+
+def _with_sign(size: _Vector, sign: _Vector) -> _Vector:
+    return _intrinsic("copysign", size, sign)
+
+
+def _polynomial(coefficients: Sequence[float], x: _Vector) -> _Vector:
+    """Horner's rule: the fewest instructions, and neighbouring evaluations fill the latency."""
+    value = x.like(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = _muladd(value, x, coefficient)
+    return value
+
+
+def _reduce(x: _Vector, step: Sequence[float], offset: int = 0) -> tuple[_Vector, _Vector]:
+    """Find the integer n nearest to x / step, and r = x - n step; return n + offset, in the lowest bits, and r.
+
+    The step is the sum of its parts; n times each part but the last has to be exact.
+    """
+    shift = x.format.integral + offset
+    code = _muladd(x, 1 / sum(step), shift)
+    n = code - shift
+    for part in step:
+        x = _muladd(n, -part, x)
+    return code.bits(), x
+
+
+def _power_of_two(code: _Vector, form: _Format) -> _Vector:
+    """2^n from n + bias in the lowest bits; what stands above them is shifted out."""
+    return (code << form.mantissa).real()
+
+
+def _times_power_of_two(x: _Vector, code: _Vector) -> _Vector:
+    """Multiply by 2^n, from n + 2 bias, in two steps: 2^n itself may be infinite or subnormal where x 2^n is not."""
+    half = code >> 1
+    return x * _power_of_two(half, x.format) * _power_of_two(code - half, x.format)
+
+
+_LN2 = math.log(2.0)
+_HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)  # 33, 33 and 53 bits
+
+FUNCTIONS: dict[str, Callable[..., ir.Value]] = {}
+ULP: dict[str, tuple[float, float]] = {}
+
+
+def _function(
+    name: str, float_ulp: float, double_ulp: float
+) -> Callable[[Callable[..., _Vector]], Callable[..., _Vector]]:
+    """Enter a function of vectors into the tables."""
+
+    def register(body: Callable[..., _Vector]) -> Callable[..., _Vector]:
+        def emit(builder: ir.IRBuilder, *arguments: ir.Value) -> ir.Value:
+            kind = arguments[0].type
+            symbol = f"{name}.v{kind.count}{'f32' if kind.element == ir.FloatType() else 'f64'}"
+            function = builder.module.globals.get(symbol)
+            if function is None:
+                function = ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(arguments)), symbol)
+                function.linkage = "internal"
+                function.attributes.add("alwaysinline")
+                inner = ir.IRBuilder(function.append_basic_block())
+                inner.ret(body(*(_Vector(inner, argument) for argument in function.args)).value)
+            return builder.call(function, arguments)
+
+        FUNCTIONS[name], ULP[name] = emit, (float_ulp, double_ulp)
+        return body
+
+    return register
+
+
+@_function("exp", 1, 1)
+def _exp(x: _Vector) -> _Vector:
+    """exp(n ln2 + r) = 2^n exp(r)."""
+    form = x.format
+    code, r = _reduce(_clamp(x, form.lowest, form.highest), form.ln2, 2 * form.bias)
+    return _times_power_of_two(_polynomial(form.exp, r), code)
+
+
+@_function("exp2", 1, 1)
+def _exp2(x: _Vector, rest: _Vector | None = None) -> _Vector:
+    """2^(n + r) = 2^n exp(r ln2); `rest`, if there is one, is a small number to be added to x."""
+    form = x.format
+    code, r = _reduce(_clamp(x, form.lowest / _LN2, form.highest / _LN2), (1.0,), 2 * form.bias)
+    r = r if rest is None else r + rest
+    return _times_power_of_two(_polynomial(form.exp, r * _LN2), code)
+
+
+@_function("expm1", 1, 1)
+def _expm1(x: _Vector) -> _Vector:
+    """2^n (exp(r) - 1) + (2^n - 1), all of it halved so that 2^n stays finite up to the largest result."""
+    form = x.format
+    code, r = _reduce(_clamp(x, -40.0, form.highest), form.ln2, form.bias - 1)
+    half = _power_of_two(code, form)
+    less = _muladd(_polynomial(form.exp[2:], r) * r, r, r)
+    return _select(abs(x) < form.tiny, x, 2.0 * _muladd(half, less, half - 0.5))
+
+
+@_function("sigmoid", 2, 2)
+def _sigmoid(x: _Vector) -> _Vector:
+    """exp(r) / (exp(r) + 2^-n), both scaled down by 2^64: so 2^-n is finite down to the smallest subnormal result."""
+    form = x.format
+    code, r = _reduce(_clamp(x, form.lowest, 40.0), [-part for part in form.ln2], form.bias - 64)
+    power = _polynomial([c * 2.0**-64 for c in form.exp], r)
+    return power / (power + _power_of_two(code, form))
+
+
+@_function("tanh", 2, 2)
+def _tanh(x: _Vector) -> _Vector:
+    """(t (2^n + 1) + 2^n - 1) / (t (2^n - 1) + 2^n + 1) with x = n ln2 / 2 + r and t = tanh(r)."""
+    form = x.format
+    # One part is enough: where n is not 0, the slope of tanh makes up for what it lacks.
+    code, r = _reduce(_clamp(x, -20.0, 20.0), (_LN2 / 2,), form.bias)
+    t = r * _polynomial([1.0, *form.tanh], r * r)
+    power = _power_of_two(code, form)
+    below, above = 1.0 - power, power + 1.0  # `below` is +0 at n = 0, and subtracting that keeps the sign of -0
+    return _muladd(t, above, -below) / _muladd(-t, below, above)
+
+
+def _split(x: _Vector) -> tuple[_Vector, _Vector]:
+    """Find n and f so that x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for a positive finite x."""
+    form = x.format
+    lowest = form.code(math.sqrt(0.5))
+    subnormal = x < 2.0 ** (1 - form.bias)
+    x = _select(subnormal, x * 2.0**form.mantissa, x)
+    code = x.bits() + (form.code(1.0) - lowest)
+    # An integer below 2^mantissa, put into the bits of that power of two, is added to it.
+    n = ((code >> form.mantissa) | form.code(2.0**form.mantissa)).real() - (2.0**form.mantissa + form.bias)
+    n = _select(subnormal, n - float(form.mantissa), n)
+    return n, ((code & (2**form.mantissa - 1)) + lowest).real() - 1.0
+
+
+def _log_tail(f: _Vector) -> _Vector:
+    """f - log(1 + f) = f^2/2 - s (f^2/2 + 2 atanh(s)/s - 2) with s = f / (2 + f); small beside f, unlike log itself."""
+    s = f / (f + 2.0)
+    half = 0.5 * f * f
+    square = s * s
+    return half - s * _muladd(square, _polynomial(f.format.log, square), half)
+
+
+def _on_positive(x: _Vector, log: _Vector) -> _Vector:
+    """What a logarithm of x is: -infinity at 0, infinity at infinity, NaN below 0 and at NaN."""
+    other = _select(x.equals(0.0), -math.inf, _select(x < 0.0, math.nan, x))
+    return _select((x > 0.0) & (x < math.inf), log, other)
+
+
+def _log_from(n: _Vector, f: _Vector) -> _Vector:
+    high, low = n.format.ln2
+    return _muladd(n, high, f - _muladd(n, -low, _log_tail(f)))
+
+
+@_function("log", 1, 1)
+def _log(x: _Vector) -> _Vector:
+    return _on_positive(x, _log_from(*_split(x)))
+
+
+@_function("log2", 2, 2)
+def _log2(x: _Vector) -> _Vector:
+    """Exact at powers of two."""
+    n, f = _split(x)
+    return _on_positive(x, _muladd(f - _log_tail(f), 1 / _LN2, n))
+
+
+@_function("log1p", 2, 2)
+def _log1p(x: _Vector) -> _Vector:
+    """log(2^n (1 + f + 2^-n e)), where e is what rounding 1 + x has lost."""
+    form = x.format
+    total, lost = _two_sum(x, x.like(1.0))
+    n, f = _split(total)
+    f = _select(x < 4 / form.tiny, _muladd(_power_of_two((form.integral + form.bias - n).bits(), form), lost, f), f)
+    return _select(abs(x) < form.tiny, x, _on_positive(total, _log_from(n, f)))
+
+
+def _quadrant(x: _Vector) -> tuple[_Vector, _Vector]:
+    """Reduce by multiples of pi/2, in double precision; return the multiple in the lowest bits, and the remainder."""
+    wide = x.cast("fpext", ir.DoubleType()) if x.format is _FLOAT else x
+    code, r = _reduce(wide, _HALF_PI)
+    r = _clamp(r, -0.8, 0.8)  # of the largest numbers not even the remainder is known
+    if x.format is _FLOAT:
+        return code.cast("trunc", ir.IntType(32)), r.cast("fptrunc", ir.FloatType())
+    return code, r
+
+
+def _sine(code: _Vector, r: _Vector) -> _Vector:
+    """sin(n pi/2 + r)."""
+    form, square = r.format, r * r
+    sine = r * _polynomial([1.0, *form.sin], square)
+    cosine = _polynomial([1.0, -0.5, *form.cos], square)
+    value = _select((code & 1).equals(0), sine, cosine)
+    return (value.bits() ^ ((code & 2) << (form.bits - 2))).real()
+
+
+@_function("sin", 2, 2)
+def _sin(x: _Vector) -> _Vector:
+    """To within `ULP` up to 1.6e6; beyond, to within 2^-52 |x|, and never outside [-1, 1]."""
+    return _sine(*_quadrant(x))
+
+
+@_function("cos", 2, 2)
+def _cos(x: _Vector) -> _Vector:
+    """As `sin`."""
+    code, r = _quadrant(x)
+    return _sine(code + 1, r)
+
+
+@_function("atan", 2, 2)
+def _atan(x: _Vector) -> _Vector:
+    """pi/2 - atan(1 / |x|) where |x| > 1."""
+    numerator, denominator = x.format.atan
+    steep = abs(x) > 1.0
+    t = _select(steep, 1.0 / abs(x), abs(x))
+    square = t * t
+    y = _muladd(t * square, _polynomial(numerator, square) / _polynomial(denominator, square), t)
+    return _with_sign(_select(steep, math.pi / 2 - y, y), x)
+
+
+@_function("erf", 2, 2)
+def _erf(x: _Vector) -> _Vector:
+    numerator, denominator = x.format.erf
+    limit = x.format.erf_one
+    t = _clamp(x, -limit, limit)
+    square = t * t
+    y = _clamp(t * _polynomial(numerator, square) / _polynomial(denominator, square), -1.0, 1.0)
+    return _select(abs(x) > limit, _with_sign(x.like(1.0), x), y)
+
+
+@_function("round", 0.5, 0.5)
+def _round(x: _Vector) -> _Vector:
+    """Half to even. LLVM's own would call libm on a processor without SSE 4.1."""
+    size, unit = abs(x), 2.0**x.format.mantissa
+    return _select(size < unit, _with_sign((size + unit) - unit, x), x)
+
+
+@_function("floor", 0.5, 0.5)
+def _floor(x: _Vector) -> _Vector:
+    nearest = _round(x)
+    return nearest - _select(nearest > x, 1.0, x.like(0.0))
+
+
+@_function("maximum", 0.5, 0.5)
+def _maximum(x: _Vector, y: _Vector) -> _Vector:
+    """NaN where either is NaN."""
+    return _select(x.equals(x), _select(x > y, x, y), x)
+
+
+def _define(name: str, float_ulp: float, double_ulp: float, body: Callable[..., _Vector]) -> None:
+    _function(name, float_ulp, double_ulp)(body)
+
+
+_define("ceil", 0.5, 0.5, lambda x: -_floor(-x))
+_define("trunc", 0.5, 0.5, lambda x: _with_sign(_floor(abs(x)), x))
+_define("minimum", 0.5, 0.5, lambda x, y: -_maximum(-x, -y))
+_define("sign", 0.5, 0.5, lambda x: _select(x > 0.0, 1.0, _select(x < 0.0, -1.0, x.like(0.0))))  # NaN: 0, as torch
+_define("abs", 0.5, 0.5, abs)
+_define("neg", 0.5, 0.5, lambda x: -x)
+_define("sqrt", 0.5, 0.5, lambda x: _intrinsic("sqrt", x))
+_define("rsqrt", 1.5, 1.5, lambda x: 1.0 / _intrinsic("sqrt", x))
+_define("reciprocal", 0.5, 0.5, lambda x: 1.0 / x)
+
+
+_Pair = tuple[_Vector, _Vector]  # an unevaluated sum, the second far smaller than the first
+
+
+def _two_sum(a: _Vector, b: _Vector) -> _Pair:
+    """a + b and what rounding has lost (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _two_product(a: _Vector, b: _Vector) -> _Pair:
+    """a b and what rounding has lost (Dekker), in double precision, without fused multiply-add."""
+    a_high, b_high = ((v.bits() & -(2**27)).real() for v in (a, b))
+    a_low, b_low = a - a_high, b - b_high
+    product = a * b
+    return product, (a_high * b_high - product) + a_high * b_low + a_low * b_high + a_low * b_low
+
+
+def _times(a: _Pair, b: _Pair) -> _Pair:
+    product, lost = _two_product(a[0], b[0])
+    lost = lost + (a[0] * b[1] + a[1] * b[0])
+    total = product + lost
+    return total, lost - (total - product)
+
+
+def _log2_pair(x: _Vector) -> _Pair:
+    """n + 2/ln2 s (1 + s^2 (1/3 + ...)), s = f / (2 + f), to 2^-65."""
+    n, f = _split(x)
+    d = f + 2.0
+    s = f / d
+    product, lost = _two_product(s, d)
+    s_pair = s, (f - product - lost - s * (f - (d - 2.0))) / d
+    square = _times(s_pair, s_pair)
+    rest = square[0] * _polynomial([c / 2 for c in x.format.log[1:]], square[0])
+    third = rest + 1 / 3
+    series = _times(square, (third, (1 / 3 - third) + rest + 1.850371707708594e-17))
+    total, lost = _two_sum(x.like(1.0), series[0])
+    log = _times(_times(s_pair, (total, lost + series[1])), (x.like(2 / _LN2), x.like(4.0710547481862066e-17)))
+    total, lost = _two_sum(n, log[0])
+    return total, lost + log[1]
+
+
+def _positive_power(x: _Vector, exponent: _Vector) -> _Vector:
+    """x^exponent for a positive finite x."""
+    if x.format is _FLOAT:
+        wide = [v.cast("fpext", ir.DoubleType()) for v in (x, exponent)]
+        return _exp2(_log2(wide[0]) * wide[1]).cast("fptrunc", ir.FloatType())
+    bounded = _clamp(exponent, -(2.0**70), 2.0**70)  # where every power but that of 1 is 0 or infinite
+    total, rest = _times(_log2_pair(x), (bounded, x.like(0.0)))
+    return _exp2(total, _clamp(rest, -1e-12, 1e-12))
+
+
+@_function("pow", 1, 1)
+def _pow(x: _Vector, exponent: _Vector) -> _Vector:
+    """C's pow: 1 where the exponent is 0 or x is 1, NaN where x < 0 and the exponent is no integer."""
+    form, size = x.format, abs(x)
+    half = 0.5 * exponent
+    odd = _round(exponent).equals(exponent) & _round(half).differs(half)
+    power = _positive_power(size, exponent)
+    vast = size.equals(math.inf)
+    limit = _select((exponent < 0.0) ^ vast, math.inf, x.like(0.0))
+    power = _select((size.equals(0.0) | vast) & exponent.equals(exponent), limit, power)
+    power = _select(size.equals(size), power, size)
+    sign = _select(odd, x.bits() & 2 ** (form.bits - 1), x.bits() & 0)
+    power = (power.bits() | sign).real()
+    power = _select((x < 0.0) & (size < math.inf) & _round(exponent).differs(exponent), math.nan, power)
+    one = exponent.equals(0.0) | x.equals(1.0) | (x.equals(-1.0) & abs(exponent).equals(math.inf))
+    return _select(one, 1.0, power)

@@ -27,10 +27,10 @@ class Group:
     Attributes:
         stage: When, after all groups of lower stages.
         width: The width of the values.
-        nodes: The values, arguments first; products come first of all.
+        nodes: The values to compute: products first, then arguments before users.
         stores: Which values are written where.
-        partial: Which reductions each value adds to, and whether this group is the first to add to it.
-        totals: Which values are summed over rows and steps, and where.
+        partial: Reductions, the values here that add to each, and whether no group before adds to it.
+        totals: Values that are summed over rows and steps, and where the sum begins.
     """
 
     stage: int
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def operands(self) -> list[tuple[Node, list[tuple[Node, int]]]]:
-        """The values that the products take, and the products (with the number of the term) that take each."""
+        """The values that the products take, and for each the products (with the number of the term) that take it."""
         found: dict[Node, list[tuple[Node, int]]] = {}
         for dot in self.dots:
             for k, arg in enumerate(dot.args):
@@ -61,16 +61,20 @@ class Schedule:
 
     Attributes:
         program: The program.
+        in_place: New states take the memory of the old ones.
         groups: The groups.
         places: Where the values are that another group, or a product, reads.
-        scratch: How many numbers a row needs for values that are kept for the length of a step.
-        copies: States whose new value must not be written before the step ends: they go through scratch.
+        partials: Where in scratch the lanes of each reduction are added up.
+        scratch: How many numbers a row needs for what is kept for the length of a step.
+        copies: States (and where they are in scratch) that are written in place only when the step is done.
         total_width: How many numbers the totals are.
     """
 
     program: Program
+    in_place: bool
     groups: tuple[Group, ...]
     places: dict[Node, Place]
+    partials: dict[Node, int]
     scratch: int
     copies: tuple[tuple[int, int], ...]
     total_width: int
@@ -82,105 +86,130 @@ def schedule(program: Program, in_place: bool, lanes: int) -> Schedule:
     Args:
         program: The program.
         in_place: New states take the memory of the old ones, as in a backward pass.
-        lanes: The numbers in a vector, which a reduction needs for each row.
+        lanes: The numbers in a vector, as many as a reduction keeps for each row.
     """
-    nodes = program.nodes
-    stage: dict[Node, int] = {}
-    for node in nodes:
-        behind = 1 if node.op in REDUCTIONS else 0
-        if node.op == "dot":
-            stage[node] = max((0 if a.is_leaf else stage[a] + 1 for a in node.args), default=0)
-        else:
-            stage[node] = max((stage[a] for a in node.args), default=0) + behind
-    groups: dict[tuple[int, int], Group] = {}
-    home: dict[Node, Group] = {}
-    # Stored leaves and constants are copied by a group of their width.
-    stored = _stored(program, in_place)
-    for node in nodes:
-        if (node.is_leaf or node.op == "constant") and node not in dict(stored):
-            continue
-        width = node.width
-        group = groups.setdefault((stage[node], width), Group(stage[node], width))
-        group.nodes.append(node)
-        home[node] = group
-    ordered = sorted(groups.values(), key=lambda g: (g.stage, g.width != 1, g.width))
-    for group in ordered:
-        group.nodes.sort(key=lambda n: n.op != "dot")  # stable: arguments stay before users
+    return _Scheduler(program, in_place, lanes).result()
 
-    scratch = 0
-    places: dict[Node, Place] = {}
-    late: list[tuple[int, int]] = []
-    for node, place in stored:
-        if place.array[0] == "carry" and not _may_overwrite(program, node, place, home, ordered):
-            late.append((place.array[1], scratch))
-            k = place.array[1]
-            place = Place(("scratch", 0), scratch + place.first)  # noqa: PLW2901
-            if not any(n is not node and p.array == ("carry", k) and (k, scratch) in late for n, p in stored):
-                pass
-        home[node].stores.append((node, place))
-        places.setdefault(node, place)
-    copies = []
-    if late:
-        # All pieces of a late state go to one run of scratch.
-        for group in ordered:
-            group.stores = [s for s in group.stores if s[1].array != ("scratch", 0)]
-        places = {n: p for n, p in places.items() if p.array != ("scratch", 0)}
-        for k in sorted({k for k, _ in late}):
-            for node, place in stored:
-                if place.array == ("carry", k):
-                    group = home[node]
-                    group.stores = [s for s in group.stores if not (s[0] is node and s[1] == place)]
-                    moved = Place(("scratch", 0), scratch + place.first)
-                    group.stores.append((node, moved))
-                    if places.get(node) in (None, place):
-                        places[node] = moved
-            copies.append((k, scratch))
-            scratch += program.states[k]
 
-    def keep(node: Node) -> None:
-        nonlocal scratch
-        if node not in places and not node.is_leaf and node.op != "constant":
-            places[node] = Place(("scratch", 0), scratch)
-            scratch += lanes if node.op in REDUCTIONS else node.width
-            if node.op not in REDUCTIONS:
-                home[node].stores.append((node, places[node]))
+class _Scheduler:
+    def __init__(self, program: Program, in_place: bool, lanes: int) -> None:
+        self.program = program
+        self.in_place = in_place
+        self.lanes = lanes
+        self.scratch = 0
+        self.places: dict[Node, Place] = {}
+        self.stage: dict[Node, int] = {}
+        self.groups: dict[tuple[int, int], Group] = {}
+        self.home: dict[Node, Group] = {}
+        for node in program.nodes:
+            self._place_in_time(node)
+        self.order = sorted(self.groups.values(), key=lambda g: (g.stage, g.width != 1, g.width))
 
-    started: set[Node] = set()
-    reductions = [n for n in nodes if n.op in REDUCTIONS]
-    partials: dict[Node, Place] = {}
-    for node in reductions:
-        partials[node] = Place(("scratch", 0), scratch)
-        scratch += lanes
-    for group in ordered:
-        for node in reductions:
-            here = [a for a in node.args if home.get(a, _group_for(a, stage, groups, node, home)) is group]
-            if here:
-                group.partial.append((node, here, node not in started))
-                started.add(node)
-    for group in ordered:
-        for node in group.nodes:
-            if node.op in REDUCTIONS:
-                continue
+    def result(self) -> Schedule:
+        for group in self.order:
+            group.nodes.sort(key=lambda n: n.op != "dot")  # stable: arguments stay before users
+        partials = {n: self._scratch(self.lanes) for n in self.program.nodes if n.op in REDUCTIONS}
+        copies = self._store_results()
+        self._add_partials()
+        self._keep_what_others_read()
+        first = 0
+        for node in self.program.totals:
+            self._home_of(node).totals.append((node, first))
+            first += node.width
+        return Schedule(
+            self.program, self.in_place, tuple(self.order), self.places, partials, self.scratch, tuple(copies), first
+        )
+
+    def _place_in_time(self, node: Node) -> None:
+        args = [self.stage[a] for a in node.args]
+        if node.op in REDUCTIONS:
+            self.stage[node] = max(args) + 1
             for arg in node.args:
-                if node.op == "dot" or home.get(arg) not in (group, None):
-                    keep(arg)
-        for _, parts, _ in group.partial:
-            for part in parts:
-                if home.get(part) not in (group, None):
-                    keep(part)
-    first = 0
-    total_at: dict[Node, int] = {}
-    for node in program.totals:
-        total_at[node] = first
-        first += node.width
-    for node, at in total_at.items():
-        group = home.get(node) or groups.setdefault((stage[node], node.width), Group(stage[node], node.width))
-        if node not in home:
-            home[node] = group
-            group.nodes.append(node)
-            if group not in ordered:
-                ordered.append(group)
-        group.totals.append((node, at))
-    for node, place in partials.items():
-        places[node] = places.get(node, place)
-    return Schedule(program, tuple(ordered), places | {("partial", n): p for n, p in partials.items()}, scratch, tuple(copies), first)  # type: ignore[dict-item]
+                self._home_of(arg)
+        elif node.op == "dot":
+            self.stage[node] = max((0 if a.is_leaf else self.stage[a] + 1 for a in node.args), default=0)
+        else:
+            self.stage[node] = max(args, default=0)
+        if not node.is_leaf and node.op != "constant":
+            self._home_of(node).nodes.append(node)
+        elif node in self.program.roots:
+            self._home_of(node)
+
+    def _home_of(self, node: Node) -> Group:
+        """The group that computes a value; for one that comes from memory, the one that uses it first."""
+        if node not in self.home:
+            key = (self.stage[node], node.width)
+            self.home[node] = self.groups.setdefault(key, Group(*key))
+        return self.home[node]
+
+    def _scratch(self, width: int) -> int:
+        self.scratch += width
+        return self.scratch - width
+
+    def _store_results(self) -> list[tuple[int, int]]:
+        copies = []
+        for k, pieces in enumerate(self.program.new_states):
+            array = ("carry" if self.in_place else "sequence", k)
+            first = 0
+            if self.in_place and not self._may_overwrite(k, pieces):
+                first = self._scratch(self.program.states[k])
+                array = ("scratch", 0)
+                copies.append((k, first))
+            self._store(pieces, array, first)
+        for k, pieces in enumerate(self.program.outputs):
+            self._store(pieces, ("output", k), 0)
+        return copies
+
+    def _store(self, pieces: tuple[Node, ...], array: tuple[str, int], first: int) -> None:
+        for piece in pieces:
+            place = Place(array, first)
+            self._home_of(piece).stores.append((piece, place))
+            if not piece.is_leaf and piece.op != "constant":
+                self.places.setdefault(piece, place)
+            first += piece.width
+
+    def _may_overwrite(self, k: int, pieces: tuple[Node, ...]) -> bool:
+        """Whether nothing reads the old state after, or elsewhere than, the new one is written over it."""
+        first = 0
+        for piece in pieces:
+            writer = self.order.index(self._home_of(piece))
+            for user, leaf in self._readers(k):
+                reader = self.order.index(user)
+                aligned = leaf is not None and leaf.attr[1] == first and leaf.width == piece.width
+                if reader > writer or (reader == writer and not aligned):
+                    return False
+            first += piece.width
+        return True
+
+    def _readers(self, k: int) -> list[tuple[Group, Node | None]]:
+        """The groups that read a state, and the range they read block by block; None for whole rows."""
+        found: list[tuple[Group, Node | None]] = []
+        for node in self.program.nodes:
+            for arg in node.args:
+                if arg.op == "state" and arg.attr[0] == k:
+                    group = self._home_of(arg) if node.op in REDUCTIONS else self.home[node]
+                    found.append((group, None if node.op == "dot" or arg.width != node.width else arg))
+        found += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == k]
+        return found
+
+    def _add_partials(self) -> None:
+        started: set[Node] = set()
+        reductions = [n for n in self.program.nodes if n.op in REDUCTIONS]
+        for group in self.order:
+            for node in reductions:
+                here = [a for a in node.args if self.home[a] is group]
+                if here:
+                    group.partial.append((node, here, node not in started))
+                    started.add(node)
+
+    def _keep_what_others_read(self) -> None:
+        """Give a place to every value that a product or another group reads."""
+        for group in self.order:
+            read = [a for n in group.nodes if n.op not in REDUCTIONS for a in n.args if n.op == "dot" or self._is_else(a, group)]
+            for node in read:
+                if node not in self.places and not node.is_leaf and node.op != "constant":
+                    self.places[node] = Place(("scratch", 0), self._scratch(node.width))
+                    self.home[node].stores.append((node, self.places[node]))
+
+    def _is_else(self, node: Node, group: Group) -> bool:
+        return self.home.get(node) is not group

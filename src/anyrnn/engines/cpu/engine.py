@@ -1,0 +1,192 @@
+"""The cpu engine: a cell's loop as machine code, and PyTorch for what is around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from anyrnn.engines.cpu.layout import Layout, layout
+from anyrnn.engines.cpu.loop import Loop
+from anyrnn.errors import AnyRNNError
+from anyrnn.split import Split, mixes_rows, run, split
+from anyrnn.trace import registered_of, tensors_of, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anyrnn.engines.call import Call
+    from anyrnn.protocol import Signature
+    from anyrnn.trace import Ref, Step
+
+_PLANS = 256  # cells remembered
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A cell taken apart and compiled, or the reason why it cannot be.
+
+    Attributes:
+        split: The four parts.
+        loop: The loop, ready to run.
+        keeps: What the plan's key refers to by identity, kept alive.
+    """
+
+    split: Split
+    loop: Loop
+    keeps: tuple[object, ...]
+
+
+_plans: OrderedDict[object, Plan | str] = OrderedDict()
+
+
+class CpuEngine:
+    """Runs any cell whose loop the loop program can hold, compiled for this processor."""
+
+    name = "cpu"
+
+    def refusal(self, call: Call) -> str | None:
+        """Say why machine code cannot run the call; None if it can."""
+        x = call.x
+        if x.device.type != "cpu":
+            return f"x is on {x.device}"
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"{x.dtype} is computed by PyTorch"
+        if 0 in x.shape or 0 in (s.numel() for s in call.states):
+            return "there is nothing to compute"
+        if torch.is_autocast_enabled("cpu"):
+            return "under autocast, PyTorch chooses the types"
+        if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+            return "torch.func transforms and forward-mode derivatives go through PyTorch"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in call.cell.modules()):
+            return "the cell has hooks, which machine code would not call"
+        if any(t.dtype != x.dtype for t in (*call.states, *(p for p in call.cell.parameters() if p.is_floating_point()))):
+            return "x, state and weights differ in dtype"
+        plan = plan_of(call.cell, call.signature, x.shape[2])
+        return plan if isinstance(plan, str) else None
+
+    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the output (T, B, O) and the final state variables (B, size)."""
+        plan = plan_of(call.cell, call.signature, call.x.shape[2])
+        assert isinstance(plan, Plan)  # else it was refused
+        T, B, _ = call.x.shape
+        if call.lengths is not None and int(call.lengths.max()) == 0:
+            return call.x.new_zeros(T, B, call.signature.output_size), call.states
+        order = layout(T, B, call.lengths, call.reverse)
+        rows = call.x.reshape(T * B, -1)
+        states = call.states
+        if order.lengths is not None:
+            assert order.order is not None
+            rows = rows.index_select(0, order.packed_index)
+            states = tuple(s.index_select(0, order.order) for s in states)
+        output, finals = _run(plan, call.cell, order, rows, states)
+        if order.lengths is not None and order.order is not None:
+            whole = output.new_zeros(T * B, output.shape[1])
+            output = whole.index_copy(0, order.packed_index, output)
+            back = order.order.argsort()
+            finals = [f.index_select(0, back) for f in finals]
+        return output.view(T, B, -1), tuple(finals)
+
+
+def _run(
+    plan: Plan, cell: nn.Module, order: Layout, rows: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    part, graph = plan.split, plan.split.graph
+    weights = tensors_of(cell)
+    tensors: dict[Ref, Tensor] = {ref: weights[name] for name, ref in graph.weights.items()}
+    tensors[graph.x] = rows
+    total = len(rows)
+    run(part.once, tensors, graph.batch, total)
+    _run_rows(part.before, graph, tensors, order)
+    like = states[0]
+    outputs, finals = plan.loop(
+        order,
+        [tensors[r].reshape(total, -1).contiguous() for r in part.streams],
+        [s.contiguous() for s in states],
+        [tensors[r].reshape(-1).to(like.dtype).contiguous() for r in part.vectors],
+        [tensors[r] for r in part.matrices],
+    )
+    for ref, output in zip(part.outputs, outputs, strict=True):
+        tensors[ref] = output.view(total, *graph.shapes[ref][1:])
+    _run_rows(part.after, graph, tensors, order)
+    result = tensors[graph.output if graph.output is not None else graph.new_states[0]]
+    return result, finals
+
+
+def _run_rows(steps: Sequence[Step], graph: Any, tensors: dict[Ref, Tensor], order: Layout) -> None:
+    """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
+    if not any(mixes_rows(step, graph) for step in steps):
+        run(steps, tensors, graph.batch, order.total)
+        return
+    batched = {r for r in tensors if graph.shapes[r] and graph.shapes[r][0] == graph.batch}
+    made: dict[Ref, list[Tensor]] = {}
+    spans = sorted(zip(order.offset.tolist(), order.rows.tolist(), strict=True))
+    for first, n in spans:
+        here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
+        run(steps, here, graph.batch, n)
+        for step in steps:
+            for ref in step.outputs:
+                made.setdefault(ref, []).append(here[ref])
+    for ref, parts in made.items():
+        shape = graph.shapes[ref]
+        tensors[ref] = torch.cat(parts) if shape and shape[0] == graph.batch else parts[-1]
+
+
+# ---- From a cell to its plan, remembered ----
+
+
+def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | str:
+    """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
+    keeps: list[object] = []
+    key = (_structure(cell, keeps), signature, input_size)
+    found = _plans.get(key)
+    if found is None:
+        try:
+            parts = split(trace(cell, signature, input_size))
+            _check_weights(parts, cell)
+            found = Plan(parts, Loop(parts.program), tuple(keeps))
+            _ = found.loop.derivative
+        except AnyRNNError as reason:
+            found = str(reason)
+        _plans[key] = found
+        if len(_plans) > _PLANS:
+            _plans.popitem(last=False)
+    return found
+
+
+def _check_weights(parts: Split, cell: nn.Module) -> None:
+    weights = tensors_of(cell)
+    for name, ref in parts.graph.weights.items():
+        if ref in (*parts.matrices, *parts.vectors) and not weights[name].is_floating_point():
+            msg = f"`{name}` is {weights[name].dtype}"
+            raise AnyRNNError(msg)
+
+
+def _structure(cell: nn.Module, keeps: list[object]) -> object:
+    """Everything about a cell that its trace depends on, beside the values of its tensors."""
+    modules = []
+    for name, module in cell.named_modules():
+        attributes = tuple(
+            (key, _plain(value, keeps))
+            for key, value in module.__dict__.items()
+            if key not in ("_parameters", "_buffers", "_modules") and not key.endswith("_hooks")
+        )
+        modules.append((name, type(module), attributes))
+    tensors = tuple((name, t.shape, t.dtype, t.stride()) for name, t in registered_of(cell).items())
+    return tuple(modules), tensors
+
+
+def _plain(value: object, keeps: list[object]) -> object:
+    if value is None or isinstance(value, bool | int | float | str | type | torch.dtype | torch.Size):
+        return type(value), value
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v, keeps) for v in value)
+    if isinstance(value, dict):
+        return tuple((_plain(k, keeps), _plain(v, keeps)) for k, v in value.items())
+    if isinstance(value, Tensor):
+        return "tensor", value.shape, value.dtype
+    keeps.append(value)
+    return id(value)

@@ -1,0 +1,116 @@
+"""Where the valid steps of a ragged batch are in memory: packed, with no room for padding.
+
+Rows are sorted by length, longest first, so that the rows active at a step are the first ones, and the arrays of all
+steps lie one after the other. A batch without lengths is the case in which nothing has to move.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The packed rows of a batch, in the order in which a direction runs through them.
+
+    Attributes:
+        T, B: The size of the batch.
+        rows: For each step in running order, how many rows are active.
+        offset: Where their packed rows begin.
+        joined: How many of them were active in the step before.
+        before: Where that step's packed rows begin.
+        lengths: The sorted lengths, (B,); None if all are T.
+        order: Which row of the batch each sorted row is, (B,); None likewise.
+    """
+
+    T: int
+    B: int
+    rows: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    joined: NDArray[np.int64]
+    before: NDArray[np.int64]
+    lengths: Tensor | None
+    order: Tensor | None
+    reverse: bool
+
+    @property
+    def total(self) -> int:
+        """The number of packed rows."""
+        return int(self.rows.sum())
+
+    @functools.cached_property
+    def packed_index(self) -> Tensor:
+        """For each packed row, its place in (T*B) rows."""
+        assert self.order is not None
+        index = np.empty(self.total, dtype=np.int64)
+        order = self.order.numpy()
+        steps = np.arange(len(self.rows))[::-1] if self.reverse else np.arange(len(self.rows))
+        for t, n, first in zip(steps, self.rows, self.offset, strict=True):
+            index[first : first + n] = t * self.B + order[:n]
+        return torch.from_numpy(index)
+
+    @functools.cached_property
+    def previous_index(self) -> Tensor:
+        """For each packed row, the packed row of the step before; from `total` on, the rows of the initial state."""
+        index = np.empty(self.total, dtype=np.int64)
+        for n, first, joined, before in zip(self.rows, self.offset, self.joined, self.before, strict=True):
+            index[first : first + joined] = np.arange(before, before + joined)
+            index[first + joined : first + n] = np.arange(self.total + joined, self.total + n)
+        return torch.from_numpy(index)
+
+    @functools.cached_property
+    def last_index(self) -> Tensor:
+        """For each sorted row with steps, the packed row of its last one in running order."""
+        assert self.lengths is not None
+        lengths = self.lengths[self.lengths > 0].numpy()
+        last = np.zeros_like(lengths) if self.reverse else lengths - 1
+        by_time = self.offset[::-1] if self.reverse else self.offset
+        return torch.from_numpy(by_time[last] + np.arange(len(lengths)))
+
+    def bounds(self, parts: int, tile: int) -> NDArray[np.int64]:
+        """Divide the rows among threads, as even in valid steps as whole tiles of rows allow."""
+        if self.lengths is None:
+            work = np.arange(1, self.B + 1)
+        else:
+            work = np.cumsum(self.lengths.numpy())
+        ends = [0]
+        for part in range(1, parts):
+            end = int(np.searchsorted(work, work[-1] * part / parts))
+            ends.append(max(ends[-1], min(self.B, round(end / tile) * tile if self.B >= parts * tile else end)))
+        return np.array([*ends, self.B], dtype=np.int64)
+
+
+def layout(T: int, B: int, lengths: Tensor | None, reverse: bool) -> Layout:
+    """Lay a batch out."""
+    if lengths is None:
+        return _full(T, B, reverse)
+    lengths, order = lengths.sort(descending=True, stable=True)
+    longest = int(lengths[0])
+    rows = np.searchsorted(-lengths.numpy(), -np.arange(longest), side="left").astype(np.int64)
+    offset = np.concatenate(([0], np.cumsum(rows)[:-1])).astype(np.int64)
+    if reverse:
+        rows, offset = rows[::-1].copy(), offset[::-1].copy()
+    joined = np.concatenate(([0], np.minimum(rows[1:], rows[:-1])))
+    before = np.concatenate(([0], offset[:-1]))
+    return Layout(T, B, rows, offset, joined, before, lengths, order, reverse)
+
+
+@functools.lru_cache(maxsize=64)
+def _full(T: int, B: int, reverse: bool) -> Layout:
+    rows = np.full(T, B, dtype=np.int64)
+    offset = np.arange(T, dtype=np.int64) * B
+    if reverse:
+        offset = offset[::-1].copy()
+    joined = rows.copy()
+    joined[:1] = 0
+    before = np.concatenate(([0], offset[:-1])) if T else offset
+    return Layout(T, B, rows, offset, joined, before, None, None, reverse)

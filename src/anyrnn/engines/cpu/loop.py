@@ -1,0 +1,315 @@
+"""A loop program run by its machine code, forward and backward, as one differentiable operation."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyrnn.derive import Derivative, Term, derive
+from anyrnn.engines.cpu import jit, threads
+from anyrnn.engines.cpu.machine import Machine
+from anyrnn.engines.cpu.schedule import Schedule, schedule
+from anyrnn.engines.cpu.slots import Packed, Slots, packed_of, slots_of
+from anyrnn.program import Program, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anyrnn.engines.cpu.emit import Kernel
+    from anyrnn.engines.cpu.jit import Compiled
+    from anyrnn.engines.cpu.layout import Layout
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A program's machine code, and what it must be given."""
+
+    schedule: Schedule
+    slots: Slots
+    packed: tuple[Packed, ...]
+    code: Compiled
+    lanes: int
+    double: bool
+
+    def run(self, layout: Layout, arrays: dict[tuple[str, int], Tensor], matrices: Sequence[Tensor], backward: bool) -> Tensor:
+        """Run all steps. `arrays` holds the streams, states and outputs; returns the totals."""
+        like = next(iter(arrays.values()))
+        parts = max(1, min(threads.count(), layout.B))
+        count = len(self.packed)
+        sizes = [p.size(self.lanes) for p in self.packed]
+        workspace = like.new_empty(sum(sizes) + layout.B * self.schedule.scratch + self.lanes)
+        totals = like.new_zeros(parts, max(self.schedule.total_width, 1))
+        steps = [layout.rows, layout.offset, layout.joined, layout.before]
+        if backward:
+            steps = [np.ascontiguousarray(s[::-1]) for s in steps]
+        bounds = layout.bounds(parts, 1)
+        address = workspace.data_ptr()
+        values: dict[tuple[str, int], int] = {("steps", 0): len(layout.rows), ("bounds", 0): bounds.ctypes.data}
+        for name, table in zip(("rows", "offset", "joined", "before"), steps, strict=True):
+            values[name, 0] = table.ctypes.data
+        for k in range(count):
+            values["packed", k] = address
+            address += sizes[k] * like.element_size()
+        values["scratch", 0] = address
+        values["total", 0] = totals.data_ptr()
+        for k, matrix in enumerate(matrices):
+            values["matrix", k] = matrix.data_ptr()
+            values["row_stride", k], values["column_stride", k] = matrix.stride()
+        for key, array in arrays.items():
+            values[key] = array.data_ptr()
+        slots = np.array([values.get(name, 0) for name in self.slots.names], dtype=np.int64)
+        if count:
+            threads.parallel(self.code.address("pack"), slots.ctypes.data, parts)
+        threads.parallel(self.code.address("run"), slots.ctypes.data, parts)
+        return totals.sum(0) if parts > 1 else totals[0]
+
+
+def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Loaded:
+    """Return a program's machine code."""
+    lanes = machine.vector_bytes // (8 if double else 4)
+    order = schedule(program, in_place, lanes)
+
+    def build() -> Kernel:
+        from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM's builder is needed on a cache miss only
+
+        return emit(order, machine, double)
+
+    key = f"{program.text}\nin_place {in_place} double {double}"
+    code = jit.load(key, lambda: build().ir, machine)
+    return Loaded(order, slots_of(order), packed_of(order), code, lanes, double)
+
+
+class Loop:
+    """A loop program, ready to run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        # An output that is a state after the step needs no array of its own.
+        states = {pieces: k for k, pieces in reversed(list(enumerate(program.new_states)))}
+        self.aliases = tuple(states.get(pieces) for pieces in program.outputs)
+
+    @functools.cached_property
+    def derivative(self) -> Derivative:
+        """The backward program and what it needs."""
+        return derive(self.program)
+
+    def stored(self, training: bool) -> Program:
+        """The program with the outputs that have arrays: those that are no state, then what a backward pass reads."""
+        outputs = [o for o, alias in zip(self.program.outputs, self.aliases, strict=True) if alias is None]
+        if training:
+            outputs += self.derivative.forward.outputs[self.derivative.first_saved :]
+        p = self.program
+        return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - a loop lives as long as its cell's plan
+    def code(self, kind: str, double: bool, machine: Machine) -> Loaded:
+        """The machine code of a pass: "inference", "training" or "backward"."""
+        if kind == "backward":
+            return load(self.derivative.backward, in_place=True, double=double, machine=machine)
+        return load(self.stored(kind == "training"), in_place=False, double=double, machine=machine)
+
+    def __call__(
+        self,
+        layout: Layout,
+        streams: Sequence[Tensor],
+        states: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+        matrices: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run the loop: packed outputs (N, width) and final states (B, size), sorted as the layout is."""
+        tensors = [*streams, *states, *vectors, *matrices]
+        count = len(self.program.outputs)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            results = _LoopFunction.apply(self, layout, *tensors)
+        else:
+            results = _forward(self, layout, tensors, training=False)[0]
+        return list(results[:count]), list(results[count:])
+
+    def grouped(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+        """Split a flat list of tensors into streams, states, vectors and matrices."""
+        p = self.program
+        ends = np.cumsum([len(p.streams), len(p.states), len(p.vectors), len(p.matrices)])
+        return tuple(tensors[a:b] for a, b in zip((0, *ends[:-1]), ends, strict=True))
+
+
+def _forward(
+    loop: Loop, layout: Layout, tensors: Sequence[Tensor], training: bool
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return (outputs and final states), the sequences of states, and the saved values."""
+    streams, states, vectors, matrices = loop.grouped(tensors)
+    like = states[0]
+    total = layout.total
+    code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
+    sequences = [like.new_empty(total, width) for width in loop.program.states]
+    made = [like.new_empty(total, sum(p.width for p in o)) for o in code.schedule.program.outputs]
+    arrays = {("stream", k): s for k, s in enumerate(streams)} | {("vector", k): v for k, v in enumerate(vectors)}
+    arrays |= {("initial", k): s for k, s in enumerate(states)} | {("sequence", k): s for k, s in enumerate(sequences)}
+    arrays |= {("output", k): o for k, o in enumerate(made)}
+    code.run(layout, arrays, matrices, backward=False)
+    own = iter(made)
+    outputs = [next(own) if alias is None else sequences[alias] for alias in loop.aliases]
+    return [*outputs, *(_final(layout, s, i) for s, i in zip(sequences, states, strict=True))], sequences, list(own)
+
+
+def _final(layout: Layout, sequence: Tensor, initial: Tensor) -> Tensor:
+    if layout.lengths is None:
+        last = int(layout.offset[-1])
+        return sequence[last : last + layout.B].clone()
+    index = layout.last_index
+    return torch.cat([sequence[index], initial[len(index) :]])
+
+
+class _LoopFunction(torch.autograd.Function):
+    """The loop with its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, loop: Loop, layout: Layout, *tensors: Tensor) -> tuple[Tensor, ...]:
+        results, sequences, saved = _forward(loop, layout, tensors, training=True)
+        ctx.loop, ctx.layout = loop, layout
+        ctx.save_for_backward(*tensors, *sequences, *saved)
+        ctx.set_materialize_grads(False)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loop, layout = ctx.loop, ctx.layout
+        kept = ctx.saved_tensors
+        p = loop.program
+        count = len(p.streams) + len(p.states) + len(p.vectors) + len(p.matrices)
+        tensors, sequences, saved = kept[:count], kept[count : count + len(p.states)], kept[count + len(p.states) :]
+        if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
+            return None, None, *_replayed(loop, layout, tensors, grads, ctx.needs_input_grad[2:])
+        return None, None, *_backward(loop, layout, tensors, sequences, saved, grads, ctx.needs_input_grad[2:])
+
+
+def _backward(
+    loop: Loop, layout: Layout, tensors: Sequence[Tensor], sequences: Sequence[Tensor], saved: Sequence[Tensor],
+    grads: Sequence[Tensor | None], needed: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    streams, states, vectors, matrices = loop.grouped(tensors)
+    p, d = loop.program, loop.derivative
+    like, total = states[0], layout.total
+    code = loop.code("backward", like.dtype == torch.float64, Machine.host())
+    upstream = [
+        like.new_zeros(total, sum(q.width for q in o)) if g is None else g.contiguous()
+        for o, g in zip(p.outputs, grads, strict=False)
+    ]
+    carries = [
+        like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
+        for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
+    ]
+    outputs = [like.new_empty(total, sum(q.width for q in o)) for o in d.backward.outputs]
+    arrays = {("stream", k): s for k, s in enumerate([*streams, *upstream, *saved])}
+    arrays |= {("vector", k): v for k, v in enumerate(vectors)} | {("carry", k): c for k, c in enumerate(carries)}
+    arrays |= {("initial", k): s for k, s in enumerate(states)} | {("sequence", k): s for k, s in enumerate(sequences)}
+    arrays |= {("output", k): o for k, o in enumerate(outputs)}
+    totals = code.run(layout, arrays, matrices, backward=True)
+
+    stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)  # type: ignore[arg-type]
+    stream_grads: list[Tensor | None] = [None] * len(streams)
+    for k, array in enumerate(d.stream_outputs):
+        stream_grads[array] = outputs[1 + k]
+    matrix_grads: list[Tensor | None] = [None] * len(matrices)
+    products = outputs[0]
+    for term in d.terms:
+        given = products[:, term.first : term.first + term.cols]
+        if matrix_needed[term.matrix]:
+            whole = (term.rows, term.cols) == p.matrices[term.matrix]
+            grad = _operand_product(layout, term, given, streams, states, sequences, saved, matrices)
+            if whole and matrix_grads[term.matrix] is None:
+                matrix_grads[term.matrix] = grad
+            else:
+                if matrix_grads[term.matrix] is None:
+                    matrix_grads[term.matrix] = torch.zeros_like(matrices[term.matrix])
+                region = matrix_grads[term.matrix][term.row : term.row + term.rows, term.col : term.col + term.cols]  # type: ignore[index]
+                region += grad
+        if term.kind == "stream" and stream_needed[term.array]:
+            part = matrices[term.matrix][term.row : term.row + term.rows, term.col : term.col + term.cols]
+            whole = term.rows == p.streams[term.array]
+            if whole and stream_grads[term.array] is None:
+                stream_grads[term.array] = given @ part.t()
+            else:
+                if stream_grads[term.array] is None:
+                    stream_grads[term.array] = torch.zeros_like(streams[term.array])
+                stream_grads[term.array][:, term.start : term.start + term.rows].addmm_(given, part.t())  # type: ignore[index]
+    vector_grads: list[Tensor | None] = []
+    starts = np.cumsum([0, *(n.width for n in d.backward.totals)])
+    for vector, ranges, wanted in zip(vectors, d.vector_totals, vector_needed, strict=True):
+        pieces = [totals[starts[t] : starts[t] + width] for _, width, t in ranges]
+        vector_grads.append(torch.cat(pieces).reshape(vector.shape) if wanted else None)
+    return [*stream_grads, *carries, *vector_grads, *matrix_grads]
+
+
+def _operand_product(
+    layout: Layout, term: Term, given: Tensor, streams: Sequence[Tensor], states: Sequence[Tensor],
+    sequences: Sequence[Tensor], saved: Sequence[Tensor], matrices: Sequence[Tensor],
+) -> Tensor:  # fmt: skip
+    """The gradient of a matrix: what the product took, transposed, times the gradients of what it gave."""
+    columns = slice(term.start, term.start + term.rows)
+    transposed = matrices[term.matrix].stride(0) == 1  # a linear layer's weight: give it its own order
+
+    def product(rows: Tensor, grads: Tensor) -> Tensor:
+        return (grads.t() @ rows).t() if transposed else rows.t() @ grads
+
+    if term.kind == "stream":
+        return product(streams[term.array][:, columns], given)
+    if term.kind == "saved":
+        return product(saved[term.array][:, columns], given)
+    sequence, initial = sequences[term.array][:, columns], states[term.array][:, columns]
+    if layout.lengths is not None:
+        return product(torch.cat([sequence, initial])[layout.previous_index], given)
+    n, B = len(sequence), layout.B
+    if layout.reverse:
+        return product(sequence[B:], given[: n - B]) + product(initial, given[n - B :])
+    return product(sequence[: n - B], given[B:]) + product(initial, given[:B])
+
+
+def _replayed(
+    loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more."""
+    results = replay(loop.program, layout, *loop.grouped(tensors))
+    pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+    wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+    found = torch.autograd.grad([p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=True, allow_unused=True)
+    remaining = iter(found)
+    return [next(remaining) if n else None for n in needed]
+
+
+def replay(
+    program: Program, layout: Layout, streams: Sequence[Tensor], states: Sequence[Tensor],
+    vectors: Sequence[Tensor], matrices: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """Run a program in PyTorch, step by step."""
+    nodes = program.nodes
+    state = list(states)
+    outputs: list[list[Tensor]] = [[] for _ in program.outputs]
+    for n, offset in zip(layout.rows.tolist(), layout.offset.tolist(), strict=True):
+        known = {}
+        for node in nodes:
+            if node.is_leaf:
+                array, first = node.attr
+                columns = slice(first, first + node.width)
+                if node.op == "stream":
+                    known[node] = streams[array][offset : offset + n, columns]
+                elif node.op == "vector":
+                    known[node] = vectors[array].reshape(-1)[columns].expand(n, -1)
+                else:
+                    known[node] = state[array][:n, columns]
+        evaluate(nodes, known, tuple(matrices))
+
+        def joined(pieces: Sequence[Any], known: dict[Any, Tensor] = known, n: int = n) -> Tensor:
+            return torch.cat([known[p].expand(n, p.width) for p in pieces], 1)
+
+        for k, pieces in enumerate(program.outputs):
+            outputs[k].append(joined(pieces))
+        new = [joined(pieces) for pieces in program.new_states]
+        state = [torch.cat([k, s[n:]]) for k, s in zip(new, state, strict=True)]
+    if layout.reverse:
+        outputs = [o[::-1] for o in outputs]
+    return [*(torch.cat(o) for o in outputs), *state]

@@ -1,0 +1,337 @@
+"""A layer is an ordinary module: copies, files, devices, types, shared and computed weights, hooks, threads."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from zoo import CASES, B, H, I, T, close, flat, gradients, layer_state, loss_of, plain_layer, x_of
+
+import anyrnn
+
+LAYERS = {
+    "RNN": anyrnn.RNN,
+    "LSTM": anyrnn.LSTM,
+    "LSTM-projected": lambda *a, **k: anyrnn.LSTM(*a, proj_size=2, **k),
+    "GRU": anyrnn.GRU,
+    "GRU-reset-before": lambda *a, **k: anyrnn.GRU(*a, reset_after=False, **k),
+    "Peephole": anyrnn.PeepholeLSTM,
+    "Recurrent": lambda i, h, n, bidirectional, **k: anyrnn.Recurrent(
+        lambda size: anyrnn.GRUCell(size, h, **k), i, n, bidirectional=bidirectional
+    ),
+}
+every = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+both_engines = pytest.mark.parametrize("engine", ["auto", "reference"])
+
+
+def made(make, **options):
+    torch.manual_seed(3)
+    return make(I, H, 2, bidirectional=True, dtype=torch.float64, **options)
+
+
+def result(layer, x=None):
+    x = x_of() if x is None else x
+    output, final = layer(x, lengths=[2, 4, 0])
+    return [output, *flat(final)]
+
+
+COPIES = {
+    "copy.copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
+    "torch.save": lambda layer: torch.load(saved(layer), weights_only=False),
+}
+
+
+def saved(layer):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return file
+
+
+@every
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_compute_the_same_on_the_same_engine(make, way):
+    layer = made(make)
+    twin = COPIES[way](layer)
+    close(result(twin), result(layer), atol=0)
+    assert str(anyrnn.explain(twin, x_of())) == str(anyrnn.explain(layer, x_of()))
+    assert repr(twin) == repr(layer)
+    if way != "copy.copy":
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.mul_(2.0)
+        assert not torch.equal(result(twin)[0], result(layer)[0])
+
+
+@every
+def test_weights_alone_go_through_a_file(make):
+    layer, other = made(make), made(make)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3)
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    close(result(other), result(layer), atol=0)
+
+
+@every
+def test_types_change_and_come_back(make):
+    layer = made(make)
+    want = result(layer)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        low = copy.deepcopy(layer).to(dtype)
+        got = result(low, x_of().to(dtype))
+        assert all(t.dtype == dtype for t in got)
+    close(result(layer.float().double()), want, atol=1e-6)
+
+
+@every
+def test_the_meta_device_gives_shapes_and_takes_real_weights_later(make):
+    real = made(make)
+    with torch.device("meta"):
+        layer = made(make)
+    assert all(p.is_meta for p in layer.parameters())
+    for lengths in (None, [2, 4, 0]):
+        with torch.device("cpu"):
+            want, want_final = real(x_of(), lengths=lengths)
+            x = x_of().to("meta")
+        output, final = layer(x, lengths=lengths)
+        assert output.is_meta
+        assert [t.shape for t in (output, *flat(final))] == [t.shape for t in (want, *flat(want_final))]
+    layer = layer.to_empty(device="cpu")
+    layer.load_state_dict(real.state_dict())
+    close(result(layer), result(real), atol=0)
+
+
+@every
+@both_engines
+def test_a_weight_changed_between_two_calls_is_seen_by_the_second(make, engine):
+    layer = made(make)
+    with anyrnn.engine(engine):
+        for name, parameter in layer.named_parameters():
+            before = result(layer)
+            with torch.no_grad():
+                parameter.mul_(1.5)
+            assert not torch.equal(
+                torch.cat([t.flatten() for t in result(layer)]), torch.cat([t.flatten() for t in before])
+            ), name
+            parameter.data = parameter.data / 1.5  # other memory under the same parameter
+            close(result(layer), before, atol=1e-12)
+
+
+NAMED = {name: make for name, make in LAYERS.items() if name != "Recurrent"}
+every_named = pytest.mark.parametrize("make", NAMED.values(), ids=NAMED)
+
+
+@every_named
+@both_engines
+def test_computed_weights(make, engine):
+    """weight_norm, an own parametrization, pruning, and a tensor put in a parameter's place."""
+    for change in (
+        lambda layer: parametrizations.weight_norm(layer, "weight_hh_l0"),
+        lambda layer: parametrize.register_parametrization(layer, "weight_hh_l1_reverse", Tripled()),
+        lambda layer: prune.l1_unstructured(layer, "weight_hh_l0_reverse", amount=0.5),
+        dropped,
+    ):
+        layer = made(make)
+        plainly = made(make)
+        change(layer)
+        for key in plainly.state_dict():
+            with torch.no_grad():
+                getattr(plainly, key).copy_(getattr(layer, key))
+        with anyrnn.engine(engine):
+            close(result(layer), result(plainly), atol=1e-12)
+            trained = dict(layer.named_parameters())
+            grads = gradients(trained.values(), loss_of(*result(layer)))
+        assert all(g.abs().max() > 0 for g in grads), "every parameter under a computed weight is trained"
+
+
+class Tripled(nn.Module):
+    def forward(self, weight):
+        return 3 * weight
+
+
+def dropped(layer):
+    """What weight-drop code does: the parameter is kept under another name, a tensor takes its place."""
+    raw = layer.weight_hh_l0
+    del layer._parameters["weight_hh_l0"]
+    layer.register_parameter("weight_hh_l0_raw", raw)
+    layer.weight_hh_l0 = nn.functional.dropout(raw, 0.5)
+
+
+@every_named
+@both_engines
+def test_shared_weights_get_the_sum_of_the_gradients(make, engine):
+    layer = made(make)
+    layer.weight_hh_l1 = layer.weight_hh_l0
+    assert len(list(layer.parameters())) == len(made(make)._parameters) - 1
+    with anyrnn.engine(engine):
+        (shared,) = gradients([layer.weight_hh_l0], loss_of(*result(layer)))
+        layer.weight_hh_l1 = nn.Parameter(layer.weight_hh_l0.detach().clone())
+        close([shared], [sum(gradients([layer.weight_hh_l0, layer.weight_hh_l1], loss_of(*result(layer))))])
+
+
+def test_one_cell_in_two_layers_shares_its_weights():
+    cell = CASES[6].cell()
+    first, second = anyrnn.Recurrent(cell), anyrnn.Recurrent(cell, batch_first=True)
+    assert [id(p) for p in first.parameters()] == [id(p) for p in second.parameters()]
+    close([first(x_of())[0]], [second(x_of().transpose(0, 1))[0].transpose(0, 1)])
+
+
+@every
+def test_hooks_on_the_layer_are_called(make):
+    layer, seen = made(make), []
+    layer.register_forward_hook(lambda module, given, made: seen.append(made[0].shape))
+    layer.register_full_backward_hook(lambda module, into, out: seen.append("backward"))
+    x = x_of().requires_grad_()
+    layer(x)[0].sum().backward()
+    assert seen == [(T, B, layer.output_size), "backward"]
+
+
+def test_hooks_on_a_cell_are_called_at_every_step():
+    layer, steps = anyrnn.Recurrent(nn.LSTMCell(I, H)), []
+    assert anyrnn.explain(layer, torch.zeros(T, B, I)).parts[0].engine == "torch"
+    handle = layer.cell().register_forward_hook(lambda *_: steps.append(1))
+    x = torch.randn(T, B, I)
+    part = anyrnn.explain(layer, x).parts[0]
+    assert part.engine == "reference"
+    assert "hooks" in part.refused["torch"]
+    layer(x)
+    assert len(steps) == T
+    handle.remove()
+    assert anyrnn.explain(layer, x).parts[0].engine == "torch"
+
+
+def test_a_patched_or_overridden_step_is_the_one_that_runs():
+    x = torch.randn(T, B, I)
+
+    class Doubled(anyrnn.LSTMCell):
+        def step(self, x, state):
+            h, c = super().step(x, state)
+            return 2 * h, c
+
+    class Turned(anyrnn.RNNCell):
+        def step(self, x, h):
+            return -super().step(x, h)
+
+    class Twice(nn.GRUCell):
+        def forward(self, x, h=None):
+            return super().forward(x, super().forward(x, h))
+
+    patched = nn.RNNCell(I, H)
+    patched.forward = lambda x, h: h + 1
+    for cell in (Doubled(I, H), Turned(I, H), Twice(I, H), patched):
+        layer = anyrnn.Recurrent(cell, I)
+        assert anyrnn.explain(layer, x).parts[0].engine == "reference"
+        with anyrnn.engine("reference"):
+            want = layer(x)
+        close(flat(layer(x)), flat(want), atol=0)
+
+
+@every
+def test_evaluation_mode_reaches_activations_that_are_modules(make):
+    key = "n" if "GRU" in repr(made(make)) else "h"
+    layer = made(make, activations={key: nn.RReLU()})
+    assert not torch.equal(result(layer)[0], result(layer)[0])
+    layer.eval()
+    assert torch.equal(result(layer)[0], result(layer)[0])
+    assert torch.equal(result(copy.deepcopy(layer))[0], result(layer)[0])
+    layer.train()
+    assert not torch.equal(result(layer)[0], result(layer)[0])
+
+
+@every
+@both_engines
+def test_several_threads_may_call_one_layer_at_once(make, engine):
+    layer = made(make)
+    inputs = [x_of(seed=k) for k in range(6)]
+    with anyrnn.engine(engine):
+        want = [result(layer, x) for x in inputs]
+    got, barrier = [None] * len(inputs), threading.Barrier(len(inputs))
+
+    def work(k):
+        barrier.wait()
+        with anyrnn.engine(engine):
+            for _ in range(5):
+                got[k] = result(layer, inputs[k])
+                gradients(layer.parameters(), loss_of(*got[k]))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(got, want, strict=True):
+        close(a, b, atol=0)
+
+
+@every_named
+def test_replicas_as_dataparallel_makes_them_compute_with_their_own_weights(make):
+    layer = made(make)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer.named_parameters():
+        setattr(replica, name, parameter * 2)
+    twice = copy.deepcopy(layer)
+    with torch.no_grad():
+        for p in twice.parameters():
+            p.mul_(2)
+    close(result(replica), result(twice), atol=1e-12)
+    loss_of(*result(replica)).backward()
+    assert all(p.grad is not None for p in layer.parameters())
+
+
+@every
+def test_a_layer_is_freed_with_its_last_reference(make):
+    layer = made(make)
+    result(layer)
+    anyrnn.scan(layer.cell(), x_of(size=I))
+    gone = weakref.ref(layer), weakref.ref(layer.cell(0))
+    del layer
+    gc.collect()
+    assert gone[0]() is None
+    assert gone[1]() is None
+
+
+def test_a_parameter_list_of_a_recurrent_holds_every_cell_once():
+    for case in CASES:
+        layer = case.layer(num_layers=2, bidirectional=True)
+        assert len(list(layer.parameters())) == 4 * len(list(case.cell().parameters()))
+        assert [cell is layer.cell(k // 2, k % 2 == 1) for k, cell in enumerate(layer.cells)] == [True] * 4
+
+
+@every_named
+def test_cell_gives_one_step_with_the_layers_present_weights(make):
+    layer = made(make)
+    state = layer_state(layer)
+    x = x_of()
+    close([layer(x, state)[0]], [plain_layer(layer, x, state)[0]])
+    assert layer.cell(1, reverse=True).weight_hh is layer.weight_hh_l1_reverse
+    assert layer.cell().weight_ih is layer.weight_ih_l0
+    assert set(layer.cell().state_dict()) == {k.removesuffix("_l0") for k in layer.state_dict() if k.endswith("_l0")}
+
+
+def test_cells_on_a_device_without_parameters_follow_x():
+    class Decay(nn.Module):
+        hidden_size = I
+
+        def forward(self, x, h):
+            return 0.5 * h + x
+
+    layer = anyrnn.Recurrent(Decay())
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        x = torch.ones(3, 1, I, dtype=dtype)
+        output, final = layer(x)
+        assert output.dtype == final.dtype == dtype
+        assert output[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
+        assert anyrnn.scan(Decay(), x)[1].dtype == dtype
+    assert layer(x.to("meta"))[0].is_meta
