@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
-from zoo import close, flat, gradients, loss_of
 
 import anyrnn
+from zoo import close, flat, gradients, loss_of
 
 T, B, I, H = 5, 3, 4, 6
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from zoo import CASES, B, H, I, T, close, flat, gradients, layer_state, loss_of, x_of
 
 import anyrnn
+from zoo import CASES, B, H, I, T, close, flat, gradients, layer_state, loss_of, x_of
 
 POOLS = ("last", "mean", "max")
 LENGTHS = [3, 0, 4]

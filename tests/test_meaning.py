@@ -2,10 +2,26 @@
 
 import pytest
 import torch
-from zoo import B, CASES, H, I, PAIRS, T, close, flat, gradients, ids, layer_state, loss_of, plain, plain_layer
-from zoo import state_of, x_of
 
 import anyrnn
+from zoo import (
+    CASES,
+    PAIRS,
+    B,
+    H,
+    I,
+    T,
+    close,
+    flat,
+    gradients,
+    ids,
+    layer_state,
+    loss_of,
+    plain,
+    plain_layer,
+    state_of,
+    x_of,
+)
 
 BOTH = [(case, engine, direction) for case, engine in PAIRS for direction in ("forward", "backward")]
 every = pytest.mark.parametrize(("case", "engine", "direction"), BOTH, ids=ids(BOTH))

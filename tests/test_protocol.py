@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from zoo import CASES, B, H, I, T, close, flat, state_of, x_of
 
 import anyrnn
 from anyrnn.protocol import Signature, describe
+from zoo import CASES, B, H, I, T, close, flat, state_of, x_of
 
 #: state sizes, one tensor, output size, returns (output, state)
 SIGNATURES = {

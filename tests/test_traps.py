@@ -6,12 +6,14 @@ Every test says what the right result is, and that the mistake would have been s
 import pytest
 import torch
 from torch import nn
-from zoo import ConcatGRU, ConcatLSTM, InOrder, SeparateLSTM, close
 
 import anyrnn
+from zoo import ConcatGRU, ConcatLSTM, InOrder, SeparateLSTM, close
 
 T, B, I, H = 5, 3, 2, 4
-each = pytest.mark.parametrize("make", [ConcatLSTM, InOrder, SeparateLSTM, nn.LSTMCell, anyrnn.LSTMCell])
+each = pytest.mark.parametrize(
+    "make", [ConcatLSTM, InOrder, SeparateLSTM, nn.LSTMCell, anyrnn.LSTMCell], ids=lambda m: m.__name__
+)
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +232,7 @@ def test_plain_tensors_as_weights_are_named_as_what_they_are_by_having_no_parame
     assert list(layer.parameters()) == []
 
 
-@pytest.mark.parametrize("make", [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM])
+@pytest.mark.parametrize("make", [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM], ids=lambda m: m.__name__)
 def test_every_parameter_of_every_layer_and_direction_is_trained(make):
     """Cells kept in a plain list are never trained."""
     model = anyrnn.ManyToOne(make(I, H, 3, bidirectional=True), 2)
@@ -244,7 +246,7 @@ def test_every_parameter_of_every_layer_and_direction_is_trained(make):
     assert all(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM])
+@pytest.mark.parametrize("make", [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM], ids=lambda m: m.__name__)
 def test_the_state_has_the_type_and_place_of_the_weights(make):
     """A state made on the CPU, or in the default type."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):

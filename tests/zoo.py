@@ -272,6 +272,7 @@ CASES = (
 ENGINES: dict[str, Callable[[Case], bool]] = {
     "reference": lambda case: True,
     "torch": lambda case: case.kernel,
+    "cpu": lambda case: True,
 }
 
 PAIRS = [(case, engine) for case in CASES for engine, runs in ENGINES.items() if runs(case)]

@@ -107,15 +107,15 @@ class _Derivation:
         known: dict[Node, Tensor] = {}
         for node in self.nodes:
             if node.is_leaf or node.op == "dot":
-                known[node] = torch.ones(batch, node.width, requires_grad=True)
+                known[node] = torch.ones(batch, node.width, dtype=torch.float64, requires_grad=True)
         cotangents = [(node, leaf) for node, leaves in self._cotangents().items() for leaf in leaves]
-        grads = [torch.ones(batch, node.width) for node, _ in cotangents]
+        grads = [torch.ones(batch, node.width, dtype=torch.float64) for node, _ in cotangents]
         values: dict[Ref, Value] = {recorder.ref(g): self.lowering.value([c]) for g, (_, c) in zip(grads, cotangents, strict=True)}
         for tensor in known.values():
             recorder.ref(tensor)
         leaves = list(known)
         if not leaves:
-            known[self.builder.constant(0)] = torch.zeros(())
+            known[self.builder.constant(0)] = torch.zeros((), dtype=torch.float64)
         with torch.enable_grad(), recorder:
             evaluate(self.nodes, known)
             pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]

@@ -231,9 +231,11 @@ def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
 
 
 def _clamp(lo: Lowering, x: Value, min: Value | float | None = None, max: Value | float | None = None) -> Value:  # noqa: A002
-    if min is not None:
-        x = lo.pointwise("maximum", x, min)
-    return x if max is None else lo.pointwise("minimum", x, max)
+    """By comparison, so that the gradient passes at the edges themselves, and NaN stays."""
+    y = x
+    if max is not None:
+        y = _where(lo, lo.pointwise("gt", x, max), max, y)
+    return y if min is None else _where(lo, lo.pointwise("lt", x, min), min, y)
 
 
 def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Value:
@@ -261,11 +263,12 @@ def _elu(lo: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale
 
 
 def _hardtanh(lo: Lowering, x: Value, low: float = -1, high: float = 1) -> Value:
-    return _clamp(lo, x, low, high)
+    """Unlike a clamp, without a gradient at the edges."""
+    return _choose(lo, "le", x, low, low, _choose(lo, "ge", x, high, high, x))
 
 
 def _hardsigmoid(lo: Lowering, x: Value) -> Value:
-    return lo.pointwise("mul", _clamp(lo, lo.pointwise("add", x, 3), 0, 6), 1 / 6)
+    return lo.pointwise("div", _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6), 6)
 
 
 def _silu(lo: Lowering, x: Value) -> Value:
@@ -489,6 +492,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
         **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "square": lambda lo, x: lo.pointwise("mul", x, x),
+        "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": lambda lo, x, low: _clamp(lo, x, low),
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
         "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
@@ -508,6 +512,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
         **{"view": _view, "_unsafe_view": _view, "reshape": _view, "expand": _expand, "unsqueeze": _unsqueeze},
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
+        "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "detach", "alias", "contiguous", "positive", "lift_fresh"), _same),
         **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
     }

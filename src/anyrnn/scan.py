@@ -133,7 +133,7 @@ def check_state(
     fits = isinstance(state, Tensor) if signature.bare else isinstance(state, tuple | list)
     states: tuple[Tensor, ...] = (state,) if isinstance(state, Tensor) else tuple(state) if fits else ()
     if not fits or len(states) != len(sizes) or not all(isinstance(s, Tensor) for s in states):
-        got = type(state).__name__ + ("" if isinstance(state, Tensor) or not fits else f" of {len(states)}")
+        got = type(state).__name__ + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
         msg = f"{name}: the state is a {got}, expected {expected}"
         raise AnyRNNError(msg)
     if any(s.shape != (*lead, size) for s, size in zip(states, sizes, strict=True)):

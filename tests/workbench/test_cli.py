@@ -145,12 +145,13 @@ def test_every_option_reaches_the_training(here: Path) -> None:
     result = invoke(
         "fit", table(here / "train.csv"), "--test", table(here / "test.csv", first=24), *COLUMNS, "--target", "y",
         "--features", "b, a", "--task", "classification", "--cell", "peephole-lstm", "--seed", 7, "--hidden", 5,
-        "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--out", "run",
+        "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--threads", 2, "--out", "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     results = open_run("run").results
     assert results["settings"] == {
         "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 1.0, "pool": "max",
+        "threads": 2,
     }  # fmt: skip
     assert (results["dataset"]["train"], results["dataset"]["test"]) == (24, 24)
     assert results["dataset"]["features"] == ["b", "a"]

@@ -314,16 +314,34 @@ def test_the_answer_says_what_the_numbers_bear(case: str) -> None:
     assert list(page.table) == rows
 
 
-def test_a_paired_difference_that_is_never_the_other_way_is_no_tie() -> None:
-    results = comparison({"lstm": [0.92], "gru": [0.9]}, N=400)
-    lstm, gru = (model["runs"][0] for model in results["models"])
-    assert "GRU tie" in Page(render(results, None)).table
-    # Now GRU's mistakes are LSTM's and 8 more: as unlikely by luck as 8 heads in a row.
-    mistakes = [k for k, t in enumerate(results["test_targets"]) if lstm["predictions"][k] != t]
-    right = [k for k in range(400) if k not in mistakes]
-    gru["predictions"] = [(t + (k in mistakes or k in right[:8])) % 3 for k, t in enumerate(results["test_targets"])]
-    assert sum(p != t for p, t in zip(gru["predictions"], results["test_targets"], strict=True)) == 40
-    assert "GRU" in Page(render(results, None)).table
+@pytest.mark.parametrize("case", CASES)
+def test_no_network_is_tied_while_a_better_one_is_not(case: str) -> None:
+    names = [name for name in Page(render(CASES[case], None)).table if not name.endswith(("baseline", "diverged"))]
+    tied = [name.endswith(("best", "tie")) for name in names]
+    assert tied == sorted(tied, reverse=True)
+
+
+def test_the_width_of_a_tie_is_stated() -> None:
+    text = Page(render(comparison({"lstm": [0.92], "gru": [0.9]}, N=50), None)).text
+    share = (0.92 * 50 + 2) / (50 + 4)
+    gap = 200 * math.sqrt(share * (1 - share) / 54)
+    assert f"a gap of up to {gap:.1f} points may be luck (twice the standard error of the best score over 50" in text
+    results = comparison({"rnn": [0.6, 0.61], "lstm": [0.85, 0.75], "gru": [0.75, 0.81]}, N=100_000)
+    gap = 200 * sorted(m["score_std"] for m in results["models"])[1]
+    assert (
+        f"up to {gap:.2f} points may be luck (twice the standard deviation over the seeds"
+        in Page(render(results, None)).text
+    )
+
+
+def test_all_of_few_sequences_right_is_no_proof() -> None:
+    assert "GRU tie" in Page(render(comparison({"lstm": [1.0], "gru": [0.95]}, N=20), None)).table
+
+
+def test_one_test_sequence_gives_a_page_and_ties() -> None:
+    page = Page(render(comparison({"lstm": [1.0], "gru": [0.0]}, N=1), None))
+    assert list(page.table) == ["LSTM best", "GRU tie"]
+    assert "Shaded" not in page.text
 
 
 def test_a_diverged_run_is_named_and_its_curve_ends_in_a_cross() -> None:

@@ -182,6 +182,7 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["settings"] == {
         "hidden_size": 6, "epochs": 2, "batch_size": 32, "learning_rate": 0.005, "clip_norm": 1.0, "pool": "last",
+        "threads": 1,
     }  # fmt: skip
     assert again["dataset"]["classes"] == [str(k) for k in range(1, 10)]
     assert again["dataset"]["train"] == again["dataset"]["test"] == 30
@@ -205,6 +206,24 @@ def test_few_sequences_get_more_epochs_unless_told(settings: Settings, sequences
     assert settings.epochs_for(sequences) == epochs
 
 
+def test_narrow_networks_get_one_thread_unless_told(few: Dataset) -> None:
+    everything = torch.get_num_threads()
+    assert Settings(hidden_size=256).thread_count == 1
+    assert Settings(hidden_size=257).thread_count == everything
+    assert Settings(hidden_size=8, threads=3).thread_count == 3
+    seen = []
+    results = compare(
+        few,
+        ["rnn"],
+        seeds=1,
+        settings=replace(QUICK, threads=2),
+        on_epoch=lambda _: seen.append(torch.get_num_threads()),
+    )
+    assert seen == [2, 2]
+    assert results.to_dict()["threads"] == 2
+    assert torch.get_num_threads() == everything
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -212,6 +231,7 @@ def test_few_sequences_get_more_epochs_unless_told(settings: Settings, sequences
         ({"hidden_size": 1.5}, "hidden_size=1.5, expected an int"),
         ({"hidden_size": None}, "hidden_size=None, expected an int"),
         ({"epochs": 0}, "epochs=0, expected an int of at least 1"),
+        ({"threads": 0}, "threads=0, expected an int of at least 1"),
         ({"batch_size": -3}, "batch_size=-3, expected an int of at least 1"),
         ({"learning_rate": 0.0}, "learning_rate=0.0, expected a number above 0"),
         ({"learning_rate": math.nan}, "learning_rate=nan, expected a number above 0"),

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.engines.cpu.engine import CpuEngine
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine
 from anyrnn.errors import AnyRNNError
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from anyrnn.engines.call import Call, Engine
 
 #: The engines in the order in which "auto" tries them. The last one never refuses.
-ENGINES: Mapping[str, Engine] = {e.name: e for e in (TorchEngine(), ReferenceEngine())}
+ENGINES: Mapping[str, Engine] = {e.name: e for e in (CpuEngine(), TorchEngine(), ReferenceEngine())}
 
 #: Engines that the design names and this version lacks.
-PLANNED = ("cpu", "triton")
+PLANNED = ("triton",)
 
 _wanted: ContextVar[str | None] = ContextVar("anyrnn_engine", default=None)
 
@@ -46,9 +47,9 @@ def engine(name: str) -> Iterator[None]:
     """Choose the engine for the calls inside a ``with`` block, in this thread.
 
     Args:
-        name: "auto" (the default: the fastest that can run the call), "reference" (the plain Python loop that
-            defines every result) or "torch" (PyTorch's own kernels for RNN, LSTM and GRU). Outside a block, the
-            environment variable ``ANYRNN_ENGINE`` is read, then "auto" applies.
+        name: "auto" (the default: the fastest that can run the call), "cpu" (any cell, as machine code for this
+            processor), "torch" (PyTorch's own kernels for RNN, LSTM and GRU) or "reference" (the plain Python loop
+            that defines every result). Outside a block, the environment variable ``ANYRNN_ENGINE`` is read, then "auto" applies.
 
     Raises:
         AnyRNNError: for an unknown name; and inside the block, by a layer that the engine asked for cannot run.

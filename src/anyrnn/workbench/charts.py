@@ -33,7 +33,6 @@ _WIDTH = 520  # the user units of a chart: about the pixels of one of the page's
 _STRIP, _STRIP_HEIGHT = 300, 38  # of the drawing in a row of the table
 _COLOURS = 8  # the page defines this many line colours; further lines repeat them, dashed
 
-Format = Callable[[float], str]
 _Point = tuple[int, float, float, float]  # epoch; mean, lowest and highest value over the runs
 
 
@@ -83,11 +82,11 @@ class Axis:
         return [(k * step / unit, f"{k * step + 0.0:{form}}{end}") for k in range(first, last + 1)]
 
 
-def span(values: Sequence[float], margin: float = 0.08) -> tuple[float, float]:
-    """Give a range that holds the values and some air, and is never empty."""
+def span(values: Sequence[float], margin: float, *, percent: bool = False) -> tuple[float, float]:
+    """Give a range that holds the values and some air, is never empty, and ends at 0 and 1 for shares."""
     low, high = min(values), max(values)
     air = (high - low) * margin or abs(high) * 0.05 or 1.0
-    return low - air, high + air
+    return (max(low - air, 0.0), min(high + air, 1.0)) if percent else (low - air, high + air)
 
 
 def short(text: str, length: int) -> str:
@@ -101,30 +100,39 @@ def strip_axis(scores: Sequence[float], baselines: Sequence[float], *, percent: 
     It holds the scores of the models. A baseline far from them is off the scale, since the question is which
     model, and a distant baseline would squeeze them into one spot.
     """
-    low, high = span(scores or baselines or [0.0])
+    held = scores or baselines or [0.0]
+    low, high = span(held, 0.08)
     room = 1.5 * (high - low)
     near = [b for b in baselines if low - room <= b <= high + room]
-    return Axis(*span([*(scores or baselines or [0.0]), *near]), 8, _STRIP - 8, percent=percent)
+    return Axis(*span([*held, *near], 0.08, percent=percent), 8, _STRIP - 8, percent=percent)
+
+
+def strip_background(x: Axis, band: tuple[float, float], lines: Sequence[float]) -> Markup:
+    """Draw what lies behind each strip: a band of scores, the grid, and a dashed line for each baseline."""
+    start, end = sorted(min(max(x(score), 0), _STRIP) for score in band)
+    tie = Markup('<rect class="tie" x="{:.1f}" y="0" width="{:.1f}" height="{}"/>')
+    rule = Markup('<path class="{}" d="M{:.1f} 0V{}"/>')
+    rules = [("gridline", tick) for tick, _ in x.ticks(4)] + [("base", v) for v in lines if x.low <= v <= x.high]
+    return tie.format(start, end - start, _STRIP_HEIGHT) + Markup("").join(
+        rule.format(style, x(value), _STRIP_HEIGHT) for style, value in rules
+    )
 
 
 def strip(
-    x: Axis, colour: int | None, dots: Sequence[tuple[str, float]], mean: float, lines: Sequence[float], label: str
+    back: Markup, x: Axis, colour: int | None, dots: Sequence[tuple[str, float]], mean: float, label: str
 ) -> Markup:
-    """Draw the scores of one row of the table: a dot a run, a bar for their mean, dashed lines for the baselines.
+    """Draw the scores of one row of the table: a dot a run, a bar for their mean.
 
     Args:
+        back: From `strip_background`.
         x: The axis.
         colour: The model's number; None for a baseline, which is one open dot.
         dots: (what the tooltip says, score), NaN where a run diverged.
         mean: Of the scores; NaN for none.
-        lines: The baselines' scores.
         label: What the drawing is, for those who do not see it.
     """
     middle = _STRIP_HEIGHT / 2
-    parts = [
-        _rules(x, [tick for tick, _ in x.ticks(5)], "gridline"),
-        _rules(x, [v for v in lines if x.low <= v <= x.high], "base"),
-    ]
+    parts = [back]
     style = "none" if colour is None else f"s{colour % _COLOURS}"
     if math.isfinite(mean):
         parts.append(Markup('<path class="{} mean" d="M{:.1f} {}v20"/>').format(style, x(mean), middle - 10))
@@ -148,7 +156,7 @@ def strip(
 def strip_ticks(x: Axis) -> Markup:
     """Draw the numbers under the strips."""
     text = Markup('<text class="t mid" x="{:.1f}" y="14">{}</text>')
-    return _svg(_STRIP, 20, "scale of the scores above", [text.format(x(tick), name) for tick, name in x.ticks(5)])
+    return _svg(_STRIP, 20, "scale of the scores above", [text.format(x(tick), name) for tick, name in x.ticks(4)])
 
 
 def curves(
@@ -168,14 +176,15 @@ def curves(
     kept = [(line, [p for p in line.points if p[2] > 0 or not log]) for line in lines]
     kept = [(line, points) for line, points in kept if points]
     if not kept:
-        return Markup('<p class="none">No run has a finite value.</p>')
+        return Markup('<p class="soft">No run has a finite value.</p>')
     first, last = min(points[0][0] for _, points in kept), max(points[-1][0] for _, points in kept)
     visited = [v for _, points in kept for e, *vs in points if not zoom or e >= first + (last - first) / 4 for v in vs]
-    y = Axis(*(_log_span(visited) if log else span(visited, 0.05)), bottom, top, log, percent)
+    y = Axis(*(_log_span(visited) if log else span(visited, 0.05, percent=percent)), bottom, top, log, percent)
     x = Axis(first, max(last, first + 1), left, right)
     parts = [_horizontal_axis_grid(y, left, right)]
     epoch = Markup('<text class="t mid" x="{:.1f}" y="{}">{}</text>')
-    parts += [epoch.format(x(tick), bottom + 18, name) for tick, name in x.ticks(6) if tick.is_integer()]
+    ticks = [tick for tick, _ in x.ticks(6) if tick.is_integer() and tick <= last]
+    parts += [epoch.format(x(tick), bottom + 18, f"{tick:,.0f}") for tick in ticks]
     parts.append(epoch.format((left + right) / 2, bottom + 36, "epoch"))
     clip = "clip-log" if log else "clip"
     frame = Markup(
@@ -186,7 +195,7 @@ def curves(
         pixels = [(x(e), y(mean), y(low), y(high)) for e, mean, low, high in _thin(points)]
         band = _path([(e, high) for e, _, _, high in pixels] + [(e, low) for e, _, low, _ in reversed(pixels)])
         parts.append(Markup('<path class="{} band" d="{}Z"/>').format(_style(line), band))
-        mean = Markup('<path class="{} line" d="{}"><title>{}</title></path>')
+        mean = Markup('<path class="{} line" d="{}h0"><title>{}</title></path>')
         parts.append(mean.format(_style(line), _path([(e, m) for e, m, _, _ in pixels]), line.title))
     parts.append(Markup("</g>"))
     ends = [(min(max(y(points[-1][1]), top), bottom), x(points[-1][0]), line) for line, points in kept]
@@ -245,11 +254,11 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup
     return _svg(width, top + cell * K + 4, "Confusion matrix: rows are true classes, columns are predicted ones", parts)
 
 
-def scatter(points: Sequence[tuple[str, float, float]], form: Format) -> Markup:
+def scatter(points: Sequence[tuple[str, float, float]], form: Callable[[float], str]) -> Markup:
     """Draw predicted against true values, (id, true, predicted), with the line on which they agree."""
     points = [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
     if not points:
-        return Markup('<p class="none">No prediction is finite.</p>')
+        return Markup('<p class="soft">No prediction is finite.</p>')
     left, right, top, bottom = 64, _WIDTH - 16, 12, 440
     low, high = span([v for p in points for v in p[1:]], 0.04)
     x, y = Axis(low, high, left, right), Axis(low, high, bottom, top)
@@ -319,11 +328,6 @@ def order(matrices: Sequence[Tensor]) -> Tensor:
 def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> Markup:
     start = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}" style="--w:{:.0f}px">')
     return start.format(width, height, label, width) + Markup("\n").join(parts) + Markup("</svg>")
-
-
-def _rules(x: Axis, values: Sequence[float], style: str) -> Markup:
-    rule = Markup('<path class="{}" d="M{:.1f} 0V{}"/>')
-    return Markup("").join(rule.format(style, x(value), _STRIP_HEIGHT) for value in values)
 
 
 def _vertical_axis_grid(x: Axis, top: float, bottom: float) -> Markup:

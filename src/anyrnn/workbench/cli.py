@@ -94,6 +94,10 @@ LearningRate = Annotated[float, typer.Option(help="Peak of Adam's one-cycle sche
 PoolOption = Annotated[
     Pool, typer.Option(help="What the classifier sees of a sequence: the last output, or the mean or max of all.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads.  [default: 1 up to 256 units, where more do not pay; else all]"),
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="The run folder to write.  [default: runs/NAME, numbered if it is there]", show_default=False),
@@ -141,6 +145,7 @@ def compare_command(
     batch_size: BatchSize = _DEFAULT.batch_size,
     learning_rate: LearningRate = _DEFAULT.learning_rate,
     pool: PoolOption = _DEFAULT.pool,
+    threads: Threads = None,
     id_column: IdColumn = None,
     time_column: TimeColumn = None,
     target: Target = None,
@@ -161,7 +166,7 @@ def compare_command(
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
     dataset = _dataset(data, test, id_column, time_column, target, features, task)
-    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool)
+    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
     folder = _destination(out, overwrite, dataset)
     finished: list[Results] = []
     try:
@@ -196,6 +201,7 @@ def fit_command(
     batch_size: BatchSize = _DEFAULT.batch_size,
     learning_rate: LearningRate = _DEFAULT.learning_rate,
     pool: PoolOption = _DEFAULT.pool,
+    threads: Threads = None,
     id_column: IdColumn = None,
     time_column: TimeColumn = None,
     target: Target = None,
@@ -212,7 +218,7 @@ def fit_command(
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
     dataset = _dataset(data, test, id_column, time_column, target, features, task)
-    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool)
+    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
     folder = _destination(out, overwrite, dataset)
     try:
         with _shown(dataset) as tell:

@@ -24,7 +24,7 @@ from anyrnn.workbench.inspect import gates
 from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import FORMAT, save_run
-from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train
+from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Results:
 
     Attributes:
         dataset: What was learned.
-        settings: With which budget.
+        settings: With which budget; nothing in it is None.
         seeds: The seeds of the runs.
         entries: One for each network that was finished, in the order asked for.
         baselines: What to beat.
@@ -155,13 +155,12 @@ class Results:
         """The results as JSON has them, the one source of the table and the report."""
         data = self.dataset
         steps = [len(x) for part in (data.train, data.test) for x in part.x]
-        epochs = self.settings.epochs_for(len(data.train))
         return {
             "format": FORMAT,
             "anyrnn": anyrnn.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
+            "threads": self.settings.threads,
             "machine": machine(),
             "command": self.command,
             "dataset": {
@@ -177,7 +176,7 @@ class Results:
                 "split": data.split,
                 "attribution": data.attribution,
             },
-            "settings": {**asdict(self.settings), "epochs": epochs},
+            "settings": asdict(self.settings),
             "metric": {
                 "name": self.metric,
                 "higher_is_better": data.classes is not None,
@@ -289,7 +288,8 @@ def _compare(
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
             build(each, len(dataset.features), settings.hidden_size, 1, settings.pool)
-    epochs = settings.epochs_for(len(dataset.train))
+    epochs, threads = settings.epochs_for(len(dataset.train)), settings.thread_count
+    settings = replace(settings, epochs=epochs, threads=threads)
     results = Results(dataset, settings, seeds, (), baselines(dataset), tuple(cells), command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
@@ -301,7 +301,8 @@ def _compare(
                     on_epoch(Progress(each, seed, run, len(networks) * len(seeds), epoch, epochs))
 
             trained.append(train(each, dataset, settings, seed, tell))
-        entry = _entry(trained, len(dataset.features))
+        with using_threads(threads):
+            entry = _entry(trained, len(dataset.features))
         results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
         if on_network is not None:
             on_network(results)

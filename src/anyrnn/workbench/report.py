@@ -89,6 +89,7 @@ def render(results: Mapping[str, object], gates: Gates | None) -> str:
         notes=_notes(comparison),
         rows=rows,
         scale=scale,
+        tie=_tie(comparison),
         loss=_curves(comparison, "train_loss"),
         score=_curves(comparison, "test_score"),
         mistakes=_mistakes(comparison),
@@ -118,7 +119,7 @@ class _Score:
         return f"{100 * value if self.percent else value:,.{self.decimals}f}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Model:
     """One entry of results["models"], with every number that is not known as NaN."""
 
@@ -132,7 +133,6 @@ class _Model:
     seconds: float
     step: float
     runs: tuple[Mapping[str, Any], ...]
-    losses: Tensor  # (test sequences,), mean over the runs: wrong (0 or 1), or the squared error
 
     @property
     def diverged(self) -> dict[int, int]:
@@ -164,30 +164,37 @@ class _Comparison:
         self.baselines = sorted(
             ((b["name"], _number(b["score"])) for b in results["baselines"]), key=lambda b: self.rank(b[1])
         )
+        self.epochs = max(len(run["history"]) for m in self.models for run in m.runs)
         self.best = next(m for m in self.models if m.name == results["best"])
+        self.luck_seeds, self.luck_test = self._luck()
+        self.luck = max(self.luck_seeds, self.luck_test)
         self.ties = [
             m
             for m in self.models
-            if m is not self.best and self.lead(self.best.mean, m.mean) <= self.luck(self.best, m)  # false for NaN
+            if m is not self.best and self.lead(self.best.mean, m.mean) <= self.luck  # false for NaN
         ]
         self.score = self._score()
 
-    def luck(self, a: _Model, b: _Model | None = None) -> float:
-        """Give the gap between two models, or a model and a baseline, that chance alone could make.
+    def _luck(self) -> tuple[float, float]:
+        """Give the gap to the best that chance alone may make, by the seeds and by the choice of test sequences.
 
-        Two sources, the larger counts: the seeds (the two standard deviations over the runs together) and the
-        test part (twice the standard error of the mean difference over its sequences, paired).
+        One width for all, so that no network is tied while a better one is not: twice the standard deviation over
+        the runs (the median over the networks, since that of two or three runs says little), and twice the standard
+        error of the best network's score over the test sequences.
         """
-        seeds = sum(m.std for m in (a, b) if m and math.isfinite(m.std))
-        if len(self.targets) < 2:
-            return math.inf
-        losses = a.losses - b.losses if b else a.losses
-        error = 2 * float(losses.std()) / math.sqrt(len(losses))
-        if self.metric != "accuracy":
-            # The losses are squared errors and the metric is their root: its slope is 1 / (2 rmse).
-            roots = a.mean + (b or a).mean
-            error = error / roots if roots else 0.0
-        return max(seeds, error)
+        stds = [m.std for m in self.models if math.isfinite(m.std)]
+        seeds = 2 * statistics.median(stds) if stds else 0.0
+        N, score = len(self.targets), self.best.mean
+        if N < 2 or not math.isfinite(score):
+            return seeds, math.inf
+        if self.metric == "accuracy":
+            # Agresti and Coull's two more right and two more wrong: all of 20 sequences right is not without error.
+            share = (score * N + 2) / (N + 4)
+            return seeds, 2 * math.sqrt(share * (1 - share) / (N + 4))
+        true = torch.tensor(self.targets, dtype=torch.float64)
+        predicted = torch.tensor([run["predictions"] for run in self.best.runs], dtype=torch.float64)
+        error = float((predicted - true).square().mean(0).std()) / math.sqrt(N)  # of the mean squared error
+        return seeds, error / score if score else 0.0  # its root has an error of 1 / (2 rmse) of that; twice
 
     def lead(self, a: float, b: float) -> float:
         """Give how much better the score a is than b."""
@@ -208,9 +215,6 @@ class _Comparison:
 
     def _model(self, colour: int, model: Mapping[str, Any]) -> _Model:
         runs = model["runs"]
-        true = torch.tensor(self.targets, dtype=torch.float64)
-        predicted = torch.tensor([[_number(p) for p in run["predictions"]] for run in runs], dtype=torch.float64)
-        losses = (predicted != true).double() if self.classes else (predicted - true).square()
         return _Model(
             name=model["name"],
             title=model["title"],
@@ -222,7 +226,6 @@ class _Comparison:
             seconds=_number(model["train_seconds"]),
             step=_number(model["step_microseconds"]),
             runs=tuple(runs),
-            losses=losses.mean(0),
         )
 
 
@@ -238,11 +241,11 @@ def _answer(c: _Comparison) -> Markup:
         score = f"predicts {len(c.targets):,} test sequences with an {c.metric} of {score}"
     if c.baselines:
         name, baseline = c.baselines[0]
-        lead, luck = c.lead(best.mean, baseline), c.luck(best)
-        if lead < -luck:
+        lead = c.lead(best.mean, baseline)
+        if lead < -c.luck:
             text = Markup("<strong>No network:</strong> the baseline “{}” wins with {}; the best network, {}, {}.")
             return text.format(name, c.score(baseline), best.title, score)
-        if lead <= luck:
+        if lead <= c.luck:
             text = Markup("<strong>{}</strong> {}, but that is a tie with the baseline “{}” ({}).")
             return text.format(best.title, score, name, c.score(baseline))
     others = [m for m in c.models if m is not best]
@@ -283,7 +286,7 @@ def _notes(c: _Comparison) -> list[str]:
     notes = []
     if c.baselines:
         name, score = c.baselines[0]
-        if not c.lead(c.best.mean, score) <= c.luck(c.best):  # true for NaN; else the answer has said it
+        if not c.lead(c.best.mean, score) <= c.luck:  # true for NaN; else the answer has said it
             notes.append(f"The best baseline, {name}, reaches {c.score(score)}.")
     if len(c.seeds) == 1:
         notes.append("Each network was trained once, so how much its score varies with the seed is not known.")
@@ -299,11 +302,27 @@ def _notes(c: _Comparison) -> list[str]:
     return notes
 
 
+def _tie(c: _Comparison) -> str:
+    """Say what counts as a tie."""
+    if not math.isfinite(c.luck):
+        return ""
+    if c.luck_seeds > c.luck_test:
+        why = "standard deviation over the seeds, the median over the networks"
+    else:
+        why = f"standard error of the best score over {len(c.targets):,} test sequences"
+    return (
+        f"Shaded: a tie, or within the spread, for a gap of up to {c.score.gap(c.luck)} may be luck (twice the {why})."
+    )
+
+
 def _rows(c: _Comparison) -> tuple[list[dict[str, object]], Markup]:
     """Give the table, best first, baselines among the models, and the scale under its strips of dots."""
     scores = [_number(run["score"]) for m in c.models for run in m.runs]
     lines = [score for _, score in c.baselines if math.isfinite(score)]
     x = charts.strip_axis([s for s in scores if math.isfinite(s)], lines, percent=c.score.percent)
+    worst = c.best.mean - c.sign * c.luck
+    back = charts.strip_background(x, (c.best.mean, worst) if math.isfinite(worst) else (x.low, x.low), lines)
+    best = c.best if math.isfinite(c.best.mean) and len(c.models) > 1 else None
     rows: list[tuple[float, dict[str, object]]] = []
     for m in c.models:
         dots = [(f"seed {run['seed']}: {c.score(_number(run['score']))}", _number(run["score"])) for run in m.runs]
@@ -311,15 +330,11 @@ def _rows(c: _Comparison) -> tuple[list[dict[str, object]], Markup]:
             "title": m.title,
             "layer": m.layer,
             "colour": m.colour,
-            "mark": "best"
-            if m is c.best and math.isfinite(m.mean) and len(c.models) > 1
-            else "tie"
-            if m in c.ties
-            else "",
+            "mark": "best" if m is best else "tie" if m in c.ties else "",
             "diverged": f"{len(m.diverged)} of {len(m.runs)} diverged" if m.diverged else "",
             "score": c.score(m.mean),
             "spread": c.score.spread(m.std) if math.isfinite(m.std) else "",
-            "strip": charts.strip(x, m.colour, dots, m.mean, lines, f"{m.title}, " + ", ".join(t for t, _ in dots)),
+            "strip": charts.strip(back, x, m.colour, dots, m.mean, f"{m.title}, " + ", ".join(t for t, _ in dots)),
             "parameters": f"{m.parameters:,}",
             "seconds": _cost(m.seconds),
             "step": _cost(m.step),
@@ -327,7 +342,7 @@ def _rows(c: _Comparison) -> tuple[list[dict[str, object]], Markup]:
         rows.append((m.mean, row))
     for name, score in c.baselines:
         label = f"{name}: {c.score(score)}"
-        strip = charts.strip(x, None, [(label, score)], math.nan, lines, label)
+        strip = charts.strip(back, x, None, [(label, score)], math.nan, label)
         rows.append((score, {"title": name, "colour": None, "score": c.score(score), "strip": strip}))
     return [row for _, row in sorted(rows, key=lambda row: c.rank(row[0]))], charts.strip_ticks(x)
 
@@ -355,13 +370,12 @@ def _curves(c: _Comparison, key: str) -> Markup:
 def _mistakes(c: _Comparison) -> dict[str, object] | None:
     if not math.isfinite(c.best.mean):
         return None
-    return _confusion(c) if c.classes else _scatter(c)
+    return _confusion(c, c.classes) if c.classes else _scatter(c)
 
 
-def _confusion(c: _Comparison) -> dict[str, object]:
+def _confusion(c: _Comparison, names: Sequence[str]) -> dict[str, object]:
     """Give the confusion matrix of the best model over all its runs, and its most frequent confusions."""
-    assert c.classes is not None
-    names, runs = c.classes, c.best.runs
+    runs = c.best.runs
     pairs = Counter((int(true), int(p)) for run in runs for true, p in zip(c.targets, run["predictions"], strict=True))
     counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))]
     wrong = sorted((-n, true, p) for (true, p), n in pairs.items() if true != p)

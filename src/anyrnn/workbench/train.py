@@ -25,6 +25,8 @@ from anyrnn.workbench.sequences import Scaler, Sequences, batch
 # and 0.93-0.95 with 10; a peak of 0.005 does as well as 0.01, and better than 0.003 and below.
 LEAST_EPOCHS = 20
 _LEAST_UPDATES = 200  # what 20 epochs are there: a few dozen sequences would leave a network untrained
+# Sharing the work of a small step costs more than it saves, and ten times the time where cores are busy otherwise.
+_ONE_THREAD_UP_TO = 256  # units
 _TIMED_STEPS = 100  # T of the call that is timed: long enough for the call itself to weigh little
 _TIMING_SECONDS = 0.25
 
@@ -40,6 +42,7 @@ class Settings:
         learning_rate: The peak of the one-cycle schedule.
         clip_norm: The norm that gradients are cut to.
         pool: How the head summarises the steps: "last", "mean" or "max".
+        threads: CPU threads. None: 1 up to 256 units, where more do not pay, else as many as PyTorch would take.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or an unknown pool.
@@ -51,11 +54,13 @@ class Settings:
     learning_rate: float = 0.005
     clip_norm: float = 1.0
     pool: Pool = "last"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "epochs", "batch_size"):
+        for name in ("hidden_size", "epochs", "batch_size", "threads"):
             value = getattr(self, name)
-            if (not isinstance(value, int) or value < 1) and not (name == "epochs" and value is None):
+            may_be_none = name in ("epochs", "threads")
+            if (not isinstance(value, int) or value < 1) and not (may_be_none and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
@@ -65,9 +70,14 @@ class Settings:
             raise AnyRNNError(f"settings: got pool={self.pool!r}, expected one of {', '.join(POOLS)}")
 
     def epochs_for(self, sequences: int) -> int:
-        """The number of epochs with this many training sequences."""
+        """The number of epochs for so many training sequences."""
         updates = math.ceil(sequences / self.batch_size)
         return self.epochs or max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads on this machine."""
+        return self.threads or (1 if self.hidden_size <= _ONE_THREAD_UP_TO else torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -107,13 +117,13 @@ def train(
 ) -> tuple[Model, Run]:
     """Train a network on the training part of a dataset and score it on the test part.
 
-    The same seed, thread count and machine give the same weights, bit for bit. The random state of the caller is
-    left as it was.
+    The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
+    of threads are left as they were.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
-    with _seeded(seed):
+    with _seeded(seed), using_threads(settings.thread_count):
         return _train(network, dataset, settings, seed, on_epoch or (lambda _: None))
 
 
@@ -206,6 +216,17 @@ def _scale(y: Tensor) -> tuple[float, float]:
     """Mean and standard deviation; a constant is left as large as it is."""
     std = y.double().std(correction=0).item()
     return y.double().mean().item(), std or 1.0
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use this many threads inside a ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -44,7 +44,11 @@ _plans: OrderedDict[object, Plan | str] = OrderedDict()
 
 
 class CpuEngine:
-    """Runs any cell whose loop the loop program can hold, compiled for this processor."""
+    """Runs any cell whose loop the loop program can hold, compiled for this processor.
+
+    It computes in float64 if x is float64, else in float32: lower precision, also under autocast, is converted at the
+    edge, and the output has the type of x.
+    """
 
     name = "cpu"
 
@@ -53,18 +57,12 @@ class CpuEngine:
         x = call.x
         if x.device.type != "cpu":
             return f"x is on {x.device}"
-        if x.dtype not in (torch.float32, torch.float64):
-            return f"{x.dtype} is computed by PyTorch"
         if 0 in x.shape or 0 in (s.numel() for s in call.states):
             return "there is nothing to compute"
-        if torch.is_autocast_enabled("cpu"):
-            return "under autocast, PyTorch chooses the types"
         if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func transforms and forward-mode derivatives go through PyTorch"
         if any(m._forward_hooks or m._forward_pre_hooks for m in call.cell.modules()):
             return "the cell has hooks, which machine code would not call"
-        if any(t.dtype != x.dtype for t in (*call.states, *(p for p in call.cell.parameters() if p.is_floating_point()))):
-            return "x, state and weights differ in dtype"
         plan = plan_of(call.cell, call.signature, x.shape[2])
         return plan if isinstance(plan, str) else None
 
@@ -76,19 +74,22 @@ class CpuEngine:
         if call.lengths is not None and int(call.lengths.max()) == 0:
             return call.x.new_zeros(T, B, call.signature.output_size), call.states
         order = layout(T, B, call.lengths, call.reverse)
-        rows = call.x.reshape(T * B, -1)
-        states = call.states
+        dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32
+        rows = call.x.reshape(T * B, -1).to(dtype)
+        states = tuple(s.to(dtype) for s in call.states)
         if order.lengths is not None:
             assert order.order is not None
             rows = rows.index_select(0, order.packed_index)
             states = tuple(s.index_select(0, order.order) for s in states)
-        output, finals = _run(plan, call.cell, order, rows, states)
+        with torch.autocast("cpu", enabled=False):
+            output, finals = _run(plan, call.cell, order, rows, states)
         if order.lengths is not None and order.order is not None:
             whole = output.new_zeros(T * B, output.shape[1])
             output = whole.index_copy(0, order.packed_index, output)
             back = order.order.argsort()
             finals = [f.index_select(0, back) for f in finals]
-        return output.view(T, B, -1), tuple(finals)
+        finals = [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
+        return output.view(T, B, -1).to(call.x.dtype), tuple(finals)
 
 
 def _run(
@@ -96,17 +97,19 @@ def _run(
 ) -> tuple[Tensor, list[Tensor]]:
     part, graph = plan.split, plan.split.graph
     weights = tensors_of(cell)
-    tensors: dict[Ref, Tensor] = {ref: weights[name] for name, ref in graph.weights.items()}
+    tensors: dict[Ref, Tensor] = {
+        ref: weights[name].to(rows.dtype) if weights[name].is_floating_point() else weights[name]
+        for name, ref in graph.weights.items()
+    }
     tensors[graph.x] = rows
     total = len(rows)
     run(part.once, tensors, graph.batch, total)
     _run_rows(part.before, graph, tensors, order)
-    like = states[0]
     outputs, finals = plan.loop(
         order,
         [tensors[r].reshape(total, -1).contiguous() for r in part.streams],
         [s.contiguous() for s in states],
-        [tensors[r].reshape(-1).to(like.dtype).contiguous() for r in part.vectors],
+        [tensors[r].reshape(-1).contiguous() for r in part.vectors],
         [tensors[r] for r in part.matrices],
     )
     for ref, output in zip(part.outputs, outputs, strict=True):

@@ -1,34 +1,35 @@
 """Elementary functions on vectors, emitted as LLVM IR: polynomials and bit arithmetic, no branch, no call of libm.
 
-Each is ``(builder, *arguments) -> value`` on vectors of float or double of any length. It becomes an internal function
-of the module that is always inlined, so the IR stays short and readable: ``call <16 x float> @"tanh.v16f32"(...)``.
+`FUNCTIONS` has them by PyTorch's names, each ``(builder, *arguments) -> value``, on vectors of float or double of any
+length. Each becomes an internal function of the module, marked always to be inlined, so that the IR stays short and
+readable: ``call <16 x float> @"tanh.v16f32"(...)``. `ULP` has their largest errors.
 
-The arithmetic is right with and without fused multiply-add: `_muladd` is fused where the processor can, and no result
-leans on the product being exact unless it is exact either way. No fast-math flag is used anywhere, so NaN, infinities,
-signed zeros and subnormals are IEEE's. Where a function is defined by an identity, the identity is in its docstring,
-with `n` for an integer and `r` for a small remainder.
+The arithmetic is right with and without fused multiply-add: `_muladd` is fused where the processor can, and where a
+product has to be exact it is so either way. No fast-math flag is used, so NaN, infinities, signed zeros and subnormals
+are what IEEE 754 and PyTorch make of them. A function that is computed by an identity has it in its docstring.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from llvmlite import ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @dataclass(frozen=True)
 class _Format:
     """A floating-point format, and the polynomials that suit it, lowest power first.
 
-    Minimax (Remez's exchange algorithm in 200-bit arithmetic), each coefficient rounded in turn, from the lowest power
-    up, and the remaining ones fitted again. `APPROXIMATIONS` in the tests has the function, the interval and the error
-    of each.
+    The polynomials are minimax: Remez's exchange algorithm in 200-bit arithmetic (the tests have it), the coefficients
+    rounded one after the other, the lowest power first, and the remaining ones fitted again after each. The errors
+    given are relative to the function that is wanted, for float and for double.
 
     Attributes:
         bits: The size of the format.
@@ -36,14 +37,13 @@ class _Format:
         lowest: exp of it, and of all below, rounds to 0.
         highest: exp of it, and of all above, rounds to infinity.
         ln2: ln 2 in two parts, the first so short that its product with an exponent is exact.
+        exp: exp(r), |r| <= ln(2) / 2, to 3.5e-9 and 6e-18; the first two coefficients are 1.
+        tanh: (tanh(r) / r - 1) / r^2 in r^2, |r| <= ln(2) / 4, to 5.6e-8 and 4.5e-18.
+        log: (2 atanh(s) / s - 2) / s^2 in s^2, |s| <= 0.1716 = (sqrt(2) - 1) / (sqrt(2) + 1), to 8.5e-10 and 2e-18.
+        sin: (sin(r) / r - 1) / r^2 in r^2, |r| <= pi / 4, to 4e-9 and 6.5e-18.
+        cos: ((cos(r) - 1) / r^2 + 1/2) / r^2 in r^2, |r| <= pi / 4, to 1.2e-10 and 6e-20.
+        erf: Numerator and denominator of -log(1 - erf(x)) / x, 0 <= x <= erf_one, to 3e-9 and 2e-17.
         erf_one: erf of it, and of all above, rounds to 1.
-        exp: exp(r), |r| <= ln(2) / 2; its first two coefficients are 1.
-        tanh: (tanh(r) / r - 1) / r^2 in r^2, |r| <= ln(2) / 4.
-        log: (2 atanh(s) / s - 2) / s^2 in s^2, |s| <= 0.1716 = (sqrt(2) - 1) / (sqrt(2) + 1).
-        sin: (sin(r) / r - 1) / r^2 in r^2, |r| <= pi / 4.
-        cos: ((cos(r) - 1) / r^2 + 1/2) / r^2 in r^2, |r| <= pi / 4.
-        erf: Numerator and denominator of erf(x) / x in x^2, |x| <= erf_one.
-        atan: Numerator and denominator of (atan(x) / x - 1) / x^2 in x^2, |x| <= 1.
     """
 
     bits: int
@@ -51,14 +51,13 @@ class _Format:
     lowest: float
     highest: float
     ln2: tuple[float, float]
-    erf_one: float
     exp: tuple[float, ...]
     tanh: tuple[float, ...]
     log: tuple[float, ...]
     sin: tuple[float, ...]
     cos: tuple[float, ...]
     erf: tuple[tuple[float, ...], tuple[float, ...]]
-    atan: tuple[tuple[float, ...], tuple[float, ...]]
+    erf_one: float
 
     @property
     def bias(self) -> int:
@@ -75,30 +74,26 @@ class _Format:
         """Below it, an odd function with slope 1 at 0 equals its argument."""
         return 2.0 ** -(self.mantissa + 2)
 
-    def code(self, number: float) -> int:
-        """The bits of a number."""
-        code = {32: "<fi", 64: "<dq"}[self.bits]
-        return int(struct.unpack("<" + code[2], struct.pack(code[:2], number))[0])
+    def bits_of(self, number: float) -> int:
+        size = self.bits // 8
+        return int(np.array(number, f"f{size}").view(f"i{size}"))
 
 
 # fmt: off
 _FLOAT = _Format(
-    bits=32, mantissa=23, lowest=-104.0, highest=89.0, ln2=(0.693359375, -2.12194440e-4), erf_one=3.93,
+    bits=32, mantissa=23, lowest=-104.0, highest=89.0, ln2=(0.693359375, -2.12194440e-4),
     exp=(1.0, 1.0, 0.4999999403953552, 0.16666516661643982, 0.04166828468441963, 0.008369149640202522,
          0.0013817104045301676),
     tanh=(-0.3333127200603485, 0.13110610842704773),
     log=(0.6666677594184875, 0.3997758626937866, 0.29870691895484924),
     sin=(-0.16666655242443085, 0.008332189172506332, -0.0001951828453456983),
     cos=(0.04166664555668831, -0.0013887309469282627, 2.4432367354165763e-05),
-    erf=((1.1283791453552359, 0.19078392097327548, 0.05279029273014502, 0.0037796123145254767, 0.00028480852874961544,
-          2.0419678873841224e-06),
-         (1.0, 0.5024105672447295, 0.11425755502815908, 0.014997442838125308, 0.0011652132430791601,
-          3.800404157120357e-05)),
-    atan=((-0.33333314737835157, -0.22358424147768508, -0.007179843168761568, 0.0004929074635244903),
-          (1.0, 1.2707381705608038, 0.3555409796713746)),
+    erf=((1.3593368530273438, 1.8280797004699707, 1.1014071702957153, 0.3380141258239746, 0.044857125729322433),
+         (1.2046809196472168, 0.9404250383377075, 0.33579593896865845, 0.04487724229693413)),
+    erf_one=3.93,
 )
 _DOUBLE = _Format(
-    bits=64, mantissa=52, lowest=-746.0, highest=710.0, ln2=(0.6931471803691238, 1.9082149292705877e-10), erf_one=5.95,
+    bits=64, mantissa=52, lowest=-746.0, highest=710.0, ln2=(0.6931471803691238, 1.9082149292705877e-10),
     exp=(1.0, 1.0, 0.5, 0.16666666666666433, 0.04166666666660388, 0.008333333333500599, 0.0013888888926830933,
          0.00019841269464896188, 2.4801508634595893e-05, 2.755764210506337e-06, 2.7625207553756095e-07,
          2.4977977152033745e-08),
@@ -110,16 +105,11 @@ _DOUBLE = _Format(
          -2.5050735571805194e-08, 1.5895449193574568e-10),
     cos=(0.041666666666666595, -0.0013888888888873338, 2.4801587288996926e-05, -2.755731421493572e-07,
          2.0875705037561476e-09, -1.1358727383196699e-11),
-    erf=((1.1283791670955126, 0.22050996960498098, 0.06618079211286726, 0.006907876926972115, 0.0008572973000836088,
-          5.7149229738773854e-05, 3.911318789885367e-06, 1.7019139271281881e-07, 6.7794937515053745e-09,
-          1.7258603454334805e-10, 3.332373026063382e-12, 2.2108475521059522e-14, 1.553081699228089e-17),
-         (1.0, 0.528755205728034, 0.13490293516092924, 0.022023594820566674, 0.002570444738981727,
-          0.00022671225318278545, 1.554779247463091e-05, 8.379433151832162e-07, 3.528193521718486e-08,
-          1.128201102029154e-09, 2.5542528062980082e-11, 3.3044443859027463e-13, 8.766544270762524e-16)),
-    atan=((-0.3333333333333315, -0.7466382918244656, -0.585413948339281, -0.19086152971936798, -0.02369983175294426,
-           -0.0007486892202964726),
-          (1.0, 2.8399148754728625, 3.0316193417478, 1.5077831520423906, 0.3504149763513365, 0.033089027162537164,
-           0.0008297402039242405)),
+    erf=((1.1283791670955126, 2.5229252462907334, 2.6694725501294663, 1.7139149208789912, 0.7201468129529724,
+          0.1997971193576991, 0.03495449686839547, 0.0033664079505675106, 0.0001182525744308923),
+         (1.0, 1.671694700619622, 1.331525865475178, 0.6323789724288392, 0.18868089758550177, 0.03439572677915135,
+          0.0033639674434998447, 0.00011827360988208393)),
+    erf_one=5.95,
 )
 # fmt: on
 
@@ -193,21 +183,26 @@ class _Vector:
 
 
 def _intrinsic(name: str, *arguments: _Vector) -> _Vector:
-    builder, kind = arguments[0].builder, arguments[0].value.type
-    # llvmlite's own declare_intrinsic knows no vectors.
-    symbol = f"llvm.{name}.v{kind.count}f{arguments[0].format.bits}"
-    function = builder.module.globals.get(symbol)
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(arguments)), symbol)
-    return _Vector(builder, builder.call(function, [argument.value for argument in arguments]))
+    function = _declared(f"llvm.{name}", *arguments)  # llvmlite's own declare_intrinsic knows no vectors
+    return _Vector(arguments[0].builder, arguments[0].builder.call(function, [a.value for a in arguments]))
+
+
+def _declared(name: str, *arguments: _Vector) -> ir.Function:
+    """Find or declare a function of these arguments in the module; the result is of their common type."""
+    first, module = arguments[0], arguments[0].builder.module
+    kind = first.value.type
+    symbol = f"{name}.v{kind.count}f{first.format.bits}"
+    return module.globals.get(symbol) or ir.Function(module, ir.FunctionType(kind, [kind] * len(arguments)), symbol)
 
 
 def _muladd(a: _Vector, b: _Vector | float, c: _Vector | float) -> _Vector:
     return _intrinsic("fmuladd", a, a.like(b), a.like(c))
 
 
-def _select(condition: _Vector, yes: _Vector | float, no: _Vector) -> _Vector:
-    return _Vector(no.builder, no.builder.select(condition.value, no.like(yes).value, no.value))
+def _select(condition: _Vector, yes: _Vector | float, no: _Vector | float) -> _Vector:
+    kind = yes if isinstance(yes, _Vector) else no
+    assert isinstance(kind, _Vector)
+    return _Vector(kind.builder, kind.builder.select(condition.value, kind.like(yes).value, kind.like(no).value))
 
 
 def _clamp(x: _Vector, low: float, high: float) -> _Vector:
@@ -255,54 +250,24 @@ def _times_power_of_two(x: _Vector, code: _Vector) -> _Vector:
 _LN2 = math.log(2.0)
 _HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)  # 33, 33 and 53 bits
 
-FUNCTIONS: dict[str, Callable[..., ir.Value]] = {}
-ULP: dict[str, tuple[float, float]] = {}
 
-
-def _function(
-    name: str, float_ulp: float, double_ulp: float
-) -> Callable[[Callable[..., _Vector]], Callable[..., _Vector]]:
-    """Enter a function of vectors into the tables."""
-
-    def register(body: Callable[..., _Vector]) -> Callable[..., _Vector]:
-        def emit(builder: ir.IRBuilder, *arguments: ir.Value) -> ir.Value:
-            kind = arguments[0].type
-            symbol = f"{name}.v{kind.count}{'f32' if kind.element == ir.FloatType() else 'f64'}"
-            function = builder.module.globals.get(symbol)
-            if function is None:
-                function = ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(arguments)), symbol)
-                function.linkage = "internal"
-                function.attributes.add("alwaysinline")
-                inner = ir.IRBuilder(function.append_basic_block())
-                inner.ret(body(*(_Vector(inner, argument) for argument in function.args)).value)
-            return builder.call(function, arguments)
-
-        FUNCTIONS[name], ULP[name] = emit, (float_ulp, double_ulp)
-        return body
-
-    return register
-
-
-@_function("exp", 1, 1)
 def _exp(x: _Vector) -> _Vector:
-    """exp(n ln2 + r) = 2^n exp(r)."""
+    """By exp(n ln2 + r) = 2^n exp(r)."""
     form = x.format
     code, r = _reduce(_clamp(x, form.lowest, form.highest), form.ln2, 2 * form.bias)
     return _times_power_of_two(_polynomial(form.exp, r), code)
 
 
-@_function("exp2", 1, 1)
 def _exp2(x: _Vector, rest: _Vector | None = None) -> _Vector:
-    """2^(n + r) = 2^n exp(r ln2); `rest`, if there is one, is a small number to be added to x."""
+    """By 2^(n + r) = 2^n exp(r ln2); `rest`, if there is one, is a small number that belongs to x."""
     form = x.format
     code, r = _reduce(_clamp(x, form.lowest / _LN2, form.highest / _LN2), (1.0,), 2 * form.bias)
     r = r if rest is None else r + rest
     return _times_power_of_two(_polynomial(form.exp, r * _LN2), code)
 
 
-@_function("expm1", 1, 1)
 def _expm1(x: _Vector) -> _Vector:
-    """2^n (exp(r) - 1) + (2^n - 1), all of it halved so that 2^n stays finite up to the largest result."""
+    """By 2^n (exp(r) - 1) + (2^n - 1), halved and doubled again, so that 2^n is finite up to the largest result."""
     form = x.format
     code, r = _reduce(_clamp(x, -40.0, form.highest), form.ln2, form.bias - 1)
     half = _power_of_two(code, form)
@@ -310,18 +275,16 @@ def _expm1(x: _Vector) -> _Vector:
     return _select(abs(x) < form.tiny, x, 2.0 * _muladd(half, less, half - 0.5))
 
 
-@_function("sigmoid", 2, 2)
 def _sigmoid(x: _Vector) -> _Vector:
-    """exp(r) / (exp(r) + 2^-n), both scaled down by 2^64: so 2^-n is finite down to the smallest subnormal result."""
+    """By exp(r) / (exp(r) + 2^-n), both scaled down by 2^64, so that 2^-n is finite down to the smallest result."""
     form = x.format
     code, r = _reduce(_clamp(x, form.lowest, 40.0), [-part for part in form.ln2], form.bias - 64)
     power = _polynomial([c * 2.0**-64 for c in form.exp], r)
     return power / (power + _power_of_two(code, form))
 
 
-@_function("tanh", 2, 2)
 def _tanh(x: _Vector) -> _Vector:
-    """(t (2^n + 1) + 2^n - 1) / (t (2^n - 1) + 2^n + 1) with x = n ln2 / 2 + r and t = tanh(r)."""
+    """By (t (2^n + 1) + 2^n - 1) / (t (2^n - 1) + 2^n + 1), x = n ln2 / 2 + r, t = tanh(r)."""
     form = x.format
     # One part is enough: where n is not 0, the slope of tanh makes up for what it lacks.
     code, r = _reduce(_clamp(x, -20.0, 20.0), (_LN2 / 2,), form.bias)
@@ -334,18 +297,18 @@ def _tanh(x: _Vector) -> _Vector:
 def _split(x: _Vector) -> tuple[_Vector, _Vector]:
     """Find n and f so that x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for a positive finite x."""
     form = x.format
-    lowest = form.code(math.sqrt(0.5))
+    lowest = form.bits_of(math.sqrt(0.5))
     subnormal = x < 2.0 ** (1 - form.bias)
     x = _select(subnormal, x * 2.0**form.mantissa, x)
-    code = x.bits() + (form.code(1.0) - lowest)
+    code = x.bits() + (form.bits_of(1.0) - lowest)
     # An integer below 2^mantissa, put into the bits of that power of two, is added to it.
-    n = ((code >> form.mantissa) | form.code(2.0**form.mantissa)).real() - (2.0**form.mantissa + form.bias)
+    n = ((code >> form.mantissa) | form.bits_of(2.0**form.mantissa)).real() - (2.0**form.mantissa + form.bias)
     n = _select(subnormal, n - float(form.mantissa), n)
     return n, ((code & (2**form.mantissa - 1)) + lowest).real() - 1.0
 
 
 def _log_tail(f: _Vector) -> _Vector:
-    """f - log(1 + f) = f^2/2 - s (f^2/2 + 2 atanh(s)/s - 2) with s = f / (2 + f); small beside f, unlike log itself."""
+    """What log(1 + f) is less than f, by log(1 + f) = 2 atanh(s), s = f / (2 + f)."""
     s = f / (f + 2.0)
     half = 0.5 * f * f
     square = s * s
@@ -363,21 +326,18 @@ def _log_from(n: _Vector, f: _Vector) -> _Vector:
     return _muladd(n, high, f - _muladd(n, -low, _log_tail(f)))
 
 
-@_function("log", 1, 1)
 def _log(x: _Vector) -> _Vector:
     return _on_positive(x, _log_from(*_split(x)))
 
 
-@_function("log2", 2, 2)
 def _log2(x: _Vector) -> _Vector:
     """Exact at powers of two."""
     n, f = _split(x)
     return _on_positive(x, _muladd(f - _log_tail(f), 1 / _LN2, n))
 
 
-@_function("log1p", 2, 2)
 def _log1p(x: _Vector) -> _Vector:
-    """log(2^n (1 + f + 2^-n e)), where e is what rounding 1 + x has lost."""
+    """By log(2^n (1 + f + 2^-n e)), where e is what rounding 1 + x has lost."""
     form = x.format
     total, lost = _two_sum(x, x.like(1.0))
     n, f = _split(total)
@@ -396,7 +356,7 @@ def _quadrant(x: _Vector) -> tuple[_Vector, _Vector]:
 
 
 def _sine(code: _Vector, r: _Vector) -> _Vector:
-    """sin(n pi/2 + r)."""
+    """The sine of n pi/2 + r, n in the lowest bits of `code`."""
     form, square = r.format, r * r
     sine = r * _polynomial([1.0, *form.sin], square)
     cosine = _polynomial([1.0, -0.5, *form.cos], square)
@@ -404,86 +364,47 @@ def _sine(code: _Vector, r: _Vector) -> _Vector:
     return (value.bits() ^ ((code & 2) << (form.bits - 2))).real()
 
 
-@_function("sin", 2, 2)
 def _sin(x: _Vector) -> _Vector:
     """To within `ULP` up to 1.6e6; beyond, to within 2^-52 |x|, and never outside [-1, 1]."""
     return _sine(*_quadrant(x))
 
 
-@_function("cos", 2, 2)
 def _cos(x: _Vector) -> _Vector:
     """As `sin`."""
     code, r = _quadrant(x)
     return _sine(code + 1, r)
 
 
-@_function("atan", 2, 2)
-def _atan(x: _Vector) -> _Vector:
-    """pi/2 - atan(1 / |x|) where |x| > 1."""
-    numerator, denominator = x.format.atan
-    steep = abs(x) > 1.0
-    t = _select(steep, 1.0 / abs(x), abs(x))
-    square = t * t
-    y = _muladd(t * square, _polynomial(numerator, square) / _polynomial(denominator, square), t)
-    return _with_sign(_select(steep, math.pi / 2 - y, y), x)
-
-
-@_function("erf", 2, 2)
 def _erf(x: _Vector) -> _Vector:
+    """By 1 - exp(-s(x)): s is smooth, and its relative error becomes no larger in the result."""
     numerator, denominator = x.format.erf
-    limit = x.format.erf_one
-    t = _clamp(x, -limit, limit)
-    square = t * t
-    y = _clamp(t * _polynomial(numerator, square) / _polynomial(denominator, square), -1.0, 1.0)
-    return _select(abs(x) > limit, _with_sign(x.like(1.0), x), y)
+    t = _select(abs(x) > x.format.erf_one, x.format.erf_one, abs(x))
+    return _with_sign(_expm1(-t * (_polynomial(numerator, t) / _polynomial(denominator, t))), x)
 
 
-@_function("round", 0.5, 0.5)
 def _round(x: _Vector) -> _Vector:
     """Half to even. LLVM's own would call libm on a processor without SSE 4.1."""
     size, unit = abs(x), 2.0**x.format.mantissa
     return _select(size < unit, _with_sign((size + unit) - unit, x), x)
 
 
-@_function("floor", 0.5, 0.5)
 def _floor(x: _Vector) -> _Vector:
     nearest = _round(x)
-    return nearest - _select(nearest > x, 1.0, x.like(0.0))
-
-
-@_function("maximum", 0.5, 0.5)
-def _maximum(x: _Vector, y: _Vector) -> _Vector:
-    """NaN where either is NaN."""
-    return _select(x.equals(x), _select(x > y, x, y), x)
-
-
-def _define(name: str, float_ulp: float, double_ulp: float, body: Callable[..., _Vector]) -> None:
-    _function(name, float_ulp, double_ulp)(body)
-
-
-_define("ceil", 0.5, 0.5, lambda x: -_floor(-x))
-_define("trunc", 0.5, 0.5, lambda x: _with_sign(_floor(abs(x)), x))
-_define("minimum", 0.5, 0.5, lambda x, y: -_maximum(-x, -y))
-_define("sign", 0.5, 0.5, lambda x: _select(x > 0.0, 1.0, _select(x < 0.0, -1.0, x.like(0.0))))  # NaN: 0, as torch
-_define("abs", 0.5, 0.5, abs)
-_define("neg", 0.5, 0.5, lambda x: -x)
-_define("sqrt", 0.5, 0.5, lambda x: _intrinsic("sqrt", x))
-_define("rsqrt", 1.5, 1.5, lambda x: 1.0 / _intrinsic("sqrt", x))
-_define("reciprocal", 0.5, 0.5, lambda x: 1.0 / x)
+    return _select(nearest > x, nearest - 1.0, nearest)
 
 
 _Pair = tuple[_Vector, _Vector]  # an unevaluated sum, the second far smaller than the first
 
 
 def _two_sum(a: _Vector, b: _Vector) -> _Pair:
-    """a + b and what rounding has lost (Knuth)."""
+    """The sum, and what rounding has lost of it (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def _two_product(a: _Vector, b: _Vector) -> _Pair:
-    """a b and what rounding has lost (Dekker), in double precision, without fused multiply-add."""
+    """The product, and what rounding has lost of it (Dekker), in double precision, without fused multiply-add."""
     a_high, b_high = ((v.bits() & -(2**27)).real() for v in (a, b))
     a_low, b_low = a - a_high, b - b_high
     product = a * b
@@ -498,7 +419,7 @@ def _times(a: _Pair, b: _Pair) -> _Pair:
 
 
 def _log2_pair(x: _Vector) -> _Pair:
-    """n + 2/ln2 s (1 + s^2 (1/3 + ...)), s = f / (2 + f), to 2^-65."""
+    """By log2(2^n (1 + f)) = n + 2/ln2 s (1 + s^2 (1/3 + ...)), s = f / (2 + f), to 2^-65."""
     n, f = _split(x)
     d = f + 2.0
     s = f / d
@@ -515,7 +436,7 @@ def _log2_pair(x: _Vector) -> _Pair:
 
 
 def _positive_power(x: _Vector, exponent: _Vector) -> _Vector:
-    """x^exponent for a positive finite x."""
+    """The power of a positive finite x."""
     if x.format is _FLOAT:
         wide = [v.cast("fpext", ir.DoubleType()) for v in (x, exponent)]
         return _exp2(_log2(wide[0]) * wide[1]).cast("fptrunc", ir.FloatType())
@@ -524,19 +445,59 @@ def _positive_power(x: _Vector, exponent: _Vector) -> _Vector:
     return _exp2(total, _clamp(rest, -1e-12, 1e-12))
 
 
-@_function("pow", 1, 1)
 def _pow(x: _Vector, exponent: _Vector) -> _Vector:
     """C's pow: 1 where the exponent is 0 or x is 1, NaN where x < 0 and the exponent is no integer."""
-    form, size = x.format, abs(x)
-    half = 0.5 * exponent
+    size, half = abs(x), 0.5 * exponent
     odd = _round(exponent).equals(exponent) & _round(half).differs(half)
     power = _positive_power(size, exponent)
     vast = size.equals(math.inf)
-    limit = _select((exponent < 0.0) ^ vast, math.inf, x.like(0.0))
+    limit = _select((exponent < 0.0) ^ vast, math.inf, size.like(0.0))
     power = _select((size.equals(0.0) | vast) & exponent.equals(exponent), limit, power)
     power = _select(size.equals(size), power, size)
-    sign = _select(odd, x.bits() & 2 ** (form.bits - 1), x.bits() & 0)
-    power = (power.bits() | sign).real()
+    power = _with_sign(power, _select(odd, x, 0.0))
     power = _select((x < 0.0) & (size < math.inf) & _round(exponent).differs(exponent), math.nan, power)
     one = exponent.equals(0.0) | x.equals(1.0) | (x.equals(-1.0) & abs(exponent).equals(math.inf))
     return _select(one, 1.0, power)
+
+
+# The functions, and their largest errors for float and for double, in units in the last place of the true result.
+_TABLE: Mapping[str, tuple[Callable[..., _Vector], float, float]] = {
+    "neg": (lambda x: -x, 0, 0),
+    "abs": (abs, 0, 0),
+    "exp": (_exp, 1.5, 1.5),
+    "exp2": (_exp2, 1.5, 1.5),
+    "expm1": (_expm1, 2, 2.5),
+    "log": (_log, 1, 1),
+    "log2": (_log2, 2, 2),
+    "log1p": (_log1p, 1.5, 1.5),
+    "tanh": (_tanh, 2.5, 3),
+    "sigmoid": (_sigmoid, 2.5, 2.5),
+    "sqrt": (lambda x: _intrinsic("sqrt", x), 0.5, 0.5),
+    "rsqrt": (lambda x: 1.0 / _intrinsic("sqrt", x), 1.5, 1.5),
+    "reciprocal": (lambda x: 1.0 / x, 0.5, 0.5),
+    "sin": (_sin, 2.5, 2.5),
+    "cos": (_cos, 2.5, 2.5),
+    "erf": (_erf, 3.5, 3.5),
+    "floor": (_floor, 0, 0),
+    "ceil": (lambda x: -_floor(-x), 0, 0),
+    "round": (_round, 0, 0),
+    "trunc": (lambda x: _with_sign(_floor(abs(x)), x), 0, 0),
+    "sign": (lambda x: _select(x > 0.0, 1.0, _select(x < 0.0, x.like(-1.0), 0.0)), 0, 0),  # 0 for NaN, as in PyTorch
+    "pow": (_pow, 1, 1.5),
+    "maximum": (lambda x, y: _select(x.equals(x), _select(x > y, x, y), x), 0, 0),  # NaN if either is
+    "minimum": (lambda x, y: _select(x.equals(x), _select(x < y, x, y), x), 0, 0),
+}
+
+
+def _call(name: str, builder: ir.IRBuilder, *arguments: ir.Value) -> ir.Value:
+    function = _declared(name, *(_Vector(builder, argument) for argument in arguments))
+    if function.is_declaration:
+        function.linkage = "internal"
+        function.attributes.add("alwaysinline")
+        inner = ir.IRBuilder(function.append_basic_block())
+        inner.ret(_TABLE[name][0](*(_Vector(inner, argument) for argument in function.args)).value)
+    return builder.call(function, arguments)
+
+
+FUNCTIONS: Mapping[str, Callable[..., ir.Value]] = {name: functools.partial(_call, name) for name in _TABLE}
+ULP: Mapping[str, tuple[float, float]] = {name: (single, double) for name, (_, single, double) in _TABLE.items()}

@@ -1,0 +1,436 @@
+"""Bad input gives one message: where, what was got, what was expected, and the cure. The tables pin the text."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import anyrnn
+from zoo import ConcatLSTM, RawLSTM
+
+T, B, I, H = 4, 3, 2, 5
+
+
+def message(call):
+    with pytest.raises(anyrnn.AnyRNNError) as caught:
+        call()
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def x(*shape, dtype=torch.float32, **options):
+    return torch.zeros(*(shape or (T, B, I)), dtype=dtype, **options)
+
+
+def lstm(**options):
+    return anyrnn.LSTM(I, H, **options)
+
+
+h = torch.zeros(1, B, H)
+
+CALLS = {
+    # x
+    "rank 1": (lambda: lstm()(x(T)), "LSTM: x has shape (4,), expected (T, B, I) or (T, I)"),
+    "rank 4": (
+        lambda: lstm(batch_first=True)(x(B, T, I, 1)),
+        "LSTM: x has shape (3, 4, 2, 1), expected (B, T, I) or (T, I)",
+    ),
+    "no tensor": (lambda: lstm()([[1.0]]), "LSTM: x has type list, expected (T, B, I) or (T, I)"),
+    "features": (lambda: lstm()(x(T, B, 6)), "LSTM: x has 6 features, expected input_size=2"),
+    "features unbatched": (lambda: lstm()(x(T, 6)), "LSTM: x has 6 features, expected input_size=2"),
+    "float64": (
+        lambda: lstm()(x(dtype=torch.float64)),
+        "LSTM: x is torch.float64, expected torch.float32, as the parameters are: x.to(torch.float32), or convert the "
+        "layer with .to(torch.float64)",
+    ),
+    "integers": (
+        lambda: lstm(dtype=torch.float64)(x(dtype=torch.int64)),
+        "LSTM: x is torch.int64, expected a floating point type: x.to(torch.float64)",
+    ),
+    "complex": (
+        lambda: lstm()(x(dtype=torch.complex64)),
+        "LSTM: x is torch.complex64, expected a floating point type: x.to(torch.float32)",
+    ),
+    "device": (
+        lambda: lstm()(x(device="meta")),
+        "LSTM: x is on meta, expected cpu, where the parameters are: x.to('cpu')",
+    ),
+    # state
+    "state for (h, c)": (
+        lambda: lstm()(x(), h),
+        "LSTM: the state is a Tensor, expected a tuple of 2 tensors (1, 3, 5), (1, 3, 5)",
+    ),
+    "state of one": (
+        lambda: lstm()(x(), (h,)),
+        "LSTM: the state is a tuple of 1, expected a tuple of 2 tensors (1, 3, 5), (1, 3, 5)",
+    ),
+    "state of no tensors": (
+        lambda: lstm()(x(), (1.0, 2.0)),
+        "LSTM: the state is a tuple of 2, expected a tuple of 2 tensors (1, 3, 5), (1, 3, 5)",
+    ),
+    "state for h": (
+        lambda: anyrnn.GRU(I, H)(x(), (h, h)),
+        "GRU: the state is a tuple of 2, expected one tensor (1, 3, 5)",
+    ),
+    "state as dict": (
+        lambda: lstm()(x(), {"h": h}),
+        "LSTM: the state is a dict, expected a tuple of 2 tensors (1, 3, 5), (1, 3, 5)",
+    ),
+    "state of another batch": (
+        lambda: lstm()(x(), (torch.zeros(1, 7, H),) * 2),
+        "LSTM: the state has shape (1, 7, 5), (1, 7, 5), expected a tuple of 2 tensors (1, 3, 5), (1, 3, 5)",
+    ),
+    "state of too few layers": (
+        lambda: anyrnn.GRU(I, H, 2, bidirectional=True)(x(), h),
+        "GRU: the state has shape (1, 3, 5), expected one tensor (4, 3, 5)",
+    ),
+    "state batch first": (
+        lambda: anyrnn.GRU(I, H, batch_first=True)(x(B, T, I), h.transpose(0, 1)),
+        "GRU: the state has shape (3, 1, 5), expected one tensor (1, 3, 5)",
+    ),
+    "state unbatched": (
+        lambda: anyrnn.GRU(I, H)(x(T, I), h),
+        "GRU: the state has shape (1, 3, 5), expected one tensor (1, 5)",
+    ),
+    "state without layers": (
+        lambda: anyrnn.GRU(I, H)(x(), h[0]),
+        "GRU: the state has shape (3, 5), expected one tensor (1, 3, 5)",
+    ),
+    "state projected": (
+        lambda: lstm(proj_size=2)(x(), (h, h)),
+        "LSTM: the state has shape (1, 3, 5), (1, 3, 5), expected a tuple of 2 tensors (1, 3, 2), (1, 3, 5)",
+    ),
+    "state float64": (
+        lambda: anyrnn.GRU(I, H)(x(), h.double()),
+        "GRU: the state is torch.float64 on cpu, expected torch.float32 on cpu: .to('cpu', torch.float32)",
+    ),
+    "state elsewhere": (
+        lambda: anyrnn.GRU(I, H)(x(), h.to("meta")),
+        "GRU: the state is torch.float32 on meta, expected torch.float32 on cpu: .to('cpu', torch.float32)",
+    ),
+    # lengths
+    "negative": (lambda: lstm()(x(), lengths=[1, -2, 3]), "LSTM: lengths[1] is -2, expected 0 to T=4"),
+    "too long": (lambda: lstm()(x(), lengths=torch.tensor([1, 2, 5])), "LSTM: lengths[2] is 5, expected 0 to T=4"),
+    "too few": (
+        lambda: lstm()(x(), lengths=[1, 2]),
+        "LSTM: lengths has shape (2,), expected (3,), one length for each row of the batch",
+    ),
+    "rank 2": (
+        lambda: lstm()(x(), lengths=[[1, 2, 3]]),
+        "LSTM: lengths has shape (1, 3), expected (3,), one length for each row of the batch",
+    ),
+    "one for all": (
+        lambda: lstm()(x(), lengths=torch.tensor(2)),
+        "LSTM: lengths has shape (), expected (3,), one length for each row of the batch",
+    ),
+    "none for some": (
+        lambda: lstm()(x(), lengths=[]),
+        "LSTM: lengths has shape (0,), expected (3,), one length for each row of the batch",
+    ),
+    "floats": (
+        lambda: lstm()(x(), lengths=[1.0, 2.0, 3.0]),
+        "LSTM: lengths are torch.float32, expected integers: torch.as_tensor(lengths).long()",
+    ),
+    "a float array": (
+        lambda: lstm()(x(), lengths=np.array([1.0, 2.0, 3.0])),
+        "LSTM: lengths are torch.float64, expected integers: torch.as_tensor(lengths).long()",
+    ),
+    "a mask": (
+        lambda: lstm()(x(), lengths=torch.ones(B, dtype=torch.bool)),
+        "LSTM: lengths are torch.bool, expected integers: torch.as_tensor(lengths).long()",
+    ),
+    "words": (
+        lambda: lstm()(x(), lengths=["a", "b", "c"]),
+        "LSTM: lengths is ['a', 'b', 'c'], expected 3 integers from 0 to 4",
+    ),
+    "beside a packed sequence": (
+        lambda: lstm()(nn.utils.rnn.pack_sequence([x(T, I)]), lengths=[4]),
+        "LSTM: got lengths beside a PackedSequence, which has its own; expected only one of them",
+    ),
+    # scan
+    "scan of a layer's input": (
+        lambda: anyrnn.scan(nn.GRUCell(I, H), x(T, I)),
+        "GRUCell: x has shape (4, 2), expected (T, B, I)",
+    ),
+    "scan of no tensor": (
+        lambda: anyrnn.scan(nn.GRUCell(I, H), None),
+        "GRUCell: x has type NoneType, expected (T, B, I)",
+    ),
+    "scan with a layer's state": (
+        lambda: anyrnn.scan(nn.GRUCell(I, H), x(), h),
+        "GRUCell: the state has shape (1, 3, 5), expected one tensor (3, 5)",
+    ),
+    "scan of no cell": (
+        lambda: anyrnn.scan(torch.tanh, x()),
+        f"a cell is an nn.Module with forward(x, state); got {torch.tanh!r}",
+    ),
+    # cells
+    "cell input": (
+        lambda: anyrnn.GRUCell(I, H)(x(B, 6)),
+        "GRUCell: got an input of shape (3, 6), expected (B, 2) or (2,)",
+    ),
+    "cell input rank": (
+        lambda: anyrnn.GRUCell(I, H)(x()),
+        "GRUCell: got an input of shape (4, 3, 2), expected (B, 2) or (2,)",
+    ),
+    "cell state for (h, c)": (
+        lambda: anyrnn.LSTMCell(I, H)(x(B, I), h[0]),
+        "LSTMCell: got as state one tensor (3, 5), expected a tuple of tensors (3, 5), (3, 5)",
+    ),
+    "cell state of one": (
+        lambda: anyrnn.LSTMCell(I, H)(x(B, I), (h[0],)),
+        "LSTMCell: got as state a tuple of one tensor (3, 5), expected a tuple of tensors (3, 5), (3, 5)",
+    ),
+    "cell state for h": (
+        lambda: anyrnn.GRUCell(I, H)(x(B, I), (h[0], h[0])),
+        "GRUCell: got as state a tuple of one tensor (3, 5), one tensor (3, 5), expected one tensor (3, 5)",
+    ),
+    "cell state that would broadcast": (
+        lambda: anyrnn.GRUCell(I, H)(x(B, I), torch.zeros(1, H)),
+        "GRUCell: got as state one tensor (1, 5), expected one tensor (3, 5)",
+    ),
+    # heads
+    "pool": (
+        lambda: anyrnn.ManyToOne(lstm(), 2, pool="first"),
+        "ManyToOne: got pool='first', expected one of last, mean, max",
+    ),
+    "head of another layer": (
+        lambda: anyrnn.ManyToOne(nn.LSTM(I, H), 2),
+        "ManyToOne: got LSTM, expected a layer of anyrnn, such as anyrnn.LSTM",
+    ),
+    "output unbatched": (
+        lambda: anyrnn.output_at(x(T, I)),
+        "output_at: the output has shape (4, 2), expected (T, B, O)",
+    ),
+    "odd halves": (
+        lambda: anyrnn.output_at(x(T, B, 5), bidirectional=True),
+        "output_at: the output has 5 features, expected two equal halves with bidirectional=True",
+    ),
+    "output lengths": (lambda: anyrnn.output_at(x(), [1, 2, 9]), "output_at: lengths[2] is 9, expected 0 to T=4"),
+}
+
+OPTIONS = {
+    "hidden_size": (lambda: anyrnn.LSTM(I, 0), "LSTMCell: got hidden_size=0, expected an int of at least 1"),
+    "input_size": (lambda: anyrnn.GRU(2.0, H), "GRUCell: got input_size=2.0, expected an int of at least 1"),
+    "num_layers": (lambda: lstm(num_layers=0), "LSTM: got num_layers=0, expected an int of at least 1"),
+    "dropout": (lambda: lstm(num_layers=2, dropout=1.5), "LSTM: got dropout=1.5, expected a probability from 0 to 1"),
+    "bias": (lambda: lstm(bias=1), "LSTM: got bias=1, expected True or False"),
+    "bidirectional": (lambda: lstm(bidirectional="yes"), "LSTM: got bidirectional='yes', expected True or False"),
+    "batch_first": (lambda: lstm(batch_first=None), "LSTM: got batch_first=None, expected True or False"),
+    "proj_size": (lambda: lstm(proj_size=5), "LSTMCell: got proj_size=5, expected 0 (none) or less than hidden_size=5"),
+    "proj_size negative": (
+        lambda: lstm(proj_size=-1),
+        "LSTMCell: got proj_size=-1, expected 0 (none) or less than hidden_size=5",
+    ),
+    "nonlinearity": (
+        lambda: anyrnn.RNN(I, H, nonlinearity="gelu"),
+        "RNNCell: got nonlinearity='gelu', expected 'tanh' or 'relu'; for others use activations=",
+    ),
+    "activation of no gate": (
+        lambda: lstm(activations={"c": torch.relu}),
+        "LSTMCell: got activation 'c', expected one of i, f, g, o, h",
+    ),
+    "activation by name": (
+        lambda: lstm(activations={"f": "sigmoid"}),
+        "LSTMCell: got 'sigmoid' as activation 'f', expected a function from tensor to tensor, such as torch.sigmoid",
+    ),
+    "activation with parameters": (
+        lambda: lstm(activations={"g": nn.PReLU()}),
+        "LSTM: activation_g has parameters of its own, which each layer and direction needs separately: use "
+        "Recurrent(lambda size: LSTMCell(size, ...), input_size=...)",
+    ),
+    "init by name": (
+        lambda: lstm(init="orthogonal"),
+        "LSTMCell: got init='orthogonal', expected a mapping from parameters to functions, or a function of the cell, "
+        "such as anyrnn.init.orthogonal or anyrnn.init.chrono(100)",
+    ),
+    "init of no parameter": (
+        lambda: lstm(init={"weight_hh_l0": nn.init.zeros_}),
+        "LSTMCell: got parameter 'weight_hh_l0', expected one of weight_ih, weight_hh, bias_ih, bias_hh",
+    ),
+    "init of a bias that is not there": (
+        lambda: lstm(bias=False, init={"bias_ih": nn.init.zeros_}),
+        "LSTMCell: got parameter 'bias_ih', expected one of weight_ih, weight_hh (it was made with bias=False)",
+    ),
+    "init of no gate": (
+        lambda: lstm(init={"weight_hh.r": nn.init.zeros_}),
+        "LSTMCell: got gate 'r', expected one of i, f, g, o",
+    ),
+    "init of a gate in a projection": (
+        lambda: lstm(proj_size=2, init={"weight_hr.f": nn.init.zeros_}),
+        "LSTMCell: got gate 'f', expected one of none",
+    ),
+    "forget_bias without bias": (
+        lambda: lstm(bias=False, forget_bias=1.0),
+        "LSTMCell: got forget_bias=1.0 with bias=False, expected a forget gate with a bias",
+    ),
+    "forget_bias without forget gate": (
+        lambda: anyrnn.GRU(I, H, forget_bias=1.0),
+        "GRUCell: got forget_bias=1.0 with the gates r, z, n, expected a forget gate with a bias",
+    ),
+    "chrono": (lambda: anyrnn.init.chrono(2), "chrono: got max_length=2, expected more than 2 steps"),
+    "chrono without gates": (
+        lambda: anyrnn.GRU(I, H, init=anyrnn.init.chrono(9)),
+        "chrono: got a GRUCell with gates r, z, n and bias=True, expected the gates i and f, and biases",
+    ),
+    "chrono without bias": (
+        lambda: lstm(bias=False, init=anyrnn.init.chrono(9)),
+        "chrono: got a LSTMCell with gates i, f, g, o and bias=False, expected the gates i and f, and biases",
+    ),
+    "block": (lambda: anyrnn.GRUCell(I, H).block("weight_hh", "f"), "GRUCell: got gate 'f', expected one of r, z, n"),
+    # Recurrent
+    "one cell for two": (
+        lambda: anyrnn.Recurrent(nn.GRUCell(I, H), num_layers=2),
+        "Recurrent: got one GRUCell for 2 layers, bidirectional=False; expected a function that makes one each: lambda "
+        "input_size: GRUCell(input_size, ...)",
+    ),
+    "one cell for both": (
+        lambda: anyrnn.Recurrent(nn.GRUCell(I, H), bidirectional=True),
+        "Recurrent: got one GRUCell for 1 layers, bidirectional=True; expected a function that makes one each: lambda "
+        "input_size: GRUCell(input_size, ...)",
+    ),
+    "no cell": (
+        lambda: anyrnn.Recurrent("lstm"),
+        "Recurrent: got 'lstm', expected a cell (an nn.Module) or a function from an input size to a cell",
+    ),
+    "no input_size": (
+        lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, H)),
+        "Recurrent: got a function that makes cells and no input_size; expected the number of features of x",
+    ),
+    "a function that makes no cell": (
+        lambda: anyrnn.Recurrent(lambda i: None, I),
+        "Recurrent: the function returned a NoneType, expected a cell, an nn.Module",
+    ),
+    "layers of other widths": (
+        lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, i + 1), I, 2),
+        "Recurrent: the layers' states have sizes [(3,), (4,)], expected equal",
+    ),
+    "output_size not known": (
+        lambda: anyrnn.Recurrent(ConcatLSTM(I, H)).output_size,
+        "Recurrent: the size of its input is not known before the first call; pass input_size=",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_cannot_be_is_refused_at_the_edge(name):
+    call, text = CALLS[name]
+    assert message(call) == text
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_cannot_be_is_refused_by_the_constructor(name):
+    call, text = OPTIONS[name]
+    assert message(call) == text
+
+
+class Sized(nn.Module):
+    """A cell whose step is the test's."""
+
+    def __init__(self, step=None, hidden_size=H):
+        super().__init__()
+        self.weight = nn.Linear(I, H)
+        self.step = step
+        if hidden_size:
+            self.hidden_size = hidden_size
+
+    def forward(self, x, state):
+        return self.step(x, state)
+
+
+def pair(x, state):
+    h, c = state
+    return h, c
+
+
+ANY = "Expected forward(x, state) to return the new state, or (output, new_state), each (B, size). "
+SIZES = "If the sizes are not these, give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
+
+OUTSIDE = {
+    "a mistake inside": (
+        lambda: Sized(lambda x, h: y),  # noqa: F821
+        "  with every form of state: NameError: name 'y' is not defined\n" + ANY + SIZES,
+    ),
+    "three of two states": (
+        lambda: Sized(lambda x, s: (*pair(x, s), x)),
+        "  with a tuple (B, 5), (B, 5): returned a tuple (a tensor (B, 5), a tensor (B, 5), a tensor (B, 2))\n"
+        + ANY
+        + SIZES,
+    ),
+    "a dict": (lambda: Sized(lambda x, h: {"h": h}), "  with every form of state: returned a dict\n" + ANY + SIZES),
+    "nothing": (lambda: Sized(lambda x, h: None), "  with every form of state: returned a NoneType\n" + ANY + SIZES),
+    "a sum over the features": (
+        lambda: Sized(lambda x, h: (x @ x.new_ones(I, H) + h).sum(1)),
+        "  with one tensor (B, 5): returned state 0 of shape (B,), expected (B, 5)\n" + ANY + SIZES,
+    ),
+    "an output of one row": (
+        lambda: Sized(lambda x, s: (x[0], pair(x, s))),
+        "  with a tuple (B, 5), (B, 5): returned an output of shape (2,), expected (B, size)\n" + ANY + SIZES,
+    ),
+    "h and c as two arguments": (
+        lambda: RawLSTM(I, H),
+        "  with every form of state: TypeError: RawLSTM.forward() missing 1 required positional argument: 'c'\n"
+        + ANY
+        + "Wrap a cell that takes x, h, c: forward(self, x, state) with h, c = state, which returns (h, c).",
+    ),
+    "a state of another size": (
+        lambda: Sized(lambda x, h: torch.tanh(h + x.new_zeros(7, 6)), hidden_size=4),
+        "RuntimeError: The size of tensor a (4) must match the size of tensor b (6) at non-singleton dimension 1\n"
+        + ANY
+        + SIZES,
+    ),
+    "torch.nn's layer": (
+        lambda: nn.GRU(I, H),
+        "This looks like a whole layer, which is used as it is; its cell is one step, as nn.LSTMCell is.",
+    ),
+    "a layer of anyrnn": (
+        lstm,
+        "This looks like a whole layer, which is used as it is; its cell is one step, as nn.LSTMCell is.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_cell_outside_the_protocol_is_told_what_was_tried(name):
+    make, text = OUTSIDE[name]
+    cell = make()
+    start = f"{type(cell).__name__}: a step with x (B, 2), tried with B=7, failed\n  with "
+    for call in (lambda: anyrnn.Recurrent(cell, I), lambda: anyrnn.scan(cell, x())):
+        got = message(call)
+        assert got.startswith(start)
+        assert got.endswith(text)
+
+
+def test_a_cell_of_unknown_size_is_told_how_to_say_it():
+    cell = Sized(lambda x, h: h, hidden_size=None)
+    unknown = "Sized: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
+    assert message(lambda: anyrnn.Recurrent(cell, I)) == unknown + "give " + SIZES.removeprefix(
+        "If the sizes are not these, give "
+    )
+    expected = unknown + "expected an initial state, one tensor (B, size) or a tuple of them"
+    for state in (None, 3, (1, 2), torch.zeros(H), {"h": h}):
+        assert message(lambda state=state: anyrnn.scan(cell, x(), state)) == expected
+    assert anyrnn.scan(cell, x(), torch.zeros(B, H))[1].shape == (B, H)
+
+
+def test_a_step_of_another_number_of_features_says_so():
+    text = message(lambda: anyrnn.Recurrent(ConcatLSTM(I, H), input_size=6))
+    assert "ConcatLSTM: a step with x (B, 6)" in text
+    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied (7x11 and 7x5)" in text
+
+
+def test_an_option_that_is_not_there_is_not_swallowed():
+    for make in (anyrnn.LSTM, anyrnn.GRU, anyrnn.RNN, anyrnn.PeepholeLSTM, anyrnn.LSTMCell):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'forget_gate'"):
+            make(I, H, forget_gate=1.0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        lstm()(x(), mask=None)
+
+
+def test_nothing_is_changed_by_a_call_that_is_refused():
+    layer = anyrnn.Recurrent(ConcatLSTM(I, H))
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    for bad in (lambda: layer(x(T, B, 7)), lambda: layer(x(), lengths=[9, 9, 9]), lambda: layer(x(), h)):
+        message(bad)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert layer(x())[0].shape == (T, B, 4)
