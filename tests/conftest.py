@@ -1,4 +1,8 @@
-"""What every test starts from: one thread, one seed, no engine asked for by the environment."""
+"""What every test starts from: one thread, one seed, no engine asked for by the environment, no cache of the user's."""
+
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -7,6 +11,13 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     # PyTorch says this once a process, of torch.nn.LSTM too: its own kernel is another one with a projection.
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+    if not hasattr(config, "workerinput"):  # the processes of pytest-xdist share their parent's
+        os.environ["ANYRNN_CACHE"] = tempfile.mkdtemp(prefix="anyrnn-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop("ANYRNN_CACHE"))
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +25,9 @@ def _start(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.delenv("ANYRNN_ENGINE", raising=False)
+
+
+@pytest.fixture
+def plainly(_start: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run on the reference: for tests of what lies around the engines, which then compile nothing."""
+    monkeypatch.setenv("ANYRNN_ENGINE", "reference")

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 import anyrnn
 from zoo import B, ConcatGRU, H, I, close, flat
 
+pytestmark = pytest.mark.usefixtures("plainly")
+
 
 def sigmoid(a):
     return 1 / (1 + np.exp(-a))

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import anyrnn
 from zoo import close, flat, gradients, loss_of
 
+pytestmark = pytest.mark.usefixtures("plainly")
+
 T, B, I, H = 5, 3, 4, 6
 
 LAYERS = {
@@ -144,6 +146,16 @@ def test_packed_sequences_give_torchs_results(kind, shape, engine, given):
         want = results(theirs, packed, state)
         with anyrnn.engine(engine):
             close(results(ours, packed, state), want)
+
+
+@every_layer
+def test_the_engine_chosen_by_itself_gives_torchs_results_too(kind):
+    ours, theirs = pair(kind, num_layers=2, bidirectional=True)
+    x, state = torch.randn(T, B, I, dtype=torch.float64), states_for(theirs, B)
+    packed = pack_padded_sequence(x, torch.tensor([2, 5, 1]), enforce_sorted=False)
+    with anyrnn.engine("auto"):
+        close(results(ours, x, state), results(theirs, x, state))
+        close(results(ours, packed, state), results(theirs, packed, state))
 
 
 @every_layer

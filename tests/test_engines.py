@@ -29,7 +29,7 @@ def spy(monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_engine_that_explain_names_is_the_one_that_runs(case, spy):
-    layer = case.layer(num_layers=2, bidirectional=True)
+    layer = case.layer(bidirectional=True)
     for name in (*ENGINES, "auto"):
         if name in ENGINES and not ENGINES[name](case):
             continue

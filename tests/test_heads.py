@@ -8,6 +8,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import anyrnn
 from zoo import CASES, B, H, I, T, close, flat, gradients, layer_state, loss_of, x_of
 
+pytestmark = pytest.mark.usefixtures("plainly")
+
 POOLS = ("last", "mean", "max")
 LENGTHS = [3, 0, 4]
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -8,6 +8,8 @@ from torch import nn
 
 import anyrnn
 
+pytestmark = pytest.mark.usefixtures("plainly")
+
 I, H = 3, 8
 LSTMS = [anyrnn.LSTM, anyrnn.PeepholeLSTM]
 ALL = [anyrnn.RNN, anyrnn.LSTM, anyrnn.GRU, anyrnn.PeepholeLSTM]

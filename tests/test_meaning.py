@@ -6,6 +6,7 @@ import torch
 import anyrnn
 from zoo import (
     CASES,
+    LAYER_PAIRS,
     PAIRS,
     B,
     H,
@@ -25,6 +26,7 @@ from zoo import (
 
 BOTH = [(case, engine, direction) for case, engine in PAIRS for direction in ("forward", "backward")]
 every = pytest.mark.parametrize(("case", "engine", "direction"), BOTH, ids=ids(BOTH))
+of_layers = pytest.mark.parametrize(("case", "engine"), LAYER_PAIRS, ids=ids(LAYER_PAIRS))
 # A batch that no kernel takes is the reference's, unless an engine is asked for by name.
 AUTO = [(case, engine) for case in CASES for engine in ("auto", "reference")]
 auto = pytest.mark.parametrize(("case", "engine"), AUTO, ids=ids(AUTO))
@@ -325,7 +327,7 @@ def test_the_state_is_zero_where_none_is_given():
 
 SHAPES = [
     (case, engine, shape, lengths)
-    for case, engine in PAIRS
+    for case, engine in LAYER_PAIRS
     for shape, lengths in (("3 layers", None), ("2 layers, 2 directions", [2, 4, 0]))
 ]
 
@@ -348,7 +350,7 @@ def test_a_layer_is_its_cells_in_stacks_and_directions(case, engine, shape, leng
     close(*results)
 
 
-@pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
+@of_layers
 def test_padding_does_not_reach_upper_layers_or_the_other_direction(case, engine):
     layer = case.layer(num_layers=2, bidirectional=True, batch_first=True)
     x, lengths = x_of().transpose(0, 1), torch.tensor([2, 4, 0])
@@ -378,7 +380,7 @@ def test_a_layer_takes_empty_input(case, engine):
             close(flat(final), flat(layer_state(layer, b)), atol=0)
 
 
-@pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
+@of_layers
 def test_unbatched_and_batch_first_input_are_only_other_layouts(case, engine):
     layer, x, state = case.layer(num_layers=2, bidirectional=True), x_of(), None
     state = layer_state(layer)
@@ -396,7 +398,7 @@ def test_unbatched_and_batch_first_input_are_only_other_layouts(case, engine):
                     close([alone, *flat(alone_final)], [output[:, row], *(s[:, row] for s in flat(final))])
 
 
-@pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
+@of_layers
 @pytest.mark.parametrize("sort", [True, False], ids=["sorted", "unsorted"])
 def test_a_packed_sequence_goes_in_and_comes_out(case, engine, sort):
     layer, x = case.layer(num_layers=2, bidirectional=True), x_of()

@@ -72,7 +72,8 @@ def test_gradients_of_gradients_are_the_references_in_float32_too(case):
         with anyrnn.engine(engine):
             (first,) = torch.autograd.grad(layer(x, lengths=[2, 4, 3])[0].square().sum(), x, create_graph=True)
         found.append(gradients(layer.parameters(), first.square().sum()))
-    close(*found, atol=1e-4)
+    for a, b in zip(*found, strict=True):  # float32, and sums that are far above 1
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 # PyTorch cannot vmap its own nn.LSTMCell ("Batching rule not implemented for aten::lstm_cell"); anyrnn.LSTMCell it can.
@@ -85,16 +86,20 @@ def test_vmap_over_inputs_grad_and_jvp(case):
     def output(x):
         return layer(x, state, lengths=[2, 4, 0])[0]
 
-    want = torch.stack([output(x) for x in stack])
+    with anyrnn.engine("reference"):
+        want = torch.stack([output(x) for x in stack])
     close([vmap(output)(stack)], [want])
     x, tangent = stack[0], stack[1]
     value, slope = jvp(output, (x,), (tangent,))
     eps = 1e-6
-    numeric = (output(x + eps * tangent) - output(x - eps * tangent)) / (2 * eps)
+    with anyrnn.engine("reference"):
+        numeric = (output(x + eps * tangent) - output(x - eps * tangent)) / (2 * eps)
     close([value], [want[0]])
     close([slope], [numeric], atol=1e-7)
     leaf = x.clone().requires_grad_()
-    close([grad(lambda x: loss_of(output(x)))(x)], torch.autograd.grad(loss_of(output(leaf)), leaf))
+    with anyrnn.engine("reference"):
+        want = torch.autograd.grad(loss_of(output(leaf)), leaf)
+    close([grad(lambda x: loss_of(output(x)))(x)], want)
 
 
 @each_case
@@ -108,7 +113,8 @@ def test_per_sample_gradients(case):
 
     found = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
     for row in range(x.shape[1]):
-        want = gradients(layer.parameters(), loss_of(layer(x[:, row])[0]))
+        with anyrnn.engine("reference"):
+            want = gradients(layer.parameters(), loss_of(layer(x[:, row])[0]))
         close([g[row] for g in found.values()], want)
 
 
@@ -132,7 +138,7 @@ def test_a_jacobian_of_the_final_state(make):
 @every
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_under_activation_checkpointing(case, engine, reentrant):
-    layer, found = case.layer(num_layers=2), []
+    layer, found = case.layer(bidirectional=True), []
     state = layer_state(layer)
 
     def call(x):
@@ -151,7 +157,7 @@ def test_under_activation_checkpointing(case, engine, reentrant):
 
 @every
 def test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on(case, engine):
-    layer, x = case.layer(num_layers=2).float(), x_of().float()
+    layer, x = case.layer(bidirectional=True).float(), x_of().float()
     want, _ = layer(torch.cat((x, x)), lengths=[6, 8, 4])
     with anyrnn.engine(engine), torch.autocast("cpu", torch.bfloat16):
         first, state = layer(x)
@@ -166,7 +172,7 @@ def test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on(case, eng
 
 def test_eval_mode_gradients_are_those_of_training_mode():
     for case, engine in PAIRS:
-        layer = case.layer(num_layers=2)
+        layer = case.layer(bidirectional=True)
         found = []
         for mode in (True, False):
             layer.train(mode)

@@ -10,6 +10,8 @@ from torch import nn
 import anyrnn
 from zoo import ConcatGRU, ConcatLSTM, InOrder, SeparateLSTM, close
 
+pytestmark = pytest.mark.usefixtures("plainly")
+
 T, B, I, H = 5, 3, 2, 4
 each = pytest.mark.parametrize(
     "make", [ConcatLSTM, InOrder, SeparateLSTM, nn.LSTMCell, anyrnn.LSTMCell], ids=lambda m: m.__name__

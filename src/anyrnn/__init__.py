@@ -2,6 +2,8 @@
 
 from anyrnn import cells as cells
 from anyrnn import init as init
+from anyrnn.accelerate import accelerate as accelerate
+from anyrnn.accelerate import restore as restore
 from anyrnn.cells import GRUCell as GRUCell
 from anyrnn.cells import LSTMCell as LSTMCell
 from anyrnn.cells import PeepholeLSTMCell as PeepholeLSTMCell

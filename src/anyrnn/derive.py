@@ -9,6 +9,7 @@ product after the loop.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +111,9 @@ class _Derivation:
                 known[node] = torch.ones(batch, node.width, dtype=torch.float64, requires_grad=True)
         cotangents = [(node, leaf) for node, leaves in self._cotangents().items() for leaf in leaves]
         grads = [torch.ones(batch, node.width, dtype=torch.float64) for node, _ in cotangents]
-        values: dict[Ref, Value] = {recorder.ref(g): self.lowering.value([c]) for g, (_, c) in zip(grads, cotangents, strict=True)}
+        values: dict[Ref, Value] = {
+            recorder.ref(g): self.lowering.value([c]) for g, (_, c) in zip(grads, cotangents, strict=True)
+        }
         for tensor in known.values():
             recorder.ref(tensor)
         leaves = list(known)
@@ -120,7 +123,10 @@ class _Derivation:
             evaluate(self.nodes, known)
             pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]
             found = torch.autograd.grad(
-                [p[0].expand_as(p[1]) for p in pairs], [known[n] for n in leaves], [p[1] for p in pairs], allow_unused=True
+                [p[0].expand_as(p[1]) for p in pairs],
+                [known[n] for n in leaves],
+                [p[1] for p in pairs],
+                allow_unused=True,
             )
         for node, tensor in known.items():
             values[recorder.ref(tensor)] = (
@@ -204,10 +210,12 @@ class _Derivation:
         """For each array of leaves, the gradient of its ranges: (first, value), not overlapping."""
         found: list[list[tuple[int, Node]]] = []
         for array, width in enumerate(sizes):
-            parts = [(n.attr[1], g) for n in self.nodes if n.op == op and n.attr[0] == array and (g := self._gradient(n))]
+            parts = [
+                (n.attr[1], g) for n in self.nodes if n.op == op and n.attr[0] == array and (g := self._gradient(n))
+            ]
             edges = sorted({0, width, *(e for first, g in parts for e in (first, first + g.width))})
             ranges = []
-            for a, b in zip(edges, edges[1:], strict=False):
+            for a, b in itertools.pairwise(edges):
                 total: Node | None = None
                 for first, gradient in parts:
                     if first <= a and b <= first + gradient.width:
@@ -276,7 +284,9 @@ class _Derivation:
                 term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, first)
                 for k, other in enumerate(terms):  # neighbours make one product
                     if _continues(other, term):
-                        terms[k] = Term(kind, array, start, matrix, row, other.col, arg.width, other.cols + term.cols, other.first)
+                        terms[k] = Term(
+                            kind, array, start, matrix, row, other.col, arg.width, other.cols + term.cols, other.first
+                        )
                         break
                 else:
                     terms.append(term)

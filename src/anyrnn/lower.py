@@ -7,6 +7,7 @@ Arithmetic finds the runs of neighbouring numbers in its operands and makes one 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Lowering:
         flats = [a.ravel() for a in arrays]
         edges = sorted({e for flat in flats for a, b, _ in _runs(flat) for e in (a, b)})
         made = []
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in itertools.pairwise(edges):
             nodes = [self._node(f[a], b - a, int(f[a + 1] - f[a]) if b - a > 1 else 1) for f in flats]
             node = self.builder.pointwise(op, *nodes)
             codes = np.arange(b - a, dtype=np.int64) if node.width > 1 else np.zeros(b - a, dtype=np.int64)
@@ -118,7 +119,9 @@ class Lowering:
             pieces = self.pieces(row)
             counts = [b - a for a, b, _ in _runs(row.codes.ravel())]
             scaled = [
-                self.builder.pointwise("mul", p, self.builder.constant(n)) if op == "sum" and p.width == 1 and n > 1 else p
+                self.builder.pointwise("mul", p, self.builder.constant(n))
+                if op == "sum" and p.width == 1 and n > 1
+                else p
                 for p, n in zip(pieces, counts, strict=True)
             ]
             out[index] = self._number(self.builder.reduction(op, tuple(scaled))) << _SHIFT
@@ -345,7 +348,9 @@ def _std(lo: Lowering, x: Value, dims: Any = None, **options: Any) -> Value:
     return lo.pointwise("sqrt", _var(lo, x, dims, **options))
 
 
-def _var_mean(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> list[Value]:
+def _var_mean(
+    lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False
+) -> list[Value]:
     return [_var(lo, x, dims, correction=correction, keepdim=keepdim), _mean(lo, x, dims, keepdim)]
 
 
@@ -382,7 +387,9 @@ def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
     return lambda lo, x, dim=0, *args: Value(move(x.codes, _axis(x, dim), *args), x.batched)
 
 
-def _slice(lo: Lowering, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Value:
+def _slice(
+    lo: Lowering, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Value:
     rank = x.codes.ndim + x.batched
     if x.batched and dim % rank == 0:
         if start in (None, 0) and step == 1 and (end is None or end > 10**9):
@@ -493,7 +500,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "square": lambda lo, x: lo.pointwise("mul", x, x),
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
-        "clamp_min": lambda lo, x, low: _clamp(lo, x, low),
+        "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
         "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
         "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),

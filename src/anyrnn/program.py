@@ -7,16 +7,18 @@ Everything about layout (cat, chunk, slice, view) is already resolved: a leaf sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
 from dataclasses import dataclass, field
 from types import MappingProxyType
-
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 #: Values that come from outside, each a range of an array. `attr` is (index of the array, first number).
 #: stream: differs by row and step; state: by row, carried along; vector: the same for all rows and steps.
@@ -190,7 +192,7 @@ class Builder:
         def replace(node: Node, args: tuple[Node, ...]) -> Node | None:
             if node.op not in REDUCTIONS:
                 return None
-            pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in zip(e, e[1:], strict=False)]
+            pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]
             return self.reduction(node.op, tuple(pieces))
 
         return self.rebuild(roots, replace)

@@ -11,7 +11,6 @@ weight matrix are computed by the loop program's engine, which may do so for all
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +24,7 @@ from anyrnn.program import Builder, Node, Program
 from anyrnn.trace import Graph, Ref, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _ONCE, _BEFORE, _LOOP = range(3)
 
@@ -250,15 +249,34 @@ class _Loop:
 # ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
 
 
-def run(steps: Iterable[Step], tensors: dict[Ref, Tensor], batch: int, rows: int) -> None:
-    """Run operations in PyTorch, adding their results to `tensors`; the traced batch size stands for `rows`."""
-    for step in steps:
-        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (step.args, dict(step.kwargs)))
-        result = step.op(*_resized(step, args, batch, rows), **kwargs)
-        if step.many:
-            tensors.update(zip(step.outputs, result, strict=True))
-        else:
-            tensors[step.outputs[0]] = result
+class Steps:
+    """Operations that PyTorch runs, prepared for running often."""
+
+    def __init__(self, steps: Sequence[Step], graph: Graph) -> None:
+        self.steps = steps
+        self.graph = graph
+        self.mixing = any(mixes_rows(step, graph) for step in steps)
+        self._plain = [not _has_parts(step) for step in steps]
+
+    def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
+        """Run them, adding their results to `tensors`; the traced batch size stands for `rows`."""
+        for step, plain in zip(self.steps, self._plain, strict=True):
+            if plain:
+                args: Sequence[Any] = [tensors[a] if type(a) is Ref else a for a in step.args]
+                result = step.op(*args, **step.kwargs)
+            else:
+                args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (step.args, dict(step.kwargs)))
+                result = step.op(*_resized(step, args, self.graph.batch, rows), **kwargs)
+            if step.many:
+                tensors.update(zip(step.outputs, result, strict=True))
+            else:
+                tensors[step.outputs[0]] = result
+
+
+def _has_parts(step: Step) -> bool:
+    """Whether arguments are more than tensors and settings: lists of tensors, or shapes."""
+    lists = any(isinstance(a, list | tuple) for a in step.args)
+    return lists or any(isinstance(a, Ref) for a in pytree.tree_leaves(dict(step.kwargs)))
 
 
 def _resized(step: Step, args: Sequence[Any], batch: int, rows: int) -> list[Any]:
@@ -318,8 +336,12 @@ def _normalises_features(step: Step, graph: Graph) -> bool:
 
 _ROW_WISE: Mapping[str, Callable[[Step, Graph], bool]] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
-    **dict.fromkeys(("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features),
+    **dict.fromkeys(
+        ("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features
+    ),
     **dict.fromkeys(("squeeze", "unsqueeze", "transpose", "linalg_vector_norm", "cumsum"), _along_features),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch),
+    **dict.fromkeys(
+        ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
+    ),
     "native_layer_norm": _normalises_features,
 }

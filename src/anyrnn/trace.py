@@ -9,7 +9,6 @@ seconds of imports inside PyTorch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import placement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
     from anyrnn.protocol import Signature
@@ -34,11 +33,8 @@ BATCHES = (127, 131, 137, 139, 149, 151)
 _TORCH = str(Path(torch.__file__).parent)
 
 
-@dataclass(frozen=True)
-class Ref:
+class Ref(int):
     """A tensor in a graph, by number."""
-
-    number: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Graph:
 
         def show(value: Any) -> str:
             if isinstance(value, Ref):
-                return self.names.get(value, f"t{value.number}")
+                return self.names.get(value, f"t{int(value)}")
             if isinstance(value, list | tuple):
                 return f"[{', '.join(show(v) for v in value)}]"
             return str(value)

@@ -228,6 +228,7 @@ def cut_run(here: Path, vowels_run: Path) -> str:
         (["compare", "japanese-vowels", "--out", "notes.txt"], "notes.txt: a file of this name is there already"),
         (["compare", "japanese-vowels", "--out", "notes", "--overwrite"], "notes: .* holds no run of anyrnn"),
         (["fit", "japanese-vowels", "--cell", "none:Such"], "importing none failed"),
+        (["fit", "japanese-vowels", "--seed", str(2**64)], "seed: got 18446744073709551616, expected"),
         (["fit", "japanese-vowels", "--id", "id"], "japanese-vowels"),
         (["predict", "nowhere", "japanese-vowels"], "nowhere: there is no such folder"),
         (["predict", "notes", "japanese-vowels"], "results.json: it cannot be read"),
@@ -331,7 +332,7 @@ def test_doctor_names_versions_threads_engines_and_reasons() -> None:
     for line in (
         rf"^  anyrnn +{re.escape(anyrnn.__version__)}$",
         r"^  torch +\d+\.\d+\S*, needed: torch>=",
-        r"^  threads +\d+; ",
+        r"^  threads +\d+ for wide layers",
         r"^  peephole-lstm +engine '\w+': ",
         r"^  reference +available$",
         r"^  triton +not available: ",

@@ -334,6 +334,15 @@ def test_the_width_of_a_tie_is_stated() -> None:
     )
 
 
+def test_the_width_of_a_tie_of_numbers_is_the_standard_error_of_the_rmse() -> None:
+    results = comparison({"lstm": [0.25], "gru": [0.4]}, number=True, N=100)
+    predictions = results["models"][0]["runs"][0]["predictions"]
+    errors = [(p - t) ** 2 for p, t in zip(predictions, results["test_targets"], strict=True)]
+    # The root's slope: d sqrt(x) = dx / (2 sqrt(x)).
+    gap = 2 * statistics.stdev(errors) / math.sqrt(100) / (2 * math.sqrt(statistics.fmean(errors)))
+    assert f"a gap of up to {gap:.3f} may be luck (twice the standard error" in Page(render(results, None)).text
+
+
 def test_all_of_few_sequences_right_is_no_proof() -> None:
     assert "GRU tie" in Page(render(comparison({"lstm": [1.0], "gru": [0.95]}, N=20), None)).table
 
@@ -352,6 +361,8 @@ def test_a_diverged_run_is_named_and_its_curve_ends_in_a_cross() -> None:
     curve = next(text for text in page.texts["figure"] if "Training loss" in text)
     assert curve.split("scale.")[1].count("✕") == 2  # in the sentence that explains it, and at the end of GRU's
     assert "✕" not in Page(render(CASES["numbers"], None)).text
+    # Classes are predicted by diverged weights too: the score is finite, the loss tells.
+    assert "LSTM diverged in 1 of 2 runs (seed 0 in epoch 16)" in Page(render(CASES["diverged class"], None)).text
 
 
 def test_a_diverged_run_may_be_null_or_nan() -> None:

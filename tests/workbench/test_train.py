@@ -111,6 +111,17 @@ def test_the_weights_do_not_depend_on_the_test_part(few: Dataset) -> None:
     assert one.entries[0].runs[0].score != other.entries[0].runs[0].score
 
 
+def test_gradients_are_clipped(few: Dataset) -> None:
+    # Adam divides by the gradient's size plus 1e-8, so that gradients cut to 1e-15 move nothing.
+    still, clipped, moved = (
+        weights(fit(few, "lstm", settings=replace(QUICK, **change)))
+        for change in ({"learning_rate": 1e-12}, {"clip_norm": 1e-15}, {})
+    )
+    for name, tensor in still.items():
+        assert torch.allclose(clipped[name], tensor, rtol=0, atol=1e-7)
+        assert not torch.allclose(moved[name], tensor, rtol=0, atol=1e-3)
+
+
 def test_an_lstm_reaches_its_known_accuracy_on_japanese_vowels(vowels: Dataset) -> None:
     results = compare(vowels, ["lstm"], seeds=3)
     assert results.entries[0].score_mean >= 0.965
@@ -242,6 +253,12 @@ def test_narrow_networks_get_one_thread_unless_told(few: Dataset) -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(anyrnn.AnyRNNError, match=message):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
+def test_a_seed_that_torch_does_not_take_is_refused(few: Dataset, seed: int) -> None:
+    with pytest.raises(anyrnn.AnyRNNError, match=f"seed: got {seed}, expected whole numbers from 0"):
+        fit(few, seed=seed, settings=QUICK)
 
 
 @pytest.mark.parametrize(

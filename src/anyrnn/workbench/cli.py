@@ -47,6 +47,8 @@ class _Group(TyperGroup):
             message = " ".join(line.strip() for line in str(error).splitlines())
             errors.print(f"anyrnn: {message}", soft_wrap=True)
             raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            _interrupted("No file was left half-written.")
 
 
 app = typer.Typer(
@@ -329,7 +331,9 @@ def _dataset(
 
 def _destination(out: Path | None, overwrite: bool, dataset: Dataset) -> Path:
     """Where the run will go. A place that will not do is found before the training, not after it."""
-    folder = _free(Path("runs", dataset.name)) if out is None and not overwrite else out or Path("runs", dataset.name)
+    folder = out or Path("runs", dataset.name)
+    if out is None and not overwrite:
+        folder = _free(folder)
     check_destination(folder, overwrite)
     return folder
 

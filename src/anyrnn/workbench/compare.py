@@ -26,6 +26,8 @@ from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import FORMAT, save_run
 from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
 
+_SEEDS = 2**63  # what torch takes
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -284,6 +286,8 @@ def _compare(
 ) -> Results:
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
+    if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
+        raise AnyRNNError(f"seed: got {', '.join(map(str, seeds))}, expected whole numbers from 0 to {_SEEDS - 1}")
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:

@@ -53,10 +53,14 @@ def _versions() -> Iterator[tuple[str, str]]:
     yield "anyrnn", anyrnn.__version__
     yield "Python", platform.python_version()
     for requirement in importlib.metadata.requires("anyrnn") or ():
-        name, _, extra = requirement.partition(";")
-        if "dev" not in extra:
-            package = re.split(r"[^\w.-]", name)[0]
-            yield package, f"{importlib.metadata.version(package)}, needed: {name.strip()}"
+        wanted, _, condition = requirement.partition(";")
+        if not condition or "workbench" in condition:
+            package = re.split(r"[^\w.-]", wanted)[0]
+            try:
+                found = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                found = "not installed"
+            yield package, f"{found}, needed: {wanted.strip()}"
 
 
 def _machine() -> Iterator[tuple[str, str]]:

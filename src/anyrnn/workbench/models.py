@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -43,14 +44,6 @@ class Network:
     layer: Callable[[int, int], Layer]
 
 
-def _lstm_2(input_size: int, hidden_size: int) -> Layer:
-    return anyrnn.LSTM(input_size, hidden_size, num_layers=2)
-
-
-def _bilstm(input_size: int, hidden_size: int) -> Layer:
-    return anyrnn.LSTM(input_size, hidden_size, bidirectional=True)
-
-
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
@@ -58,8 +51,8 @@ NETWORKS: Mapping[str, Network] = {
         Network("lstm", "LSTM", anyrnn.LSTM),
         Network("gru", "GRU", anyrnn.GRU),
         Network("peephole-lstm", "peephole LSTM", anyrnn.PeepholeLSTM),
-        Network("bilstm", "bidirectional LSTM", _bilstm),
-        Network("lstm-2", "two-layer LSTM", _lstm_2),
+        Network("bilstm", "bidirectional LSTM", partial(anyrnn.LSTM, bidirectional=True)),
+        Network("lstm-2", "two-layer LSTM", partial(anyrnn.LSTM, num_layers=2)),
     )
 }
 

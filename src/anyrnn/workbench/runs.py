@@ -1,7 +1,7 @@
 """The run folder: `results.json`, `models/NAME.safetensors` beside `models/NAME.json`, and `report.html`.
 
-Nothing in it is a pickle, and loading one runs no code of its own. A folder appears whole or not at all: it is
-written under a temporary name next to its place and renamed at the end.
+Nothing in it is a pickle, and no code comes with it: a cell of the user's own is imported by its name. A folder
+appears whole or not at all: it is written under a temporary name next to its place and renamed at the end.
 """
 
 import hashlib

@@ -7,7 +7,6 @@ numbers and addresses, in the order of `Slots`. Letters: R rows of a tile, U blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ from anyrnn.engines.cpu.slots import Packed, Slots, packed_of, slots_of
 from anyrnn.program import MASKS, REDUCTIONS, Node
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group, Place, Schedule
 
@@ -56,7 +57,6 @@ class _Emitter:
         self.slots = slots_of(schedule)
         self.packed = packed_of(schedule)
         self.module = ir.Module("anyrnn")
-        self.out_widths = [sum(p.width for p in o) for o in self.program.outputs]
 
     def kernel(self) -> Kernel:
         self._emit_pack()
@@ -74,7 +74,9 @@ class _Emitter:
             return self.program.states[k]
         if kind == "scratch":
             return self.schedule.scratch
-        return {"stream": self.program.streams, "output": self.out_widths, "vector": self.program.vectors}[kind][k]
+        return {"stream": self.program.streams, "output": self.schedule.output_widths, "vector": self.program.vectors}[
+            kind
+        ][k]
 
     def _array_of(self, node: Node) -> tuple[tuple[str, int], int]:
         """The array in which a leaf is, by the name of its base pointer, and its first number."""
@@ -189,69 +191,72 @@ class _Emitter:
     # ---- Entry: pack ----
 
     def _emit_pack(self) -> None:
+        """Copy each product's columns of each matrix; of a transposed matrix, squares of numbers at a time."""
+        copy = self._emit_copy()
         function, b = self._function("pack", [PTR, I64, I64])
         slots, part, parts = function.args
         for number, packed in enumerate(self.packed):
             target = self._pointer(b, slots, "packed", number)
-            count = len(packed.sources)
             blocks = -(-packed.width // self.lanes)
+            share = [b.sdiv(b.mul(p, I64(blocks)), parts) for p in (part, b.add(part, I64(1)))]
             for k, (matrix, row, col, transposed) in enumerate(packed.sources):
-                base = self._pointer(b, slots, "matrix", matrix)
                 strides = [self._slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
                 down, along = reversed(strides) if transposed else strides
                 start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
-                base = self._at(b, base, start)
-                near = b.icmp_signed("==", along, I64(1))
-                with b.if_else(near) as (vectors, scalars):
-                    with vectors:
-                        self._pack_vectors(b, packed, base, target, down, k, count, blocks, part, parts)
-                    with scalars:
-                        self._pack_scalars(b, packed, base, target, down, along, k, count, blocks, part, parts)
+                base = self._at(b, self._pointer(b, slots, "matrix", matrix), start)
+                first = self._at(b, target, k * self.lanes)
+                sizes = [I64(packed.rows), I64(packed.width), I64(len(packed.sources) * self.lanes)]
+                b.call(copy, [base, first, down, along, *sizes, *share])
         b.ret_void()
 
-    def _pack_vectors(
-        self, b: ir.IRBuilder, packed: Packed, base: ir.Value, target: ir.Value, down: ir.Value,
-        k: int, count: int, blocks: int, part: ir.Value, parts: ir.Value,
-    ) -> None:  # fmt: skip
-        """Copy whole vectors, where neighbours in a vector are neighbours in the matrix."""
-        whole = packed.width // self.lanes
-        first, last = self._share(b, blocks, part, parts)
+    def _emit_copy(self) -> ir.Function:
+        """A function that copies blocks of columns of a matrix: (row, column) to [block][row][lane]."""
+        function, b = self._function("copy", [PTR, PTR, *[I64] * 7])
+        function.linkage = "internal"
+        base, target, down, along, rows, width, step, first, last = function.args
+        n = self.lanes
+        with self._loop(b, first, last, 1) as block:
+            column = b.mul(block.index, I64(n))
+            source = self._at(b, base, b.mul(column, along))
+            sink = self._at(b, target, b.mul(b.mul(block.index, rows), step))
+            inside = b.sub(width, column)
+            whole = b.icmp_signed(">=", inside, I64(n))
+            vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
+            squares = b.and_(whole, b.icmp_signed("==", down, I64(1)))
+            with b.if_else(vectors) as (near, far):
+                with near, self._loop(b, I64(0), rows, 1) as row:
+                    value = self._load(b, self._at(b, source, b.mul(row.index, down)), None)
+                    self._store(b, value, self._at(b, sink, b.mul(row.index, step)), None)
+                with far:
+                    done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
+                    with self._loop(b, I64(0), done, n) as row:
+                        lines = [self._at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
+                        for k, value in enumerate(self._transposed(b, [self._load(b, x, None) for x in lines])):
+                            self._store(b, value, self._at(b, sink, b.mul(b.add(row.index, I64(k)), step)), None)
+                    with self._loop(b, done, rows, 1) as row, self._loop(b, I64(0), I64(n), 1) as lane:
+                        there = b.icmp_signed("<", lane.index, inside)
+                        at = b.add(b.mul(row.index, down), b.mul(b.select(there, lane.index, I64(0)), along))
+                        value = b.select(
+                            there, b.load(self._at(b, source, at), typ=self.real), ir.Constant(self.real, 0.0)
+                        )
+                        b.store(value, self._at(b, sink, b.add(b.mul(row.index, step), lane.index)))
+        b.ret_void()
+        return function
 
-        def copy(block: ir.Value, mask: ir.Value | None) -> None:
-            with self._loop(b, I64(0), I64(packed.rows), 1) as loop:
-                source = self._at(b, base, b.add(b.mul(loop.index, down), b.mul(block, I64(self.lanes))))
-                at = b.add(b.mul(b.add(b.mul(block, I64(packed.rows)), loop.index), I64(count)), I64(k))
-                self._store(b, self._load(b, source, mask), self._at(b, target, b.mul(at, I64(self.lanes))), None)
-
-        stop = b.select(b.icmp_signed("<", last, I64(whole)), last, I64(whole))
-        with self._loop(b, first, stop, 1) as loop:
-            copy(loop.index, None)
-        if blocks > whole:
-            mine = b.icmp_signed("==", last, I64(blocks))
-            with b.if_then(mine):
-                with b.if_then(b.icmp_signed("<", first, last)):
-                    copy(I64(whole), self._mask(packed.width - whole * self.lanes))
-
-    def _pack_scalars(
-        self, b: ir.IRBuilder, packed: Packed, base: ir.Value, target: ir.Value, down: ir.Value, along: ir.Value,
-        k: int, count: int, blocks: int, part: ir.Value, parts: ir.Value,
-    ) -> None:  # fmt: skip
-        """Copy number by number."""
-        first, last = self._share(b, blocks, part, parts)
-        with self._loop(b, first, last, 1) as block, self._loop(b, I64(0), I64(self.lanes), 1) as lane:
-            column = b.add(b.mul(block.index, I64(self.lanes)), lane.index)
-            inside = b.icmp_signed("<", column, I64(packed.width))
-            source = self._at(b, base, b.mul(b.select(inside, column, I64(0)), along))
-            with self._loop(b, I64(0), I64(packed.rows), 1) as row:
-                value = b.load(self._at(b, source, b.mul(row.index, down)), typ=self.real)
-                value = b.select(inside, value, ir.Constant(self.real, 0.0))
-                at = b.add(b.mul(b.add(b.mul(block.index, I64(packed.rows)), row.index), I64(count)), I64(k))
-                b.store(value, self._at(b, target, b.add(b.mul(at, I64(self.lanes)), lane.index)))
-
-    def _share(self, b: ir.IRBuilder, count: int, part: ir.Value, parts: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The share of a part in `count` things."""
-        ends = [b.sdiv(b.mul(p, I64(count)), parts) for p in (part, b.add(part, I64(1)))]
-        return ends[0], ends[1]
+    def _transposed(self, b: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
+        """Transpose a square of numbers in registers, swapping quarters of halves of halves."""
+        n = self.lanes
+        half = 1
+        while half < n:
+            for k in range(n):
+                if not k & half:
+                    low = [p if not p & half else n + p - half for p in range(n)]
+                    high = [p + half if not p & half else n + p for p in range(n)]
+                    pair = lines[k], lines[k + half]
+                    for at, order in ((k, low), (k + half, high)):
+                        lines[at] = b.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, n), order))
+            half *= 2
+        return lines
 
     # ---- Entry: run ----
 
@@ -402,10 +407,8 @@ class _Loop:
 
 
 def _row_counts(rows: int) -> list[int]:
-    counts = [rows]
-    while counts[-1] > 1:
-        counts.append((counts[-1] + 1) // 2 if counts[-1] > 3 else 1)
-    return counts
+    """How many rows at once: whole tiles, then pairs (two rows still keep the multipliers busy), then the last."""
+    return [rows, 2, 1] if rows > 2 else [2, 1] if rows == 2 else [1]
 
 
 class _Tile:
@@ -445,7 +448,9 @@ class _Tile:
             stride = e._stride(array)
             rows = [e._at(b, self._row_of(array, r, stride), first) for r in range(self.rows)]
             size = operand.width * len(users) * e.lanes  # numbers of a block
-            starts = [e._at(b, self.packed[operand], b.mul(b.add(self.block, I64(u)), I64(size))) for u in range(self.blocks)]
+            starts = [
+                e._at(b, self.packed[operand], b.mul(b.add(self.block, I64(u)), I64(size))) for u in range(self.blocks)
+            ]
             mine = [(dot, r, u) for dot, _ in users for r in range(self.rows) for u in range(self.blocks)]
             with e._loop(b, I64(0), I64(operand.width), 1, [sums[key] for key in mine]) as k:
                 at = b.mul(k.index, I64(len(users) * e.lanes))
@@ -515,7 +520,7 @@ class _Tile:
         return value
 
     def _compute(self, node: Node, values: dict[Node, ir.Value], inside: set[Node], r: int, u: int) -> ir.Value:
-        e, b = self.e, self.b
+        _e, b = self.e, self.b
         if node.op in REDUCTIONS:
             return self._finish(node, r)
         args = [self._value(a, values, inside, r, u) for a in node.args]
@@ -567,4 +572,3 @@ class _Tile:
             moved = b.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, e.lanes), order))
             value = self._combine(reduction)(value, moved)
         return e._splat(b, b.extract_element(value, I32(0)))
-

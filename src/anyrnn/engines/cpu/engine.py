@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +13,23 @@ from torch import Tensor, nn
 from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
-from anyrnn.split import Split, mixes_rows, run, split
-from anyrnn.trace import registered_of, tensors_of, trace
+from anyrnn.split import Split, Steps, split
+from anyrnn.trace import Ref, registered_of, tensors_of, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anyrnn.engines.call import Call
     from anyrnn.protocol import Signature
-    from anyrnn.trace import Ref, Step
 
 _PLANS = 256  # cells remembered
 
+#: What a module keeps for itself, and what differs from call to call in a layer's cells.
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "_origin", "_non_persistent_buffers_set"})
 
-@dataclass(frozen=True, eq=False)
+
 class Plan:
-    """A cell taken apart and compiled, or the reason why it cannot be.
+    """A cell taken apart and compiled.
 
     Attributes:
         split: The four parts.
@@ -35,12 +37,16 @@ class Plan:
         keeps: What the plan's key refers to by identity, kept alive.
     """
 
-    split: Split
-    loop: Loop
-    keeps: tuple[object, ...]
+    def __init__(self, parts: Split, keeps: Sequence[object]) -> None:
+        self.split = parts
+        self.loop = Loop(parts.program)
+        self.keeps = keeps
+        self.once, self.before, self.after = (Steps(s, parts.graph) for s in (parts.once, parts.before, parts.after))
+        self.result = parts.graph.output if parts.graph.output is not None else parts.graph.new_states[0]
 
 
 _plans: OrderedDict[object, Plan | str] = OrderedDict()
+_recent: WeakKeyDictionary[nn.Module, tuple[list[object], list[object], Plan | str]] = WeakKeyDictionary()
 
 
 class CpuEngine:
@@ -81,7 +87,8 @@ class CpuEngine:
             assert order.order is not None
             rows = rows.index_select(0, order.packed_index)
             states = tuple(s.index_select(0, order.order) for s in states)
-        with torch.autocast("cpu", enabled=False):
+        quiet = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
+        with quiet:
             output, finals = _run(plan, call.cell, order, rows, states)
         if order.lengths is not None and order.order is not None:
             whole = output.new_zeros(T * B, output.shape[1])
@@ -95,16 +102,13 @@ class CpuEngine:
 def _run(
     plan: Plan, cell: nn.Module, order: Layout, rows: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    part, graph = plan.split, plan.split.graph
-    weights = tensors_of(cell)
-    tensors: dict[Ref, Tensor] = {
-        ref: weights[name].to(rows.dtype) if weights[name].is_floating_point() else weights[name]
-        for name, ref in graph.weights.items()
-    }
-    tensors[graph.x] = rows
-    total = len(rows)
-    run(part.once, tensors, graph.batch, total)
-    _run_rows(part.before, graph, tensors, order)
+    part, graph, total = plan.split, plan.split.graph, len(rows)
+    tensors: dict[Ref, Tensor] = {graph.x: rows}
+    for name, ref in graph.weights.items():
+        weight = _weight(cell, name)
+        tensors[ref] = weight.to(rows.dtype) if weight.is_floating_point() else weight
+    plan.once.run(tensors, total)
+    _run_rows(plan.before, tensors, order)
     outputs, finals = plan.loop(
         order,
         [tensors[r].reshape(total, -1).contiguous() for r in part.streams],
@@ -114,28 +118,33 @@ def _run(
     )
     for ref, output in zip(part.outputs, outputs, strict=True):
         tensors[ref] = output.view(total, *graph.shapes[ref][1:])
-    _run_rows(part.after, graph, tensors, order)
-    result = tensors[graph.output if graph.output is not None else graph.new_states[0]]
-    return result, finals
+    _run_rows(plan.after, tensors, order)
+    return tensors[plan.result], finals
 
 
-def _run_rows(steps: Sequence[Step], graph: Any, tensors: dict[Ref, Tensor], order: Layout) -> None:
+def _weight(cell: nn.Module, name: str) -> Tensor:
+    """The present tensor of a name: a parameter, a buffer or another attribute."""
+    path, _, attribute = name.rpartition(".")
+    module = cell.get_submodule(path) if path else cell
+    found = module._parameters.get(attribute)
+    return found if found is not None else getattr(module, attribute)  # type: ignore[no-any-return]
+
+
+def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
     """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
-    if not any(mixes_rows(step, graph) for step in steps):
-        run(steps, tensors, graph.batch, order.total)
+    if not steps.mixing:
+        steps.run(tensors, order.total)
         return
-    batched = {r for r in tensors if graph.shapes[r] and graph.shapes[r][0] == graph.batch}
+    shapes, batch = steps.graph.shapes, steps.graph.batch
+    batched = {r for r in tensors if shapes[r] and shapes[r][0] == batch}
     made: dict[Ref, list[Tensor]] = {}
-    spans = sorted(zip(order.offset.tolist(), order.rows.tolist(), strict=True))
-    for first, n in spans:
+    for first, n in sorted(zip(order.offset.tolist(), order.rows.tolist(), strict=True)):
         here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
-        run(steps, here, graph.batch, n)
-        for step in steps:
-            for ref in step.outputs:
-                made.setdefault(ref, []).append(here[ref])
+        steps.run(here, n)
+        for ref in (r for s in steps.steps for r in s.outputs):
+            made.setdefault(ref, []).append(here[ref])
     for ref, parts in made.items():
-        shape = graph.shapes[ref]
-        tensors[ref] = torch.cat(parts) if shape and shape[0] == graph.batch else parts[-1]
+        tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == batch else parts[-1]
 
 
 # ---- From a cell to its plan, remembered ----
@@ -143,6 +152,12 @@ def _run_rows(steps: Sequence[Step], graph: Any, tensors: dict[Ref, Tensor], ord
 
 def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
+    origin = cell.__dict__.get("_origin", cell)
+    objects = list(_objects(cell))
+    seen = [input_size, signature, *map(id, objects), *(n for p in cell.parameters() for n in p.shape)]
+    recent = _recent.get(origin)
+    if recent is not None and recent[0] == seen:
+        return recent[2]
     keeps: list[object] = []
     key = (_structure(cell, keeps), signature, input_size)
     found = _plans.get(key)
@@ -150,14 +165,27 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | st
         try:
             parts = split(trace(cell, signature, input_size))
             _check_weights(parts, cell)
-            found = Plan(parts, Loop(parts.program), tuple(keeps))
+            found = Plan(parts, keeps)
             _ = found.loop.derivative
         except AnyRNNError as reason:
             found = str(reason)
         _plans[key] = found
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
+    _recent[origin] = (seen, objects, found)  # the objects are kept, so that none takes another's identity
     return found
+
+
+def _objects(cell: nn.Module) -> Iterator[object]:
+    """The attributes of a cell and its submodules, by identity: nothing has changed if these are the same."""
+    for module in cell.modules() if cell._modules else (cell,):
+        for key, value in module.__dict__.items():
+            if key not in _OWN:
+                yield value
+                if isinstance(value, dict):
+                    yield from value.values()
+                elif isinstance(value, list):
+                    yield from value
 
 
 def _check_weights(parts: Split, cell: nn.Module) -> None:
@@ -175,7 +203,7 @@ def _structure(cell: nn.Module, keeps: list[object]) -> object:
         attributes = tuple(
             (key, _plain(value, keeps))
             for key, value in module.__dict__.items()
-            if key not in ("_parameters", "_buffers", "_modules") and not key.endswith("_hooks")
+            if key not in _OWN and not key.endswith("_hooks")
         )
         modules.append((name, type(module), attributes))
     tensors = tuple((name, t.shape, t.dtype, t.stride()) for name, t in registered_of(cell).items())

@@ -7,7 +7,7 @@ steps lie one after the other. A batch without lengths is the case in which noth
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,11 +41,18 @@ class Layout:
     lengths: Tensor | None
     order: Tensor | None
     reverse: bool
+    _bounds: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def total(self) -> int:
         """The number of packed rows."""
         return int(self.rows.sum())
+
+    @functools.cached_property
+    def tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The steps as machine code reads them, in running order and backwards: rows, offset, joined, before."""
+        table = np.stack([self.rows, self.offset, self.joined, self.before])
+        return np.ascontiguousarray(table), np.ascontiguousarray(table[:, ::-1])
 
     @functools.cached_property
     def packed_index(self) -> Tensor:
@@ -76,17 +83,14 @@ class Layout:
         by_time = self.offset[::-1] if self.reverse else self.offset
         return torch.from_numpy(by_time[last] + np.arange(len(lengths)))
 
-    def bounds(self, parts: int, tile: int) -> NDArray[np.int64]:
-        """Divide the rows among threads, as even in valid steps as whole tiles of rows allow."""
-        if self.lengths is None:
-            work = np.arange(1, self.B + 1)
-        else:
-            work = np.cumsum(self.lengths.numpy())
-        ends = [0]
-        for part in range(1, parts):
-            end = int(np.searchsorted(work, work[-1] * part / parts))
-            ends.append(max(ends[-1], min(self.B, round(end / tile) * tile if self.B >= parts * tile else end)))
-        return np.array([*ends, self.B], dtype=np.int64)
+    def bounds(self, parts: int) -> NDArray[np.int64]:
+        """The first row of each thread: as even in valid steps as can be, in pairs of rows."""
+        if parts not in self._bounds:
+            work = np.arange(1, self.B + 1) if self.lengths is None else np.cumsum(self.lengths.numpy())
+            ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
+            even = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2))
+            self._bounds[parts] = np.concatenate(([0], even, [self.B])).astype(np.int64)
+        return self._bounds[parts]
 
 
 def layout(T: int, B: int, lengths: Tensor | None, reverse: bool) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from anyrnn.derive import Derivative, Term, derive
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.schedule import Schedule, schedule
-from anyrnn.engines.cpu.slots import Packed, Slots, packed_of, slots_of
+from anyrnn.engines.cpu.slots import Packed, packed_of
 from anyrnn.program import Program, evaluate
 
 if TYPE_CHECKING:
@@ -30,43 +31,58 @@ class Loaded:
     """A program's machine code, and what it must be given."""
 
     schedule: Schedule
-    slots: Slots
     packed: tuple[Packed, ...]
     code: Compiled
     lanes: int
-    double: bool
 
-    def run(self, layout: Layout, arrays: dict[tuple[str, int], Tensor], matrices: Sequence[Tensor], backward: bool) -> Tensor:
-        """Run all steps. `arrays` holds the streams, states and outputs; returns the totals."""
-        like = next(iter(arrays.values()))
+    @functools.cached_property
+    def pack(self) -> int:
+        """The entry that copies the matrices."""
+        return self.code.address("pack")
+
+    @functools.cached_property
+    def main(self) -> int:
+        """The entry that runs the steps."""
+        return self.code.address("run")
+
+    def run(
+        self,
+        layout: Layout,
+        streams: Sequence[Tensor],
+        states: Sequence[Tensor],
+        sequences: Sequence[Tensor],
+        carries: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+        matrices: Sequence[Tensor],
+    ) -> Tensor:
+        """Run all steps, writing `outputs`, and `sequences` or, backward, `carries`; returns the totals."""
+        like = states[0]
         parts = max(1, min(threads.count(), layout.B))
-        count = len(self.packed)
         sizes = [p.size(self.lanes) for p in self.packed]
         workspace = like.new_empty(sum(sizes) + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, max(self.schedule.total_width, 1))
-        steps = [layout.rows, layout.offset, layout.joined, layout.before]
-        if backward:
-            steps = [np.ascontiguousarray(s[::-1]) for s in steps]
-        bounds = layout.bounds(parts, 1)
+        table = layout.tables[self.schedule.in_place]
+        at, length = table.ctypes.data, len(layout.rows) * 8
         address = workspace.data_ptr()
-        values: dict[tuple[str, int], int] = {("steps", 0): len(layout.rows), ("bounds", 0): bounds.ctypes.data}
-        for name, table in zip(("rows", "offset", "joined", "before"), steps, strict=True):
-            values[name, 0] = table.ctypes.data
-        for k in range(count):
-            values["packed", k] = address
-            address += sizes[k] * like.element_size()
-        values["scratch", 0] = address
-        values["total", 0] = totals.data_ptr()
-        for k, matrix in enumerate(matrices):
-            values["matrix", k] = matrix.data_ptr()
-            values["row_stride", k], values["column_stride", k] = matrix.stride()
-        for key, array in arrays.items():
-            values[key] = array.data_ptr()
-        slots = np.array([values.get(name, 0) for name in self.slots.names], dtype=np.int64)
-        if count:
-            threads.parallel(self.code.address("pack"), slots.ctypes.data, parts)
-        threads.parallel(self.code.address("run"), slots.ctypes.data, parts)
-        return totals.sum(0) if parts > 1 else totals[0]
+        packed = []
+        for size in sizes:
+            packed.append(address)
+            address += size * like.element_size()
+        bounds = layout.bounds(parts)
+        values = [length // 8, at, at + length, at + 2 * length, at + 3 * length, bounds.ctypes.data]
+        values += [address, totals.data_ptr(), *(s.data_ptr() for s in streams)]
+        for initial, sequence, carry in zip(states, sequences, carries, strict=True):
+            values += [initial.data_ptr(), sequence.data_ptr(), carry.data_ptr()]
+        values += [o.data_ptr() for o in (*outputs, *vectors)]
+        for matrix in matrices:
+            values += [matrix.data_ptr(), *matrix.stride()]
+        slots = array("q", values + packed)
+        pointer = slots.buffer_info()[0]
+        if packed:
+            threads.parallel(self.pack, pointer, parts)
+        threads.parallel(self.main, pointer, parts)
+        return totals[0] if parts == 1 else totals.sum(0)
 
 
 def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Loaded:
@@ -81,7 +97,7 @@ def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Lo
 
     key = f"{program.text}\nin_place {in_place} double {double}"
     code = jit.load(key, lambda: build().ir, machine)
-    return Loaded(order, slots_of(order), packed_of(order), code, lanes, double)
+    return Loaded(order, packed_of(order), code, lanes)
 
 
 class Loop:
@@ -146,11 +162,8 @@ def _forward(
     total = layout.total
     code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
     sequences = [like.new_empty(total, width) for width in loop.program.states]
-    made = [like.new_empty(total, sum(p.width for p in o)) for o in code.schedule.program.outputs]
-    arrays = {("stream", k): s for k, s in enumerate(streams)} | {("vector", k): v for k, v in enumerate(vectors)}
-    arrays |= {("initial", k): s for k, s in enumerate(states)} | {("sequence", k): s for k, s in enumerate(sequences)}
-    arrays |= {("output", k): o for k, o in enumerate(made)}
-    code.run(layout, arrays, matrices, backward=False)
+    made = [like.new_empty(total, width) for width in code.schedule.output_widths]
+    code.run(layout, streams, states, sequences, sequences, made, vectors, matrices)
     own = iter(made)
     outputs = [next(own) if alias is None else sequences[alias] for alias in loop.aliases]
     return [*outputs, *(_final(layout, s, i) for s, i in zip(sequences, states, strict=True))], sequences, list(own)
@@ -203,12 +216,10 @@ def _backward(
         like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
         for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
     ]
-    outputs = [like.new_empty(total, sum(q.width for q in o)) for o in d.backward.outputs]
-    arrays = {("stream", k): s for k, s in enumerate([*streams, *upstream, *saved])}
-    arrays |= {("vector", k): v for k, v in enumerate(vectors)} | {("carry", k): c for k, c in enumerate(carries)}
-    arrays |= {("initial", k): s for k, s in enumerate(states)} | {("sequence", k): s for k, s in enumerate(sequences)}
-    arrays |= {("output", k): o for k, o in enumerate(outputs)}
-    totals = code.run(layout, arrays, matrices, backward=True)
+    outputs = [like.new_empty(total, width) for width in code.schedule.output_widths]
+    totals = code.run(
+        layout, [*streams, *upstream, *saved], states, sequences, carries, outputs, vectors, matrices
+    )  # fmt: skip
 
     stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)  # type: ignore[arg-type]
     stream_grads: list[Tensor | None] = [None] * len(streams)
@@ -276,7 +287,9 @@ def _replayed(
     results = replay(loop.program, layout, *loop.grouped(tensors))
     pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
     wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
-    found = torch.autograd.grad([p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=True, allow_unused=True)
+    found = torch.autograd.grad(
+        [p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=True, allow_unused=True
+    )
     remaining = iter(found)
     return [next(remaining) if n else None for n in needed]
 

@@ -7,6 +7,7 @@ before, since these need all units of a row.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 from anyrnn.program import REDUCTIONS, Node, Program
@@ -78,6 +79,11 @@ class Schedule:
     scratch: int
     copies: tuple[tuple[int, int], ...]
     total_width: int
+
+    @functools.cached_property
+    def output_widths(self) -> tuple[int, ...]:
+        """The widths of the arrays that the program writes."""
+        return tuple(sum(p.width for p in pieces) for pieces in self.program.outputs)
 
 
 def schedule(program: Program, in_place: bool, lanes: int) -> Schedule:
@@ -205,7 +211,13 @@ class _Scheduler:
     def _keep_what_others_read(self) -> None:
         """Give a place to every value that a product or another group reads."""
         for group in self.order:
-            read = [a for n in group.nodes if n.op not in REDUCTIONS for a in n.args if n.op == "dot" or self._is_else(a, group)]
+            read = [
+                a
+                for n in group.nodes
+                if n.op not in REDUCTIONS
+                for a in n.args
+                if n.op == "dot" or self._is_else(a, group)
+            ]
             for node in read:
                 if node not in self.places and not node.is_leaf and node.op != "constant":
                     self.places[node] = Place(("scratch", 0), self._scratch(node.width))
