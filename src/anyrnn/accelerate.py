@@ -187,11 +187,10 @@ def _why_not(layer: nn.Module) -> str:
 def _swap(layer: Any) -> None:
     theirs = _class_of(layer)
     options = {nn.LSTM: ("proj_size",), nn.RNN: ("nonlinearity",)}.get(theirs, ())
-    # On the meta device there is nothing to allocate, and no random number is drawn. torch is less strict about the
-    # types of the two that are converted.
+    # On the meta device nothing is allocated, and no random number is drawn.
     like = _OURS[theirs](
-        layer.input_size, layer.hidden_size, int(layer.num_layers), bias=layer.bias,
-        bidirectional=bool(layer.bidirectional), device="meta", **{key: getattr(layer, key) for key in options},
+        layer.input_size, layer.hidden_size, layer.num_layers, bias=layer.bias, bidirectional=layer.bidirectional,
+        device="meta", **{key: getattr(layer, key) for key in options},
     )  # fmt: skip
     added = {key: value for key, value in vars(like).items() if key not in vars(layer)}
     for key in _FLAT:

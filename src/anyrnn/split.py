@@ -92,8 +92,8 @@ def split(graph: Graph) -> Split:
         tuple(groups[len(new_states) :]),
         names=loop.names(),
     )
-    outside = [*loop.streams, *loop.vectors, *loop.matrices, *(r for s in after for r in s.inputs), *results]
-    for_outside = _ancestors(graph.steps, outside)
+    outside = [*loop.streams, *loop.vectors, *loop.matrices, *wanted]
+    for_outside = _ancestors(graph.steps, (r for r in outside if kinds[r] != _LOOP))
     return Split(
         graph,
         tuple(s for s in graph.steps if kinds[s.outputs[0]] == _ONCE and for_outside.intersection(s.outputs)),
