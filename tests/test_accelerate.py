@@ -162,7 +162,7 @@ class Tagger(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(8)
-        self.encoder = nn.DataParallel(nn.Sequential(nn.Linear(I, I), nn.LSTM(I, H, 2, bidirectional=True)))
+        self.encoder = nn.DataParallel(nn.Sequential(nn.Linear(I, I), nn.LSTM(I, H, bidirectional=True)))
         self.stack = nn.ModuleList([nn.GRU(2 * H, H), nn.GRU(H, H)])
         self.stack[1].weight_hh_l0 = self.stack[0].weight_hh_l0
         self.by_name = nn.ModuleDict({"decoder": nn.RNN(H, H), "again": self.stack[1]})
@@ -230,29 +230,22 @@ def test_layers_and_weights_in_several_places_stay_shared():
 
 
 HOOKS = {
-    "forward": (nn.Module.register_forward_hook, lambda seen: lambda *_: seen.append(1)),
-    "forward with kwargs": (
-        lambda layer, hook: layer.register_forward_hook(hook, with_kwargs=True, always_call=True),
-        lambda seen: lambda *_: seen.append(1),
-    ),
-    "forward-pre": (nn.Module.register_forward_pre_hook, lambda seen: lambda *_: seen.append(1)),
-    "backward": (nn.Module.register_full_backward_hook, lambda seen: lambda *_: seen.append(1)),
-    "backward-pre": (nn.Module.register_full_backward_pre_hook, lambda seen: lambda *_: seen.append(1)),
-    "state_dict": (nn.Module.register_state_dict_post_hook, lambda seen: lambda *_: seen.append(1)),
-    "state_dict-pre": (nn.Module.register_state_dict_pre_hook, lambda seen: lambda *_: seen.append(1)),
-    "load_state_dict": (nn.Module.register_load_state_dict_post_hook, lambda seen: lambda *_: seen.append(1)),
-    "load_state_dict-pre": (nn.Module.register_load_state_dict_pre_hook, lambda seen: lambda *_: seen.append(1)),
-    "of a parameter": (
-        lambda layer, hook: layer.weight_hh_l0.register_post_accumulate_grad_hook(hook),
-        lambda seen: lambda *_: seen.append(1),
-    ),
+    "forward": nn.Module.register_forward_hook,
+    "forward with kwargs": lambda layer, hook: layer.register_forward_hook(hook, with_kwargs=True, always_call=True),
+    "forward-pre": nn.Module.register_forward_pre_hook,
+    "backward": nn.Module.register_full_backward_hook,
+    "backward-pre": nn.Module.register_full_backward_pre_hook,
+    "state_dict": nn.Module.register_state_dict_post_hook,
+    "state_dict-pre": nn.Module.register_state_dict_pre_hook,
+    "load_state_dict": nn.Module.register_load_state_dict_post_hook,
+    "load_state_dict-pre": nn.Module.register_load_state_dict_pre_hook,
+    "of a parameter": lambda layer, hook: layer.weight_hh_l0.register_post_accumulate_grad_hook(hook),
 }
 
 
 @every_kind
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hooks_are_called_and_their_handles_remove_them(kind, hook):
-    register, make = HOOKS[hook]
     layer, first, second = made(kind), [], []
 
     def use():
@@ -262,11 +255,11 @@ def test_hooks_are_called_and_their_handles_remove_them(kind, hook):
         layer.load_state_dict(layer.state_dict())
         return len(first), len(second)
 
-    handle = register(layer, make(first))
+    handle = HOOKS[hook](layer, lambda *_: first.append(1))
     assert use() == (1, 0)
     anyrnn.accelerate(layer)
     assert use() == (1, 0)
-    other = register(layer, make(second))
+    other = HOOKS[hook](layer, lambda *_: second.append(1))
     assert use() == (1, 1)
     anyrnn.restore(layer)
     assert use() == (1, 1)
@@ -457,9 +450,9 @@ def test_copies_of_an_accelerated_model_work_and_can_be_restored(copied):
     x, lengths = torch.randn(T, B, I, dtype=torch.float64), torch.tensor([2, 5, 4])
     want = model(x, lengths)
     twin = copied(model)
-    twin.unregistered = [twin.by_name["decoder"]]  # outside the registry, yet one object also in the copy
     close([twin(x, lengths)], [want], atol=0)
     assert twin.by_name["again"] is twin.stack[1]
+    assert twin.unregistered[0] is twin.by_name["decoder"]
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
     assert anyrnn.restore(twin) == LAYERS_OF_TAGGER
     close([twin(x, lengths)], [want])
@@ -478,14 +471,15 @@ def test_what_happens_in_between_stays():
     model.load_state_dict({k: v + 0.125 for k, v in model.state_dict().items()}, assign=True)
     parameters = list(model.parameters())
     x, lengths = torch.randn(T, B, I), torch.tensor([5, 1, 3])
-    want = model(x, lengths)
+    with anyrnn.engine("torch"):
+        want = model(x, lengths)
     anyrnn.restore(model)
     assert same_objects(list(model.parameters()), parameters)
     assert {p.dtype for p in parameters} == {torch.float32}
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad for p in parameters)
     assert model.stack[0].weight_ih_l0[0, 0] == 1.125
-    close([model(x, lengths)], [want], atol=1e-5)
+    close([model(x, lengths)], [want], atol=1e-5)  # in float32
 
 
 def test_flags_and_options_of_before_hold():
@@ -560,8 +554,7 @@ def test_the_report_is_a_value_that_prints_well():
         "  b.1: OwnStart(4, 6): it is of another class, OwnStart, which may compute something else"
     )
     anyrnn.restore(model)
-    assert anyrnn.accelerate(model) == report
-    assert hash(report) == hash(anyrnn.accelerate(copy.deepcopy(model))) or report.left
+    assert {anyrnn.accelerate(model)} == {report}
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.left = ()
     assert str(anyrnn.accelerate(nn.GRU(I, H))) == "swapped: 1\n  (the model itself): GRU(4, 6)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
+    from anyrnn.engines.cpu.anatomy import Anatomy
     from anyrnn.protocol import State
     from anyrnn.scan import Lengths
+
+_SHOWN = ("graph", "program", "backward", "ir", "asm")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Part:
         engine: The name of the engine that runs it.
         reason: Why it is this engine.
         refused: Why the engines tried before cannot, by name.
+        anatomy: What the engine made of the cell: its four parts, the cost of a step, the program, the IR; None for
+            an engine that takes a cell as it is.
     """
 
     layer: int
@@ -37,9 +43,11 @@ class Part:
     engine: str
     reason: str
     refused: Mapping[str, str]
+    anatomy: Anatomy | None
 
     def __str__(self) -> str:
-        return f"layer {self.layer} {self.direction}: {self.cell} on engine '{self.engine}': {self.reason}"
+        head = f"layer {self.layer} {self.direction}: {self.cell} on engine '{self.engine}': {self.reason}"
+        return head if self.anatomy is None else f"{head}\n{textwrap.indent(str(self.anatomy), '  ')}"
 
 
 @dataclass(frozen=True)
@@ -49,39 +57,62 @@ class Explanation:
     Attributes:
         layer: The class of the layer.
         parts: The parts, in the order of the rows of the state.
+        show: Which product of the compiler the text is to hold; None for the summary.
     """
 
     layer: str
     parts: tuple[Part, ...]
+    show: str | None = None
 
     def __str__(self) -> str:
-        return "\n".join([self.layer, *(f"  {part}" for part in self.parts)])
+        if self.show is None:
+            return "\n".join([self.layer, *(textwrap.indent(str(part), "  ") for part in self.parts)])
+        shown = []
+        for part in self.parts:
+            text = "(nothing is compiled)" if part.anatomy is None else str(getattr(part.anatomy, self.show))
+            shown.append(f"# layer {part.layer} {part.direction}: {part.cell}, {self.show}\n{text}")
+        return "\n\n".join(shown)
 
 
 def explain(
-    layer: Layer, x: Tensor | PackedSequence, state: State | None = None, lengths: Lengths | None = None
+    layer: Layer,
+    x: Tensor | PackedSequence,
+    state: State | None = None,
+    lengths: Lengths | None = None,
+    *,
+    show: str | None = None,
 ) -> Explanation:
-    """Say which engine would run each layer and direction of a call, and why, without running it.
+    """Say which engine would run each layer and direction of a call, why, and what it made of the cell.
 
     Args:
         layer: A layer of this package.
         x: The input, as for the call.
         state: The initial state, as for the call.
         lengths: The lengths, as for the call.
+        show: Print one product of the compiler: "graph" (the recorded step), "program" (the loop), "backward" (the
+            loop of the backward pass), "ir" (LLVM's) or "asm" (for this processor).
 
     Returns:
         A value object; printing it gives the text.
 
     Raises:
-        AnyRNNError: for arguments that the call itself would refuse, for something that is not a layer of this
-            package, and if an engine asked for by name cannot run the call.
+        AnyRNNError: for arguments that the call itself would refuse, for an unknown `show`, for something that is
+            not a layer of this package, and if an engine asked for by name cannot run the call.
 
     Example:
         >>> import torch, anyrnn
         >>> print(anyrnn.explain(anyrnn.LSTM(3, 5), torch.randn(10, 2, 3)))
         LSTM
-          layer 0 forward: LSTMCell on engine 'torch': the fastest engine here that can run it
+          layer 0 forward: LSTMCell on engine 'cpu': the fastest engine here that can run it
+            once    t, t
+            before  -
+            loop    4 products with a matrix, 9 add, 3 sigmoid, 3 mul, 2 tanh; 1 stage
+            after   -
+            a step  405 operations and 92 bytes a row, 640 bytes of weights
     """
+    if show is not None and show not in _SHOWN:
+        msg = f"explain: got show={show!r}, expected one of {', '.join(_SHOWN)}"
+        raise AnyRNNError(msg)
     if not isinstance(layer, Layer):
         msg = f"explain: got a {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.Recurrent(cell)"
         raise AnyRNNError(msg)
@@ -91,7 +122,8 @@ def explain(
         for choice, call in layer._calls(k, inner, states, valid):
             direction = "backward" if call.reverse else "forward"
             cell = type(call.cell).__name__
-            parts.append(Part(k, direction, cell, choice.engine.name, choice.reason, choice.refused))
+            engine = choice.engine
+            parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
         width = layer.num_directions * layer._signature(k).output_size
         inner = inner.new_empty(()).expand(*inner.shape[:2], width)  # only its shape matters from here on
-    return Explanation(type(layer).__name__, tuple(parts))
+    return Explanation(type(layer).__name__, tuple(parts), show)

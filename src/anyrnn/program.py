@@ -83,6 +83,7 @@ class Builder:
     """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
 
     known: dict[tuple[object, ...], Node] = field(default_factory=dict)
+    moved: dict[Node, Node] = field(default_factory=dict)  # what was rebuilt as what
 
     def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
         """Return the node with these parts."""
@@ -91,6 +92,12 @@ class Builder:
         if found is None:
             found = self.known[key] = Node(op, args, width, attr)
         return found
+
+    def present(self, node: Node) -> Node:
+        """Return what a node was rebuilt as."""
+        while node in self.moved:
+            node = self.moved[node]
+        return node
 
     def constant(self, value: float) -> Node:
         """Return a number."""
@@ -142,6 +149,7 @@ class Builder:
                 plain = node.op in POINTWISE
                 new = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
             done[node] = new
+        self.moved.update((a, b) for a, b in done.items() if a is not b)
         return [done[root] for root in roots]
 
     def merge_products(self, roots: list[Node]) -> list[Node]:
@@ -171,6 +179,7 @@ class Builder:
             args = tuple(done[a] for a in node.args)
             plain = node.op in POINTWISE
             done[node] = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
+        self.moved.update((a, b) for a, b in done.items() if a is not b)
         return [done[root] for root in roots]
 
     def refine(self, roots: list[Node]) -> list[Node]:

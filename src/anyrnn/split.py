@@ -162,7 +162,7 @@ class _Loop:
             if ref in self.values:
                 pieces = self.lowering.pieces(self.values[ref])
                 if len(pieces) == 1:
-                    found.setdefault(pieces[0], name)
+                    found.setdefault(self.builder.present(pieces[0]), name)
         return found
 
     def value(self, ref: Ref) -> Value:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from anyrnn.engines.cpu.anatomy import Anatomy
     from anyrnn.protocol import Signature
 
 
@@ -42,3 +43,6 @@ class Engine(Protocol):
 
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O), zero at padded steps, and the final state variables (B, size)."""
+
+    def anatomy(self, call: Call) -> Anatomy | None:
+        """Show what the engine made of the cell; None if it takes it as it is."""

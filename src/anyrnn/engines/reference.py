@@ -25,6 +25,9 @@ class ReferenceEngine:
     def refusal(self, call: Call) -> None:
         """Never refuse."""
 
+    def anatomy(self, call: Call) -> None:
+        """Take the cell as it is."""
+
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""
         return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)

@@ -39,6 +39,9 @@ class TorchEngine:
             return f"x, state and weights differ in dtype ({', '.join(sorted(map(str, dtypes)))})"
         return None
 
+    def anatomy(self, call: Call) -> None:
+        """Take the cell as it is."""
+
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""
         if call.lengths is None:

@@ -48,7 +48,7 @@ class _Group(TyperGroup):
             errors.print(f"anyrnn: {message}", soft_wrap=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
-            _interrupted("No file was left half-written.")
+            _interrupted("Nothing was written.")
 
 
 app = typer.Typer(
@@ -184,10 +184,12 @@ def compare_command(
             )
         results.save(folder, overwrite=overwrite)
     except KeyboardInterrupt:
-        _interrupted(_keep(finished, folder))
+        if not finished:
+            raise
+        _interrupted(_keep(finished[-1], folder))
     except AnyRNNError:
         if finished:
-            errors.print(_keep(finished, folder), soft_wrap=True)
+            errors.print(_keep(finished[-1], folder), soft_wrap=True)
         raise
     _show(results, folder)
 
@@ -222,12 +224,9 @@ def fit_command(
     dataset = _dataset(data, test, id_column, time_column, target, features, task)
     settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
     folder = _destination(out, overwrite, dataset)
-    try:
-        with _shown(dataset) as tell:
-            results = fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
-        results.save(folder, overwrite=overwrite)
-    except KeyboardInterrupt:
-        _interrupted("Nothing was written.")
+    with _shown(dataset) as tell:
+        results = fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
+    results.save(folder, overwrite=overwrite)
     _show(results, folder)
 
 
@@ -393,13 +392,10 @@ def _show(results: Results, folder: Path) -> None:
         _say(line)
 
 
-def _keep(finished: Sequence[Results], folder: Path) -> str:
+def _keep(finished: Results, folder: Path) -> str:
     """Save the networks that have had all their runs beside the place of the whole run, and say so."""
-    if not finished:
-        return "No network had all its runs, so nothing was written."
-    partial = _free(folder.with_name(f"{folder.name}.partial"))
-    finished[-1].save(partial)
-    names = ", ".join(entry.model.network.title for entry in finished[-1].entries)
+    partial = finished.save(_free(folder.with_name(f"{folder.name}.partial")))
+    names = ", ".join(entry.model.network.title for entry in finished.entries)
     return f"The networks that had all their runs ({names}) are kept in {partial}; nothing else was written."
 
 

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from anyrnn.engines.cpu.anatomy import Anatomy, anatomy_of
 from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
@@ -71,6 +72,12 @@ class CpuEngine:
             return "the cell has hooks, which machine code would not call"
         plan = plan_of(call.cell, call.signature, x.shape[2])
         return plan if isinstance(plan, str) else None
+
+    def anatomy(self, call: Call) -> Anatomy:
+        """Show the four parts, the cost of a step, and the products of the compiler."""
+        plan = plan_of(call.cell, call.signature, call.x.shape[2])
+        assert isinstance(plan, Plan)  # else it was refused
+        return anatomy_of(plan, call.x.dtype == torch.float64)
 
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""

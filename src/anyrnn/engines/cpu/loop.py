@@ -223,8 +223,8 @@ def _backward(
 
     stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)  # type: ignore[arg-type]
     stream_grads: list[Tensor | None] = [None] * len(streams)
-    for k, array in enumerate(d.stream_outputs):
-        stream_grads[array] = outputs[1 + k]
+    for k, number in enumerate(d.stream_outputs):
+        stream_grads[number] = outputs[1 + k]
     matrix_grads: list[Tensor | None] = [None] * len(matrices)
     products = outputs[0]
     for term in d.terms:

@@ -75,8 +75,7 @@ class _Format:
         return 2.0 ** -(self.mantissa + 2)
 
     def bits_of(self, number: float) -> int:
-        size = self.bits // 8
-        return int(np.array(number, f"f{size}").view(f"i{size}"))
+        return int(np.array(number, f"f{self.bits // 8}").view(f"i{self.bits // 8}"))
 
 
 # fmt: off
@@ -130,9 +129,8 @@ def _operator(instruction: str, *, reflected: bool = False) -> Callable[[_Vector
     return apply
 
 
-def _comparison(operator: str) -> Callable[[_Vector, _Vector | float], _Vector]:
+def _comparison(operator: str) -> Callable[[_Vector, _Vector | float], _Vector]:  # false where either is NaN
     def compare(self: _Vector, other: _Vector | float) -> _Vector:
-        """False where one of the two is NaN."""
         emit = self.builder.icmp_signed if self.integer else self.builder.fcmp_ordered
         return _Vector(self.builder, emit(operator, self.value, self.like(other).value))
 
@@ -201,7 +199,7 @@ def _muladd(a: _Vector, b: _Vector | float, c: _Vector | float) -> _Vector:
 
 def _select(condition: _Vector, yes: _Vector | float, no: _Vector | float) -> _Vector:
     kind = yes if isinstance(yes, _Vector) else no
-    assert isinstance(kind, _Vector)
+    assert isinstance(kind, _Vector)  # one of the two says of what type the result is
     return _Vector(kind.builder, kind.builder.select(condition.value, kind.like(yes).value, kind.like(no).value))
 
 
@@ -209,10 +207,6 @@ def _clamp(x: _Vector, low: float, high: float) -> _Vector:
     """One instruction a side, and NaN stays NaN."""
     x = _select(x > high, high, x)
     return _select(x < low, low, x)
-
-
-def _with_sign(size: _Vector, sign: _Vector) -> _Vector:
-    return _intrinsic("copysign", size, sign)
 
 
 def _polynomial(coefficients: Sequence[float], x: _Vector) -> _Vector:
@@ -248,7 +242,8 @@ def _times_power_of_two(x: _Vector, code: _Vector) -> _Vector:
 
 
 _LN2 = math.log(2.0)
-_HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)  # 33, 33 and 53 bits
+# 33, 33, 33 and 53 bits: the remainder of the double nearest to a multiple of pi/2 is as small as 1e-16.
+_HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487111665e-21, 8.4784276603689e-32)
 
 
 def _exp(x: _Vector) -> _Vector:
@@ -365,7 +360,7 @@ def _sine(code: _Vector, r: _Vector) -> _Vector:
 
 
 def _sin(x: _Vector) -> _Vector:
-    """To within `ULP` up to 1.6e6; beyond, to within 2^-52 |x|, and never outside [-1, 1]."""
+    """To within `ULP` up to 1.6e6, to within 2^-52 |x| up to 1e12, and never outside [-1, 1]."""
     return _sine(*_quadrant(x))
 
 
@@ -379,13 +374,13 @@ def _erf(x: _Vector) -> _Vector:
     """By 1 - exp(-s(x)): s is smooth, and its relative error becomes no larger in the result."""
     numerator, denominator = x.format.erf
     t = _select(abs(x) > x.format.erf_one, x.format.erf_one, abs(x))
-    return _with_sign(_expm1(-t * (_polynomial(numerator, t) / _polynomial(denominator, t))), x)
+    return _intrinsic("copysign", _expm1(-t * (_polynomial(numerator, t) / _polynomial(denominator, t))), x)
 
 
 def _round(x: _Vector) -> _Vector:
     """Half to even. LLVM's own would call libm on a processor without SSE 4.1."""
     size, unit = abs(x), 2.0**x.format.mantissa
-    return _select(size < unit, _with_sign((size + unit) - unit, x), x)
+    return _select(size < unit, _intrinsic("copysign", (size + unit) - unit, x), x)
 
 
 def _floor(x: _Vector) -> _Vector:
@@ -457,7 +452,7 @@ def _pow(x: _Vector, exponent: _Vector) -> _Vector:
     limit = _select((exponent < 0.0) ^ vast, math.inf, size.like(0.0))
     power = _select((size.equals(0.0) | vast) & exponent.equals(exponent), limit, power)
     power = _select(size.equals(size), power, size)
-    power = _with_sign(power, _select(odd, x, 0.0))
+    power = _intrinsic("copysign", power, _select(odd, x, 0.0))
     power = _select((x < 0.0) & (size < math.inf) & _round(exponent).differs(exponent), math.nan, power)
     one = exponent.equals(0.0) | x.equals(1.0) | (x.equals(-1.0) & abs(exponent).equals(math.inf))
     return _select(one, 1.0, power)
@@ -485,7 +480,7 @@ _TABLE: Mapping[str, tuple[Callable[..., _Vector], float, float]] = {
     "floor": (_floor, 0, 0),
     "ceil": (lambda x: -_floor(-x), 0, 0),
     "round": (_round, 0, 0),
-    "trunc": (lambda x: _with_sign(_floor(abs(x)), x), 0, 0),
+    "trunc": (lambda x: _intrinsic("copysign", _floor(abs(x)), x), 0, 0),
     "sign": (lambda x: _select(x > 0.0, 1.0, _select(x < 0.0, x.like(-1.0), 0.0)), 0, 0),  # 0 for NaN, as in PyTorch
     "pow": (_pow, 1, 1.5),
     "maximum": (lambda x, y: _select(x.equals(x), _select(x > y, x, y), x), 0, 0),  # NaN if either is
