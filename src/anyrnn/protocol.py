@@ -171,7 +171,8 @@ def _as_states(value: object, count: int, bare: bool) -> tuple[Tensor, ...] | No
 
 def placement(module: nn.Module, x: Tensor | None = None) -> Tensor:
     """Return a tensor with the dtype and device of a module: those of its parameters, else buffers, else `x`."""
-    for tensor in chain(module.parameters(), module.buffers()):
+    own = (p for p in module._parameters.values() if p is not None)  # first, since torch's iterators are slow
+    for tensor in chain(own, module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             return tensor
     return x if x is not None and x.is_floating_point() else torch.empty(0)

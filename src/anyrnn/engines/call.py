@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Call:
         states: The initial state variables, each (B, size).
         lengths: The number of valid steps of each row, int64 (B,) on the device of `x`; None if all are T.
         reverse: Run from each row's last valid step to its first.
+        memo: What an engine found out while it decided whether it can run the call, by the engine's name.
     """
 
     cell: nn.Module
@@ -31,6 +32,7 @@ class Call:
     states: tuple[Tensor, ...]
     lengths: Tensor | None
     reverse: bool
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Engine(Protocol):

@@ -18,7 +18,7 @@ from anyrnn.split import Split, Steps, split
 from anyrnn.trace import Ref, registered_of, tensors_of, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from anyrnn.engines.call import Call
     from anyrnn.protocol import Signature
@@ -68,7 +68,8 @@ class CpuEngine:
             return "there is nothing to compute"
         if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
             return "torch.func transforms and forward-mode derivatives go through PyTorch"
-        if any(m._forward_hooks or m._forward_pre_hooks for m in call.cell.modules()):
+        modules = call.cell.modules() if call.cell._modules else (call.cell,)
+        if any(m._forward_hooks or m._forward_pre_hooks for m in modules):
             return "the cell has hooks, which machine code would not call"
         plan = plan_of(call.cell, call.signature, x.shape[2])
         return plan if isinstance(plan, str) else None
@@ -81,7 +82,7 @@ class CpuEngine:
 
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""
-        plan = plan_of(call.cell, call.signature, call.x.shape[2])
+        plan = call.memo.get("cpu") or plan_of(call.cell, call.signature, call.x.shape[2])
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
         if call.lengths is not None and int(call.lengths.max()) == 0:
@@ -160,8 +161,8 @@ def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
 def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     origin = cell.__dict__.get("_origin", cell)
-    objects = list(_objects(cell))
-    seen = [input_size, signature, *map(id, objects), *(n for p in cell.parameters() for n in p.shape)]
+    objects, shapes = _snapshot(cell)
+    seen = [input_size, signature, shapes, *map(id, objects)]
     recent = _recent.get(origin)
     if recent is not None and recent[0] == seen:
         return recent[2]
@@ -183,16 +184,20 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | st
     return found
 
 
-def _objects(cell: nn.Module) -> Iterator[object]:
-    """The attributes of a cell and its submodules, by identity: nothing has changed if these are the same."""
+def _snapshot(cell: nn.Module) -> tuple[list[object], list[torch.Size]]:
+    """The attributes of a cell and its submodules: nothing has changed if they are the same objects."""
+    objects: list[object] = []
+    shapes: list[torch.Size] = []
     for module in cell.modules() if cell._modules else (cell,):
         for key, value in module.__dict__.items():
             if key not in _OWN:
-                yield value
-                if isinstance(value, dict):
-                    yield from value.values()
-                elif isinstance(value, list):
-                    yield from value
+                objects.append(value)
+                if value.__class__ is dict:
+                    objects.extend(value.values())
+                elif value.__class__ is list:
+                    objects.extend(value)
+        shapes += [p.shape for p in module._parameters.values() if p is not None]
+    return objects, shapes
 
 
 def _check_weights(parts: Split, cell: nn.Module) -> None:

@@ -50,7 +50,7 @@ class Settings:
         unroll: Whether the pipeline unrolls loops.
     """
 
-    passes: str = "O2"
+    passes: str = "always_inliner global_dead_code_eliminate instruction_combine simplify_cfg"
     unroll: bool = False
 
 

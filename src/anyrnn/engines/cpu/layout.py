@@ -41,7 +41,7 @@ class Layout:
     lengths: Tensor | None
     order: Tensor | None
     reverse: bool
-    _bounds: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _bounds: dict[int, tuple[NDArray[np.int64], int]] = field(default_factory=dict)
 
     @functools.cached_property
     def total(self) -> int:
@@ -49,10 +49,11 @@ class Layout:
         return int(self.rows.sum())
 
     @functools.cached_property
-    def tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The steps as machine code reads them, in running order and backwards: rows, offset, joined, before."""
+    def tables(self) -> tuple[tuple[NDArray[np.int64], int], tuple[NDArray[np.int64], int]]:
+        """The steps as machine code reads them (rows, offset, joined, before), and where: in running order, backwards."""
         table = np.stack([self.rows, self.offset, self.joined, self.before])
-        return np.ascontiguousarray(table), np.ascontiguousarray(table[:, ::-1])
+        both = np.ascontiguousarray(table), np.ascontiguousarray(table[:, ::-1])
+        return (both[0], both[0].ctypes.data), (both[1], both[1].ctypes.data)
 
     @functools.cached_property
     def packed_index(self) -> Tensor:
@@ -83,14 +84,15 @@ class Layout:
         by_time = self.offset[::-1] if self.reverse else self.offset
         return torch.from_numpy(by_time[last] + np.arange(len(lengths)))
 
-    def bounds(self, parts: int) -> NDArray[np.int64]:
-        """The first row of each thread: as even in valid steps as can be, in pairs of rows."""
+    def bounds(self, parts: int) -> int:
+        """Where the first rows of the threads' parts are written: as even in valid steps as pairs of rows can be."""
         if parts not in self._bounds:
             work = np.arange(1, self.B + 1) if self.lengths is None else np.cumsum(self.lengths.numpy())
             ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
             even = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2))
-            self._bounds[parts] = np.concatenate(([0], even, [self.B])).astype(np.int64)
-        return self._bounds[parts]
+            table = np.concatenate(([0], even, [self.B])).astype(np.int64)
+            self._bounds[parts] = table, table.ctypes.data
+        return self._bounds[parts][1]
 
 
 def layout(T: int, B: int, lengths: Tensor | None, reverse: bool) -> Layout:

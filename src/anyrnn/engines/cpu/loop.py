@@ -36,6 +36,11 @@ class Loaded:
     lanes: int
 
     @functools.cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each packed matrix takes."""
+        return [p.size(self.lanes) for p in self.packed]
+
+    @functools.cached_property
     def pack(self) -> int:
         """The entry that copies the matrices."""
         return self.code.address("pack")
@@ -59,18 +64,15 @@ class Loaded:
         """Run all steps, writing `outputs`, and `sequences` or, backward, `carries`; returns the totals."""
         like = states[0]
         parts = max(1, min(threads.count(), layout.B))
-        sizes = [p.size(self.lanes) for p in self.packed]
-        workspace = like.new_empty(sum(sizes) + layout.B * self.schedule.scratch + self.lanes)
+        workspace = like.new_empty(sum(self.sizes) + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, max(self.schedule.total_width, 1))
-        table = layout.tables[self.schedule.in_place]
-        at, length = table.ctypes.data, len(layout.rows) * 8
+        at, length = layout.tables[self.schedule.in_place][1], len(layout.rows) * 8
         address = workspace.data_ptr()
         packed = []
-        for size in sizes:
+        for size in self.sizes:
             packed.append(address)
             address += size * like.element_size()
-        bounds = layout.bounds(parts)
-        values = [length // 8, at, at + length, at + 2 * length, at + 3 * length, bounds.ctypes.data]
+        values = [length // 8, at, at + length, at + 2 * length, at + 3 * length, layout.bounds(parts)]
         values += [address, totals.data_ptr(), *(s.data_ptr() for s in streams)]
         for initial, sequence, carry in zip(states, sequences, carries, strict=True):
             values += [initial.data_ptr(), sequence.data_ptr(), carry.data_ptr()]
@@ -105,6 +107,8 @@ class Loop:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        counts = len(program.streams), len(program.states), len(program.vectors)
+        self._ends = counts[0], counts[0] + counts[1], sum(counts)
         # An output that is a state after the step needs no array of its own.
         states = {pieces: k for k, pieces in reversed(list(enumerate(program.new_states)))}
         self.aliases = tuple(states.get(pieces) for pieces in program.outputs)
@@ -146,11 +150,10 @@ class Loop:
             results = _forward(self, layout, tensors, training=False)[0]
         return list(results[:count]), list(results[count:])
 
-    def grouped(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-        """Split a flat list of tensors into streams, states, vectors and matrices."""
-        p = self.program
-        ends = np.cumsum([len(p.streams), len(p.states), len(p.vectors), len(p.matrices)])
-        return tuple(tensors[a:b] for a, b in zip((0, *ends[:-1]), ends, strict=True))
+    def grouped(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
+        """Split a flat list into what concerns streams, states, vectors and matrices."""
+        a, b, c = self._ends
+        return tensors[:a], tensors[a:b], tensors[b:c], tensors[c:]
 
 
 def _forward(
@@ -221,7 +224,7 @@ def _backward(
         layout, [*streams, *upstream, *saved], states, sequences, carries, outputs, vectors, matrices
     )  # fmt: skip
 
-    stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)  # type: ignore[arg-type]
+    stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)
     stream_grads: list[Tensor | None] = [None] * len(streams)
     for k, number in enumerate(d.stream_outputs):
         stream_grads[number] = outputs[1 + k]
