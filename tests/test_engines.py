@@ -176,8 +176,7 @@ def test_an_explanation_is_a_value_with_a_part_for_each_row_of_the_state():
         (1, "backward", "LSTMCell"),
     ]
     assert told.layer == "Recurrent"
-    assert told == anyrnn.explain(layer, torch.randn(T, B, I))
-    assert len(str(told).splitlines()) == 5
+    assert str(told) == str(anyrnn.explain(layer, torch.randn(T, B, I)))
     with anyrnn.engine("reference"):
         assert "asked for by name" in str(anyrnn.explain(layer, torch.randn(T, B, I)))
 

@@ -35,7 +35,7 @@ def scanned(case, engine, lengths, reverse):
         module = Scan(cell, lengths, reverse, engine)
         return functional_call(module, {f"cell.{k}": w for k, w in weights.items()}, (x, state))
 
-    return function, [t.detach().clone().requires_grad_() for t in (x_of(3, 2), *states, *cell.parameters())]
+    return function, [t.detach().clone().requires_grad_() for t in (x_of(max(lengths), 2), *states, *cell.parameters())]
 
 
 class Scan(nn.Module):
@@ -58,9 +58,8 @@ def test_gradcheck(case, engine, reverse):
 
 @pytest.mark.parametrize(("case", "engine"), twice, ids=ids(twice))
 def test_gradgradcheck(case, engine):
-    for lengths in (None, [3, 1]):
-        function, point = scanned(case, engine, lengths, False)
-        assert torch.autograd.gradgradcheck(function, point, fast_mode=True, atol=1e-4)
+    function, point = scanned(case, engine, [2, 1], False)
+    assert torch.autograd.gradgradcheck(function, point, fast_mode=True, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.twice], ids=lambda case: case.name)

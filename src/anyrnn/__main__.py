@@ -12,6 +12,9 @@ def main() -> None:
             raise
         sys.stderr.write(f"anyrnn: the command line needs {missing.name}: pip install 'anyrnn[workbench]'\n")
         sys.exit(2)
+    except KeyboardInterrupt:  # the imports take seconds; from here on the command line sees to it itself
+        sys.stderr.write("Interrupted. Nothing was written.\n")
+        sys.exit(130)
     app(prog_name="anyrnn")
 
 

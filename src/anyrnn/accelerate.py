@@ -79,10 +79,14 @@ def accelerate(model: nn.Module) -> Acceleration:
     hooks, flags, buffers, attributes, `state_dict` and parametrizations stay, and so do optimisers and references to
     it. A layer that is used in several places is swapped, and named, once.
 
-    The calls of torch.nn go on working, with packed sequences, ``hx=`` and `flatten_parameters()`. Three things
-    differ: ``isinstance(layer, nn.LSTM)`` is now False, for your code and for tools that ask so (call `restore`
-    before torch.jit or quantization); a call with wrong shapes raises an `AnyRNNError`; and a method taken from the
-    layer before (``run = model.rnn.forward``) has to be taken again.
+    The calls of torch.nn go on working, with packed sequences, ``hx=`` and `flatten_parameters()`. What differs:
+
+    * ``isinstance(layer, nn.LSTM)`` is False from here on, for your code and for tools that ask so: call `restore`
+      before torch.jit or quantization.
+    * A call with wrong shapes raises an `AnyRNNError`.
+    * A method taken from the layer before (``run = model.rnn.forward``) has to be taken again.
+    * A parametrization is computed once a call, by torch.nn several times: one that draws or counts, as
+      `spectral_norm` does in training, goes on with other numbers.
 
     Left as they are, with the reason in the report: subclasses of torch's layers, which may compute something else,
     also those without a `forward` of their own; layers with another `forward` set on the object, or another attribute

@@ -96,7 +96,7 @@ class _Derivation:
         for op, array, pieces in groups:
             first = 0
             for piece in pieces:
-                found.setdefault(piece, []).append(self.builder.node(op, (), piece.width, (array, first, "gradient")))
+                found.setdefault(piece, []).append(self.builder.node(op, (), piece.width, (array, first)))
                 first += piece.width
         for k, operand in enumerate(self.operands):
             found.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
@@ -128,9 +128,11 @@ class _Derivation:
                 [p[1] for p in pairs],
                 allow_unused=True,
             )
-        for node, tensor in known.items():
-            values[recorder.ref(tensor)] = (
-                self.lowering.constant(node.attr[0]) if node.op == "constant" else self.lowering.value([node])
+        for k, node in enumerate(self.nodes):
+            values[recorder.ref(known[node])] = (
+                self.lowering.constant(node.attr[0])
+                if node.op == "constant"
+                else self.lowering.value([self.builder.node("forward", (), node.width, (k, 0))])
             )
         for step in recorder.steps:
             if any(ref not in values for ref in step.outputs):
@@ -143,9 +145,34 @@ class _Derivation:
 
     def _resolve(self, roots: list[Node]) -> list[Node]:
         """Replace the gradients of operands by products, and forward values by saved ones or their formulas."""
-        forward = set(self.nodes)
         current = {p: (k, first) for k, ps in enumerate(self.program.new_states) for p, first in _placed(ps)}
+        operands = set(self.operands)  # kept for the gradients of matrices anyway
+        read: dict[Node, Node] = {}
         done: dict[Node, Node] = {}
+
+        def in_memory(node: Node) -> bool:
+            kept = node.op == "dot" or node.op in DEAR or node.op in REDUCTIONS or node in operands
+            return kept or not node.args or node in current
+
+        def forward(root: Node) -> Node:
+            for node in ordered([root], given=in_memory):
+                if node not in read:
+                    read[node] = recalled(node)
+            return read[root]
+
+        def recalled(node: Node) -> Node:
+            if node.op == "state":
+                return self.builder.node("previous", (), node.width, node.attr)
+            if not node.args:
+                return node
+            if node in current:
+                return self.builder.node("current", (), node.width, current[node])
+            if not in_memory(node):
+                return self.builder.pointwise(node.op, *(read[a] for a in node.args))
+            if node not in self.saved:
+                self.saved.append(node)
+            array = len(self.program.streams) + len(self.program.outputs) + self.saved.index(node)
+            return self.builder.node("stream", (), node.width, (array, 0))
 
         def resolved(root: Node) -> Node:
             for node in ordered([root]):
@@ -153,28 +180,13 @@ class _Derivation:
                     done[node] = one(node)
             return done[root]
 
-        def keep(node: Node) -> Node:
-            if node not in self.saved:
-                self.saved.append(node)
-            array = len(self.program.streams) + len(self.program.outputs) + self.saved.index(node)
-            return self.builder.node("stream", (), node.width, (array, 0))
-
         def one(node: Node) -> Node:
+            if node.op == "forward":
+                return self.builder.cut(forward(self.nodes[node.attr[0]]), node.attr[1], node.width)
             if node.op == "operand":
                 return self.builder.cut(self._product_of(node.attr[0], resolved), node.attr[1], node.width)
-            if node.op == "constant":
+            if not node.args:
                 return node
-            if node in forward:
-                if node.op == "state":
-                    return self.builder.node("previous", (), node.width, node.attr)
-                if node.op in ("stream", "vector"):
-                    return node
-                if node in current:
-                    return self.builder.node("current", (), node.width, current[node])
-                if node.op == "dot" or node.op in DEAR or node.op in REDUCTIONS:
-                    return keep(node)
-            if node.is_leaf:
-                return self.builder.node(node.op, (), node.width, node.attr[:2])
             args = tuple(done[a] for a in node.args)
             if node.op in REDUCTIONS:
                 return self.builder.reduction(node.op, args)
@@ -189,22 +201,15 @@ class _Derivation:
         for dot in self.dots:
             gradient = self._gradient(dot)
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                if arg is node and gradient is not None:
+                if arg is node and gradient is not None and gradient.op != "constant":
                     terms.append((resolved(gradient), (matrix, col, row, True)))  # type: ignore[operator]
         return self.builder.dot(terms, node.width) if terms else self.builder.constant(0)
 
     def _gradient(self, node: Node) -> Node | None:
         if node not in self.gradients:
             return None
-        pieces = self.lowering.pieces(self.gradients[node])
-        if len(pieces) == 1 and pieces[0].width == node.width:
-            return pieces[0]
-        if len(pieces) == 1:  # one number for all: make it as wide as the value
-            return self.builder.node("mul", (pieces[0], self._wide_one(node.width)), node.width)
-        raise AssertionError(pieces)  # a gradient of a value is computed from values of its own width
-
-    def _wide_one(self, width: int) -> Node:
-        return self.builder.node("constant", (), width, (1.0,))
+        (gradient,) = self.lowering.pieces(self.gradients[node])  # computed from values of the same width
+        return gradient
 
     def _total(self, op: str, sizes: tuple[int, ...]) -> list[list[tuple[int, Node]]]:
         """For each array of leaves, the gradient of its ranges: (first, value), not overlapping."""

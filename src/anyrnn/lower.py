@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.program import MASKS, Builder, Node
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from anyrnn.trace import Step
+
+#: Which arguments of operations are masks.
+_MASK_ARGUMENTS = {"where": (0,), "logical_and": (0, 1), "logical_or": (0, 1), "logical_not": (0,)}
 
 _SHIFT = 32  # a code is the number of a value, shifted, plus the position in it
 
@@ -61,8 +65,14 @@ class Lowering:
 
     def pieces(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
-        flat = value.codes.ravel()
-        return tuple(self._node(flat[a], b - a, step) for a, b, step in _runs(flat))
+        return tuple(
+            node if node.width == count else self.builder.widened(self._typed("mul", 0, node), count)
+            for node, count in self._parts(value.codes)
+        )
+
+    def is_mask(self, value: Value) -> bool:
+        """Whether a tensor holds true and false."""
+        return all(node.op in MASKS for node, _ in self._parts(value.codes))
 
     def apply(self, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Value]:
         """Lower one operation, whose tensor arguments are Values.
@@ -70,7 +80,7 @@ class Lowering:
         Raises:
             AnyRNNError: if the loop program has no such operation. The message names it.
         """
-        name = step.op._schema.name.removeprefix("aten::")
+        name = step.short_name
         rule = RULES.get(name)
         if rule is None:
             raise AnyRNNError(unsupported(step))
@@ -104,7 +114,7 @@ class Lowering:
         made = []
         for a, b in itertools.pairwise(edges):
             nodes = [self._node(f[a], b - a, int(f[a + 1] - f[a]) if b - a > 1 else 1) for f in flats]
-            node = self.builder.pointwise(op, *nodes)
+            node = self.builder.pointwise(op, *(self._typed(op, k, n) for k, n in enumerate(nodes)))
             codes = np.arange(b - a, dtype=np.int64) if node.width > 1 else np.zeros(b - a, dtype=np.int64)
             made.append(codes + (self._number(node) << _SHIFT))
         codes = np.concatenate(made) if made else flats[0]
@@ -115,15 +125,11 @@ class Lowering:
         moved = np.moveaxis(value.codes, axis, -1)
         out = np.empty(moved.shape[:-1], dtype=np.int64)
         for index in np.ndindex(out.shape):
-            row = Value(moved[index], value.batched)
-            pieces = self.pieces(row)
-            counts = [b - a for a, b, _ in _runs(row.codes.ravel())]
-            scaled = [
-                self.builder.pointwise("mul", p, self.builder.constant(n))
-                if op == "sum" and p.width == 1 and n > 1
-                else p
-                for p, n in zip(pieces, counts, strict=True)
-            ]
+            scaled = []
+            for node, count in self._parts(moved[index]):
+                number = self._typed(op, 0, node)
+                many = op == "sum" and node.width == 1 < count
+                scaled.append(self.builder.pointwise("mul", number, self.builder.constant(count)) if many else number)
             out[index] = self._number(self.builder.reduction(op, tuple(scaled))) << _SHIFT
         return Value(np.expand_dims(out, axis), value.batched)
 
@@ -134,13 +140,25 @@ class Lowering:
             raise ValueError(msg)
         terms = []
         row = 0
-        for piece, (a, b, _) in zip(self.pieces(value), _runs(value.codes), strict=True):
-            if piece.width != b - a:
-                msg = "a product of one number repeated"
-                raise ValueError(msg)
-            terms.append((piece, (matrix, row, 0, False)))
+        for piece in self.pieces(value):
+            # What a product takes differs by row; what does not is written out for each.
+            taken = self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece
+            terms.append((taken, (matrix, row, 0, False)))
             row += piece.width
         return self.value([self.builder.dot(terms, shape[1])])
+
+    def _typed(self, op: str, position: int, node: Node) -> Node:
+        """Make a mask of a number or a number of a mask, as the operation wants its argument."""
+        wants_mask = position in _MASK_ARGUMENTS.get(op, ())
+        if wants_mask == (node.op in MASKS):
+            return node
+        one, zero = self.builder.constant(1), self.builder.constant(0)
+        return self.builder.pointwise(*(("ne", node, zero) if wants_mask else ("where", node, one, zero)))
+
+    def _parts(self, codes: NDArray[np.int64]) -> list[tuple[Node, int]]:
+        """The nodes of neighbouring numbers, and how many numbers each is: more than its width if it is repeated."""
+        flat = codes.ravel()
+        return [(self._node(flat[a], b - a, step), b - a) for a, b, step in _runs(flat)]
 
     def _number(self, node: Node) -> int:
         if node not in self._numbers:
@@ -176,7 +194,7 @@ def _runs(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 
 def unsupported(step: Step) -> str:
     """Say which operation the loop program lacks, and what may help."""
-    name = step.op._schema.name.removeprefix("aten::")
+    name = step.short_name
     hint = "; move dropout out of the cell" if "dropout" in name or "bernoulli" in name else ""
     return f"`aten.{name}` in the loop{hint}"
 
@@ -304,13 +322,22 @@ def _sigmoid_backward(lo: Lowering, g: Value, y: Value) -> Value:
 
 def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
     """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
-    nodes = lo.pieces(x)
-    if nodes and all(n.op in MASKS for n in nodes):
-        return lo.pointwise("where", x, 1, 0)
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype == torch.bool:
+        return lo.pointwise("ne", x, 0)
+    if dtype is not None and not dtype.is_floating_point and not lo.is_mask(x):
         msg = f"to {dtype}"
         raise ValueError(msg)
-    return x
+    return lo.pointwise("add", x, 0)
+
+
+def _bitwise(op: str) -> Rule:
+    def rule(lo: Lowering, *args: Value) -> Value:
+        if not all(isinstance(a, Value) and lo.is_mask(a) for a in args):
+            msg = "of integers"
+            raise ValueError(msg)
+        return lo.pointwise(op, *args)
+
+    return rule
 
 
 def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
@@ -449,6 +476,13 @@ def _expand(lo: Lowering, x: Value, size: Sequence[int], implicit: bool = False)
     return Value(np.broadcast_to(x.codes, shape), x.batched)
 
 
+def _repeat(lo: Lowering, x: Value, repeats: Sequence[int]) -> Value:
+    if x.batched and (len(repeats) != x.codes.ndim + 1 or repeats[0] != 1):
+        msg = "along the batch"
+        raise ValueError(msg)
+    return Value(np.tile(x.codes, repeats[int(x.batched) :]), x.batched)
+
+
 def _unsqueeze(lo: Lowering, x: Value, dim: int) -> Value:
     rank = x.codes.ndim + x.batched + 1
     axis = (dim + rank if dim < 0 else dim) - x.batched
@@ -494,8 +528,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{op: _unary(op) for op in ("round", "sign", "logical_not")},
         **{op: _binary(op) for op in ("mul", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
         **{op: _binary(op) for op in ("logical_and", "logical_or")},
-        **{"bitwise_and": _binary("logical_and"), "bitwise_or": _binary("logical_or")},
-        **{"bitwise_not": _unary("logical_not"), "sgn": _unary("sign")},
+        **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
+        **{"bitwise_not": _bitwise("logical_not"), "sgn": _unary("sign")},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
         **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "square": lambda lo, x: lo.pointwise("mul", x, x),
@@ -518,6 +552,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split, "chunk": _split},
         **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
         **{"view": _view, "_unsafe_view": _view, "reshape": _view, "expand": _expand, "unsqueeze": _unsqueeze},
+        "repeat": _repeat,
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "detach", "alias", "contiguous", "positive", "lift_fresh"), _same),

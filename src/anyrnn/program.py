@@ -36,7 +36,7 @@ POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         for name in (
             *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
             *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("add", "sub", "mul", "div", "pow", "maximum", "minimum"),
+            *("positive", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
             *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
         )
     }
@@ -108,15 +108,23 @@ class Builder:
         if op not in POINTWISE:
             msg = f"`{op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
-        numbers = [a.attr[0] if a.op == "constant" else None for a in args]
-        if None not in numbers and op not in MASKS and op != "where":
+        numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
+        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
             operands = [torch.tensor(n, dtype=torch.float64) for n in numbers]
             return self.constant(POINTWISE[op](*operands).item())
+        if op == "ne" and args[0].op in MASKS and numbers[1] == 0:
+            return args[0]
         if (op in ("add", "sub") and numbers[1] == 0) or (op in ("mul", "div") and numbers[1] == 1):
             return args[0]
         if (op == "add" and numbers[0] == 0) or (op == "mul" and numbers[0] == 1):
             return args[1]
         return self.node(op, args, max(a.width for a in args))
+
+    def widened(self, node: Node, width: int) -> Node:
+        """Return a value as wide as asked for: one number many times."""
+        if node.op == "constant":
+            return self.node("constant", (), width, node.attr)
+        return self.node("mul", (node, self.node("constant", (), width, (1.0,))), width)
 
     def reduction(self, op: str, args: tuple[Node, ...]) -> Node:
         """Reduce the features of all arguments to one number."""
@@ -126,7 +134,9 @@ class Builder:
         """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
         if node.width == 1 or (start == 0 and width == node.width):
             return node
-        if node.is_leaf or node.op == "operand":
+        if node.op == "constant":
+            return self.node("constant", (), width, node.attr)
+        if not node.args:
             array, first, *kind = node.attr
             return self.node(node.op, (), width, (array, first + start, *kind))
         if node.op == "dot":
@@ -207,8 +217,8 @@ class Builder:
         return self.rebuild(roots, replace)
 
 
-def ordered(roots: Iterable[Node]) -> list[Node]:
-    """Return the nodes that the roots need, arguments before users."""
+def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """Return the nodes that the roots need, arguments before users; but not what only `given` ones need."""
     seen: dict[Node, None] = {}
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
     while stack:
@@ -219,7 +229,7 @@ def ordered(roots: Iterable[Node]) -> list[Node]:
             seen[node] = None
         else:
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in seen)
+            stack.extend((a, False) for a in reversed(node.args) if a not in seen and not given(node))
     return list(seen)
 
 
@@ -336,12 +346,13 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: tuple[T
         args = [known[a] for a in node.args]
         if node.op == "constant":
             like = next(iter(known.values()))
-            known[node] = like.new_full((), node.attr[0])
+            known[node] = like.new_full(() if node.width == 1 else (node.width,), node.attr[0])
         elif node.op == "dot":
             products = []
             for arg, (m, row, col, transposed) in zip(node.args, node.attr, strict=True):
                 matrix = matrices[m].t() if transposed else matrices[m]
-                products.append(known[arg] @ matrix[row : row + arg.width, col : col + node.width])
+                value = known[arg].expand(*known[arg].shape[:-1], arg.width)
+                products.append(value @ matrix[row : row + arg.width, col : col + node.width])
             known[node] = sum(products[1:], products[0])
         elif node.op == "sum":
             totals = [a.sum(-1, keepdim=True) for a in args]

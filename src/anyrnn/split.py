@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import Builder, Node, Program
-from anyrnn.trace import Graph, Ref, Step
+from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,13 @@ _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_wit
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
 }
 _PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
-_FACTORIES: Mapping[str, float | None] = {"zeros": 0.0, "ones": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "full": None}
+#: Operations that make a tensor of one number, and how it is found among their arguments.
+_FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
+    **dict.fromkeys(("zeros", "new_zeros"), lambda args: 0.0),
+    **dict.fromkeys(("ones", "new_ones"), lambda args: 1.0),
+    "full": lambda args: float(args[1]),
+    "new_full": lambda args: float(args[2]),
+}
 
 Source: TypeAlias = "tuple[str, int]"
 
@@ -75,6 +81,7 @@ def split(graph: Graph) -> Split:
     wanted = [*results, *(r for s in after for r in s.inputs)]
     produced_after = {r for s in after for r in s.outputs}
     outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))
+    _check_rows(graph, [r for r in wanted if kinds[r] != _LOOP], kinds)
 
     loop = _Loop(graph, kinds, by_output)
     new_states = [loop.pieces(ref) for ref in graph.new_states]
@@ -105,6 +112,14 @@ def split(graph: Graph) -> Split:
         tuple(loop.matrices),
         outputs,
     )
+
+
+def _check_rows(graph: Graph, refs: Sequence[Ref], kinds: Mapping[Ref, int]) -> None:
+    """Check that what is used behind the loop can be computed for all time steps at once."""
+    for ref in refs:
+        if kinds[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
+            msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
+            raise AnyRNNError(msg)
 
 
 def _kinds(graph: Graph) -> dict[Ref, int]:
@@ -168,24 +183,25 @@ class _Loop:
     def value(self, ref: Ref) -> Value:
         """Lower a tensor."""
         if ref not in self.values:
-            kind = self.kinds[ref]
-            if kind == _ONCE:
+            kind, step = self.kinds[ref], self.by_output.get(ref)
+            if step is not None and step.short_name in _FACTORIES:
+                self.values[ref] = self._constant(ref, step)
+            elif kind == _ONCE:
                 self.values[ref] = self._once(ref)
             elif kind == _BEFORE and not self._is_absorbed(ref):
                 self.values[ref] = self._stream(ref)
             else:
-                step = self.by_output[ref]
+                assert step is not None  # only inputs and weights are no operation's output
                 self.values.update(zip(step.outputs, self._lower(step), strict=False))
         return self.values[ref]
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
         step = self.by_output.get(ref)
-        if step is None or step.op._schema.name.removeprefix("aten::") not in _ABSORBED:
+        if step is None or step.short_name not in _ABSORBED:
             return False
-        name = step.op._schema.name.removeprefix("aten::")
         inputs = [r for r in step.inputs if self.kinds[r] == _BEFORE]
-        if name in ("addmm", "mm"):
+        if step.short_name in ("addmm", "mm"):
             return self.kinds[self._operands(step)[2]] == _ONCE and self.kinds[self._operands(step)[1]] == _BEFORE
         return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
@@ -194,23 +210,37 @@ class _Loop:
         if not shape or shape[0] != self.graph.batch:
             msg = f"a tensor {shape} without a batch is computed from x"
             raise AnyRNNError(msg)
-        self.streams.append(ref)
-        node = self.builder.node("stream", (), _features(self.graph, ref), (len(self.streams) - 1, 0))
-        return self.lowering.value([node], shape[1:])
+        if ref not in self.streams:
+            self.streams.append(ref)
+        node = self.builder.node("stream", (), _features(self.graph, ref), (self.streams.index(ref), 0))
+        return self._typed(ref, self.lowering.value([node], shape[1:]))
 
     def _once(self, ref: Ref) -> Value:
         shape = self.graph.shapes[ref]
         step = self.by_output.get(ref)
-        name = step.op._schema.name.removeprefix("aten::") if step else ""
-        if name in _FACTORIES and step:
-            number = _FACTORIES[name] if _FACTORIES[name] is not None else step.args[1]
-            batched = bool(shape) and shape[0] == self.graph.batch
-            return self.lowering.constant(float(number), shape[1:] if batched else shape, batched)  # type: ignore[arg-type]
         if shape and shape[0] == self.graph.batch and step:
-            return self._lower(step)[step.outputs.index(ref)]
+            return self._same_rows(self._lower(step)[step.outputs.index(ref)])
         self.vectors.append(ref)
         node = self.builder.node("vector", (), _numel(self.graph, ref), (len(self.vectors) - 1, 0))
-        return self.lowering.value([node], shape, batched=False)
+        return self._typed(ref, self.lowering.value([node], shape, batched=False))
+
+    def _constant(self, ref: Ref, step: Step) -> Value:
+        shape = self.graph.shapes[ref]
+        batched = shape[:1] == (self.graph.batch,)
+        return self.lowering.constant(_FACTORIES[step.short_name](step.args), shape[1:] if batched else shape, batched)
+
+    def _same_rows(self, value: Value) -> Value:
+        """Take a weight that was spread over the rows of the batch for one row."""
+        if value.batched:
+            return value
+        if (value.codes != value.codes[:1]).any():
+            msg = "a weight with numbers of its own for each row of the batch"
+            raise AnyRNNError(msg)
+        return Value(value.codes[0], batched=True)
+
+    def _typed(self, ref: Ref, value: Value) -> Value:
+        """Arrays hold numbers; one of true and false is compared with zero."""
+        return self.lowering.pointwise("ne", value, 0) if self.graph.dtypes[ref] == torch.bool else value
 
     def _operands(self, step: Step) -> tuple[Any, Ref, Ref]:
         """Return the addend, the rows and the matrix of a product."""
@@ -218,8 +248,7 @@ class _Loop:
         return args[0], args[1], args[2]
 
     def _lower(self, step: Step) -> list[Value]:
-        name = step.op._schema.name.removeprefix("aten::")
-        if name in _PRODUCTS:
+        if step.short_name in _PRODUCTS:
             return [self._product(step)]
         args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
         return self.lowering.apply(step, args, kwargs)
@@ -283,7 +312,7 @@ def _resized(step: Step, args: Sequence[Any], batch: int, rows: int) -> list[Any
     """Put the present number of rows in the place of the traced one in arguments that are shapes."""
     resized = list(args)
     for k, (value, argument) in enumerate(zip(args, step.op._schema.arguments, strict=False)):
-        if argument.name in ("size", "shape") and isinstance(value, list | tuple):
+        if argument.name in SHAPE_ARGUMENTS and isinstance(value, list | tuple):
             resized[k] = [v // batch * rows if v > 0 and v % batch == 0 else v for v in value]
     return resized
 
@@ -304,7 +333,7 @@ def mixes_rows(step: Step, graph: Graph) -> bool:
         return bool(batched) or torch.Tag.nondeterministic_seeded in step.op.tags
     if torch.Tag.nondeterministic_seeded in step.op.tags:
         return True
-    name = step.op._schema.name.removeprefix("aten::")
+    name = step.short_name
     rank = max(len(graph.shapes[r]) for r in step.outputs)
     if torch.Tag.pointwise in step.op.tags:
         lead = [graph.shapes[r] for r in refs if len(graph.shapes[r]) == rank]

@@ -1,15 +1,19 @@
 """A cell's step as a graph of ATen operations, recorded while it runs on tensors without data.
 
-Nothing of the cell is interpreted: its own Python code runs once, with a batch size that occurs nowhere else, below a
+Nothing of the cell is interpreted: its own Python code runs, with a batch size that occurs nowhere else, below a
 dispatch mode that writes down every operation. Parameters, buffers and plain tensor attributes become inputs by name,
-so that a later call computes with their present values. The run is real, on zeros: tensors without data would cost
-seconds of imports inside PyTorch.
+so that a later call computes with their present values. The run is real, on made up numbers: tensors without data would
+cost seconds of imports inside PyTorch. It is done twice, with other numbers and another batch size: a step that then
+does something else (it reads numbers, counts steps, divides by the batch size) is not a graph.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import sys
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
 #: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
+
+#: The names of arguments of ATen operations that are shapes.
+SHAPE_ARGUMENTS = ("size", "shape", "repeats")
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -55,6 +62,11 @@ class Step:
                 yield value
 
     @property
+    def short_name(self) -> str:
+        """The operation without its namespace and overload, such as "add"."""
+        return self.op._schema.name.removeprefix("aten::")
+
+    @property
     def name(self) -> str:
         """The operation without its namespace, such as "add.Tensor"."""
         return str(self.op).removeprefix("aten.")
@@ -73,6 +85,7 @@ class Graph:
         new_states: The state variables after the step.
         batch: The batch size of the trace.
         shapes: The shape of every tensor.
+        dtypes: The type of every tensor.
         names: The local variables of the cell's code that hold a tensor.
     """
 
@@ -84,6 +97,7 @@ class Graph:
     new_states: tuple[Ref, ...]
     batch: int
     shapes: Mapping[Ref, tuple[int, ...]]
+    dtypes: Mapping[Ref, torch.dtype]
     names: Mapping[Ref, str]
 
     def __str__(self) -> str:
@@ -111,6 +125,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.refs: dict[int, Ref] = {}
         self.shapes: dict[Ref, tuple[int, ...]] = {}
+        self.dtypes: dict[Ref, torch.dtype] = {}
         self.steps: list[Step] = []
         self.weights: dict[str, Ref] = {}
         self._name_of = name_of
@@ -135,6 +150,7 @@ class Recorder(TorchDispatchMode):
     def _number(self, tensor: Tensor) -> Ref:
         ref = self.refs[id(tensor)] = Ref(len(self.shapes))
         self.shapes[ref] = tuple(tensor.shape)
+        self.dtypes[ref] = tensor.dtype
         self._kept.append(tensor)
         return ref
 
@@ -144,13 +160,20 @@ class Recorder(TorchDispatchMode):
         """Run an operation and write it down."""
         kwargs = dict(kwargs or {})
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
-            number = args[0].item()  # torch.tensor(0.5) in the cell's code
-            func, args, kwargs = torch.ops.aten.full.default, (list(args[0].shape), number), {"dtype": args[0].dtype}
-        for tensor in pytree.tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+            number = args[0]  # torch.tensor(0.5) in the cell's code
+            func, args, kwargs = torch.ops.aten.full.default, (list(number.shape), number.item()), {"dtype": number.dtype}
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if self._name_of is not None and tensors and not torch.is_grad_enabled():
+            msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
+            raise AnyRNNError(msg)
+        for tensor in tensors:
+            if id(tensor) not in self.refs:
                 self._name(tensor)
         if func._schema.is_mutable:
             return self._in_place(func, args, kwargs)
+        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
+            msg = f"`{func}` changes the running statistics"
+            raise AnyRNNError(msg)
         result = func(*args, **kwargs)
         outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not outputs:
@@ -164,19 +187,19 @@ class Recorder(TorchDispatchMode):
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        plain = getattr(packet, func._overloadname, None)
+        overload = "p" if func is torch.ops.aten.bernoulli_.float else func._overloadname
+        plain = getattr(packet, overload, None)
         target = args[0] if args else None
         if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
             raise AnyRNNError(msg)
-        if target.requires_grad or self.refs.get(id(target)) in self.weights.values():
+        storage = target.untyped_storage()._cdata
+        views = [t for t in self._kept if t.untyped_storage()._cdata == storage]
+        if any(self.refs[id(t)] in self.weights.values() for t in views):
             msg = f"`{func}` changes a weight or buffer"
             raise AnyRNNError(msg)
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, dict(kwargs)))
-        storage = target.untyped_storage()._cdata
-        for other in self._kept:
-            if other is not target and other.untyped_storage()._cdata == storage and not _apart(other, target):
-                self._stale.add(id(other))
+        self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
         self._stale.discard(id(target))
         self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
         return target
@@ -192,18 +215,44 @@ def trace(cell: nn.Module, signature: Signature, input_size: int) -> Graph:
     """Record one step of a cell.
 
     Raises:
-        AnyRNNError: if the step cannot be recorded: it reads numbers out of tensors, changes weights in place, or
+        AnyRNNError: if the step cannot be recorded: it reads numbers out of tensors, changes weights or attributes, or
             uses a tensor that is no attribute of the cell. The message is the reason.
     """
+    graphs: list[Graph] = []
     for batch in BATCHES:
-        graph = _trace(cell, signature, input_size, batch)
-        if not any(size % batch == 0 for shape in graph.shapes.values() for size in shape[1:] if size):
-            return graph
-    msg = f"it has sizes that are multiples of each of {BATCHES}"
+        graph = _trace(cell, signature, input_size, batch, fill=float(len(graphs)))
+        weights = set(graph.weights.values())
+        sizes = (size for ref, shape in graph.shapes.items() for size in (shape if ref in weights else shape[1:]))
+        if not any(size % batch == 0 for size in sizes if size):
+            graphs.append(graph)
+        if len(graphs) == 2:  # with other numbers and another number of rows
+            _check_same(*graphs)
+            return graphs[0]
+    msg = f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
     raise AnyRNNError(msg)
 
 
-def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int) -> Graph:
+def _check_same(a: Graph, b: Graph) -> None:
+    """Check that two traces are of the same operations, but for the number of rows."""
+    for first, second in zip(a.steps, b.steps, strict=False):
+        if _sized(first, a.batch) != _sized(second, b.batch):
+            msg = f"`{first.op}` differs between two runs: by a size of the batch, a number in a tensor, or by chance"
+            raise AnyRNNError(msg)
+    if len(a.steps) != len(b.steps) or (a.output, a.new_states) != (b.output, b.new_states):
+        msg = "its operations differ between two runs: by a size of the batch, a number in a tensor, or by chance"
+        raise AnyRNNError(msg)
+
+
+def _sized(step: Step, batch: int) -> str:
+    """A step as text, with the number of rows in shapes made B."""
+    args = [
+        [f"{n // batch}B" if n % batch == 0 < n else n for n in value] if argument.name in SHAPE_ARGUMENTS else value
+        for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+    ]
+    return repr((step.op, args, step.kwargs, step.outputs))
+
+
+def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int, fill: float) -> Graph:
     tensors = tensors_of(cell)
     stand_ins = {key: value.detach() for key, value in registered_of(cell).items()}
     names = {id(t): name for name, t in (tensors | stand_ins).items()}
@@ -217,8 +266,10 @@ def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int) -
     recorder = Recorder(name_of)
     recorder.weights.update((key, recorder.ref(value)) for key, value in stand_ins.items())
     like = placement(cell)
-    x = like.new_zeros(batch, input_size)
-    states = tuple(like.new_zeros(batch, size) for size in signature.state_sizes)
+    x, *states = (
+        like.new_full((batch, 1), fill / batch).cumsum(0).expand(-1, size).contiguous()
+        for size in (input_size, *signature.state_sizes)
+    )
     inputs = [recorder.ref(t) for t in (x, *states)]
     outer = sys.getprofile()
     locals_seen: dict[Ref, str] = {}
@@ -231,10 +282,11 @@ def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int) -
 
     devices = [like.device] if like.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), recorder:
+        with _unchanged(cell), torch.enable_grad(), torch.random.fork_rng(devices=devices), recorder:
             sys.setprofile(note_locals)
             call = _Stepper(cell, signature)
-            output, new = torch.func.functional_call(call, {f"cell.{k}": v for k, v in stand_ins.items()}, (x, states))
+            changed = {f"cell.{k}": v for k, v in stand_ins.items()}
+            output, new = torch.func.functional_call(call, changed, (x, tuple(states)))
     except AnyRNNError:
         raise
     except Exception as cause:
@@ -251,6 +303,7 @@ def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int) -
         tuple(recorder.ref(s) for s in new),
         batch,
         dict(recorder.shapes),
+        dict(recorder.dtypes),
         {r: n for r, n in locals_seen.items() if r not in inputs},
     )
 
@@ -264,7 +317,46 @@ class _Stepper(nn.Module):
         self.signature = signature
 
     def forward(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.signature.step(self.cell, x, states)
+        before = dict(self.cell.named_buffers())
+        result = self.signature.step(self.cell, x, states)
+        for name, buffer in self.cell.named_buffers():
+            if buffer is not before.get(name):
+                msg = f"it puts another tensor in the place of its buffer `{name}`"
+                raise AnyRNNError(msg)
+        return result
+
+
+@contextlib.contextmanager
+def _unchanged(cell: nn.Module) -> Iterator[None]:
+    """Put the attributes of a cell back as they were, and refuse it if its step has changed one."""
+    before = [(m.__dict__, {k: (v, _copied(v)) for k, v in m.__dict__.items()}) for m in cell.modules()]
+    changed = []
+    try:
+        yield
+    finally:
+        for attributes, old in before:
+            for key in [k for k in attributes if k not in old]:
+                changed.append(key)
+                del attributes[key]
+            for key, (value, copied) in old.items():
+                if any(a is not b for a, b in zip_longest(_contents(value), _contents(copied))):
+                    changed.append(key)
+                    value.clear()
+                    (value.extend if isinstance(value, list) else value.update)(copied)
+                if attributes.get(key, before) is not value:
+                    changed.append(key)
+                    attributes[key] = value
+    if changed:
+        msg = f"its step changes the cell's attribute `{changed[0]}`"
+        raise AnyRNNError(msg)
+
+
+def _copied(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, list | dict) else None
+
+
+def _contents(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def registered_of(cell: nn.Module) -> dict[str, Tensor]:

@@ -536,6 +536,8 @@ class _Tile:
             return b.not_(args[0])
         if node.op == "where":
             return b.select(*args)
+        if node.op == "positive":
+            return args[0]
         return FUNCTIONS[node.op](b, *args)
 
     def _add_partial(self, reduction: Node, parts: list[ir.Value], first: bool, r: int, u: int) -> None:

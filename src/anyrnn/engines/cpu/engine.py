@@ -15,7 +15,7 @@ from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Split, Steps, split
-from anyrnn.trace import Ref, registered_of, tensors_of, trace
+from anyrnn.trace import Ref, registered_of, trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +40,17 @@ class Plan:
 
     def __init__(self, parts: Split, keeps: Sequence[object]) -> None:
         self.split = parts
-        self.loop = Loop(parts.program)
         self.keeps = keeps
-        self.once, self.before, self.after = (Steps(s, parts.graph) for s in (parts.once, parts.before, parts.after))
+        # A weight that is only transposed, as in every linear layer, is read where it is.
+        turned = {s.outputs[0]: s for s in parts.once if s.name == "t.default" and s.outputs[0] in parts.matrices}
+        self.matrices = tuple((turned[r].args[0], True) if r in turned else (r, False) for r in parts.matrices)
+        needed = {r for s in (*parts.once, *parts.before, *parts.after) for r in s.inputs} | {
+            *parts.streams,
+            *parts.vectors,
+        }
+        once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
+        self.once, self.before, self.after = (Steps(s, parts.graph) for s in (once, parts.before, parts.after))
+        self.loop = Loop(parts.program, [transposed for _, transposed in self.matrices])
         self.result = parts.graph.output if parts.graph.output is not None else parts.graph.new_states[0]
 
 
@@ -89,8 +97,9 @@ class CpuEngine:
             return call.x.new_zeros(T, B, call.signature.output_size), call.states
         order = layout(T, B, call.lengths, call.reverse)
         dtype = torch.float64 if call.x.dtype == torch.float64 else torch.float32
-        rows = call.x.reshape(T * B, -1).to(dtype)
-        states = tuple(s.to(dtype) for s in call.states)
+        rows, states = call.x.reshape(T * B, -1), call.states
+        if call.x.dtype != dtype or states[0].dtype != dtype:
+            rows, states = rows.to(dtype), tuple(s.to(dtype) for s in states)
         if order.lengths is not None:
             assert order.order is not None
             rows = rows.index_select(0, order.packed_index)
@@ -114,18 +123,19 @@ def _run(
     tensors: dict[Ref, Tensor] = {graph.x: rows}
     for name, ref in graph.weights.items():
         weight = _weight(cell, name)
-        tensors[ref] = weight.to(rows.dtype) if weight.is_floating_point() else weight
+        tensors[ref] = weight if weight.dtype == rows.dtype or not weight.is_floating_point() else weight.to(rows.dtype)
     plan.once.run(tensors, total)
     _run_rows(plan.before, tensors, order)
     outputs, finals = plan.loop(
         order,
-        [tensors[r].reshape(total, -1).contiguous() for r in part.streams],
+        [tensors[r].reshape(total, -1).to(rows.dtype).contiguous() for r in part.streams],
         [s.contiguous() for s in states],
-        [tensors[r].reshape(-1).contiguous() for r in part.vectors],
-        [tensors[r] for r in part.matrices],
+        [tensors[r].reshape(-1).to(rows.dtype).contiguous() for r in part.vectors],
+        [tensors[r] for r, _ in plan.matrices],
     )
     for ref, output in zip(part.outputs, outputs, strict=True):
-        tensors[ref] = output.view(total, *graph.shapes[ref][1:])
+        shaped = output.view(total, *graph.shapes[ref][1:])
+        tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, order)
     return tensors[plan.result], finals
 
@@ -172,7 +182,6 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | st
     if found is None:
         try:
             parts = split(trace(cell, signature, input_size))
-            _check_weights(parts, cell)
             found = Plan(parts, keeps)
             _ = found.loop.derivative
         except AnyRNNError as reason:
@@ -198,14 +207,6 @@ def _snapshot(cell: nn.Module) -> tuple[list[object], list[torch.Size]]:
                     objects.extend(value)
         shapes += [p.shape for p in module._parameters.values() if p is not None]
     return objects, shapes
-
-
-def _check_weights(parts: Split, cell: nn.Module) -> None:
-    weights = tensors_of(cell)
-    for name, ref in parts.graph.weights.items():
-        if ref in (*parts.matrices, *parts.vectors) and not weights[name].is_floating_point():
-            msg = f"`{name}` is {weights[name].dtype}"
-            raise AnyRNNError(msg)
 
 
 def _structure(cell: nn.Module, keeps: list[object]) -> object:

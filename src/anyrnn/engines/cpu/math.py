@@ -71,7 +71,7 @@ class _Format:
 
     @property
     def tiny(self) -> float:
-        """Below it, an odd function with slope 1 at 0 equals its argument."""
+        """Below it, a function that is 0 at 0 with slope 1 equals its argument."""
         return 2.0 ** -(self.mantissa + 2)
 
     def bits_of(self, number: float) -> int:
