@@ -130,6 +130,24 @@ class OverTuple(Bare):
         return super().forward(x, h), c + 1
 
 
+class Indexing(nn.Module):
+    """Takes its states by index, which a bare tensor has too: row 0 and row 1 of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = I
+        self.rate = nn.Parameter(torch.rand(I))
+
+    def forward(self, x, state):
+        h, c = state[0], state[1]
+        c = self.rate * c + x
+        return h + torch.tanh(c), c
+
+
+def test_a_cell_that_indexes_its_state_gets_a_tuple_and_not_the_rows_of_a_batch():
+    assert describe(Indexing(), I) == Signature((I, I), False, I, False)
+
+
 def test_a_size_found_at_the_first_call_is_kept():
     layer = anyrnn.Recurrent(Bare(), state_sizes=H)
     assert layer.input_size is None

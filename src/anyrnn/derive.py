@@ -118,10 +118,12 @@ class _Derivation:
             recorder.ref(tensor)
         leaves = list(known)
         if not leaves:
-            known[self.builder.constant(0)] = torch.zeros((), dtype=torch.float64)
+            return {}  # everything is a constant
         with torch.enable_grad(), recorder:
             evaluate(self.nodes, known)
             pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]
+            if not pairs:
+                return {}
             found = torch.autograd.grad(
                 [p[0].expand_as(p[1]) for p in pairs],
                 [known[n] for n in leaves],
@@ -135,7 +137,9 @@ class _Derivation:
                 else self.lowering.value([self.builder.node("forward", (), node.width, (k, 0))])
             )
         for step in recorder.steps:
-            if any(ref not in values for ref in step.outputs):
+            if step.short_name == "detach":  # autograd's, of what it saved
+                values.setdefault(step.outputs[0], values[step.args[0]])
+            elif any(ref not in values for ref in step.outputs):
                 args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
                 for ref, value in zip(step.outputs, self.lowering.apply(step, args, kwargs), strict=False):
                     values.setdefault(ref, value)

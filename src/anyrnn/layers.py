@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from anyrnn.engines.call import Call
-from anyrnn.engines.select import Choice, choose
+from anyrnn.engines.select import Choice
 from anyrnn.errors import AnyRNNError
+from anyrnn.opaque import choose, described
 from anyrnn.protocol import Signature, State, describe, placement
 from anyrnn.scan import Lengths, check_input, check_lengths, check_state
 
@@ -285,7 +286,7 @@ class Recurrent(Layer):
         return self._signatures[layer]
 
     def _set_input_size(self, input_size: int) -> None:
-        self._signatures = [describe(self.cells[0], input_size, self._state_sizes)]
+        self._signatures = [described(self.cells[0], input_size, self._state_sizes)]
         super()._set_input_size(input_size)
 
 

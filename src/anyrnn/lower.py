@@ -555,7 +555,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "repeat": _repeat,
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
-        **dict.fromkeys(("clone", "detach", "alias", "contiguous", "positive", "lift_fresh"), _same),
+        "detach": _unary("detach"),
+        **dict.fromkeys(("clone", "alias", "contiguous", "positive", "lift_fresh"), _same),
         **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
     }
 )

@@ -36,7 +36,7 @@ POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         for name in (
             *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
             *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("positive", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
+            *("positive", "detach", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
             *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
         )
     }
@@ -109,7 +109,7 @@ class Builder:
             msg = f"`{op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
         numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
-        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
+        if None not in numbers and op not in MASKS and op not in ("where", "positive", "detach"):
             operands = [torch.tensor(n, dtype=torch.float64) for n in numbers]
             return self.constant(POINTWISE[op](*operands).item())
         if op == "ne" and args[0].op in MASKS and numbers[1] == 0:

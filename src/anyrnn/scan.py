@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.engines.call import Call
-from anyrnn.engines.select import choose
 from anyrnn.errors import AnyRNNError
+from anyrnn.opaque import choose, described, valid_lengths
 from anyrnn.protocol import Signature, State, describe, placement
 
 if TYPE_CHECKING:
@@ -75,22 +76,24 @@ def scan(
 
 
 def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Signature:
+    if torch.compiler.is_compiling():
+        return described(cell, operator.index(input_size), _sizes_of(cell, state))  # an int, not a symbol
     known = _signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
     if input_size not in known:
-        sizes: int | tuple[int, ...] | None = None
-        if isinstance(cell, nn.Module) and not hasattr(cell, "state_sizes") and not hasattr(cell, "hidden_size"):
-            sizes = _sizes_of(type(cell).__name__, state)
-        known[input_size] = describe(cell, input_size, sizes)
+        known[input_size] = describe(cell, input_size, _sizes_of(cell, state))
     return known[input_size]
 
 
-def _sizes_of(name: str, state: State | None) -> int | tuple[int, ...]:
+def _sizes_of(cell: nn.Module, state: State | None) -> int | tuple[int, ...] | None:
+    """The sizes of the state where the cell does not tell them."""
+    if not isinstance(cell, nn.Module) or hasattr(cell, "state_sizes") or hasattr(cell, "hidden_size"):
+        return None
     if isinstance(state, Tensor) and state.dim() == 2:
         return state.shape[1]
     if isinstance(state, tuple | list) and all(isinstance(s, Tensor) and s.dim() == 2 for s in state):
         return tuple(s.shape[1] for s in state)
     msg = (
-        f"{name}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
+        f"{type(cell).__name__}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
         f"expected an initial state, one tensor (B, size) or a tuple of them"
     )
     raise AnyRNNError(msg)
@@ -168,14 +171,8 @@ def check_lengths(name: str, lengths: Lengths | None, T: int, B: int) -> Tensor 
     if tensor.shape != (B,):
         msg = f"{name}: lengths has shape {tuple(tensor.shape)}, expected ({B},), one length for each row of the batch"
         raise AnyRNNError(msg)
-    values = tensor.tolist()
-    for row, value in enumerate(values):
-        if not 0 <= value <= T:
-            msg = f"{name}: lengths[{row}] is {value}, expected 0 to T={T}"
-            raise AnyRNNError(msg)
-    if all(value == T for value in values):
-        return None
-    return torch.tensor(values)
+    # Where PyTorch traces there are no values yet: the operator checks them.
+    return tensor if torch.compiler.is_compiling() else valid_lengths(name, tensor, T)
 
 
 def _shape_of(x: object) -> str:

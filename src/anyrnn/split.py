@@ -37,6 +37,7 @@ _PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
 _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
     **dict.fromkeys(("zeros", "new_zeros"), lambda args: 0.0),
     **dict.fromkeys(("ones", "new_ones"), lambda args: 1.0),
+    "scalar_tensor": lambda args: float(args[0]),
     "full": lambda args: float(args[1]),
     "new_full": lambda args: float(args[2]),
 }

@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):
     """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
 
     def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.refs: dict[int, Ref] = {}
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
@@ -160,8 +160,8 @@ class Recorder(TorchDispatchMode):
         """Run an operation and write it down."""
         kwargs = dict(kwargs or {})
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
-            number = args[0]  # torch.tensor(0.5) in the cell's code
-            func, args, kwargs = torch.ops.aten.full.default, (list(number.shape), number.item()), {"dtype": number.dtype}
+            number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
+            args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if self._name_of is not None and tensors and not torch.is_grad_enabled():
             msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
@@ -211,8 +211,8 @@ class Recorder(TorchDispatchMode):
         self.weights[self._name_of(tensor)] = self._number(tensor)
 
 
-def trace(cell: nn.Module, signature: Signature, input_size: int) -> Graph:
-    """Record one step of a cell.
+def trace(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype = torch.float32) -> Graph:
+    """Record one step of a cell; `dtype` is that of x and the states if the cell has no tensors that say so.
 
     Raises:
         AnyRNNError: if the step cannot be recorded: it reads numbers out of tensors, changes weights or attributes, or
@@ -220,7 +220,7 @@ def trace(cell: nn.Module, signature: Signature, input_size: int) -> Graph:
     """
     graphs: list[Graph] = []
     for batch in BATCHES:
-        graph = _trace(cell, signature, input_size, batch, fill=float(len(graphs)))
+        graph = _trace(cell, signature, input_size, dtype, batch, fill=float(len(graphs)))
         weights = set(graph.weights.values())
         sizes = (size for ref, shape in graph.shapes.items() for size in (shape if ref in weights else shape[1:]))
         if not any(size % batch == 0 for size in sizes if size):
@@ -252,7 +252,9 @@ def _sized(step: Step, batch: int) -> str:
     return repr((step.op, args, step.kwargs, step.outputs))
 
 
-def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int, fill: float) -> Graph:
+def _trace(
+    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, batch: int, fill: float
+) -> Graph:
     tensors = tensors_of(cell)
     stand_ins = {key: value.detach() for key, value in registered_of(cell).items()}
     names = {id(t): name for name, t in (tensors | stand_ins).items()}
@@ -265,7 +267,7 @@ def _trace(cell: nn.Module, signature: Signature, input_size: int, batch: int, f
 
     recorder = Recorder(name_of)
     recorder.weights.update((key, recorder.ref(value)) for key, value in stand_ins.items())
-    like = placement(cell)
+    like = placement(cell, torch.empty(0, dtype=dtype))
     x, *states = (
         like.new_full((batch, 1), fill / batch).cumsum(0).expand(-1, size).contiguous()
         for size in (input_size, *signature.state_sizes)

@@ -125,7 +125,7 @@ def columns(cell, n, a, b, k):
     if k < 3:
         return a.unsqueeze(1).expand(-1, 3, -1).mean(1)
     b = fit(b, width)
-    return (torch.stack([a, b], 1).amax(1), torch.stack((a, b), 2).flatten(1), torch.stack([a, b]).sum(0))[k - 3]
+    return (torch.stack([a, b], 1).amax(1), torch.stack((a, b), 2).flatten(1), torch.stack([a, b], -1).sum(-1))[k - 3]
 
 
 def reductions(cell, n, a, b, k):
@@ -264,10 +264,7 @@ SMOOTH: dict[str, Op] = {
 
 KINKED: dict[str, Op] = {
     "abs": one(lambda a: (a - OFF).abs()),
-    **{
-        f.__name__: one(lambda a, f=f: f(a + OFF))
-        for f in (F.relu, F.leaky_relu, F.hardtanh, F.hardsigmoid, F.hardswish)
-    },
+    **{f.__name__: one(lambda a, f=f: f(a + OFF)) for f in (F.relu, F.leaky_relu, F.hardtanh, F.hardswish)},
     **{f.__name__: one(lambda a, f=f: f(a + OFF)) for f in (F.relu6, F.selu)},
     **{f.__name__: one(lambda a, f=f: f(3 * a + OFF)) for f in (torch.floor, torch.ceil, torch.round, torch.trunc)},
     **{f.__name__: one(lambda a, f=f: f(a + OFF) + a) for f in (torch.sign, torch.sgn)},
@@ -415,7 +412,9 @@ def recipes(draw, smooth: bool):
     states = draw(st.lists(st.sampled_from((3, 1, 2, 4, 5, 8, 16, 17, 20)), min_size=1, max_size=3))
     hows = st.sampled_from(("tanh", "mixed", "mixed", "bare", "tanh", "unchanged", "zero", "spread"))
     new = [(draw(recent), draw(hows)) for _ in states]
-    output = draw(st.none() | st.tuples(recent, st.lists(st.sampled_from(list(AFTER)), max_size=2).map(tuple)))
+    output = draw(
+        st.none() | st.tuples(recent, st.lists(st.sampled_from(list(AFTER)), max_size=2, unique=True).map(tuple))
+    )
     return Recipe(draw(st.integers(1, 4)), tuple(states), tuple(steps), tuple(new), output)
 
 

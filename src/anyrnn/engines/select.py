@@ -49,7 +49,8 @@ def engine(name: str) -> Iterator[None]:
     Args:
         name: "auto" (the default: the fastest that can run the call), "cpu" (any cell, as machine code for this
             processor), "torch" (PyTorch's own kernels for RNN, LSTM and GRU) or "reference" (the plain Python loop
-            that defines every result). Outside a block, the environment variable ``ANYRNN_ENGINE`` is read, then "auto" applies.
+            that defines every result). Outside a block, the environment variable ``ANYRNN_ENGINE`` is read, then
+            "auto" applies.
 
     Raises:
         AnyRNNError: for an unknown name; and inside the block, by a layer that the engine asked for cannot run.

@@ -1,4 +1,4 @@
-"""The command line: `anyrnn compare`, `fit`, `predict` and `doctor`.
+"""The command line: `anyrnn compare`, `fit`, `predict`, `bench` and `doctor`.
 
 Each command reads its arguments, calls the functions that Python users call, and shows what they return. An
 `AnyRNNError` becomes one line on stderr and exit status 2, an interrupt one sentence and exit status 130.
@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.bench import PEERS, Setting, bench
 from anyrnn.workbench.compare import Progress, Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
@@ -107,6 +108,7 @@ Out = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it holds a run, and nothing else.")]
 
 _DEFAULT = Settings()
+_BENCH = Setting()
 
 
 def _version(wanted: bool) -> None:
@@ -275,6 +277,40 @@ def predict_command(
         name = "rmse" if trained.classes is None else "accuracy"
         value = score(predictions.values, inputs.y, trained.classes)
         errors.print(f"{name} {value:.4g} on {len(inputs)} sequences")
+
+
+@app.command("bench")
+def bench_command(
+    cell: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}, or module:Class.")] = _BENCH.cell,
+    hidden: Annotated[int, typer.Option(help="Units.")] = _BENCH.hidden_size,
+    input_size: Annotated[int, typer.Option("--input", help="Features.")] = _BENCH.input_size,
+    batch: Annotated[int, typer.Option(help="Sequences a call.")] = _BENCH.batch_size,
+    steps: Annotated[int, typer.Option(help="Steps of each sequence.")] = _BENCH.steps,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Lengths from 1 to the number of steps, in place of all the same.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads, the same for all.  [default: as many as PyTorch takes]")
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(help=f"Of {', '.join(PEERS)}, with commas.  [default: those installed, but compile: it is slow]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="To spend on each time, about.")] = _BENCH.seconds,
+) -> None:
+    """Measure a layer on this machine, beside other ways to compute it.
+
+    All get the same weights and input, have to give the same results, and are timed in turns. `pip install
+    'anyrnn[bench]'` adds ONNX Runtime and XLA (JAX).
+
+    \b
+    Examples:
+      anyrnn bench --cell gru --hidden 128
+      anyrnn bench --cell my_cells:Leaky --batch 1 --threads 1
+      anyrnn bench --ragged --peers torch.nn
+    """  # noqa: D301 - \b keeps the lines of the examples
+    wanted = None if peers is None else tuple(_listed(peers))
+    _say(str(bench(Setting(cell, hidden, input_size, batch, steps, ragged, threads, wanted, seconds))))
 
 
 @app.command("doctor")

@@ -451,19 +451,21 @@ class _Tile:
             starts = [
                 e._at(b, self.packed[operand], b.mul(b.add(self.block, I64(u)), I64(size))) for u in range(self.blocks)
             ]
-            mine = [(dot, r, u) for dot, _ in users for r in range(self.rows) for u in range(self.blocks)]
+            # A product that takes a value twice, with different parts of the matrix, has one sum.
+            dots = dict.fromkeys(dot for dot, _ in users)
+            mine = [(dot, r, u) for dot in dots for r in range(self.rows) for u in range(self.blocks)]
             with e._loop(b, I64(0), I64(operand.width), 1, [sums[key] for key in mine]) as k:
                 at = b.mul(k.index, I64(len(users) * e.lanes))
                 now = dict(zip(mine, k.values, strict=True))
                 weights = {
-                    (dot, u): e._load(b, e._at(b, starts[u], b.add(at, I64(n * e.lanes))), None)
-                    for n, (dot, _) in enumerate(users) for u in range(self.blocks)
+                    (n, u): e._load(b, e._at(b, starts[u], b.add(at, I64(n * e.lanes))), None)
+                    for n in range(len(users)) for u in range(self.blocks)
                 }  # fmt: skip
                 for r in range(self.rows):
                     x = e._splat(b, b.load(e._at(b, rows[r], k.index), typ=e.real))
-                    for dot, _ in users:
+                    for n, (dot, _) in enumerate(users):
                         for u in range(self.blocks):
-                            product = b.fmul(x, weights[dot, u], flags=("contract",))
+                            product = b.fmul(x, weights[n, u], flags=("contract",))
                             now[dot, r, u] = b.fadd(now[dot, r, u], product, flags=("contract",))
                 k.values = [now[key] for key in mine]
             sums.update(zip(mine, k.results or [], strict=True))
@@ -482,6 +484,8 @@ class _Tile:
                 values[node] = self._compute(node, values, inside, r, u)
         for reduction, parts, first in self.group.partial:
             self._add_partial(reduction, [self._value(p, values, inside, r, u) for p in parts], first, r, u)
+        for node, _ in self.group.totals:
+            self._value(node, values, inside, r, u)  # read before a new state is written over it
         stored = [(self._value(n, values, inside, r, u), place, n) for n, place in self.group.stores]
         for value, place, node in stored:
             if node.op in MASKS:
@@ -536,7 +540,7 @@ class _Tile:
             return b.not_(args[0])
         if node.op == "where":
             return b.select(*args)
-        if node.op == "positive":
+        if node.op in ("positive", "detach"):
             return args[0]
         return FUNCTIONS[node.op](b, *args)
 
@@ -560,7 +564,7 @@ class _Tile:
 
     def _combine(self, reduction: Node) -> Callable[[ir.Value, ir.Value], ir.Value]:
         if reduction.op == "sum":
-            return self.b.fadd
+            return lambda x, y: self.b.fadd(x, y)
         return lambda x, y: FUNCTIONS["maximum"](self.b, x, y)
 
     def _finish(self, reduction: Node, r: int) -> ir.Value:

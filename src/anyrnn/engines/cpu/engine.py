@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -15,10 +16,10 @@ from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Split, Steps, split
-from anyrnn.trace import Ref, registered_of, trace
+from anyrnn.trace import Ref, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from anyrnn.engines.call import Call
     from anyrnn.protocol import Signature
@@ -27,6 +28,7 @@ _PLANS = 256  # cells remembered
 
 #: What a module keeps for itself, and what differs from call to call in a layer's cells.
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_origin", "_non_persistent_buffers_set"})
+_ATOMS = frozenset({bool, int, float, str, bytes, type, type(None), BuiltinFunctionType, FunctionType, OrderedDict})
 
 
 class Plan:
@@ -79,18 +81,18 @@ class CpuEngine:
         modules = call.cell.modules() if call.cell._modules else (call.cell,)
         if any(m._forward_hooks or m._forward_pre_hooks for m in modules):
             return "the cell has hooks, which machine code would not call"
-        plan = plan_of(call.cell, call.signature, x.shape[2])
+        plan = call.memo["cpu"] = _plan(call)
         return plan if isinstance(plan, str) else None
 
     def anatomy(self, call: Call) -> Anatomy:
         """Show the four parts, the cost of a step, and the products of the compiler."""
-        plan = plan_of(call.cell, call.signature, call.x.shape[2])
+        plan = _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         return anatomy_of(plan, call.x.dtype == torch.float64)
 
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""
-        plan = call.memo.get("cpu") or plan_of(call.cell, call.signature, call.x.shape[2])
+        plan = call.memo.get("cpu") or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
         if call.lengths is not None and int(call.lengths.max()) == 0:
@@ -131,7 +133,7 @@ def _run(
         [tensors[r].reshape(total, -1).to(rows.dtype).contiguous() for r in part.streams],
         [s.contiguous() for s in states],
         [tensors[r].reshape(-1).to(rows.dtype).contiguous() for r in part.vectors],
-        [tensors[r] for r, _ in plan.matrices],
+        [tensors[r].to(rows.dtype) for r, _ in plan.matrices],
     )
     for ref, output in zip(part.outputs, outputs, strict=True):
         shaped = output.view(total, *graph.shapes[ref][1:])
@@ -145,7 +147,7 @@ def _weight(cell: nn.Module, name: str) -> Tensor:
     path, _, attribute = name.rpartition(".")
     module = cell.get_submodule(path) if path else cell
     found = module._parameters.get(attribute)
-    return found if found is not None else getattr(module, attribute)  # type: ignore[no-any-return]
+    return found if found is not None else getattr(module, attribute)
 
 
 def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
@@ -168,68 +170,100 @@ def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
 # ---- From a cell to its plan, remembered ----
 
 
-def plan_of(cell: nn.Module, signature: Signature, input_size: int) -> Plan | str:
+def _plan(call: Call) -> Plan | str:
+    return plan_of(call.cell, call.signature, call.x.shape[2], call.x.dtype)
+
+
+def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     origin = cell.__dict__.get("_origin", cell)
-    objects, shapes = _snapshot(cell)
-    seen = [input_size, signature, shapes, *map(id, objects)]
+    objects, values = _snapshot(cell)
+    seen = [input_size, dtype, signature, values, *map(id, objects)]
     recent = _recent.get(origin)
     if recent is not None and recent[0] == seen:
         return recent[2]
     keeps: list[object] = []
-    key = (_structure(cell, keeps), signature, input_size)
+    key = (_structure(cell, keeps), signature, input_size, dtype)
     found = _plans.get(key)
     if found is None:
-        try:
-            parts = split(trace(cell, signature, input_size))
-            found = Plan(parts, keeps)
-            _ = found.loop.derivative
-        except AnyRNNError as reason:
-            found = str(reason)
-        _plans[key] = found
+        found = _plans[key] = _made(cell, signature, input_size, dtype, keeps)
         if len(_plans) > _PLANS:
             _plans.popitem(last=False)
     _recent[origin] = (seen, objects, found)  # the objects are kept, so that none takes another's identity
     return found
 
 
-def _snapshot(cell: nn.Module) -> tuple[list[object], list[torch.Size]]:
-    """The attributes of a cell and its submodules: nothing has changed if they are the same objects."""
+def _made(
+    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, keeps: Sequence[object]
+) -> Plan | str:
+    try:
+        # A plan made in inference mode serves training as well.
+        with torch.inference_mode(False), torch.enable_grad():
+            parts = split(trace(cell, signature, input_size, dtype))
+            plan = Plan(parts, keeps)
+            _ = plan.loop.derivative
+    except AnyRNNError as reason:
+        return str(reason)
+    return plan
+
+
+def _snapshot(cell: nn.Module) -> tuple[list[object], list[object]]:
+    """What a cell's trace depends on, cheaply: objects that must be the same ones, and values that must be equal."""
     objects: list[object] = []
-    shapes: list[torch.Size] = []
+    values: list[object] = []
     for module in cell.modules() if cell._modules else (cell,):
+        objects.append(module.__class__)
         for key, value in module.__dict__.items():
             if key not in _OWN:
                 objects.append(value)
-                if value.__class__ is dict:
-                    objects.extend(value.values())
-                elif value.__class__ is list:
-                    objects.extend(value)
-        shapes += [p.shape for p in module._parameters.values() if p is not None]
-    return objects, shapes
+                if value.__class__ not in _ATOMS:
+                    objects.extend(_inside(value))
+        objects.extend(module._modules.values())
+        tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        values.append([(t.shape, t.dtype, t.stride()) for t in tensors])
+        if cell._modules:
+            values.append([id(t) for t in tensors])  # which are shared
+    return objects, values
+
+
+def _inside(value: object, depth: int = 4) -> Iterator[object]:
+    """What a container or an object of settings holds, down to things that cannot change."""
+    if value.__class__ in _ATOMS or isinstance(value, nn.Module | Tensor) or not depth:
+        return
+    if isinstance(value, dict):
+        parts: Iterable[object] = (*value.keys(), *value.values())
+    elif isinstance(value, list | tuple | set):
+        parts = value
+    elif hasattr(value, "tobytes"):  # a NumPy array: its numbers, as one thing that can be compared
+        parts = (value.tobytes(),)
+    else:
+        parts = getattr(value, "__dict__", {}).values()
+    for part in parts:
+        yield part
+        yield from _inside(part, depth - 1)
 
 
 def _structure(cell: nn.Module, keeps: list[object]) -> object:
-    """Everything about a cell that its trace depends on, beside the values of its tensors."""
+    """Everything about a cell that its trace depends on, beside the values of its tensors: equal for equal cells."""
     modules = []
     for name, module in cell.named_modules():
         attributes = tuple(
-            (key, _plain(value, keeps))
+            (key, *(_plain(part, keeps) for part in (value, *_inside(value))))
             for key, value in module.__dict__.items()
             if key not in _OWN and not key.endswith("_hooks")
         )
         modules.append((name, type(module), attributes))
-    tensors = tuple((name, t.shape, t.dtype, t.stride()) for name, t in registered_of(cell).items())
-    return tuple(modules), tensors
+    named = [*cell.named_parameters(remove_duplicate=False), *cell.named_buffers(remove_duplicate=False)]
+    first = {id(t): name for name, t in reversed(named)}
+    return tuple(modules), tuple((name, first[id(t)], t.shape, t.dtype, t.stride()) for name, t in named)
 
 
 def _plain(value: object, keeps: list[object]) -> object:
-    if value is None or isinstance(value, bool | int | float | str | type | torch.dtype | torch.Size):
+    """Turn a part of a cell into what is equal for equal parts, or into its identity."""
+    if isinstance(value, list | tuple | set | dict):
+        return type(value), len(value)  # what is inside follows
+    if value.__class__ in _ATOMS or isinstance(value, torch.dtype | torch.Size | bytes):
         return type(value), value
-    if isinstance(value, list | tuple):
-        return tuple(_plain(v, keeps) for v in value)
-    if isinstance(value, dict):
-        return tuple((_plain(k, keeps), _plain(v, keeps)) for k, v in value.items())
     if isinstance(value, Tensor):
         return "tensor", value.shape, value.dtype
     keeps.append(value)

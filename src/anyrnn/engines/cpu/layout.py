@@ -50,7 +50,7 @@ class Layout:
 
     @functools.cached_property
     def tables(self) -> tuple[tuple[NDArray[np.int64], int], tuple[NDArray[np.int64], int]]:
-        """The steps as machine code reads them (rows, offset, joined, before), and where: in running order, backwards."""
+        """The steps as machine code reads them: rows, offset, joined, before; in running order, and backwards."""
         table = np.stack([self.rows, self.offset, self.joined, self.before])
         both = np.ascontiguousarray(table), np.ascontiguousarray(table[:, ::-1])
         return (both[0], both[0].ctypes.data), (both[1], both[1].ctypes.data)

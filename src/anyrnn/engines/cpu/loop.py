@@ -151,7 +151,7 @@ class Loop:
         tensors = [*streams, *states, *vectors, *matrices]
         count = len(self.program.outputs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            results = _LoopFunction.apply(self, layout, *tensors)
+            results = _LoopFunction.apply(self, layout, *tensors)  # type: ignore[no-untyped-call]
         else:
             results = _forward(self, layout, tensors, training=False)[0]
         return list(results[:count]), list(results[count:])
@@ -309,9 +309,9 @@ def _replayed(
     loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients by PyTorch's autograd through the program, step by step: differentiable once more."""
-    *arrays, matrices = loop.grouped(tensors)
+    streams, states, vectors, matrices = loop.grouped(tensors)
     turned = [m.t() if transposed else m for m, transposed in zip(matrices, loop.transposed, strict=True)]
-    results = replay(loop.program, layout, *arrays, turned)
+    results = replay(loop.program, layout, streams, states, vectors, turned)
     pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
     wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
     found = torch.autograd.grad(

@@ -1,0 +1,342 @@
+"""Layers below torch.compile and torch.export: each scan is one operator, which they do not look into.
+
+Traced, a loop would be as long as the sequence. So where PyTorch traces, `choose` returns an engine that leaves a call
+of the operator `anyrnn::scan` in the graph; when that runs, it chooses among the other engines as always. The operator
+is a function of its arguments: input, state, lengths, weights, and the number of the cell, whose code and attributes
+are those of the moment. The backward operator runs the scan once more, with the same random numbers, and then PyTorch's
+autograd; nothing but arguments and results is kept between the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import OrderedDict
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from anyrnn.engines import select
+from anyrnn.engines.call import Call
+from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import Signature, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+
+class OpaqueEngine:
+    """Writes a call down as an operator."""
+
+    name = "opaque"
+
+    def refusal(self, call: Call) -> None:
+        """Never refuse: which engine can run the call is found when it runs."""
+
+    def anatomy(self, call: Call) -> None:
+        """Take the cell as it is."""
+
+    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the output (T, B, O) and the final state variables (B, size)."""
+        device, signature = call.x.device.type, call.signature
+        output, *finals, _ = torch.ops.anyrnn.scan(
+            call.x,
+            list(call.states),
+            call.lengths,
+            [tensor for _, tensor in _tensors(call.cell)],
+            number_of(call.cell.__dict__.get("_origin", call.cell)),
+            call.reverse,
+            signature.bare,
+            signature.has_output,
+            signature.output_size,
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        )
+        return output, tuple(finals)
+
+
+_OPAQUE = select.Choice(OpaqueEngine(), "where PyTorch traces, a scan is an operator", {})
+
+
+def choose(call: Call) -> select.Choice:
+    """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
+    return _OPAQUE if torch.compiler.is_compiling() else select.choose(call)
+
+
+def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> Signature:
+    """Find the signature of a cell with `describe`, whose steps are run, not traced, where PyTorch traces."""
+    if torch.compiler.is_compiling():
+        return Signature(*_signature_fields(cell, input_size, state_sizes))
+    return describe(cell, input_size, state_sizes)
+
+
+@torch.compiler.assume_constant_result
+def _signature_fields(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> tuple[Any, ...]:
+    return astuple(describe(cell, input_size, state_sizes))
+
+
+def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
+    """Check the values of lengths and return them as int64 (B,) on the CPU; None if every row has T steps."""
+    values = lengths.tolist()
+    for row, value in enumerate(values):
+        if not 0 <= value <= T:
+            msg = f"{name}: lengths[{row}] is {value}, expected 0 to T={T}"
+            raise AnyRNNError(msg)
+    if all(value == T for value in values):
+        return None
+    return torch.tensor(values)
+
+
+# ---- The operators ----
+
+_OPTIONS = "int cell, bool reverse, bool bare, bool has_output, int output_size, ScalarType? autocast"
+
+
+@torch.library.custom_op(
+    "anyrnn::scan",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
+    tags=(torch.Tag.nondeterministic_seeded,),  # the cell may draw random numbers
+)
+def _scan(
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any
+) -> list[Tensor]:
+    """Return the output, the final state variables, and the state of the random numbers before."""
+    with _dispatch_anew(), torch.no_grad():
+        random = _random_state(x.device)
+        return _own([*_run(x, states, lengths, weights, *options), random], [x, *states, *weights])
+
+
+@_scan.register_fake
+def _(x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any) -> list[Tensor]:
+    T, B, _ = x.shape
+    *_, output_size, _ = options
+    random = torch.empty(_random_size(x.device), dtype=torch.uint8, device="cpu")
+    return [x.new_empty(T, B, output_size), *(s.new_empty(s.shape) for s in states), random]
+
+
+@torch.library.custom_op(
+    "anyrnn::scan_backward",
+    mutates_args=(),
+    schema="(Tensor?[] grads, Tensor random, bool[] needed, "
+    f"Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
+)
+def _scan_backward(
+    grads: list[Tensor | None], random: Tensor, needed: list[bool],
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
+) -> list[Tensor]:  # fmt: skip
+    """Return the gradients of those of x, states and weights that need one."""
+    given = [x, *states, *weights]
+    with _dispatch_anew(), torch.enable_grad(), _random_from(random, x.device):
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
+        count = 1 + len(states)
+        results = _run(leaves[0], leaves[1:count], lengths, leaves[count:], *options)
+        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+        found = torch.autograd.grad(
+            [r for r, _ in pairs], [leaf for leaf in leaves if leaf.requires_grad], [g for _, g in pairs],
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+    return _own(found, [*given, *(g for g in grads if g is not None)])
+
+
+@_scan_backward.register_fake
+def _(
+    grads: list[Tensor | None], random: Tensor, needed: list[bool],
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
+) -> list[Tensor]:  # fmt: skip
+    return [t.new_empty(t.shape) for t, n in zip((x, *states, *weights), needed, strict=True) if n]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, states, lengths, weights, *ctx.options = inputs
+    ctx.count = len(states)
+    ctx.save_for_backward(output[-1], lengths, x, *states, *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    random, lengths, x, *rest = ctx.saved_tensors
+    states, weights = rest[: ctx.count], rest[ctx.count :]
+    x_needed, states_needed, _, weights_needed = ctx.needs_input_grad[:4]
+    needed = [x_needed, *states_needed, *weights_needed]
+    found = iter(
+        torch.ops.anyrnn.scan_backward(grads[:-1], random, needed, x, states, lengths, weights, *ctx.options)
+    )
+    each = [next(found) if n else None for n in needed]
+    return each[0], each[1 : 1 + ctx.count], None, each[1 + ctx.count :], *(None for _ in ctx.options)
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _run(
+    x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor],
+    number: int, reverse: bool, bare: bool, has_output: bool, output_size: int, autocast: torch.dtype | None,
+) -> list[Tensor]:  # fmt: skip
+    """Run the scan: the output and the final state variables."""
+    cell = _cells.get(number)
+    if cell is None:
+        msg = (
+            "a compiled or exported program calls a cell that is gone, or that another process had; "
+            "expected the layer to be kept in memory: compile or export it again, in this process"
+        )
+        raise AnyRNNError(msg)
+    if lengths is not None:
+        lengths = valid_lengths(type(cell).__name__, lengths, len(x))
+    signature = Signature(tuple(s.shape[1] for s in states), bare, output_size, has_output)
+    with _lowered(x.device.type, autocast):
+        _check_reach(number, cell, signature, x, weights)
+        with _with_weights(cell, weights) as bound:
+            call = Call(bound, signature, x, tuple(states), lengths, reverse)
+            output, finals = select.choose(call).engine.run(call)
+    return [output.to(x.dtype), *finals]
+
+
+def _dispatch_anew() -> torch.inference_mode:
+    """Let operations within an operator be dispatched as outside: inside, PyTorch leaves autograd out of all of them."""
+    return torch.inference_mode(False)
+
+
+def _lowered(device: str, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Compute in the precision of the call's place in the program: compiled code itself runs outside of autocast."""
+    if autocast is None and not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, autocast, enabled=autocast is not None)
+
+
+def _own(results: Iterable[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
+    """Make results contiguous, and copy those that share memory with what was given or with each other."""
+    taken = {t.untyped_storage()._cdata for t in given}
+    owned = []
+    for result in results:
+        own = result.contiguous()
+        if own.untyped_storage()._cdata in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage()._cdata)
+        owned.append(own)
+    return owned
+
+
+# ---- Random numbers: the backward pass has to draw those of the forward pass ----
+
+_CPU_SIZE = torch.get_rng_state().numel()
+_CUDA_SIZE = 16
+
+
+def _random_size(device: torch.device) -> int:
+    return _CPU_SIZE + (_CUDA_SIZE if device.type == "cuda" else 0)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+@contextlib.contextmanager
+def _random_from(state: Tensor, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a state on, and put the present state back at the end."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[:_CPU_SIZE])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[_CPU_SIZE:], device)
+        yield
+
+
+# ---- Cells by number, with other weights ----
+
+_numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_cells: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+_next_number = itertools.count()
+_checked: set[int] = set()
+
+
+@torch.compiler.assume_constant_result  # torch.compile guards on the identity of the cell
+def number_of(cell: nn.Module) -> int:
+    """Return the number by which the operators know a cell."""
+    if cell not in _numbers:
+        _numbers[cell] = next(_next_number)
+        _cells[_numbers[cell]] = cell
+    return _numbers[cell]
+
+
+def _tensors(cell: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a cell as the operators take them: its parameters, then its buffers."""
+    yield from cell.named_parameters(remove_duplicate=False)
+    yield from cell.named_buffers(remove_duplicate=False)
+
+
+class _StandIns(threading.local):
+    """For each module a bare one of its class: always the same, since engines remember what they made of a cell."""
+
+    def __init__(self) -> None:
+        self.known: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+    def of(self, module: nn.Module) -> nn.Module:
+        if module not in self.known:
+            self.known[module] = object.__new__(type(module))
+        return self.known[module]
+
+
+_stand_ins = _StandIns()
+
+
+@contextlib.contextmanager
+def _with_weights(cell: nn.Module, weights: Sequence[Tensor]) -> Iterator[nn.Module]:
+    """A cell with the attributes of this one and other weights. Each thread has its own; the cell is left alone."""
+    names = [name for name, _ in _tensors(cell)]
+    if len(names) != len(weights):
+        msg = f"{type(cell).__name__}: its weights are {', '.join(names)} now, {len(weights)} when it was compiled"
+        raise AnyRNNError(msg)
+    buffers = {name for name, _ in cell.named_buffers(remove_duplicate=False)}
+    given = {name: w.clone() if name in buffers else w for name, w in zip(names, weights, strict=True)}
+    modules = {id(m): (m, _stand_ins.of(m)) for m in cell.modules()}
+    new: dict[int, object] = {key: stand_in for key, (_, stand_in) in modules.items()}
+    new.update((id(old), given[name]) for name, old in _tensors(cell))
+    try:
+        for module, stand_in in modules.values():
+            vars(stand_in).update((key, _replaced(value, new)) for key, value in vars(module).items())
+        yield modules[id(cell)][1]
+    finally:
+        for _, stand_in in modules.values():
+            vars(stand_in).clear()
+    for name in buffers:
+        if given[name]._version > 0:
+            msg = (
+                f"{type(cell).__name__}: a step changes its buffer {name!r}, which torch.compile and torch.export "
+                f"would not see; keep the layer out of them with torch.compiler.disable"
+            )
+            raise AnyRNNError(msg)
+
+
+def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
+    """Put new tensors and modules for old ones: for the value itself, or within a dict, list or tuple."""
+    if type(value) in (dict, OrderedDict):
+        if any(id(v) in new for v in value.values()):
+            return type(value)((k, new.get(id(v), v)) for k, v in value.items())
+    elif type(value) in (list, tuple):
+        if any(id(v) in new for v in value):
+            return type(value)(new.get(id(v), v) for v in value)
+    return new.get(id(value), value)
+
+
+def _check_reach(number: int, cell: nn.Module, signature: Signature, x: Tensor, weights: Sequence[Tensor]) -> None:
+    """Check, once, that a cell finds its weights as attributes: else the operator would give them no gradient."""
+    if number in _checked:
+        return
+    weights = [w.detach() for w in weights]
+    states = tuple(x.new_zeros(1, size) for size in signature.state_sizes)
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.enable_grad(), torch.random.fork_rng(devices=devices), _with_weights(cell, weights) as bound:
+        output, new = signature.step(bound, x.new_zeros(1, x.shape[2]), states)
+    if any(t.requires_grad for t in (output, *new)):
+        msg = (
+            f"{type(cell).__name__}: it uses a tensor that requires a gradient and that is not among its parameters "
+            f"and buffers, or that it reaches by another way than its attributes (a closure, a bound method, "
+            f"TorchScript); expected an nn.Parameter, as an attribute. Or keep the layer out of torch.compile with "
+            f"torch.compiler.disable"
+        )
+        raise AnyRNNError(msg)
+    _checked.add(number)
