@@ -27,9 +27,15 @@ from anyrnn.workbench.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OUTPUT = ("text", "llvm", "asm")
 #: The compiler numbers values, registers and labels anew with every change; the instructions are what a page shows.
 NUMBERED = {"llvm": re.compile(r'%"[^"]*"'), "asm": re.compile(r"%[a-z]+[0-9]*|\.L\w+")}
 
@@ -42,18 +48,19 @@ def refreshed(name: str) -> str:
     """Run a page's code, and return the page with what it prints."""
     page, namespace = page_of(name), {"__name__": "page"}
     parts: list[str] = []
-    printed, end = "", 0
+    printed, runs, end = "", False, 0
     for block in BLOCK.finditer(page):
         between, language, content = page[end : block.start()], block[1], block[2]
-        if language == "python":
-            line = page[: block.start(2)].count("\n")
-            assert not printed, f"{name}:{line}: what the block above prints is not shown: {printed}"
-            printed = run(content, str(PAGES[name]), line, namespace)
-        elif printed and not between.strip():
+        shows, runs = runs and language in OUTPUT and not between.strip(), language == "python"
+        if shows:
             content, printed = printed, ""
+        line = page[: block.start(2)].count("\n")
+        assert not printed, f"{name}:{line}: what the code above prints is not shown below it: {printed}"
+        if runs:
+            printed = run(content, str(PAGES[name]), line, namespace)
         parts += [between, f"```{language}\n", content, "```"]
         end = block.end()
-    assert not printed, f"{name}: what the last block prints is not shown: {printed}"
+    assert not printed, f"{name}: what the last block prints is not shown below it: {printed}"
     return "".join([*parts, page[end:]])
 
 
@@ -146,14 +153,16 @@ def test_a_public_name_has_a_docstring_with_its_arguments_errors_and_an_example(
     assert expected <= set(sections)
     if "Args" in expected:
         described = re.findall(r"^    (\*{0,2}\w+):", sections["Args"], re.MULTILINE)
-        parameters = [str(p).partition(":")[0].partition("=")[0] for p in inspect.signature(PUBLIC[name]).parameters.values()]
+        parameters = [
+            str(p).partition(":")[0].partition("=")[0] for p in inspect.signature(PUBLIC[name]).parameters.values()
+        ]
         assert described == parameters
     assert "Example" not in expected or ">>> " in sections["Example"]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in PAGES:
+    for each, path in PAGES.items():
         with tempfile.TemporaryDirectory() as folder, chdir(folder), mock.patch.dict(os.environ):
             torch.manual_seed(0)
-            PAGES[each].write_text(refreshed(each), encoding="utf-8")
+            path.write_text(refreshed(each), encoding="utf-8")

@@ -189,6 +189,15 @@ CALLS = {
         lambda: anyrnn.GRUCell(I, H)(x(B, I), torch.zeros(1, H)),
         "GRUCell: got as state one tensor (1, 5), expected one tensor (3, 5)",
     ),
+    # the cells of a layer
+    "a layer too far": (
+        lambda: lstm(num_layers=2).cell(2),
+        "LSTM: got layer=2 and reverse=False, expected 0 to 1, and True only if bidirectional",
+    ),
+    "a direction too many": (
+        lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, H), I, 2).cell(0, reverse=True),
+        "Recurrent: got layer=0 and reverse=True, expected 0 to 1, and True only if bidirectional",
+    ),
     # heads
     "pool": (
         lambda: anyrnn.ManyToOne(lstm(), 2, pool="first"),

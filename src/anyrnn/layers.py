@@ -70,6 +70,14 @@ class Layer(nn.Module):
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction, with its present weights."""
 
+    def _check_place(self, layer: int, reverse: bool) -> None:
+        if not 0 <= layer < self.num_layers or (reverse and not self.bidirectional):
+            msg = (
+                f"{type(self).__name__}: got layer={layer} and reverse={reverse}, "
+                f"expected 0 to {self.num_layers - 1}, and True only if bidirectional"
+            )
+            raise AnyRNNError(msg)
+
     @abstractmethod
     def _signature(self, layer: int) -> Signature:
         """What the cells of a layer take and return."""
@@ -277,6 +285,7 @@ class Recurrent(Layer):
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""
+        self._check_place(layer, reverse)
         return self.cells[layer * self.num_directions + reverse]
 
     def _signature(self, layer: int) -> Signature:

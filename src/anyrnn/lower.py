@@ -437,7 +437,7 @@ def _split(lo: Lowering, x: Value, size: int | Sequence[int], dim: int = 0) -> l
 
 def _unbind(lo: Lowering, x: Value, dim: int = 0) -> list[Value]:
     axis = _axis(x, dim)
-    return [Value(x.codes.take(k, axis), x.batched) for k in range(x.codes.shape[axis])]
+    return [Value(np.asarray(x.codes.take(k, axis)), x.batched) for k in range(x.codes.shape[axis])]
 
 
 def _cat(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:

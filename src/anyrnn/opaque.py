@@ -59,11 +59,19 @@ class OpaqueEngine:
 
 
 _OPAQUE = select.Choice(OpaqueEngine(), "where PyTorch traces, a scan is an operator", {})
+_TRACED = select.Choice(select.ENGINES["reference"], "torch.func has no rules for the operator", {})
 
 
 def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
-    return _OPAQUE if torch.compiler.is_compiling() else select.choose(call)
+    if torch.compiler.is_compiling():
+        return _TRACED if _transformed() else _OPAQUE
+    return select.choose(call)
+
+
+@torch.compiler.assume_constant_result
+def _transformed() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> Signature:

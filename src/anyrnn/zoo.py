@@ -73,6 +73,7 @@ class CellLayer(Layer):
 
     def cell(self, layer: int = 0, reverse: bool = False) -> cells.Cell:
         """Return the cell of a layer (0 is the first) and direction, computing with the layer's own tensors."""
+        self._check_place(layer, reverse)
         template = self._templates[layer]
         return template.bound({key: getattr(self, _named(key, layer, reverse)) for key in template._parameters})
 

@@ -62,10 +62,9 @@ def alternate(
 
     Args:
         calls: The functions, by name. Each must have been called before.
-        seconds: To spend on each, about; but each is called at least once a turn, after at least one call that does
-            not count.
+        seconds: To spend on each, about; but each is called at least once a turn.
         threads: How many they run on.
-        rounds: The number of turns of each.
+        rounds: The number of turns of each, at least 2.
     """
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -74,21 +73,29 @@ def alternate(
         try:
             for name, call in calls.items():
                 time.sleep(_REST if threads > 1 else 0)
-                warm = time.perf_counter() + _WARM
-                call()
-                while time.perf_counter() < warm:
-                    call()
-                end = time.perf_counter() + seconds / rounds
-                while True:
-                    start = time.perf_counter()
-                    call()
-                    now = time.perf_counter()
-                    spent[name].append(now - start)
-                    if now >= end:
-                        break
+                spent[name] += _turn(call, seconds / rounds)
         finally:
             gc.enable()
     return {name: Timing.of(each) for name, each in spent.items()}
+
+
+def _turn(call: Callable[[], object], seconds: float) -> list[float]:
+    """Time single calls, after some that do not count; but a call that fills the turn by itself counts."""
+    begin = time.perf_counter()
+    call()
+    now = time.perf_counter()
+    if now - begin >= seconds:
+        return [now - begin]
+    while now < begin + _WARM:
+        call()
+        now = time.perf_counter()
+    counted: list[float] = []
+    while not counted or now < begin + seconds:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        counted.append(now - start)
+    return counted
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,15 @@ class Measured:
     timing: Mapping[str, Timing]
 
 
-def measure(contenders: Sequence[Contender], seconds: float, threads: int, rounds: int = _ROUNDS) -> list[Measured]:
-    """Call each contender once, see that all agree with the first one, and time them in turns.
+def measure(
+    groups: Sequence[Sequence[Contender]], seconds: float, threads: int, rounds: int = _ROUNDS
+) -> list[Measured]:
+    """Call every contender once, see that all of a group agree with its first one, and time all of them in turns.
 
     Raises:
         AnyRNNError: if they do not agree.
     """
+    contenders = [each for group in groups for each in group]
     first: dict[str, dict[str, float]] = {}
     for each in contenders:
         first[each.name] = {}
@@ -113,8 +123,9 @@ def measure(contenders: Sequence[Contender], seconds: float, threads: int, round
             start = time.perf_counter()
             call()
             first[each.name][kind] = time.perf_counter() - start
-    for each in contenders[1:]:
-        peers.check(contenders[0], each)
+    for group in groups:
+        for each in group[1:]:
+            peers.check(group[0], each)
     timed = {
         kind: alternate({c.name: c.calls[kind] for c in contenders if kind in c.calls}, seconds, threads, rounds)
         for kind in ("forward", "training")
@@ -259,7 +270,7 @@ def bench(setting: Setting) -> Bench:
                 missing[name] = found
             else:
                 raise AnyRNNError(f"peer {name!r}: {found}")
-        measured = measure(contenders, setting.seconds, threads)
+        measured = measure([contenders], setting.seconds, threads)
         parts = anyrnn.explain(layer, problem.x, lengths=problem.lengths).parts
     engines = dict.fromkeys(f"engine {part.engine!r}: {part.reason}" for part in parts)
     return Bench(setting, chosen.title, threads, tuple(engines), tuple(measured), missing)

@@ -162,7 +162,7 @@ def _train(
             indices = order[first : first + settings.batch_size]
             loss = _loss(model, part, indices)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+            loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
             optimizer.step()
             schedule.step()
