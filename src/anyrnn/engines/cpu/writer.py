@@ -1,0 +1,159 @@
+"""The words in which machine code is written: arrays, vectors, masks, loops, as LLVM IR."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from anyrnn.engines.cpu.slots import slots_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anyrnn.engines.cpu.machine import Machine
+    from anyrnn.engines.cpu.schedule import Schedule
+    from anyrnn.program import Node
+
+I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
+PTR = ir.PointerType()
+
+
+@dataclass
+class Loop:
+    """A loop that is being written: its counter, and the values that change from turn to turn."""
+
+    index: ir.Value
+    values: list[ir.Value]
+    results: list[ir.Value] | None = None
+
+
+class Writer:
+    """Writes vector code for one program and machine."""
+
+    def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
+        self.schedule = schedule
+        self.program = schedule.program
+        self.machine = machine
+        self.lanes = machine.vector_bytes // (8 if double else 4)
+        self.real = ir.DoubleType() if double else ir.FloatType()
+        self.bytes = 8 if double else 4
+        self.vector = ir.VectorType(self.real, self.lanes)
+        self.slots = slots_of(schedule)
+        self.module = ir.Module("anyrnn")
+
+    def stride(self, array: tuple[str, int]) -> int:
+        """How many numbers a row of an array has."""
+        kind, k = array
+        if kind in ("initial", "sequence", "carry", "state", "previous", "current"):
+            return self.program.states[k]
+        if kind == "scratch":
+            return self.schedule.scratch
+        return {"stream": self.program.streams, "output": self.schedule.output_widths, "vector": self.program.vectors}[
+            kind
+        ][k]
+
+    def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
+        """The array in which a leaf is, by the name of its base pointer, and its first number."""
+        if node.is_leaf:
+            kind = "carry" if node.op == "state" and self.schedule.in_place else node.op
+            return (kind, node.attr[0]), node.attr[1]
+        place = self.schedule.places[node]
+        return place.array, place.first
+
+    def at(self, b: ir.IRBuilder, base: ir.Value, index: ir.Value | int) -> ir.Value:
+        """Return the address of a number of an array."""
+        index = I64(index) if isinstance(index, int) else index
+        return b.gep(base, [index], source_etype=self.real)
+
+    def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+        """Read a number that the caller gave."""
+        return b.load(b.gep(slots, [I64(self.slots.index(kind, number))], source_etype=I64), typ=I64)
+
+    def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+        """Read an address that the caller gave."""
+        return b.inttoptr(self.slot(b, slots, kind, number), PTR)
+
+    def element(self, b: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
+        """Read a number of a table of integers."""
+        return b.load(b.gep(array, [index], source_etype=I64), typ=I64)
+
+    def splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+        """Put one number into all lanes."""
+        one = b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, I32(0))
+        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros)
+
+    def constant(self, number: float) -> ir.Value:
+        """Return a constant in all lanes."""
+        return ir.Constant(self.vector, [number] * self.lanes)
+
+    def intrinsic(self, name: str, result: ir.Type, args: Sequence[ir.Type]) -> ir.Function:
+        """Declare one of LLVM's own functions."""
+        known = self.module.globals.get(name)
+        return known if known is not None else ir.Function(self.module, ir.FunctionType(result, args), name)
+
+    def _suffix(self) -> str:
+        return f"v{self.lanes}{'f64' if self.bytes == 8 else 'f32'}"
+
+    def load(self, b: ir.IRBuilder, pointer: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """Load a vector; lanes outside the mask are zero."""
+        if mask is None:
+            return b.load(pointer, align=self.bytes, typ=self.vector)
+        types = [PTR, I32, mask.type, self.vector]
+        function = self.intrinsic(f"llvm.masked.load.{self._suffix()}.p0", self.vector, types)
+        return b.call(function, [pointer, I32(self.bytes), mask, self.constant(0.0)])
+
+    def store(self, b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
+        """Store a vector; lanes outside the mask stay as they are."""
+        if mask is None:
+            b.store(value, pointer, align=self.bytes)
+            return
+        function = self.intrinsic(
+            f"llvm.masked.store.{self._suffix()}.p0", ir.VoidType(), [self.vector, PTR, I32, mask.type]
+        )
+        b.call(function, [value, pointer, I32(self.bytes), mask])
+
+    def mask(self, width: int) -> ir.Value:
+        """Return a mask of the first lanes."""
+        return ir.Constant(ir.VectorType(I1, self.lanes), [int(k < width) for k in range(self.lanes)])
+
+    @contextmanager
+    def loop(
+        self, b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int, carried: Sequence[ir.Value] = ()
+    ) -> Iterator[Loop]:
+        """``for (i = start; i < stop; i += step)``, with values that change from turn to turn."""
+        before = b.block
+        body, after = b.append_basic_block("body"), b.append_basic_block("after")
+        b.cbranch(b.icmp_signed("<", start, stop), body, after)
+        b.position_at_end(body)
+        index = b.phi(I64)
+        index.add_incoming(start, before)
+        phis = []
+        for value in carried:
+            phi = b.phi(value.type)
+            phi.add_incoming(value, before)
+            phis.append(phi)
+        loop = Loop(index, list(phis))
+        yield loop
+        following = b.add(index, I64(step))
+        end = b.block
+        index.add_incoming(following, end)
+        for phi, value in zip(phis, loop.values, strict=True):
+            phi.add_incoming(value, end)
+        b.cbranch(b.icmp_signed("<", following, stop), body, after)
+        b.position_at_end(after)
+        results = []
+        for first, value in zip(carried, loop.values, strict=True):
+            phi = b.phi(value.type)
+            phi.add_incoming(first, before)
+            phi.add_incoming(value, end)
+            results.append(phi)
+        loop.results = results
+
+    def function(self, name: str, args: Sequence[ir.Type]) -> tuple[ir.Function, ir.IRBuilder]:
+        """Begin a function without a result."""
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), args), name)
+        return function, ir.IRBuilder(function.append_basic_block())
