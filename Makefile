@@ -11,7 +11,7 @@ demo: $(READY)  ## train and compare six recurrent networks on real data, write 
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
 
 test: $(READY)  ## run every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(READY)  ## lint, format, types, import direction
 	$(BIN)/ruff check .

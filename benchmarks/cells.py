@@ -28,7 +28,7 @@ class PeepholeLSTM(nn.Module):
 
 
 class LayerNormLSTM(nn.Module):
-    """Ba's LSTM: both products and the cell state are normalised."""
+    """Ba's LSTM: both products are normalised, and the cell state on its way to the output."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class LayerNormLSTM(nn.Module):
         """Compute h and c (B, H) from x (B, I) and the h and c before."""
         h, c = state
         i, f, g, o = (self.norm_x(self.input(x)) + self.norm_h(self.hidden(h))).chunk(4, dim=1)
-        c = self.norm_c(torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g))
-        return torch.sigmoid(o) * torch.tanh(c), c
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(self.norm_c(c)), c
 
 
 class ResetBeforeGRU(nn.Module):
@@ -61,7 +61,8 @@ class ResetBeforeGRU(nn.Module):
         H = self.hidden_size
         rz, n = self.input(x).split((2 * H, H), dim=1)
         r, z = torch.sigmoid(rz + self.hidden_rz(h)).chunk(2, dim=1)
-        return torch.lerp(torch.tanh(n + self.hidden_n(r * h)), h, z)
+        n = torch.tanh(n + self.hidden_n(r * h))
+        return n + z * (h - n)
 
 
 class NotebookLSTM(nn.Module):

@@ -6,29 +6,30 @@ forward and then forward with backward; `anyrnn.workbench.bench.alternate` is th
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-import cells
-import record
 import torch
-from record import Claim
 from torch import Tensor, nn
 
 import anyrnn
+import cells
+import record
+from anyrnn.layers import Layer
 from anyrnn.workbench import bench, peers
-from anyrnn.workbench.peers import Contender, Problem
+from anyrnn.workbench.peers import Arrange, Contender, Problem
 
-#: B, T, I, H
-SHAPES = (
+Shape = tuple[int, int, int, int]  # B, T, I, H
+Row = dict[str, Any]  # case, B, T, I, H, threads, kind, cell, by, first, and a bench.Timing
+
+SHAPES: tuple[Shape, ...] = (
     (1, 100, 16, 32),
     (1, 100, 64, 128),
     (8, 1000, 32, 64),
@@ -38,31 +39,12 @@ SHAPES = (
     (64, 50, 512, 512),
     (256, 50, 64, 64),
 )
-SHORT = ((1, 5, 16, 32), (32, 5, 64, 128), (32, 5, 256, 256))
-PRODUCT_SHAPE = (32, 100, 256, 256)  # where the rate of training is compared with that of a matrix product
-COMPILE_SHAPE = (32, 100, 64, 128)  # torch.compile takes minutes on each
-
-LOOPS = ("peephole LSTM", "LayerNorm LSTM", "reset-before GRU", "notebook LSTM")
-
-#: ours, against, which rows, then for forward with backward and for forward: mean at least, worst at least.
-TARGETS: tuple[tuple[str, str, str, tuple[float | None, float | None], tuple[float | None, float | None]], ...] = (
-    ("GRU", "torch.nn", "full", (4, 1.8), (3, 1.5)),
-    ("RNN", "torch.nn", "full", (3, 1.5), (2, 1.2)),
-    ("LSTM", "torch.nn", "full", (1.2, 0.9), (1.2, 0.9)),
-    ("LSTM", "torch.nn, packed", "ragged", (5, 2.5), (3, 1.8)),
-    ("GRU", "torch.nn, packed", "ragged", (5, 2.5), (3, 1.8)),
-    ("LSTM", "XLA scan", "full", (1.5, 1.0), (1.3, 1.0)),
-    ("GRU", "XLA scan", "full", (1.5, 1.0), (1.3, 1.0)),
-    ("LSTM", "ONNX Runtime", "full", (None, None), (1.0, 0.8)),
-    ("GRU", "ONNX Runtime", "full", (None, None), (1.0, 0.8)),
-    *((cell, "Python loop", "B=1", (15, None), (15, None)) for cell in LOOPS),
-    *((cell, "Python loop", "B=32", (3, None), (3, None)) for cell in LOOPS),
-)
-
-Row = dict[str, Any]  # threads, B, T, I, H, ragged, kind, cell, by, and a bench.Timing
+SHORT: tuple[Shape, ...] = ((1, 5, 16, 32), (32, 5, 64, 128), (32, 5, 256, 256))
+PRODUCT_SHAPE: Shape = (32, 100, 256, 256)  # where the rate of training is compared with that of a matrix product
+COMPILE_SHAPE: Shape = (32, 100, 64, 128)  # torch.compile of a loop takes minutes on each
 
 
-def contenders(shape: tuple[int, int, int, int], ragged: bool, threads: int, compile_loops: bool) -> list[list[Contender]]:
+def contenders(shape: Shape, ragged: bool, threads: int, compile_loops: bool) -> list[list[Contender]]:
     """Make a group for each network: anyrnn first, then its peers. Their names are "network | by"."""
     B, T, I, H = shape
     problem = Problem.draw(T, B, I, H, ragged=ragged)
@@ -82,35 +64,31 @@ def contenders(shape: tuple[int, int, int, int], ragged: bool, threads: int, com
                 group.append(peers.onnx_runtime(name.lower(), layer, problem, threads, f"{name} | ONNX Runtime"))
         groups.append(group)
     if not ragged:
-        groups += [own_cell(name, problem, H, compile_loops and shape == COMPILE_SHAPE) for name in LOOPS]
+        groups += [own_cell(name, problem, H, compile_loops and shape == COMPILE_SHAPE) for name in OWN]
     return groups
 
 
 def padded(module: nn.Module, problem: Problem) -> peers.Run:
-    """Let torch.nn compute the padding too, mask its output, and look up the last valid h: what one does without packing."""
-    assert problem.lengths is not None
-    last, rows = problem.lengths - 1, torch.arange(len(problem.lengths))
+    """Let torch.nn compute the padding too, then mask the output and look up the last valid h: no packing."""
+    lengths = problem.lengths
+    assert lengths is not None
+    last, rows = lengths - 1, torch.arange(len(lengths))
 
     def run(x: Tensor) -> tuple[Any, ...]:
         output, _ = module(x)
-        return output * peers.valid_steps(problem.lengths, len(x)), output[last, rows]
+        return output * peers.valid_steps(lengths, len(x)), output[last, rows]
 
     return run
 
 
 def own_cell(name: str, problem: Problem, H: int, compile_loop: bool) -> list[Contender]:
     """Make the group of a cell that PyTorch has no kernel for: our layer, and the same cell in a loop."""
-    I = problem.x.shape[2]  # noqa: E741
-    cell = {
-        "peephole LSTM": cells.PeepholeLSTM,
-        "LayerNorm LSTM": cells.LayerNormLSTM,
-        "reset-before GRU": cells.ResetBeforeGRU,
-        "notebook LSTM": cells.NotebookLSTM,
-    }[name](I, H)
-    by_hand = anyrnn.Recurrent(cell, input_size=I)
-    ours, arrange = {"peephole LSTM": peephole, "reset-before GRU": reset_before}.get(name, lambda cell: (by_hand, list))(cell)
+    make, adopt = OWN[name]
+    cell = make(problem.x.shape[2], H)
+    by_hand = anyrnn.Recurrent(cell, input_size=problem.x.shape[2])
+    layer, arrange = (by_hand, list) if adopt is None else adopt(cell)
     group = [
-        peers.ours(ours, problem, f"{name} | anyrnn"),
+        peers.ours(layer, problem, f"{name} | anyrnn"),
         peers.python_loop(by_hand, problem, f"{name} | Python loop", arrange),
     ]
     if compile_loop:
@@ -118,30 +96,116 @@ def own_cell(name: str, problem: Problem, H: int, compile_loop: bool) -> list[Co
     return group
 
 
-def peephole(cell: cells.PeepholeLSTM) -> tuple[anyrnn.PeepholeLSTM, Callable[[list[Tensor]], list[Tensor]]]:
-    """Give anyrnn's layer the weights of the cell; and bring the gradients of the cell into the layer's order."""
+def adopt_peephole(cell: cells.PeepholeLSTM) -> tuple[Layer, Arrange]:
+    """Give anyrnn's layer the weights of the cell, and say how they correspond."""
 
     def arrange(tensors: list[Tensor]) -> list[Tensor]:
         p_i, p_f, p_o, W, b, U = tensors
         return [W, U, b, torch.cat((p_i, p_f, p_o))]
 
-    return loaded(anyrnn.PeepholeLSTM(cell.input.in_features, cell.hidden_size), arrange(list(cell.parameters()))), arrange
+    layer = anyrnn.PeepholeLSTM(cell.input.in_features, cell.hidden_size)
+    fill(layer, arrange(list(cell.parameters())))
+    return layer, arrange
 
 
-def reset_before(cell: cells.ResetBeforeGRU) -> tuple[anyrnn.GRU, Callable[[list[Tensor]], list[Tensor]]]:
-    """Do the same for the GRU, whose layer has a second bias: here it is 0, and its gradient that of the first."""
+def adopt_reset_before(cell: cells.ResetBeforeGRU) -> tuple[Layer, Arrange]:
+    """Do the same for the GRU, whose layer has a second bias: it is 0, and its gradient that of the first."""
 
     def arrange(tensors: list[Tensor]) -> list[Tensor]:
         W, b, U_rz, U_n = tensors
         return [W, torch.cat((U_rz, U_n)), b, b]
 
-    layer = loaded(anyrnn.GRU(cell.input.in_features, cell.hidden_size, reset_after=False), arrange(list(cell.parameters())))
-    nn.init.zeros_(layer.bias_hh_l0)
+    layer = anyrnn.GRU(cell.input.in_features, cell.hidden_size, reset_after=False)
+    fill(layer, arrange(list(cell.parameters())))
+    nn.init.zeros_(layer.get_parameter("bias_hh_l0"))
     return layer, arrange
 
 
-def loaded[L: nn.Module](layer: L, values: list[Tensor]) -> L:
+def fill(layer: nn.Module, values: list[Tensor]) -> None:
     with torch.no_grad():
         for parameter, value in zip(layer.parameters(), values, strict=True):
             parameter.copy_(value)
-    return layer
+
+
+#: The cells written by hand; and anyrnn's own layer for two of them, where the others are run by `anyrnn.Recurrent`.
+OWN: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[Any], tuple[Layer, Arrange]] | None]] = {
+    "peephole LSTM": (cells.PeepholeLSTM, adopt_peephole),
+    "LayerNorm LSTM": (cells.LayerNormLSTM, None),
+    "reset-before GRU": (cells.ResetBeforeGRU, adopt_reset_before),
+    "notebook LSTM": (cells.NotebookLSTM, None),
+}
+
+
+def products(shape: Shape) -> list[list[Contender]]:
+    """Make the matrix products that training is compared with: one of the layer's own size, and a large square one."""
+    B, T, I, H = shape
+    groups = []
+    for rows, inner, columns in ((T * B, I, 4 * H), (1024, 1024, 1024)):
+        x, w, b = torch.randn(rows, inner), torch.randn(columns, inner), torch.randn(columns)
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, rows)
+        for by, call in {
+            "oneDNN": partial(torch.ops.mkldnn._linear_pointwise, x, w, b, "none", [], ""),
+            "oneDNN, weights packed before": partial(torch.ops.mkldnn._linear_pointwise, x, packed, b, "none", [], ""),
+            "torch.addmm": partial(torch.addmm, b, x, w.t()),
+        }.items():
+            # It stands among the calls for training because it is compared with those.
+            groups.append([Contender(f"product {rows}x{inner}x{columns} | {by}", {"training": call}, lambda *_: [])])
+    return groups
+
+
+# ---- A process for each number of threads ----
+
+
+def measure(threads: int, seconds: float, rounds: int, compile_loops: bool) -> list[Row]:
+    """Measure everything in this process, with a number of threads."""
+    rows: list[Row] = []
+    cases = [("full", s) for s in SHAPES] + [("ragged", s) for s in SHAPES if s[0] > 1] + [("short", s) for s in SHORT]
+    with bench.using(threads):
+        for number, (case, shape) in enumerate(cases, 1):
+            start = time.monotonic()
+            groups = contenders(shape, case == "ragged", threads, compile_loops and case == "full")
+            if (case, shape) == ("full", PRODUCT_SHAPE) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+                groups += products(shape)
+            for each in bench.measure(groups, seconds, threads, rounds):
+                cell, _, by = each.name.partition(" | ")
+                where = {"case": case, **dict(zip("BTIH", shape, strict=True)), "threads": threads}
+                rows += [
+                    {**where, "kind": kind, "cell": cell, "by": by, "first": each.first[kind], **asdict(timing)}
+                    for kind, timing in each.timing.items()
+                ]
+            took = time.monotonic() - start
+            print(
+                f"threads {threads}, {number}/{len(cases)}: {case} {shape}, {took:.0f} s", file=sys.stderr, flush=True
+            )
+    return rows
+
+
+def in_process(threads: int, arguments: argparse.Namespace) -> list[Row]:
+    """Start the process; every library in it finds that number of threads where it looks for one."""
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))  # NPROC is XLA's
+    environment = {**os.environ, **counts, "JAX_PLATFORMS": "cpu", "ANYRNN_ENGINE": "auto"}
+    command = [sys.executable, __file__, "--child", str(threads), "--seconds", str(arguments.seconds)]
+    command += ["--rounds", str(arguments.rounds), *(["--compile"] if arguments.compile else [])]
+    found: list[Row] = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a run for each (default: 1 2)")
+    parser.add_argument("--seconds", type=float, default=0.15, help="for each contender and kind of call, about")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender, at least 2")
+    parser.add_argument("--compile", action="store_true", help=f"torch.compile of the loops too, at {COMPILE_SHAPE}")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        json.dump(measure(arguments.child, arguments.seconds, arguments.rounds, arguments.compile), sys.stdout)
+        return
+    start = time.monotonic()
+    rows = [row for threads in arguments.threads for row in in_process(threads, arguments)]
+    took = round(time.monotonic() - start)
+    record.write("layers", {"seconds": arguments.seconds, "rounds": arguments.rounds, "took": took, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from anyrnn.engines.call import Call
-from anyrnn.engines.select import Choice
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described
 from anyrnn.protocol import Signature, State, describe, placement
@@ -25,6 +24,8 @@ from anyrnn.scan import Lengths, check_input, check_lengths, check_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from anyrnn.engines.select import Choice
 
 
 class Layer(nn.Module):

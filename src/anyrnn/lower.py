@@ -7,6 +7,7 @@ Arithmetic finds the runs of neighbouring numbers in its operands and makes one 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -125,12 +126,18 @@ class Lowering:
         moved = np.moveaxis(value.codes, axis, -1)
         out = np.empty(moved.shape[:-1], dtype=np.int64)
         for index in np.ndindex(out.shape):
-            scaled = []
+            parts, numbers = [], []
             for node, count in self._parts(moved[index]):
                 number = self._typed(op, 0, node)
-                many = op == "sum" and node.width == 1 < count
-                scaled.append(self.builder.pointwise("mul", number, self.builder.constant(count)) if many else number)
-            out[index] = self._number(self.builder.reduction(op, tuple(scaled))) << _SHIFT
+                if op == "sum" and node.width == 1 < count:
+                    number = self.builder.pointwise("mul", number, self.builder.constant(count))
+                (numbers if number.op == "constant" else parts).append(number)
+            made = [self.builder.reduction(op, tuple(parts))] if parts else []
+            both = "add" if op == "sum" else "maximum"
+            out[index] = (
+                self._number(functools.reduce(functools.partial(self.builder.pointwise, both), made + numbers))
+                << _SHIFT
+            )
         return Value(np.expand_dims(out, axis), value.batched)
 
     def product(self, value: Value, matrix: int, shape: tuple[int, int]) -> Value:

@@ -14,7 +14,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
@@ -26,7 +26,16 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Signature, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
+    """Do what `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: that takes seconds."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 class OpaqueEngine:
@@ -43,11 +52,14 @@ class OpaqueEngine:
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the output (T, B, O) and the final state variables (B, size)."""
         device, signature = call.x.device.type, call.signature
+        weights = [tensor for _, tensor in _tensors(call.cell)]
+        training = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         output, *finals, _ = torch.ops.anyrnn.scan(
+            [training and t.requires_grad for t in (call.x, *call.states, *weights)],
             call.x,
             list(call.states),
             call.lengths,
-            [tensor for _, tensor in _tensors(call.cell)],
+            weights,
             number_of(call.cell.__dict__.get("_origin", call.cell)),
             call.reverse,
             signature.bare,
@@ -69,7 +81,7 @@ def choose(call: Call) -> select.Choice:
     return select.choose(call)
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_dynamo
 def _transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None
 
@@ -81,7 +93,7 @@ def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int]
     return describe(cell, input_size, state_sizes)
 
 
-@torch.compiler.assume_constant_result
+@_constant_to_dynamo
 def _signature_fields(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> tuple[Any, ...]:
     return astuple(describe(cell, input_size, state_sizes))
 
@@ -106,78 +118,135 @@ _OPTIONS = "int cell, bool reverse, bool bare, bool has_output, int output_size,
 @torch.library.custom_op(
     "anyrnn::scan",
     mutates_args=(),
-    schema=f"(Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
+    schema=f"(bool[] needed, Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
     tags=(torch.Tag.nondeterministic_seeded,),  # the cell may draw random numbers
 )
 def _scan(
-    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any
-) -> list[Tensor]:
-    """Return the output, the final state variables, and the state of the random numbers before."""
+    needed: list[bool],
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
+) -> list[Tensor]:  # fmt: skip
+    """Return the output, the final state variables, and the state of the random numbers before.
+
+    `needed` says of which of x, states and weights the gradients will be asked for.
+    """
+    given = [x, *states, *weights]
     with _dispatch_anew(), torch.no_grad():
         random = _random_state(x.device)
-        return _own([*_run(x, states, lengths, weights, *options), random], [x, *states, *weights])
+        if not any(needed):
+            return [*_own(_run(x, states, lengths, weights, *options), given), random]
+        kept = _Kept(random.numpy())
+        # x and states are copied since compiled code may put other numbers in their memory after this.
+        kept.leaves = _leaves([*(t.clone() for t in given[: 1 + len(states)]), *weights], needed)
+        kept.results = _run_with_grad(kept.leaves, len(states), lengths, *options)
+        results = _own((r.detach() for r in kept.results), given)
+        kept.shared = _addresses(results, weights)
+        random = torch.frombuffer(kept, dtype=torch.uint8)
+        _kept[random.data_ptr()] = kept
+        return [*results, random]
 
 
 @_scan.register_fake
-def _(x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any) -> list[Tensor]:
-    T, B, _ = x.shape
+def _(
+    needed: list[bool],
+    x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
+) -> list[Tensor]:  # fmt: skip
     *_, output_size, _ = options
     random = torch.empty(_random_size(x.device), dtype=torch.uint8, device="cpu")
-    return [x.new_empty(T, B, output_size), *(s.new_empty(s.shape) for s in states), random]
+    return [x.new_empty(*x.shape[:2], output_size), *(s.new_empty(s.shape) for s in states), random]
 
 
 @torch.library.custom_op(
     "anyrnn::scan_backward",
     mutates_args=(),
-    schema="(Tensor?[] grads, Tensor random, bool[] needed, "
-    f"Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
+    schema="(Tensor?[] grads, Tensor[] results, Tensor random, "
+    f"bool[] needed, Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, {_OPTIONS}) -> Tensor[]",
 )
 def _scan_backward(
-    grads: list[Tensor | None], random: Tensor, needed: list[bool],
+    grads: list[Tensor | None], results: list[Tensor], random: Tensor, needed: list[bool],
     x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of those of x, states and weights that need one."""
     given = [x, *states, *weights]
-    with _dispatch_anew(), torch.enable_grad(), _random_from(random, x.device):
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
-        count = 1 + len(states)
-        results = _run(leaves[0], leaves[1:count], lengths, leaves[count:], *options)
-        pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+    with _dispatch_anew(), torch.no_grad():
+        kept = _kept.pop(random.data_ptr(), None)
+        if kept is None or kept.shared != _addresses(results, weights):
+            kept = _Kept()
+            kept.leaves = _leaves(given, needed)
+            with _random_from(random, x.device):
+                kept.results = _run_with_grad(kept.leaves, len(states), lengths, *options)
+        pairs = [(r, g) for r, g in zip(kept.results, grads, strict=True) if g is not None and r.requires_grad]
         found = torch.autograd.grad(
-            [r for r, _ in pairs], [leaf for leaf in leaves if leaf.requires_grad], [g for _, g in pairs],
-            allow_unused=True, materialize_grads=True,
+            [r for r, _ in pairs], [leaf for leaf, n in zip(kept.leaves, needed, strict=True) if n],
+            [g for _, g in pairs], allow_unused=True, materialize_grads=True,
         )  # fmt: skip
-    return _own(found, [*given, *(g for g in grads if g is not None)])
+        return _own(found, [*given, *results, *(g for g in grads if g is not None)])
 
 
 @_scan_backward.register_fake
 def _(
-    grads: list[Tensor | None], random: Tensor, needed: list[bool],
+    grads: list[Tensor | None], results: list[Tensor], random: Tensor, needed: list[bool],
     x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor], *options: Any,
 ) -> list[Tensor]:  # fmt: skip
     return [t.new_empty(t.shape) for t, n in zip((x, *states, *weights), needed, strict=True) if n]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, states, lengths, weights, *ctx.options = inputs
-    ctx.count = len(states)
-    ctx.save_for_backward(output[-1], lengths, x, *states, *weights)
+    _, x, states, lengths, weights, *ctx.options = inputs
+    ctx.save_for_backward(lengths, x, *states, *weights, *output)
+    ctx.counts = len(states), len(weights)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    random, lengths, x, *rest = ctx.saved_tensors
-    states, weights = rest[: ctx.count], rest[ctx.count :]
-    x_needed, states_needed, _, weights_needed = ctx.needs_input_grad[:4]
+    lengths, x, *rest = ctx.saved_tensors
+    first, second = ctx.counts[0], sum(ctx.counts)
+    states, weights, (*results, random) = rest[:first], rest[first:second], rest[second:]
+    _, x_needed, states_needed, _, weights_needed, *_ = ctx.needs_input_grad
     needed = [x_needed, *states_needed, *weights_needed]
-    found = iter(
-        torch.ops.anyrnn.scan_backward(grads[:-1], random, needed, x, states, lengths, weights, *ctx.options)
+    found = torch.ops.anyrnn.scan_backward(
+        grads[:-1], results, random, needed, x, states, lengths, weights, *ctx.options
     )
-    each = [next(found) if n else None for n in needed]
-    return each[0], each[1 : 1 + ctx.count], None, each[1 + ctx.count :], *(None for _ in ctx.options)
+    each = iter(found)
+    x_grad, *others = [next(each) if n else None for n in needed]
+    return None, x_grad, others[:first], None, others[first:], *(None for _ in ctx.options)
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Kept(bytearray):
+    """What the backward pass can go on from, as long as it is there: the graph that autograd made of a scan.
+
+    It is the memory of the tensor that holds the state of the random numbers. So it lives as long as that is saved for
+    the backward pass, and no copy of that tensor, wherever it was sent, can be taken for it: a copy has another address.
+
+    Attributes:
+        leaves: The input, states and weights that the scan was given.
+        results: The output and final states.
+        shared: Where the memory is that the graph has in common with results and weights. If the backward pass gets
+            them from elsewhere, compiled code may have used this memory for something else.
+    """
+
+    leaves: list[Tensor]
+    results: list[Tensor]
+    shared: list[int]
+
+
+_kept: WeakValueDictionary[int, _Kept] = WeakValueDictionary()
+
+
+def _leaves(given: Iterable[Tensor], needed: Sequence[bool]) -> list[Tensor]:
+    return [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
+
+
+def _addresses(*groups: Iterable[Tensor]) -> list[int]:
+    return [t.data_ptr() for group in groups for t in group]
+
+
+def _run_with_grad(leaves: list[Tensor], count: int, lengths: Tensor | None, *options: Any) -> list[Tensor]:
+    """Run the scan, `count` being the number of states, so that autograd can go through it."""
+    with torch.enable_grad():
+        return _run(leaves[0], leaves[1 : 1 + count], lengths, leaves[1 + count :], *options)
 
 
 def _run(
@@ -261,7 +330,7 @@ _next_number = itertools.count()
 _checked: set[int] = set()
 
 
-@torch.compiler.assume_constant_result  # torch.compile guards on the identity of the cell
+@_constant_to_dynamo  # torch.compile guards on the identity of the cell
 def number_of(cell: nn.Module) -> int:
     """Return the number by which the operators know a cell."""
     if cell not in _numbers:

@@ -358,6 +358,6 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: tuple[T
             totals = [a.sum(-1, keepdim=True) for a in args]
             known[node] = sum(totals[1:], totals[0])
         elif node.op == "max":
-            known[node] = torch.cat([a.amax(-1, keepdim=True) for a in args], -1).amax(-1, keepdim=True)
+            known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
         else:
             known[node] = POINTWISE[node.op](*args)

@@ -93,8 +93,8 @@ def _sizes_of(cell: nn.Module, state: State | None) -> int | tuple[int, ...] | N
     if isinstance(state, tuple | list) and all(isinstance(s, Tensor) and s.dim() == 2 for s in state):
         return tuple(s.shape[1] for s in state)
     msg = (
-        f"{type(cell).__name__}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
-        f"expected an initial state, one tensor (B, size) or a tuple of them"
+        f"{type(cell).__name__}: the size of its state is not known, since it has neither `state_sizes` nor "
+        f"`hidden_size`; expected an initial state, one tensor (B, size) or a tuple of them"
     )
     raise AnyRNNError(msg)
 

@@ -35,7 +35,7 @@ _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_wit
 _PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
 #: Operations that make a tensor of one number, and how it is found among their arguments.
 _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
-    **dict.fromkeys(("zeros", "new_zeros"), lambda args: 0.0),
+    **dict.fromkeys(("zeros", "new_zeros", "empty", "new_empty", "empty_like"), lambda args: 0.0),
     **dict.fromkeys(("ones", "new_ones"), lambda args: 1.0),
     "scalar_tensor": lambda args: float(args[0]),
     "full": lambda args: float(args[1]),

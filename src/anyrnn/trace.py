@@ -9,11 +9,9 @@ does something else (it reads numbers, counts steps, divides by the batch size) 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import sys
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,8 +185,9 @@ class Recorder(TorchDispatchMode):
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = "p" if func is torch.ops.aten.bernoulli_.float else func._overloadname
-        plain = getattr(packet, overload, None)
+        plain = getattr(packet, func._overloadname, None)
+        if func is torch.ops.aten.bernoulli_.float:
+            plain, args = packet.p, (args[0], *args[1:], *([] if kwargs or args[1:] else [0.5]))
         target = args[0] if args else None
         if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
@@ -255,9 +254,9 @@ def _sized(step: Step, batch: int) -> str:
 def _trace(
     cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, batch: int, fill: float
 ) -> Graph:
-    tensors = tensors_of(cell)
-    stand_ins = {key: value.detach() for key, value in registered_of(cell).items()}
-    names = {id(t): name for name, t in (tensors | stand_ins).items()}
+    twin = _twin_of(cell)
+    stand_ins = registered_of(twin)
+    names = {id(t): name for name, t in (tensors_of(cell) | stand_ins).items()}
 
     def name_of(tensor: Tensor) -> str:
         if id(tensor) not in names:
@@ -284,11 +283,9 @@ def _trace(
 
     devices = [like.device] if like.device.type == "cuda" else []
     try:
-        with _unchanged(cell), torch.enable_grad(), torch.random.fork_rng(devices=devices), recorder:
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices), recorder:
             sys.setprofile(note_locals)
-            call = _Stepper(cell, signature)
-            changed = {f"cell.{k}": v for k, v in stand_ins.items()}
-            output, new = torch.func.functional_call(call, changed, (x, tuple(states)))
+            output, new = signature.step(twin, x, tuple(states))
     except AnyRNNError:
         raise
     except Exception as cause:
@@ -296,6 +293,7 @@ def _trace(
         raise AnyRNNError(msg) from cause
     finally:
         sys.setprofile(outer)
+    _check_unchanged(cell, twin, stand_ins)
     return Graph(
         inputs[0],
         tuple(inputs[1:]),
@@ -310,55 +308,40 @@ def _trace(
     )
 
 
-class _Stepper(nn.Module):
-    """A step of a cell with the state as a tuple."""
-
-    def __init__(self, cell: nn.Module, signature: Signature) -> None:
-        super().__init__()
-        self.cell = cell
-        self.signature = signature
-
-    def forward(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        before = dict(self.cell.named_buffers())
-        result = self.signature.step(self.cell, x, states)
-        for name, buffer in self.cell.named_buffers():
-            if buffer is not before.get(name):
-                msg = f"it puts another tensor in the place of its buffer `{name}`"
-                raise AnyRNNError(msg)
-        return result
+def _twin_of(cell: nn.Module) -> nn.Module:
+    """A cell of the same attributes to run instead of the cell itself, which other threads may be running."""
+    weights: dict[int, Tensor] = {}
+    twins = {id(m): object.__new__(type(m)) for m in cell.modules()}
+    for module in cell.modules():
+        own = vars(twins[id(module)])
+        own.update((k, copy.copy(v) if isinstance(v, list | dict) else v) for k, v in vars(module).items())
+        for kind in ("_parameters", "_buffers"):
+            held = {k: t if t is None else weights.setdefault(id(t), t.detach()) for k, t in own[kind].items()}
+            own[kind] = held
+        own["_modules"] = {k: m if m is None else twins[id(m)] for k, m in own["_modules"].items()}
+    return twins[id(cell)]
 
 
-@contextlib.contextmanager
-def _unchanged(cell: nn.Module) -> Iterator[None]:
-    """Put the attributes of a cell back as they were, and refuse it if its step has changed one."""
-    before = [(m.__dict__, {k: (v, _copied(v)) for k, v in m.__dict__.items()}) for m in cell.modules()]
-    changed = []
-    try:
-        yield
-    finally:
-        for attributes, old in before:
-            for key in [k for k in attributes if k not in old]:
-                changed.append(key)
-                del attributes[key]
-            for key, (value, copied) in old.items():
-                if any(a is not b for a, b in zip_longest(_contents(value), _contents(copied))):
-                    changed.append(key)
-                    value.clear()
-                    (value.extend if isinstance(value, list) else value.update)(copied)
-                if attributes.get(key, before) is not value:
-                    changed.append(key)
-                    attributes[key] = value
-    if changed:
-        msg = f"its step changes the cell's attribute `{changed[0]}`"
+def _check_unchanged(cell: nn.Module, twin: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Check that the step has left the attributes of its cell as they were."""
+    if any(value is not weights.get(name) for name, value in registered_of(twin).items()):
+        msg = "its step puts another tensor in the place of a weight or buffer"
         raise AnyRNNError(msg)
+    for module, other in zip(cell.modules(), twin.modules(), strict=True):
+        before, after = vars(module), vars(other)
+        for key in dict.fromkeys([*before, *after]):
+            a, b = before.get(key, module), after.get(key, module)
+            same = a is b if not isinstance(a, list | dict) else key in _MODULES_OWN or _parts(a) == _parts(b)
+            if not same:
+                msg = f"its step changes the attribute `{key}` of {type(module).__name__}"
+                raise AnyRNNError(msg)
 
 
-def _copied(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, list | dict) else None
+def _parts(value: Any) -> list[int]:
+    return [id(v) for v in (value.values() if isinstance(value, dict) else value)]
 
 
-def _contents(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+_MODULES_OWN = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 def registered_of(cell: nn.Module) -> dict[str, Tensor]:

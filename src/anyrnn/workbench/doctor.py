@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import anyrnn
+from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.select import ENGINES, PLANNED
 from anyrnn.workbench.models import NETWORKS
 
@@ -72,7 +73,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 def _engines() -> Iterator[tuple[str, str]]:
     for name in ENGINES:
-        yield name, "available"
+        yield name, f"available; {threads.status()}" if name == "cpu" else "available"
     for name in PLANNED:
         yield name, f"not available: anyrnn {anyrnn.__version__} does not have it yet"
     if "ANYRNN_ENGINE" in os.environ:
@@ -88,7 +89,8 @@ def _networks() -> Iterator[tuple[str, str]]:
 
 def _places() -> Iterator[tuple[str, str]]:
     yield "package", str(Path(anyrnn.__file__).parent)
-    yield "runs", f"{Path.cwd() / 'runs'}, or where --out says; anyrnn writes nowhere else"
+    yield "runs", f"{Path.cwd() / 'runs'}, or where --out says"
+    yield "machine code", jit.cache_status()
 
 
 def _cores() -> int:

@@ -26,6 +26,7 @@ from anyrnn.layers import Layer
 from anyrnn.protocol import Signature
 
 Run = Callable[[Tensor], tuple[Any, ...]]  # from x (T, B, I) to the output and the final state
+Arrange = Callable[[list[Tensor]], list[Tensor]]  # from gradients of a module's parameters to those of anyrnn's layer
 
 #: torch.nn's layer of a named network, and the cell of those that have one layer and one direction.
 TORCH_LAYERS: Mapping[str, Callable[[int, int], nn.RNNBase]] = {
@@ -117,7 +118,7 @@ def contender(
     module: nn.Module,
     problem: Problem,
     prepare: Callable[[nn.Module], Run],
-    arrange: Callable[[list[Tensor]], list[Tensor]] = list,
+    arrange: Arrange = list,
 ) -> Contender:
     """Measure a PyTorch module.
 
@@ -126,7 +127,7 @@ def contender(
         module: It owns the parameters.
         problem: What it is given.
         prepare: From the module, in training or in evaluation mode, to the function that is measured.
-        arrange: Puts the gradients of `module.parameters()` into the order, and form, of those of anyrnn's layer.
+        arrange: Brings the gradients of `module.parameters()` into the order and form of those of anyrnn's layer.
     """
     # Two copies, since it is the module's mode that tells oneDNN not to write what only a backward pass reads.
     infer, train = prepare(copy.deepcopy(module).eval()), prepare(module.train())
@@ -178,12 +179,14 @@ def packed(module: nn.Module, problem: Problem) -> Run:
 # ---- The same cell in a plain Python loop ----
 
 
-def python_loop(layer: Layer, problem: Problem, name: str = "Python loop") -> Contender:
+def python_loop(layer: Layer, problem: Problem, name: str = "Python loop", arrange: Arrange = list) -> Contender:
     """Measure the cells of a layer in a loop over the steps, as one writes it by hand."""
-    return contender(name, layer, problem, lambda module: loop(module, problem.lengths))
+    return contender(name, layer, problem, lambda module: loop(module, problem.lengths), arrange)
 
 
-def compiled_loop(layer: Layer, problem: Problem, name: str = "torch.compile of the loop") -> Contender:
+def compiled_loop(
+    layer: Layer, problem: Problem, name: str = "torch.compile of the loop", arrange: Arrange = list
+) -> Contender:
     """Measure that loop under `torch.compile`, which takes a minute to begin with, and a C++ compiler."""
 
     def prepare(module: nn.Module) -> Run:
@@ -198,7 +201,7 @@ def compiled_loop(layer: Layer, problem: Problem, name: str = "torch.compile of 
 
         return run
 
-    return contender(name, layer, problem, prepare)
+    return contender(name, layer, problem, prepare, arrange)
 
 
 def loop(layer: nn.Module, lengths: Tensor | None) -> Run:

@@ -68,7 +68,7 @@ class Anatomy:
 
     def __str__(self) -> str:
         """The parts, one a line."""
-        loop = ", ".join([f"{self.products} products with a matrix", *self.loop])
+        loop = ", ".join([f"{self.products} product{'s' if self.products != 1 else ''} with a matrix", *self.loop])
         lines = [
             f"once    {', '.join(self.once) or '-'}",
             f"before  {', '.join(self.before) or '-'}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from anyrnn.engines.cpu.anatomy import Anatomy, anatomy_of
 from anyrnn.engines.cpu.layout import Layout, layout
-from anyrnn.engines.cpu.loop import Loop
+from anyrnn.engines.cpu.loop import Loop, without_autocast
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Split, Steps, split
 from anyrnn.trace import Ref, trace
@@ -106,8 +105,7 @@ class CpuEngine:
             assert order.order is not None
             rows = rows.index_select(0, order.packed_index)
             states = tuple(s.index_select(0, order.order) for s in states)
-        quiet = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
-        with quiet:
+        with without_autocast():
             output, finals = _run(plan, call.cell, order, rows, states)
         if order.lengths is not None and order.order is not None:
             whole = output.new_zeros(T * B, output.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from array import array
 from dataclasses import dataclass
@@ -186,6 +187,11 @@ def _final(layout: Layout, sequence: Tensor, initial: Tensor) -> Tensor:
     return torch.cat([sequence[index], initial[len(index) :]])
 
 
+def without_autocast() -> contextlib.AbstractContextManager[Any]:
+    """Let products compute in the type of what they are given."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
+
+
 class _LoopFunction(torch.autograd.Function):
     """The loop with its backward pass."""
 
@@ -204,9 +210,10 @@ class _LoopFunction(torch.autograd.Function):
         p = loop.program
         count = len(p.streams) + len(p.states) + len(p.vectors) + len(p.matrices)
         tensors, sequences, saved = kept[:count], kept[count : count + len(p.states)], kept[count + len(p.states) :]
-        if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-            return None, None, *_replayed(loop, layout, tensors, grads, ctx.needs_input_grad[2:])
-        return None, None, *_backward(loop, layout, tensors, sequences, saved, grads, ctx.needs_input_grad[2:])
+        with without_autocast():
+            if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
+                return None, None, *_replayed(loop, layout, tensors, grads, ctx.needs_input_grad[2:])
+            return None, None, *_backward(loop, layout, tensors, sequences, saved, grads, ctx.needs_input_grad[2:])
 
 
 def _backward(
