@@ -25,6 +25,8 @@ format: $(READY)  ## rewrite the sources in the project's format
 
 bench: $(READY)  ## measure, side by side, what the README claims about speed
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/memory.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

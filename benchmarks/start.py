@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +43,7 @@ def child(name: str) -> dict[str, float]:
     # PyTorch's own first backward pass is not ours.
     w = torch.ones(8, 8, requires_grad=True)
     torch.autograd.grad((w @ w).tanh().sum(), w)
-    makers = {
+    makers: dict[str, Callable[[int, int], torch.nn.Module]] = {
         "LSTM": anyrnn.LSTM,
         "GRU": anyrnn.GRU,
         "peephole LSTM": anyrnn.PeepholeLSTM,

@@ -126,7 +126,8 @@ class Lowering:
         moved = np.moveaxis(value.codes, axis, -1)
         out = np.empty(moved.shape[:-1], dtype=np.int64)
         for index in np.ndindex(out.shape):
-            parts, numbers = [], []
+            parts: list[Node] = []
+            numbers: list[Node] = []
             for node, count in self._parts(moved[index]):
                 number = self._typed(op, 0, node)
                 if op == "sum" and node.width == 1 < count:
@@ -280,11 +281,6 @@ def _softplus(lo: Lowering, x: Value, beta: float = 1, threshold: float = 20) ->
     return _choose(lo, "gt", scaled, threshold, x, soft)
 
 
-def _softplus_backward(lo: Lowering, g: Value, x: Value, beta: float, threshold: float) -> Value:
-    scaled = lo.pointwise("mul", x, beta)
-    return _choose(lo, "gt", scaled, threshold, g, lo.pointwise("mul", g, lo.pointwise("sigmoid", scaled)))
-
-
 def _elu(lo: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
     low = lo.pointwise("mul", lo.pointwise("expm1", lo.pointwise("mul", x, input_scale)), alpha * scale)
     return _choose(lo, "gt", x, 0, lo.pointwise("mul", x, scale), low)
@@ -379,7 +375,7 @@ def _var(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None =
 
 
 def _std(lo: Lowering, x: Value, dims: Any = None, **options: Any) -> Value:
-    return lo.pointwise("sqrt", _var(lo, x, dims, **options))
+    return _root(lo, _var(lo, x, dims, **options))
 
 
 def _var_mean(
@@ -413,7 +409,13 @@ def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, kee
     if order not in (2, None):
         msg = f"of order {order}"
         raise ValueError(msg)
-    return lo.pointwise("sqrt", _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+    return _root(lo, _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+
+
+def _root(lo: Lowering, square: Value) -> Value:
+    """The root of a sum of squares: where that is zero, its gradient is zero too, as PyTorch's is."""
+    root = lo.pointwise("sqrt", _choose(lo, "eq", square, 0, 1, square))
+    return _choose(lo, "eq", square, 0, 0, root)
 
 
 def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
@@ -539,15 +541,13 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"bitwise_not": _bitwise("logical_not"), "sgn": _unary("sign")},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
         **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
-        "square": lambda lo, x: lo.pointwise("mul", x, x),
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
         "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
         "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
         "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),
-        "threshold_backward": lambda lo, g, x, edge: _choose(lo, "le", x, edge, 0, g),
-        **{"softplus": _softplus, "softplus_backward": _softplus_backward, "elu": _elu, "hardtanh": _hardtanh},
+        **{"softplus": _softplus, "elu": _elu, "hardtanh": _hardtanh},
         **{"hardsigmoid": _hardsigmoid, "silu": _silu, "gelu": _gelu, "log_sigmoid_forward": _log_sigmoid},
         "hardswish": lambda lo, x: lo.pointwise("mul", x, _hardsigmoid(lo, x)),
         "addcmul": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("mul", a, b), value),
@@ -555,15 +555,15 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "lerp": lambda lo, a, b, w: lo.pointwise("add", a, lo.pointwise("mul", w, lo.pointwise("sub", b, a))),
         **{"tanh_backward": _tanh_backward, "sigmoid_backward": _sigmoid_backward},
         **{"sum": _sum, "mean": _mean, "amax": _amax, "var": _var, "std": _std, "var_mean": _var_mean},
-        **{"native_layer_norm": _layer_norm, "_softmax": _softmax, "linalg_vector_norm": _norm, "norm": _norm},
-        **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split, "chunk": _split},
+        **{"native_layer_norm": _layer_norm, "_softmax": _softmax, "linalg_vector_norm": _norm},
+        **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split},
         **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
-        **{"view": _view, "_unsafe_view": _view, "reshape": _view, "expand": _expand, "unsqueeze": _unsqueeze},
+        **{"view": _view, "_unsafe_view": _view, "expand": _expand, "unsqueeze": _unsqueeze},
         "repeat": _repeat,
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
-        "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         "detach": _unary("detach"),
-        **dict.fromkeys(("clone", "alias", "contiguous", "positive", "lift_fresh"), _same),
+        "scalar_tensor": lambda lo, number, **_: lo.constant(number),
+        **dict.fromkeys(("clone", "alias"), _same),
         **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
     }
 )

@@ -109,7 +109,7 @@ class Builder:
             msg = f"`{op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
         numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
-        if None not in numbers and op not in MASKS and op not in ("where", "positive", "detach"):
+        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
             operands = [torch.tensor(n, dtype=torch.float64) for n in numbers]
             return self.constant(POINTWISE[op](*operands).item())
         if op == "ne" and args[0].op in MASKS and numbers[1] == 0:

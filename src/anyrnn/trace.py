@@ -187,7 +187,7 @@ class Recorder(TorchDispatchMode):
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
         plain = getattr(packet, func._overloadname, None)
         if func is torch.ops.aten.bernoulli_.float:
-            plain, args = packet.p, (args[0], *args[1:], *([] if kwargs or args[1:] else [0.5]))
+            plain, args = torch.ops.aten.bernoulli.p, (args[0], *args[1:], *([] if kwargs or args[1:] else [0.5]))
         target = args[0] if args else None
         if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"

@@ -177,6 +177,8 @@ class Setting:
         for name, value in {**sizes, "threads": 1 if self.threads is None else self.threads}.items():
             if value < 1:
                 raise AnyRNNError(f"bench: got {name}={value}, expected at least 1")
+        if not self.seconds > 0:
+            raise AnyRNNError(f"bench: got seconds={self.seconds}, expected more than 0")
         for peer in self.peers or ():
             if peer not in PEERS:
                 names = ", ".join(PEERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING
@@ -55,6 +56,7 @@ class Plan:
         self.result = parts.graph.output if parts.graph.output is not None else parts.graph.new_states[0]
 
 
+_lock = threading.RLock()  # a trace swaps a cell's tensors for a moment, which one thread at a time may do
 _plans: OrderedDict[object, Plan | str] = OrderedDict()
 _recent: WeakKeyDictionary[nn.Module, tuple[list[object], list[object], Plan | str]] = WeakKeyDictionary()
 
@@ -184,9 +186,12 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
     key = (_structure(cell, keeps), signature, input_size, dtype)
     found = _plans.get(key)
     if found is None:
-        found = _plans[key] = _made(cell, signature, input_size, dtype, keeps)
-        if len(_plans) > _PLANS:
-            _plans.popitem(last=False)
+        with _lock:
+            found = _plans.get(key)
+            if found is None:
+                found = _plans[key] = _made(cell, signature, input_size, dtype, keeps)
+            if len(_plans) > _PLANS:
+                _plans.popitem(last=False)
     _recent[origin] = (seen, objects, found)  # the objects are kept, so that none takes another's identity
     return found
 

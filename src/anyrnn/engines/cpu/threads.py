@@ -138,9 +138,13 @@ def _function(address: int) -> Callable[[int, int, int], None]:
     return _PART(address)  # 1 us to make
 
 
+_kept: list[jit.Compiled] = []  # the address is cached for good, so the code must stay as long
+
+
 @functools.cache
 def _region() -> Callable[..., None]:
     code = jit.load(_REGION, lambda: _REGION, Machine.host())
+    _kept.append(code)
     return _REGION_CALL(code.address("region"))
 
 

@@ -175,7 +175,7 @@ class Tile:
 
     def _combine(self, reduction: Node) -> Callable[[ir.Value, ir.Value], ir.Value]:
         if reduction.op == "sum":
-            return self.b.fadd
+            return partial(self.b.fadd)
         return partial(FUNCTIONS["maximum"], self.b)
 
     def _finish(self, reduction: Node, r: int) -> ir.Value:

@@ -1,0 +1,308 @@
+"""Each rule of the table in lower.py, values and gradients, against the operation of PyTorch that it stands for."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from anyrnn.derive import derive
+from anyrnn.errors import AnyRNNError
+from anyrnn.lower import RULES, Lowering
+from anyrnn.program import Builder, Node, Program, evaluate
+from anyrnn.trace import Recorder
+
+B = 11
+#: Where the operations have kinks, jumps and edges, and numbers between them.
+POINTS = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0, 6.0, 20.0, 21.0, -30.0], dtype=torch.float64)
+SPECIAL = torch.tensor(
+    [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-300, 709.0, -745.0, 1.0, -1.0, 0.5], dtype=torch.float64
+)
+
+
+class Vector(tuple):
+    """The shape of an operand without a batch."""
+
+
+def rows(*shape):
+    """The shape of an operand with a batch, less the batch."""
+    return shape
+
+
+X, Y, V, ONE = rows(4), rows(4), Vector((4,)), rows(1)
+
+
+def positive(f):
+    """An operation on positive numbers."""
+    return lambda x: f(x.abs() + 0.25)
+
+
+# (the rule, a function that PyTorch computes by it, the shapes of its operands)
+ROWS = [
+    *((f.__name__, f, X) for f in (torch.neg, torch.abs, torch.expm1, torch.tanh, torch.sigmoid, torch.sin)),
+    *((f.__name__, f, X) for f in (torch.cos, torch.erf, torch.floor, torch.ceil, torch.trunc, torch.round)),
+    *((f.__name__, f, X) for f in (torch.sign, torch.sgn)),
+    *((f.__name__, lambda x, f=f: f(x / 4), X) for f in (torch.exp, torch.exp2)),
+    *((f.__name__, positive(f), X) for f in (torch.log, torch.log2, torch.log1p, torch.sqrt, torch.rsqrt)),
+    ("reciprocal", positive(torch.reciprocal), X),
+    ("add", lambda x, y: torch.add(x, y, alpha=0.5), X, Y),
+    ("add", lambda x, y: x + y + 2, X, ONE),
+    ("sub", lambda x, y: torch.sub(x, y, alpha=0.5), X, V),
+    ("sub", lambda x: x - 1, X),
+    ("rsub", lambda x: 1 - x, X),
+    ("rsub", lambda x, y: torch.rsub(x, y, alpha=2), X, Y),
+    ("mul", lambda x, y: x * y * 3, X, Y),
+    ("mul", lambda x, y: x * y, ONE, V),
+    ("mul", lambda x, y: x.unsqueeze(2) * y.unsqueeze(1), rows(3), rows(2)),
+    ("mul", lambda x, v: x.view(-1, 2, 2) * v, X, Vector((2, 2))),
+    ("div", lambda x, y: x / (y.abs() + 1) / 2, X, Y),
+    ("div", lambda x, y: torch.div(x, y.abs() + 1, rounding_mode="floor"), X, Y),
+    ("div", lambda x, y: torch.div(x, y.abs() + 1, rounding_mode="trunc"), X, ONE),
+    *(("pow", lambda x, n=n: x**n, X) for n in (0, 1, 2, 3, 4, 5, -3)),
+    *(("pow", positive(lambda x, n=n: x**n), X) for n in (0.5, -1, -2, -0.5, 1.7)),
+    ("pow", lambda x, y: (x.abs() + 0.25) ** (y / 8), X, Y),
+    ("pow", lambda x: 2 ** (x / 4), X),
+    ("maximum", torch.maximum, X, Y),
+    ("maximum", lambda x: torch.maximum(x, x * 1.0), X),
+    ("minimum", torch.minimum, X, V),
+    *((f.__name__, lambda x, y, f=f: torch.where(f(x, y), x, 2 * y), X, Y) for f in (torch.lt, torch.le, torch.gt)),
+    *((f.__name__, lambda x, f=f: torch.where(f(x, 0.5), x, 7.0), X) for f in (torch.ge, torch.eq, torch.ne)),
+    ("where", lambda x, y: torch.where(x > 0, 1.0, y), X, Y),
+    ("where", lambda x, y: torch.where(x > y, x, y.mean(1, keepdim=True)), ONE, Y),
+    ("masked_fill", lambda x, y: x.masked_fill(y > 0, -1.0), X, Y),
+    ("logical_and", lambda x, y: torch.where(torch.logical_and(x > 0, y), x, y), X, Y),
+    ("logical_or", lambda x, y: torch.where(torch.logical_or(x > 0, y > 0), x, y), X, Y),
+    ("logical_not", lambda x, y: torch.where(torch.logical_not(x), x, y), X, Y),
+    ("bitwise_and", lambda x, y: torch.where((x > 0) & (y > 0), x, y), X, Y),
+    ("bitwise_or", lambda x, y: torch.where((x > 0) | (y > 0), x, y), X, Y),
+    ("bitwise_not", lambda x, y: torch.where(~(x > 0), x, y), X, Y),
+    ("clamp", lambda x: x.clamp(-1, 1), X),
+    ("clamp", lambda x: x.clamp(max=1), X),
+    ("clamp", lambda x, v: x.clamp(v, v + 1), X, V),
+    ("clamp_min", lambda x: torch.clamp_min(x, 0.5), X),
+    ("clamp_max", lambda x: torch.clamp_max(x, 0.5), X),
+    ("relu", torch.relu, X),
+    ("leaky_relu", lambda x: F.leaky_relu(x, 0.2), X),
+    ("threshold", lambda x: F.threshold(x, 0.5, -2), X),
+    ("softplus", F.softplus, X),
+    ("softplus", lambda x: F.softplus(x, 2, 6), X),
+    *(("elu", f, X) for f in (F.elu, F.selu, lambda x: F.elu(x, 0.3))),
+    ("hardtanh", F.hardtanh, X),
+    ("hardtanh", F.relu6, X),
+    ("hardsigmoid", F.hardsigmoid, X),
+    ("hardswish", F.hardswish, X),
+    ("silu", F.silu, X),
+    ("gelu", F.gelu, X),
+    ("gelu", lambda x: F.gelu(x, approximate="tanh"), X),
+    ("log_sigmoid_forward", F.logsigmoid, X),
+    ("addcmul", lambda x, y, v: torch.addcmul(x, y, v, value=0.5), X, Y, V),
+    ("addcdiv", lambda x, y: torch.addcdiv(x, x, y.abs() + 1, value=-2), X, Y),
+    ("lerp", lambda x, y: torch.lerp(x, y, 0.3), X, Y),
+    ("lerp", torch.lerp, X, Y, V),
+    ("detach", lambda x: x * x.detach(), X),
+    ("sum", lambda x: x.sum(1), X),
+    ("sum", lambda x: x.view(-1, 2, 3).sum((1, 2), keepdim=True).flatten(1) * x, rows(6)),
+    ("sum", lambda x, y: torch.cat([x, y.expand(-1, 3), torch.ones_like(x)], 1).sum(-1, keepdim=True), X, ONE),
+    ("sum", lambda x: (x > 0).sum(1, keepdim=True) * x, X),
+    ("mean", lambda x: x.mean(-1, keepdim=True) * x, X),
+    ("mean", lambda x: x.view(-1, 2, 3).mean(1), rows(6)),
+    ("amax", lambda x, y: torch.cat([x, y], 1).amax(1, keepdim=True) * x, X, rows(3)),
+    ("amax", lambda x: torch.cat([x, torch.relu(x)], 1).amax(1), X),
+    ("var", lambda x: x.var(1, keepdim=True), X),
+    ("var", lambda x: x.var(1, correction=0), X),
+    ("std", lambda x: x.std(1, keepdim=True), X),
+    ("var_mean", lambda x: torch.cat(torch.var_mean(x, 1, keepdim=True), 1), X),
+    ("native_layer_norm", lambda x, v, w: F.layer_norm(x, (4,), v, w, 0.1), X, V, V),
+    ("native_layer_norm", lambda x: F.layer_norm(x.view(-1, 3, 2), (2,)).flatten(1), rows(6)),
+    ("native_layer_norm", lambda x: F.layer_norm(x.view(-1, 3, 2), (3, 2)).flatten(1), rows(6)),
+    ("_softmax", lambda x: torch.softmax(x, 1), X),
+    ("_softmax", lambda x: torch.softmax(x.view(-1, 3, 2), 1).flatten(1), rows(6)),
+    ("linalg_vector_norm", lambda x: torch.linalg.vector_norm(x + 0.1, dim=1), X),
+    ("linalg_vector_norm", lambda x: F.normalize(x + 0.1, dim=1), X),
+    ("slice", lambda x: x[:, 1:3], X),
+    ("slice", lambda x: torch.cat([x[:, ::2], x[:, -1:]], 1), rows(5)),
+    ("split", lambda x: torch.cat(x.split(2, 1)[::-1], 1), rows(5)),
+    ("split", lambda x: x.chunk(3, 1)[2], rows(7)),
+    ("split_with_sizes", lambda x: x.split([1, 3], 1)[1] * x.split([1, 3], 1)[0], X),
+    ("unsafe_split", lambda x: x.unsafe_chunk(2, 1)[1], X),
+    ("unbind", lambda x: torch.stack(x.unbind(1)[1:3], 1), X),
+    ("cat", lambda x, y: torch.cat([x, y, x], -1), X, rows(3)),
+    ("stack", lambda x, y: torch.stack([x, y], 2).flatten(1), X, Y),
+    ("stack", lambda x, y: torch.stack([x, y], -2).mean(1), X, Y),
+    ("select", lambda x: x[:, 2].unsqueeze(1) * x, X),
+    ("select", lambda x, v: x * v[1], X, V),
+    ("view", lambda x: x.view(-1, 2, 3).transpose(1, 2).sum(2), rows(6)),
+    ("_unsafe_view", lambda x: x.view(-1, 2, 3).transpose(1, 2).reshape(len(x), 6), rows(6)),
+    ("expand", lambda x: x.expand(-1, 5) * 2, ONE),
+    ("unsqueeze", lambda x: x.unsqueeze(-1).squeeze(-1), X),
+    ("squeeze", lambda x: x.unsqueeze(1).squeeze(), X),
+    ("squeeze", lambda x: x.unsqueeze(1).squeeze((1, 2)), X),
+    ("transpose", lambda x: x.view(-1, 2, 2).transpose(-1, -2).flatten(1), X),
+    ("permute", lambda x: x.view(-1, 2, 2).permute(0, 2, 1).flatten(1), X),
+    ("repeat", lambda x: x.repeat(1, 2), X),
+    ("_to_copy", lambda x: (x > 0).to(torch.float64) * x, X),
+    ("_to_copy", lambda x: torch.where((x * 2).bool(), 1.0, x), X),
+    ("clone", lambda x: x.clone() * 2, X),
+    ("alias", lambda x: torch.ops.aten.alias(x) * 2, X),
+    ("zeros_like", lambda x: torch.zeros_like(x) + x, X),
+    ("ones_like", lambda x: torch.ones_like(x) * x, X),
+    ("full_like", lambda x: torch.full_like(x, 0.7) * x, X),
+]  # fmt: skip
+
+
+class Lowered:
+    """A function of tensors as a loop program, with streams and vectors in the place of its operands."""
+
+    def __init__(self, function, shapes):
+        self.shapes = shapes
+        recorder = Recorder()
+        operands = [
+            torch.ones(shape if isinstance(shape, Vector) else (B, *shape), dtype=torch.float64) for shape in shapes
+        ]
+        builder = Builder()
+        lowering = Lowering(builder)
+        values, self.leaves = {}, []
+        counts = {"stream": 0, "vector": 0}
+        for shape, operand in zip(shapes, operands, strict=True):
+            kind = "vector" if isinstance(shape, Vector) else "stream"
+            node = builder.node(kind, (), math.prod(shape), (counts[kind], 0))
+            counts[kind] += 1
+            self.leaves.append(node)
+            values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
+        with torch.no_grad(), recorder:
+            result = function(*operands)
+        for step in recorder.steps:
+            args, kwargs = pytree.tree_map_only(
+                type(recorder.ref(operands[0])), values.__getitem__, (step.args, dict(step.kwargs))
+            )
+            values.update(zip(step.outputs, lowering.apply(step, args, kwargs), strict=False))
+        self.rules = {step.short_name for step in recorder.steps}
+        pieces = lowering.pieces(values[recorder.ref(result)])
+        widths = [tuple(n.width for n in self.leaves if n.op == kind) for kind in ("stream", "vector")]
+        self.program = Program(widths[0], (), widths[1], (), (), (pieces,))
+
+    def __call__(self, *tensors):
+        arrays = [[t for t, n in zip(tensors, self.leaves, strict=True) if n.op == op] for op in ("stream", "vector")]
+        known = self._computed(self.program, self._leaves(self.program, *arrays))
+        return self._output(self.program.outputs[0], known, B)
+
+    def gradients(self, tensors, grad):
+        """The gradients of the operands, by the backward program."""
+        derivative = derive(self.program)
+        streams = [t for t, n in zip(tensors, self.leaves, strict=True) if n.op == "stream"]
+        vectors = [t for t, n in zip(tensors, self.leaves, strict=True) if n.op == "vector"]
+        known = self._computed(derivative.forward, self._leaves(derivative.forward, streams, vectors))
+        kept = [self._output(pieces, known, B) for pieces in derivative.forward.outputs[1:]]
+        back = derivative.backward
+        known = self._computed(back, self._leaves(back, [*streams, grad, *kept], vectors))
+        found = [torch.zeros_like(t) for t in tensors]
+        order = [n.attr[0] if n.op == "stream" else None for n in self.leaves]
+        for number, pieces in zip(derivative.stream_outputs, back.outputs[1:], strict=True):
+            found[order.index(number)] = self._output(pieces, known, B)
+        for leaf, ranges in zip([n for n in self.leaves if n.op == "vector"], derivative.vector_totals, strict=True):
+            for first, width, total in ranges:
+                value = known[back.totals[total]]
+                found[self.leaves.index(leaf)][first : first + width] = value.expand(B, width).sum(0)
+        return found
+
+    @staticmethod
+    def _leaves(program, streams, vectors):
+        arrays = {"stream": streams, "vector": vectors}
+        return {n: arrays[n.op][n.attr[0]][..., n.attr[1] : n.attr[1] + n.width] for n in program.nodes if n.is_leaf}
+
+    @staticmethod
+    def _computed(program, known):
+        known.setdefault(Node("anything", (), 1), torch.zeros((), dtype=torch.float64))  # where all is constant
+        evaluate(program.nodes, known)
+        return known
+
+    @staticmethod
+    def _output(pieces, known, count):
+        return torch.cat([known[p].double().expand(count, p.width) for p in pieces], 1) if pieces else None
+
+
+def operands(shapes, seed):
+    """Random numbers; and in the first rows all the edges, each against each where there are two operands."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for k, shape in enumerate(shapes):
+        size = (math.prod(shape),) if isinstance(shape, Vector) else (B, math.prod(shape))
+        drawn = torch.randn(size, generator=generator, dtype=torch.float64) * 2
+        if seed == 0 and not isinstance(shape, Vector):
+            drawn = POINTS.roll(k * 3).unsqueeze(1).expand(size).clone()
+        made.append(drawn)
+    return made
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_rule_is_what_pytorch_computes(row):
+    name, function, *shapes = row
+    lowered = Lowered(function, shapes)
+    assert name in lowered.rules, "the table is about this rule"
+    for seed in range(3):
+        tensors = [t.requires_grad_() for t in operands(shapes, seed)]
+        shaped = [
+            t.view(shape if isinstance(shape, Vector) else (B, *shape))
+            for t, shape in zip(tensors, shapes, strict=True)
+        ]
+        want = function(*shaped).reshape(B, -1)
+        with torch.no_grad():
+            got = lowered(*tensors)
+        torch.testing.assert_close(got, want.detach(), rtol=1e-12, atol=1e-12)
+        grad = torch.cos(torch.arange(want.numel(), dtype=torch.float64)).view(want.shape)
+        expected = [torch.zeros_like(t) for t in tensors]
+        if want.requires_grad:
+            found = torch.autograd.grad(want, tensors, grad, allow_unused=True)
+            expected = [z if g is None else g for g, z in zip(found, expected, strict=True)]
+        # PyTorch's own gradients of hardsigmoid use a sixth in float32, even in float64.
+        tolerance = 1e-7 if name == "hardsigmoid" else 1e-11
+        with torch.no_grad():
+            for a, b in zip(lowered.gradients([t.detach() for t in tensors], grad), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+UNARY = [row for row in ROWS if row[2:] == (X,) and row[0] not in ("mean", "var_mean")]
+
+
+@pytest.mark.parametrize("row", UNARY, ids=lambda row: row[0])
+def test_a_rule_keeps_nan_and_the_limits(row):
+    _, function, _ = row
+    x = SPECIAL.unsqueeze(1).expand(-1, 4).clone()
+    torch.testing.assert_close(
+        Lowered(function, [X])(x), function(x).reshape(B, -1), equal_nan=True, rtol=1e-12, atol=0
+    )
+
+
+def test_every_rule_has_a_row():
+    # recorded by PyTorch's gradients of the operations above
+    met = {"tanh_backward", "sigmoid_backward", "scalar_tensor"}
+    assert set(RULES) - {row[0] for row in ROWS} - met == set()
+
+
+REFUSED = {
+    "a sum along the batch": (lambda x: x - x.sum(0), "along the batch"),
+    "a sum of everything": (lambda x: x * x.sum(), "along the batch"),
+    "rows by number": (lambda x: x[1:] + x[:-1], "along the batch"),
+    "the batch transposed": (lambda x: x.view(-1, 2, 2).transpose(0, 1).flatten(1), "along the batch"),
+    "the batch permuted": (lambda x: x.view(-1, 2, 2).permute(1, 0, 2).sum(0), "of the batch"),
+    "rows side by side": (lambda x: x.view(-1, 2), "across the batch"),
+    "rows under each other": (lambda x: torch.cat([x, x], 0), "along the batch"),
+    "rows stacked": (lambda x: torch.stack([x, x], 0), "along the batch"),
+    "rows taken apart": (lambda x: x.unbind(0)[0], "along the batch"),
+    "rows repeated": (lambda x: x.repeat(2, 1), "along the batch"),
+    "a new dimension in front": (lambda x: x.unsqueeze(0), "before the batch"),
+    "another norm": (lambda x: x.norm(1, dim=1), "of order 1"),
+    "integers": (lambda x: x.long() + x, "to torch.int64"),
+    "an unknown operation": (torch.atan, "`aten.atan` in the loop"),
+    "a random draw": (lambda x: x * torch.bernoulli(x), "move dropout out of the cell"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_rule_is_named(name):
+    function, reason = REFUSED[name]
+    with pytest.raises(AnyRNNError, match=reason) as caught:
+        Lowered(function, [X])
+    assert "`aten." in str(caught.value)
+    assert "in the loop" in str(caught.value)
