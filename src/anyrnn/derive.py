@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch.utils import _pytree as pytree
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
 from anyrnn.trace import Recorder, Ref
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -198,15 +202,17 @@ class _Derivation:
 
         return [resolved(root) for root in roots]
 
-    def _product_of(self, operand: int, resolved: object) -> Node:
+    def _product_of(self, operand: int, resolved: Callable[[Node], Node]) -> Node:
         """The gradient of what products take: the gradients of what they give, times the transposed matrices."""
         node = self.operands[operand]
         terms = []
         for dot in self.dots:
             gradient = self._gradient(dot)
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                if arg is node and gradient is not None and gradient.op != "constant":
-                    terms.append((resolved(gradient), (matrix, col, row, True)))  # type: ignore[operator]
+                if arg is node and gradient is not None:
+                    given = resolved(gradient)
+                    if given.op != "constant":  # that is zero
+                        terms.append((given, (matrix, col, row, True)))
         return self.builder.dot(terms, node.width) if terms else self.builder.constant(0)
 
     def _gradient(self, node: Node) -> Node | None:

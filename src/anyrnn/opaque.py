@@ -218,7 +218,7 @@ class _Kept(bytearray):
     """What the backward pass can go on from, as long as it is there: the graph that autograd made of a scan.
 
     It is the memory of the tensor that holds the state of the random numbers. So it lives as long as that is saved for
-    the backward pass, and no copy of that tensor, wherever it was sent, can be taken for it: a copy has another address.
+    the backward pass, and no copy of that tensor can be taken for it: a copy has another address.
 
     Attributes:
         leaves: The input, states and weights that the scan was given.
@@ -273,7 +273,7 @@ def _run(
 
 
 def _dispatch_anew() -> torch.inference_mode:
-    """Let operations within an operator be dispatched as outside: inside, PyTorch leaves autograd out of all of them."""
+    """Let operations within an operator be dispatched as outside: inside, PyTorch leaves autograd out of them."""
     return torch.inference_mode(False)
 
 
@@ -393,9 +393,8 @@ def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
     if type(value) in (dict, OrderedDict):
         if any(id(v) in new for v in value.values()):
             return type(value)((k, new.get(id(v), v)) for k, v in value.items())
-    elif type(value) in (list, tuple):
-        if any(id(v) in new for v in value):
-            return type(value)(new.get(id(v), v) for v in value)
+    elif type(value) in (list, tuple) and any(id(v) in new for v in value):
+        return type(value)(new.get(id(v), v) for v in value)
     return new.get(id(value), value)
 
 

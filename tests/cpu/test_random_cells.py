@@ -86,7 +86,8 @@ def logical(cell, n, a, b, k):
 def mask_forms(cell, n, a, b, k):
     mask = a > OFF
     return (
-        lambda: mask.to(a.dtype), lambda: mask * a, lambda: a.masked_fill(mask, 0.3), lambda: a * mask.double().to(a.dtype),
+        lambda: mask.to(a.dtype), lambda: mask * a, lambda: a.masked_fill(mask, 0.3),
+        lambda: a * mask.double().to(a.dtype),
         lambda: torch.where(mask, 1.0, a), lambda: a.masked_fill(~mask, -0.5),
     )[k]()  # fmt: skip
 
