@@ -24,7 +24,6 @@ LATER = {
     "anyrnn.workbench": "the workbench imports the library, not the other way round",
     "llvmlite": "the compiler is loaded when a cell is first compiled",
     "torch._dynamo": "torch.compile's machinery",
-    "matplotlib": "workbench",
     "polars": "workbench",
     "sklearn": "workbench",
     "typer": "workbench",

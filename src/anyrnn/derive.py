@@ -213,7 +213,7 @@ class _Derivation:
                     given = resolved(gradient)
                     if given.op != "constant":  # that is zero
                         terms.append((given, (matrix, col, row, True)))
-        return self.builder.dot(terms, node.width) if terms else self.builder.constant(0)
+        return self.builder.dot(terms, node.width) if terms else self._zero(node.width)
 
     def _gradient(self, node: Node) -> Node | None:
         if node not in self.gradients:

@@ -130,7 +130,7 @@ def _scan(
     `needed` says of which of x, states and weights the gradients will be asked for.
     """
     given = [x, *states, *weights]
-    with _dispatch_anew(), torch.no_grad():
+    with _dispatched_anew():
         random = _random_state(x.device)
         if not any(needed):
             return [*_own(_run(x, states, lengths, weights, *options), given), random]
@@ -167,7 +167,7 @@ def _scan_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients of those of x, states and weights that need one."""
     given = [x, *states, *weights]
-    with _dispatch_anew(), torch.no_grad():
+    with _dispatched_anew():
         kept = _kept.pop(random.data_ptr(), None)
         if kept is None or kept.shared != _addresses(results, weights):
             kept = _Kept()
@@ -272,9 +272,16 @@ def _run(
     return [output.to(x.dtype), *finals]
 
 
-def _dispatch_anew() -> torch.inference_mode:
-    """Let operations within an operator be dispatched as outside: inside, PyTorch leaves autograd out of them."""
-    return torch.inference_mode(False)
+# Which parts of PyTorch's dispatcher are left out outside of any operator.
+_LEFT_OUT = torch._C._dispatch_tls_local_exclude_set()
+
+
+@contextlib.contextmanager
+def _dispatched_anew() -> Iterator[None]:
+    """Let operations be dispatched as outside of an operator: within one, autograd and the like are left out."""
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, _LEFT_OUT), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _lowered(device: str, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
