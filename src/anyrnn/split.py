@@ -75,10 +75,11 @@ def split(graph: Graph) -> Split:
         AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
     """
     kinds = _kinds(graph)
-    needed = _ancestors(graph.steps, graph.new_states)
-    by_output = {ref: step for step in graph.steps for ref in step.outputs}
-    after = tuple(s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
     results = [graph.output if graph.output is not None else graph.new_states[0]]
+    needed, shown = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
+    by_output = {ref: step for step in graph.steps for ref in step.outputs}
+    behind = (s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
+    after = tuple(s for s in behind if shown.intersection(s.outputs))
     wanted = [*results, *(r for s in after for r in s.inputs)]
     produced_after = {r for s in after for r in s.outputs}
     outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))

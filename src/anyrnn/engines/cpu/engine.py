@@ -37,12 +37,10 @@ class Plan:
     Attributes:
         split: The four parts.
         loop: The loop, ready to run.
-        keeps: What the plan's key refers to by identity, kept alive.
     """
 
-    def __init__(self, parts: Split, keeps: Sequence[object]) -> None:
+    def __init__(self, parts: Split) -> None:
         self.split = parts
-        self.keeps = keeps
         # A weight that is only transposed, as in every linear layer, is read where it is.
         turned = {s.outputs[0]: s for s in parts.once if s.name == "t.default" and s.outputs[0] in parts.matrices}
         self.matrices = tuple((turned[r].args[0], True) if r in turned else (r, False) for r in parts.matrices)
@@ -57,7 +55,7 @@ class Plan:
 
 
 _lock = threading.RLock()  # a trace swaps a cell's tensors for a moment, which one thread at a time may do
-_plans: OrderedDict[object, Plan | str] = OrderedDict()
+_plans: OrderedDict[object, tuple[Plan | str, Sequence[object]]] = OrderedDict()
 _recent: WeakKeyDictionary[nn.Module, tuple[list[object], list[object], Plan | str]] = WeakKeyDictionary()
 
 
@@ -189,21 +187,19 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
         with _lock:
             found = _plans.get(key)
             if found is None:
-                found = _plans[key] = _made(cell, signature, input_size, dtype, keeps)
+                found = _plans[key] = _made(cell, signature, input_size, dtype), keeps
             if len(_plans) > _PLANS:
                 _plans.popitem(last=False)
-    _recent[origin] = (seen, objects, found)  # the objects are kept, so that none takes another's identity
-    return found
+    _recent[origin] = (seen, objects, found[0])  # the objects are kept, so that none takes another's identity
+    return found[0]
 
 
-def _made(
-    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, keeps: Sequence[object]
-) -> Plan | str:
+def _made(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
     try:
         # A plan made in inference mode serves training as well.
         with torch.inference_mode(False), torch.enable_grad():
             parts = split(trace(cell, signature, input_size, dtype))
-            plan = Plan(parts, keeps)
+            plan = Plan(parts)
             _ = plan.loop.derivative
     except AnyRNNError as reason:
         return str(reason)

@@ -114,6 +114,7 @@ class Loop:
     def __init__(self, program: Program, transposed: Sequence[bool]) -> None:
         self.program = program
         self.transposed = transposed
+        self._code: dict[tuple[str, bool, Machine], Loaded] = {}
         counts = len(program.streams), len(program.states), len(program.vectors)
         self._ends = counts[0], counts[0] + counts[1], sum(counts)
         # An output that is a state after the step needs no array of its own.
@@ -133,12 +134,15 @@ class Loop:
         p = self.program
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019 - a loop lives as long as its cell's plan
     def code(self, kind: str, double: bool, machine: Machine) -> Loaded:
         """The machine code of a pass: "inference", "training" or "backward"."""
-        if kind == "backward":
-            return load(self.derivative.backward, in_place=True, double=double, machine=machine)
-        return load(self.stored(kind == "training"), in_place=False, double=double, machine=machine)
+        key = kind, double, machine
+        found = self._code.get(key)
+        if found is None:
+            backward = kind == "backward"
+            program = self.derivative.backward if backward else self.stored(kind == "training")
+            found = self._code[key] = load(program, in_place=backward, double=double, machine=machine)
+        return found
 
     def __call__(
         self,
