@@ -131,8 +131,7 @@ def _probe(cell: nn.Module, input_size: int, sizes: tuple[int, ...], bare: bool)
     states = tuple(like.new_zeros(_PROBE_BATCH, size) for size in sizes)
     devices = [like.device] if like.device.type == "cuda" else []
     buffers = {key: value.clone() for key, value in cell.named_buffers()}
-    # With gradients, though none is taken: parametrize.cached() keeps what the first call computes.
-    with torch.enable_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
         arguments = (x, states[0] if bare else states)
         # A cell without buffers may be a script module, which functional_call refuses.
         result = torch.func.functional_call(cell, buffers, arguments) if buffers else cell(*arguments)
