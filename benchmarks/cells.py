@@ -37,6 +37,8 @@ class LayerNormLSTM(nn.Module):
         self.hidden = nn.Linear(hidden_size, 4 * hidden_size, bias=False)
         self.norm_x, self.norm_h = nn.LayerNorm(4 * hidden_size), nn.LayerNorm(4 * hidden_size)
         self.norm_c = nn.LayerNorm(hidden_size)
+        for norm in (self.norm_x, self.norm_h):  # with 1 the dynamics are chaotic, and no two programs agree for long
+            nn.init.constant_(norm.weight, 0.1)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute h and c (B, H) from x (B, I) and the h and c before."""

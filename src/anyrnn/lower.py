@@ -124,21 +124,25 @@ class Lowering:
     def reduce(self, op: str, value: Value, axis: int) -> Value:
         """Sum or maximise over one of the feature dimensions, which is kept with size one."""
         moved = np.moveaxis(value.codes, axis, -1)
+        both = "add" if op == "sum" else "maximum"
+        count = moved.shape[-1]
+        if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
+            total = self.pointwise("add", Value(moved[..., 0], value.batched), 0)
+            for k in range(1, count):
+                total = self.pointwise(both, total, Value(moved[..., k], value.batched))
+            return Value(np.expand_dims(total.codes, axis), value.batched)
         out = np.empty(moved.shape[:-1], dtype=np.int64)
         for index in np.ndindex(out.shape):
             parts: list[Node] = []
             numbers: list[Node] = []
-            for node, count in self._parts(moved[index]):
+            for node, repeated in self._parts(moved[index]):
                 number = self._typed(op, 0, node)
-                if op == "sum" and node.width == 1 < count:
-                    number = self.builder.pointwise("mul", number, self.builder.constant(count))
+                if op == "sum" and node.width == 1 < repeated:
+                    number = self.builder.pointwise("mul", number, self.builder.constant(repeated))
                 (numbers if number.op == "constant" else parts).append(number)
             made = [self.builder.reduction(op, tuple(parts))] if parts else []
-            both = "add" if op == "sum" else "maximum"
-            out[index] = (
-                self._number(functools.reduce(functools.partial(self.builder.pointwise, both), made + numbers))
-                << _SHIFT
-            )
+            result = functools.reduce(functools.partial(self.builder.pointwise, both), made + numbers)
+            out[index] = self._number(result) << _SHIFT
         return Value(np.expand_dims(out, axis), value.batched)
 
     def product(self, value: Value, matrix: int, shape: tuple[int, int]) -> Value:

@@ -3,14 +3,16 @@
 Traced, a loop would be as long as the sequence. So where PyTorch traces, `choose` returns an engine that leaves a call
 of the operator `anyrnn::scan` in the graph; when that runs, it chooses among the other engines as always. The operator
 is a function of its arguments: input, state, lengths, weights, and the number of the cell, whose code and attributes
-are those of the moment. The backward operator runs the scan once more, with the same random numbers, and then PyTorch's
-autograd; nothing but arguments and results is kept between the two.
+are those of the moment. The backward operator needs nothing but arguments and results either, and could run the scan
+once more, with the same random numbers, for PyTorch's autograd to go back through; mostly it need not, see `_Kept`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
+import secrets
 import threading
 from collections import OrderedDict
 from dataclasses import astuple
@@ -19,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
@@ -70,20 +73,38 @@ class OpaqueEngine:
         return output, tuple(finals)
 
 
-_OPAQUE = select.Choice(OpaqueEngine(), "where PyTorch traces, a scan is an operator", {})
-_TRACED = select.Choice(select.ENGINES["reference"], "torch.func has no rules for the operator", {})
+_OPERATOR = select.Choice(OpaqueEngine(), "PyTorch traces this call", {})
+_TRACED = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
 
 
 def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
-    if torch.compiler.is_compiling():
-        return _TRACED if _transformed() else _OPAQUE
-    return select.choose(call)
+    if not torch.compiler.is_compiling():
+        return select.choose(call)
+    if not _step_by_step():
+        return _OPERATOR
+    if call.lengths is not None:
+        msg = (
+            f"{type(call.cell).__name__}: got lengths where each step is traced (torch.func below torch.compile, or "
+            f"torch.export with the engine 'reference'); expected none, since the number of steps depends on them"
+        )
+        raise AnyRNNError(msg)
+    return _TRACED
 
 
 @_constant_to_dynamo
-def _transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None
+def _step_by_step() -> bool:
+    """Whether each step is traced: for torch.func, which has no rules for the operator, or since an export asks for it.
+
+    An export with the engine "reference" gives a program that runs without this package.
+    """
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return torch.compiler.is_exporting() and select._wanted.get() == "reference"
+
+
+#: What `anyrnn.scan` has found out about cells, by the size of the input.
+signatures: WeakKeyDictionary[nn.Module, dict[int, Signature]] = WeakKeyDictionary()
 
 
 def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> Signature:
@@ -95,6 +116,13 @@ def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int]
 
 @_constant_to_dynamo
 def _signature_fields(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> tuple[Any, ...]:
+    known = signatures.get(cell, {}).get(input_size)
+    if known is not None:
+        return astuple(known)
+    if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
+        # torch.export watches every call of a module, and loses count of those that fail, as some may here.
+        msg = f"{type(cell).__name__}: what a step returns is not known; expected an ordinary call before torch.export"
+        raise AnyRNNError(msg)
     return astuple(describe(cell, input_size, state_sizes))
 
 
@@ -257,15 +285,17 @@ def _run(
     cell = _cells.get(number)
     if cell is None:
         msg = (
-            "a compiled or exported program calls a cell that is gone, or that another process had; "
-            "expected the layer to be kept in memory: compile or export it again, in this process"
+            "a program runs a cell that is not here, since another process exported it; expected a program exported "
+            'with anyrnn.engine("reference"), which has the steps themselves in it and runs anywhere'
         )
         raise AnyRNNError(msg)
     if lengths is not None:
         lengths = valid_lengths(type(cell).__name__, lengths, len(x))
     signature = Signature(tuple(s.shape[1] for s in states), bare, output_size, has_output)
     with _lowered(x.device.type, autocast):
-        _check_reach(number, cell, signature, x, weights)
+        if number not in _checked:
+            _check_reach(cell, signature, x, states, weights)
+            _checked.add(number)
         with _with_weights(cell, weights) as bound:
             call = Call(bound, signature, x, tuple(states), lengths, reverse)
             output, finals = select.choose(call).engine.run(call)
@@ -323,9 +353,10 @@ def _random_state(device: torch.device) -> Tensor:
 def _random_from(state: Tensor, device: torch.device) -> Iterator[None]:
     """Draw random numbers from a state on, and put the present state back at the end."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.set_rng_state(state[:_CPU_SIZE])
+        # Cloned, since PyTorch reads from the start of a tensor's memory, wherever in it the tensor begins.
+        torch.set_rng_state(state[:_CPU_SIZE].clone())
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state[_CPU_SIZE:], device)
+            torch.cuda.set_rng_state(state[_CPU_SIZE:].clone(), device)
         yield
 
 
@@ -337,13 +368,32 @@ _next_number = itertools.count()
 _checked: set[int] = set()
 
 
+# A program may be exported to where other cells have the same numbers. What torch.compile makes stays here, and is
+# found again on disk if the numbers are the same in the next run.
+_FIRST_EXPORTED = (1 + secrets.randbits(30)) * 2**32
+_exported: list[nn.Module] = []
+
+
 @_constant_to_dynamo  # torch.compile guards on the identity of the cell
 def number_of(cell: nn.Module) -> int:
-    """Return the number by which the operators know a cell."""
+    """Return the number by which the operators know a cell; in an export, as it is now, whatever becomes of it."""
+    if torch.compiler.is_exporting():
+        cell = _without_weights(cell)
+        _exported.append(cell)
+        _cells[_FIRST_EXPORTED + len(_exported)] = cell
+        return _FIRST_EXPORTED + len(_exported)
     if cell not in _numbers:
         _numbers[cell] = next(_next_number)
         _cells[_numbers[cell]] = cell
     return _numbers[cell]
+
+
+def _without_weights(cell: nn.Module) -> nn.Module:
+    """Copy a cell, but for the numbers in its weights."""
+    with _disable_current_modes():  # while PyTorch exports, what is made would have no numbers either
+        return copy.deepcopy(
+            cell, {id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for _, t in _tensors(cell)}
+        )
 
 
 def _tensors(cell: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -405,21 +455,20 @@ def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
     return new.get(id(value), value)
 
 
-def _check_reach(number: int, cell: nn.Module, signature: Signature, x: Tensor, weights: Sequence[Tensor]) -> None:
-    """Check, once, that a cell finds its weights as attributes: else the operator would give them no gradient."""
-    if number in _checked:
-        return
-    weights = [w.detach() for w in weights]
-    states = tuple(x.new_zeros(1, size) for size in signature.state_sizes)
+def _check_reach(
+    cell: nn.Module, signature: Signature, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> None:
+    """Check that a cell finds its weights as attributes: else the operator would give them no gradient."""
     devices = [x.device] if x.device.type == "cuda" else []
+    weights = [w.detach() for w in weights]
+    zeros = tuple(s.new_zeros(1, s.shape[1]) for s in states)
     with torch.enable_grad(), torch.random.fork_rng(devices=devices), _with_weights(cell, weights) as bound:
-        output, new = signature.step(bound, x.new_zeros(1, x.shape[2]), states)
+        output, new = signature.step(bound, x.new_zeros(1, x.shape[2]), zeros)
     if any(t.requires_grad for t in (output, *new)):
         msg = (
-            f"{type(cell).__name__}: it uses a tensor that requires a gradient and that is not among its parameters "
-            f"and buffers, or that it reaches by another way than its attributes (a closure, a bound method, "
-            f"TorchScript); expected an nn.Parameter, as an attribute. Or keep the layer out of torch.compile with "
+            f"{type(cell).__name__}: a step uses a tensor that requires a gradient and is not among its parameters and "
+            f"buffers, or that it reaches by another way than its attributes, such as a closure or a bound method; "
+            f"expected an nn.Parameter, used as an attribute. Or keep the layer out of torch.compile with "
             f"torch.compiler.disable"
         )
         raise AnyRNNError(msg)
-    _checked.add(number)

@@ -52,6 +52,10 @@ DEAR = frozenset(
 )
 
 
+#: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward pass, a norm adds 50.
+MOST_VALUES = 1500
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A value of the program. Equal values are the same object: see `Builder`.
@@ -90,6 +94,12 @@ class Builder:
         key = (op, args, width, attr)
         found = self.known.get(key)
         if found is None:
+            if len(self.known) > MOST_VALUES:
+                msg = (
+                    f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
+                    f"transposed dimension) are computed one by one, those side by side at once"
+                )
+                raise AnyRNNError(msg)
             found = self.known[key] = Node(op, args, width, attr)
         return found
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import operator
 from typing import TYPE_CHECKING, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.opaque import choose, described, valid_lengths
+from anyrnn.opaque import choose, described, signatures, valid_lengths
 from anyrnn.protocol import Signature, State, describe, placement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Lengths: TypeAlias = "Tensor | Sequence[int]"
-
-_signatures: WeakKeyDictionary[nn.Module, dict[int, Signature]] = WeakKeyDictionary()
 
 
 def scan(
@@ -78,7 +75,7 @@ def scan(
 def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Signature:
     if torch.compiler.is_compiling():
         return described(cell, operator.index(input_size), _sizes_of(cell, state))  # an int, not a symbol
-    known = _signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
+    known = signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
     if input_size not in known:
         known[input_size] = describe(cell, input_size, _sizes_of(cell, state))
     return known[input_size]

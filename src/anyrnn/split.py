@@ -83,7 +83,7 @@ def split(graph: Graph) -> Split:
     wanted = [*results, *(r for s in after for r in s.inputs)]
     produced_after = {r for s in after for r in s.outputs}
     outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))
-    _check_rows(graph, [r for r in wanted if kinds[r] != _LOOP], kinds)
+    _check_rows(graph, kinds, wanted)
 
     loop = _Loop(graph, kinds, by_output)
     new_states = [loop.pieces(ref) for ref in graph.new_states]
@@ -116,11 +116,16 @@ def split(graph: Graph) -> Split:
     )
 
 
-def _check_rows(graph: Graph, refs: Sequence[Ref], kinds: Mapping[Ref, int]) -> None:
-    """Check that what is used behind the loop can be computed for all time steps at once."""
-    for ref in refs:
+def _check_rows(graph: Graph, kinds: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
+    """Check that what is used behind the loop, and what is the same for all rows, can be computed for all steps."""
+    for ref in wanted:
         if kinds[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
             msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
+            raise AnyRNNError(msg)
+    for step in graph.steps:
+        spread = any(graph.shapes[r][:1] == (graph.batch,) for r in step.inputs)
+        if spread and kinds[step.outputs[0]] == _ONCE and mixes_rows(step, graph):
+            msg = f"`{step.op}` of weights along the batch"
             raise AnyRNNError(msg)
 
 

@@ -207,7 +207,11 @@ class Recorder(TorchDispatchMode):
         if self._name_of is None:
             msg = "a tensor turned up that is not part of the graph"
             raise AnyRNNError(msg)
-        self.weights[self._name_of(tensor)] = self._number(tensor)
+        name = self._name_of(tensor)
+        if name in self.weights:  # reached by another way than the attribute, as in a closure
+            self.refs[id(tensor)] = self.weights[name]
+        else:
+            self.weights[name] = self._number(tensor)
 
 
 def trace(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype = torch.float32) -> Graph:
@@ -256,7 +260,7 @@ def _trace(
 ) -> Graph:
     twin = _twin_of(cell)
     stand_ins = registered_of(twin)
-    names = {id(t): name for name, t in (tensors_of(cell) | stand_ins).items()}
+    names = {id(t): name for found in (tensors_of(cell), stand_ins) for name, t in found.items()}
 
     def name_of(tensor: Tensor) -> str:
         if id(tensor) not in names:
@@ -289,7 +293,8 @@ def _trace(
     except AnyRNNError:
         raise
     except Exception as cause:
-        msg = f"its step fails: {type(cause).__name__}: {cause}"
+        first, _, _ = str(cause).partition("\n")
+        msg = f"its step fails: {type(cause).__name__}: {first}"
         raise AnyRNNError(msg) from cause
     finally:
         sys.setprofile(outer)
@@ -310,6 +315,9 @@ def _trace(
 
 def _twin_of(cell: nn.Module) -> nn.Module:
     """A cell of the same attributes to run instead of the cell itself, which other threads may be running."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules()):
+        msg = "it is TorchScript, which cannot be looked into"
+        raise AnyRNNError(msg)
     weights: dict[int, Tensor] = {}
     twins = {id(m): object.__new__(type(m)) for m in cell.modules()}
     for module in cell.modules():

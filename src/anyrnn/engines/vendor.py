@@ -68,10 +68,11 @@ def kernel_of(cell: nn.Module) -> str | None:
         if step is cells.LSTMCell.step:
             return "lstm"
         return "gru" if step is cells.GRUCell.step and cell.reset_after else None
-    forward = type(cell).forward
+    forward = getattr(type(cell), "forward", None)  # a traced module of TorchScript has none
     if forward is nn.RNNCell.forward:
         return f"rnn_{cell.nonlinearity}"
-    return {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru"}.get(forward)
+    known: dict[object, str] = {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru"}
+    return known.get(forward)
 
 
 def _weights(cell: nn.Module) -> list[Tensor]:

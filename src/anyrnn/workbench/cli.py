@@ -310,7 +310,10 @@ def bench_command(
       anyrnn bench --ragged --peers torch.nn
     """  # noqa: D301 - \b keeps the lines of the examples
     wanted = None if peers is None else tuple(_listed(peers))
-    _say(str(bench(Setting(cell, hidden, input_size, batch, steps, ragged, threads, wanted, seconds))))
+    setting = Setting(cell, hidden, input_size, batch, steps, ragged, threads, wanted, seconds)
+    with console.status("measuring, which takes some seconds for each peer"):
+        found = bench(setting)
+    _say(str(found))
 
 
 @app.command("doctor")

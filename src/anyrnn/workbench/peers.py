@@ -109,7 +109,7 @@ def check(ours: Contender, other: Contender) -> None:
             if not error <= _TOLERANCE * max(1.0, float(want.detach().abs().max())):
                 raise AnyRNNError(
                     f"{other.name} and {ours.name}: result {number} of a {kind} call differs by {error:.3g}, expected "
-                    f"the same; a cell that draws random numbers or keeps a count cannot be compared"
+                    f"the same; a cell that draws random numbers, keeps a count or is chaotic cannot be compared"
                 )
 
 

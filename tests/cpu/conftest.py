@@ -1,0 +1,52 @@
+"""What the tests of the cpu engine share."""
+
+import inspect
+import sys
+
+import pytest
+import torch
+from fences import assert_whole, fenced, within
+
+from anyrnn.engines.cpu.loop import Loaded
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Which machine code ran. Its buffers are filled with NaN and fenced in, and what it reads lies between fences."""
+    made, counted = [], []
+    run, new_empty, new_zeros = Loaded.run, torch.Tensor.new_empty, torch.Tensor.new_zeros
+
+    def new(plain, fill):
+        def make(like, *size, **options):
+            tensor = plain(like, *size, **options)
+            if not sys._getframe(1).f_globals["__name__"].startswith("anyrnn.engines.cpu"):
+                return tensor
+            if tensor.dtype not in (torch.float32, torch.float64):
+                return tensor
+            made.append(fenced(tensor.numel(), tensor.dtype, fill).view(tensor.shape))
+            return made[-1]
+
+        return make
+
+    def fenced_run(self, *args, **options):
+        given = inspect.signature(run).bind(self, *args, **options).arguments
+        for name in ("streams", "states", "vectors", "matrices"):
+            given[name] = [within(t) for t in given[name]]
+        carries = given["carries"]
+        in_place = carries is not given["sequences"]
+        if in_place:
+            given["carries"] = [within(t) for t in carries]
+        totals = run(**given)
+        for buffer in (*made, *(given["carries"] if in_place else ())):
+            assert_whole(buffer)
+        if in_place:
+            for carry, result in zip(carries, given["carries"], strict=True):
+                carry.copy_(result)
+        made.clear()
+        counted.append(self)
+        return totals
+
+    monkeypatch.setattr(Loaded, "run", fenced_run)
+    monkeypatch.setattr(torch.Tensor, "new_empty", new(new_empty, float("nan")))
+    monkeypatch.setattr(torch.Tensor, "new_zeros", new(new_zeros, 0.0))
+    return counted

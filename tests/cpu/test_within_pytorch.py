@@ -1,0 +1,327 @@
+"""The cpu engine inside PyTorch: autograd, checkpoints, autocast, copies, parametrizations, random numbers."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from compare import CALL, DOUBLE, SINGLE, H, I, assert_near, made, outcome, plain
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
+
+import anyrnn
+from zoo import CASES, close, flat, gradients, loss_of
+
+pytestmark = pytest.mark.usefixtures("runs")
+
+
+# ---- Gradients beyond the first, and what a backward pass leaves behind ----------------------------------------------
+
+TWICE = [case for case in CASES if case.twice]
+
+
+@pytest.mark.parametrize("case", TWICE, ids=lambda case: case.name)
+def test_second_derivatives_are_those_of_the_reference(case):
+    cell = case.cell()
+    x = torch.randn(3, 2, I, dtype=DOUBLE, requires_grad=True)
+    results = []
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            output, state = anyrnn.scan(cell, x, lengths=[3, 2])
+        leaves = [x, *cell.parameters()]
+        first = torch.autograd.grad(loss_of(output.sin(), *flat(state)), leaves, create_graph=True, allow_unused=True)
+        assert all(g is None or g.requires_grad for g in first) or case.name == "RNN-relu"
+        results.append(gradients(leaves, loss_of(*(g for g in first if g is not None and g.requires_grad))))
+    assert_near(results[1], results[0], 1e-10)
+
+
+def test_what_a_backward_pass_reads_is_freed_by_it(monkeypatch):
+    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(3, 2, I, dtype=DOUBLE)
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(weakref.ref(t)) or t, lambda t: t)
+    with anyrnn.engine("cpu"), keep:
+        output, state = anyrnn.scan(cell, x)
+    loss = loss_of(output, *state)
+    weights = {id(p) for p in cell.parameters()}
+    before = [r() for r in kept if r() is not None and id(r()) not in weights]
+    assert len(before) >= 5, "the gates are kept"
+    before.clear()
+    loss.backward(retain_graph=True)
+    first = [p.grad.clone() for p in cell.parameters()]
+    loss.backward()
+    close([p.grad for p in cell.parameters()], [2 * g for g in first])
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    gc.collect()
+    left = [t for t in (r() for r in kept) if t is not None and id(t) not in weights]
+    shared = {t.untyped_storage().data_ptr() for t in (output, *state, x)}
+    assert all(t.untyped_storage().data_ptr() in shared for t in left)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    cell = made(CASES[2], 5, DOUBLE)
+    x, h, c = (torch.randn(n, dtype=DOUBLE) for n in ((3, 2, I), (2, 5), (2, 5)))
+    for frozen in (["weight_hh"], ["weight_ih", "bias_ih"], [n for n, _ in cell.named_parameters()]):
+        for leaf in (x, h, None):
+            results = []
+            for engine in ("reference", "cpu"):
+                for name, p in cell.named_parameters():
+                    p.requires_grad_(name not in frozen)
+                leaves = [p for p in cell.parameters() if p.requires_grad]
+                if leaf is not None:
+                    leaves.append(leaf.detach_().requires_grad_())
+                with anyrnn.engine(engine):
+                    output, (final, _) = anyrnn.scan(cell, x, (h, c), lengths=[3, 1])
+                assert output.requires_grad == bool(leaves)
+                results.append(gradients(leaves, loss_of(output, final)) if leaves else [output])
+            assert_near(results[1], results[0], 1e-10)
+            if leaf is not None:
+                leaf.requires_grad_(False)
+
+
+def test_gradients_that_nobody_sends_count_as_zero():
+    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(4, 3, I, dtype=DOUBLE, requires_grad=True)
+    for part in (
+        lambda o, s: o[1:2, :1],
+        lambda o, s: s[0],
+        lambda o, s: s[1][:1],
+        lambda o, s: o.sum(2, keepdim=True).expand(-1, -1, 9),
+    ):
+        for lengths in (None, [4, 0, 2]):
+            results = []
+            for engine in ("reference", "cpu"):
+                with anyrnn.engine(engine):
+                    loss = loss_of(part(*anyrnn.scan(cell, x, lengths=lengths)))
+                results.append(gradients([x, *cell.parameters()], loss))
+            assert_near(results[1], results[0], 1e-10)
+
+
+# ---- Inside the rest of PyTorch --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant):
+    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(4, 3, I, dtype=DOUBLE, requires_grad=True)
+
+    def run(x):
+        output, state = anyrnn.scan(cell, x, lengths=[4, 0, 2])
+        return output, *state
+
+    leaves = [x, *cell.parameters()]
+    with anyrnn.engine("reference"):
+        want = gradients(leaves, loss_of(*run(x)))
+    with anyrnn.engine("cpu"):
+        loss = loss_of(*checkpoint(run, x, use_reentrant=reentrant))
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()
+    assert_near([leaf.grad for leaf in leaves], want, 1e-10)
+
+
+def test_below_autocast_it_computes_in_float32(runs):
+    cell, x = made(CASES[2], 17, SINGLE), torch.randn(4, 3, I)
+    with anyrnn.engine("cpu"):
+        want, want_state = anyrnn.scan(cell, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            output, state = anyrnn.scan(cell, x)
+            low, _ = anyrnn.scan(cell, x.bfloat16())
+            grads = torch.autograd.grad(loss_of(output.float()), list(cell.parameters()))
+    assert torch.equal(output, want)
+    assert all(torch.equal(a, b) for a, b in zip(state, want_state, strict=True))
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), want, rtol=0, atol=2e-2)
+    assert_near(grads, torch.autograd.grad(loss_of(want), list(cell.parameters())), 1e-6)
+    assert len(runs) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_lower_precision_is_converted_at_the_edge(dtype):
+    """The only roundings to the lower type are those of the results, half a unit of about 1."""
+    cell = made(CASES[2], 17, SINGLE).to(dtype)
+    x = torch.randn(6, 3, I).to(dtype)
+    with anyrnn.engine("cpu"):
+        output, state = anyrnn.scan(cell, x)
+        loss_of(output.float()).backward()
+    assert {output.dtype, *(s.dtype for s in state), *(p.grad.dtype for p in cell.parameters())} == {dtype}
+    low = [output, *state, *(p.grad for p in cell.parameters())]
+    cell.zero_grad()
+    with anyrnn.engine("reference"):
+        wide, state = anyrnn.scan(cell.float(), x.float())
+    want = [wide, *state, *gradients(cell.parameters(), loss_of(wide))]
+    assert_near(low, want, torch.finfo(dtype).eps)
+
+
+def test_copies_and_pickles_of_a_layer_that_has_run(runs):
+    layer = anyrnn.PeepholeLSTM(I, 5, 2)
+    layer, x = layer.double(), torch.randn(3, 2, I, dtype=DOUBLE)
+    with anyrnn.engine("cpu"):
+        want, _ = layer(x)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(twin(x)[0], want)
+            loss_of(twin(x)[0]).backward()
+            assert all(p.grad is None for p in layer.parameters())
+            with torch.no_grad():
+                next(twin.parameters()).mul_(2)
+            assert not torch.equal(twin(x)[0], want)
+        assert torch.equal(layer(x)[0], want)
+
+
+PARAMETRIZED = {
+    "weight_norm": lambda cell: parametrizations.weight_norm(cell, "weight_hh"),
+    "orthogonal": lambda cell: parametrizations.orthogonal(cell, "weight_hh"),
+    "of one's own": lambda cell: parametrize.register_parametrization(cell, "weight_hh", Skew()),
+}
+
+
+class Skew(nn.Module):
+    def forward(self, W):
+        return W - W.T
+
+
+@pytest.mark.parametrize("name", PARAMETRIZED)
+def test_parametrizations_come_and_go(name):
+    torch.manual_seed(1)
+    cell = nn.RNNCell(I, 4).double()
+    for _ in range(2):
+        assert_near(outcome("cpu", cell, CALL, DOUBLE), outcome("reference", cell, CALL, DOUBLE), 1e-10)
+        PARAMETRIZED[name](cell)
+        assert_near(outcome("cpu", cell, CALL, DOUBLE), outcome("reference", cell, CALL, DOUBLE), 1e-10)
+        parametrize.remove_parametrizations(cell, "weight_hh")
+
+
+def test_tensors_of_any_layout():
+    cell = made(CASES[2], 5, DOUBLE)
+    cell.weight_hh = nn.Parameter(torch.randn(5, 20, dtype=DOUBLE).T)
+    cell.weight_ih = nn.Parameter(torch.randn(40, 2 * I, dtype=DOUBLE)[::2, ::2])
+    forms = {
+        "batch first": torch.randn(3, 4, I, dtype=DOUBLE).transpose(0, 1),
+        "strided": torch.randn(4, 3, 3 * I, dtype=DOUBLE)[..., ::3],
+        "one row for all": torch.randn(4, 1, I, dtype=DOUBLE).expand(-1, 3, -1),
+        "one step for all": torch.randn(1, 3, I, dtype=DOUBLE).expand(4, -1, -1),
+        "part of more": torch.randn(9, 9, I, dtype=DOUBLE)[2:6, 3:6],
+    }
+    state = torch.randn(1, 5, dtype=DOUBLE).expand(3, -1), torch.randn(5, 3, dtype=DOUBLE).T
+    for x in forms.values():
+        for lengths in (None, [2, 4, 0]):
+            results = []
+            for engine in ("reference", "cpu"):
+                with anyrnn.engine(engine):
+                    output, final = anyrnn.scan(cell, x, state, lengths=lengths)
+                results.append([output, *final, *gradients(cell.parameters(), loss_of(output, *final))])
+            assert_near(results[1], results[0], 1e-10)
+
+
+def test_results_may_be_changed_in_place_where_no_gradient_needs_them():
+    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(4, 3, I, dtype=DOUBLE)
+    with anyrnn.engine("cpu"), torch.no_grad():
+        first, (h, c) = anyrnn.scan(cell, x)
+        kept = [t.clone() for t in (first, h, c)]
+        again, state = anyrnn.scan(cell, x, (h, c))
+        for t in (again, *state):
+            t.zero_()
+        close([first, h, c], kept)
+    with anyrnn.engine("cpu"):
+        output, _ = anyrnn.scan(cell, x)
+        with pytest.raises(RuntimeError, match="inplace"):
+            output.mul_(2).sum().backward()
+
+
+def test_a_plan_made_without_gradients_serves_training(runs):
+    for mode in (torch.inference_mode, torch.no_grad):
+        cell = made(CASES[2], 5 + (mode is torch.no_grad), DOUBLE)
+        x = torch.randn(4, 3, I, dtype=DOUBLE)
+        with anyrnn.engine("cpu"), mode():
+            output, _ = anyrnn.scan(cell, x)
+            assert not output.requires_grad
+        assert_near(outcome("cpu", cell, CALL, DOUBLE), outcome("reference", cell, CALL, DOUBLE), 1e-10)
+
+
+def test_random_numbers_of_the_input_are_drawn_anew_at_each_step():
+    cell = plain(lambda c, x, h: F.dropout(x[:, :1].expand(-1, H), 0.5, c.training) + 0 * h)
+    x = torch.ones(200, 50, I, dtype=DOUBLE)
+    for lengths in (None, [200] * 49 + [7]):
+        with anyrnn.engine("cpu"):
+            torch.manual_seed(5)
+            output, _ = anyrnn.scan(cell.train(), x, lengths=lengths)
+            torch.manual_seed(5)
+            again, _ = anyrnn.scan(cell, x, lengths=lengths)
+            still, _ = anyrnn.scan(cell.eval(), x, lengths=lengths)
+        assert torch.equal(output, again)
+        assert (still[:, :49] == 1).all()
+        assert set(output[:, :49].unique().tolist()) == {0.0, 2.0}
+        assert abs(output[:, :49].mean().item() - 1) < 0.05  # 29,400 draws: 8 standard errors
+        assert not torch.equal(output[0], output[1])
+
+
+def test_random_numbers_in_the_loop_are_refused_with_the_cure():
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + F.dropout(h, 0.5, c.training)))
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="move dropout out of the cell"):
+        anyrnn.scan(cell, torch.zeros(2, 2, I, dtype=DOUBLE))
+    outcome("cpu", cell.eval(), CALL, DOUBLE)
+
+
+class Containers(nn.Module):
+    """Weights in every container, reached by attributes, by a closure and by a bound method."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = H
+        self.listed = nn.ParameterList([torch.randn(I, H), torch.randn(H, H)])
+        self.named = nn.ParameterDict({"b": nn.Parameter(torch.randn(H))})
+        self.layers = nn.ModuleList([nn.Linear(H, H), nn.Linear(H, H)])
+        self.stack = nn.Sequential(nn.Linear(H, 4), nn.Tanh(), nn.Linear(4, H))
+        self.first = self.layers[0]
+        self.by_closure = lambda h: torch.tanh(self.layers[1](h))
+        self.by_method = self.method
+
+    @property
+    def skew(self):
+        return self.listed[1] - self.listed[1].T
+
+    def method(self, h):
+        return self.stack(h)
+
+    def forward(self, x, h):
+        a = x @ self.listed[0] + h @ self.skew + self.named["b"] + self.first(h) + self.layers[1](h)
+        return torch.tanh(a + self.by_closure(h) + self.by_method(h))
+
+
+def test_weights_are_found_wherever_they_are():
+    cell = Containers().double()
+    assert_near(outcome("cpu", cell, CALL, DOUBLE), outcome("reference", cell, CALL, DOUBLE), 1e-10)
+
+
+def test_weights_of_other_modules_are_refused():
+    other = nn.Linear(H, H).double()
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + other(h)))
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="no attribute of the cell"):
+        anyrnn.scan(cell, torch.zeros(2, 2, I, dtype=DOUBLE))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript_is_refused(how):
+    cell, x, h = nn.RNNCell(I, H), torch.randn(4, 3, I), torch.zeros(3, H)
+    given = torch.jit.script(cell) if how == "script" else torch.jit.trace(cell, (x[0], h))
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="TorchScript"):
+        anyrnn.scan(given, x, h)
+    close(flat(anyrnn.scan(given, x, h)), flat(anyrnn.scan(cell, x, h)), atol=1e-6)
+
+
+def test_hooks_are_refused():
+    hooked = plain(lambda c, x, h: torch.tanh(c.U(h) + c.W(x)))
+    seen = []
+    handle = hooked.U.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.zeros(2, 2, I, dtype=DOUBLE)
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="hooks"):
+        anyrnn.scan(hooked, x)
+    seen.clear()
+    anyrnn.scan(hooked, x)
+    assert len(seen) == 2
+    handle.remove()
+    with anyrnn.engine("cpu"):
+        anyrnn.scan(hooked, x)

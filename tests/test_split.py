@@ -1,0 +1,278 @@
+"""What goes into which of the four parts: once, before, loop, after."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import anyrnn
+from anyrnn.engines.cpu.schedule import schedule
+from anyrnn.errors import AnyRNNError
+from anyrnn.split import Steps, mixes_rows, split
+from anyrnn.trace import trace
+from zoo import CASES, H, I
+
+
+def taken_apart(cell):
+    return split(trace(cell, anyrnn.protocol.describe(cell, I), I))
+
+
+def names(steps):
+    """The operations, without the transpositions of linear layers."""
+    return [step.short_name for step in steps if step.short_name != "t"]
+
+
+class Step(nn.Module):
+    """A cell whose step is a function of it, x and h."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.hidden_size, self.step = H, step
+        self.W, self.U, self.V = nn.Linear(I, H), nn.Linear(H, H, bias=False), nn.Linear(H, H)
+        self.v = nn.Parameter(torch.randn(H))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+
+    def forward(self, x, h):
+        return self.step(self, x, h)
+
+
+# ---- The cells of the table ------------------------------------------------------------------------------------------
+
+# cell: (once, before, after, arrays of x, products with a matrix, stages)
+PARTS = {
+    "LSTM": ([], [], [], (I,), 4, 1),
+    "nn.GRUCell": ([], [], [], (I,), 4, 1),
+    "GRU-reset-before": (["split_with_sizes", "split_with_sizes"], [], [], (I,), 3, 2),
+    "LSTM-projected": ([], [], [], (I,), 5, 2),
+    "Peephole": (["split"], [], [], (I,), 4, 1),
+    "ConcatLSTM": ([], [], ["addmm"], (I,), 4, 1),
+    "ConcatGRU": ([], [], ["addmm"], (I,), 3, 2),
+    "MixedSizes": ([], [], ["cat", "addmm"], (I,), 2, 2),
+    "IndRNN": ([], [], [], (I,), 1, 1),
+    "Buffered": ([], [], [], (I,), 1, 1),
+    "NormLSTM": ([], ["mm", "native_layer_norm"], [], (4 * H,), 4, 5),
+    "weight-normed": (["_weight_norm_interface"], [], [], (I,), 4, 1),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_cell_of_the_table_is_taken_apart_as_expected(name):
+    (case,) = (case for case in CASES if case.name == name)
+    parts = taken_apart(case.cell())
+    program = parts.program
+    found = names(parts.once), names(parts.before), names(parts.after), program.streams
+    products = sum(node.op == "dot" for node in program.nodes)
+    stages = 1 + max(group.stage for group in schedule(program, False, 4).groups)
+    assert (*found, products, stages) == PARTS[name]
+
+
+def test_products_of_values_side_by_side_become_products_of_each():
+    """``cat(x, h) @ W`` is ``x @ W[:I] + h @ W[I:]``, and both read the one weight."""
+    (case,) = (case for case in CASES if case.name == "RawLSTM")
+    program = taken_apart(case.cell()).program
+    assert program.matrices == ((I + H, H),) * 4
+    for node in program.nodes:
+        if node.op == "dot":
+            terms = {arg.op: at[1:] for arg, at in zip(node.args, node.attr, strict=True)}
+            assert terms == {"stream": (0, 0, False), "state": (I, 0, False)}
+
+
+# ---- Single steps ----------------------------------------------------------------------------------------------------
+
+# step: (once, before, operations of the loop, after)
+STEPS = {
+    "a product of the input is the loop's": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.U(h)),
+        ([], [], {"dot": 1, "add": 1, "tanh": 1}, []),
+    ),
+    "what follows it before the state comes in is not": (
+        lambda c, x, h: torch.tanh(c.W(x)) + c.U(h),
+        ([], ["addmm", "tanh"], {"dot": 1, "add": 1}, []),
+    ),
+    "any operation on the input": (
+        lambda c, x, h: torch.tanh(torch.atan(x).sort(1).values[:, :1] * h),
+        ([], ["atan", "sort", "slice"], {"mul": 1, "tanh": 1}, []),
+    ),
+    "any operation on weights": (
+        lambda c, x, h: torch.tanh(h @ torch.matrix_exp(c.U.weight - c.U.weight.T) + c.v.cumsum(0)),
+        (["permute", "sub", "linalg_matrix_exp", "cumsum"], [], {"dot": 1, "add": 1, "tanh": 1}, []),
+    ),
+    "any operation on the output": (
+        lambda c, x, h: ((n := torch.tanh(c.U(h))).atan().cumsum(1), n),
+        ([], [], {"dot": 1, "tanh": 1}, ["atan", "cumsum"]),
+    ),
+    "weights, input and old state meet behind the loop": (
+        lambda c, x, h: (torch.atan(c.V(h)) * c.v.exp() + torch.atan(c.W(x)), torch.tanh(c.U(h))),
+        (["exp"], ["addmm", "atan"], {"dot": 1, "tanh": 1}, ["addmm", "atan", "mul", "add"]),
+    ),
+    "what nothing needs is nowhere": (
+        lambda c, x, h: (torch.atan(c.V(h)), torch.atan(x), c.v.exp(), torch.tanh(c.U(h)))[-1],
+        ([], [], {"dot": 1, "tanh": 1}, []),
+    ),
+    "a state that stays and an output of the input": (
+        lambda c, x, h: (torch.atan(c.W(x)), h),
+        ([], ["addmm", "atan"], {}, []),
+    ),
+    "a random draw for the input": (
+        lambda c, x, h: torch.tanh(c.W(F.dropout(x, 0.5)) + h),
+        ([], ["empty_like", "bernoulli", "div", "mul"], {"dot": 1, "add": 2, "tanh": 1}, []),
+    ),
+    "layout is gone": (
+        lambda c, x, h: torch.tanh(torch.cat([x, h], 1)[:, 1:].view(-1, 2, 2).transpose(1, 2).flatten(1)[:, :H] * c.v),
+        ([], [], {"mul": 3, "tanh": 3}, []),
+    ),
+    "a mask": (
+        lambda c, x, h: torch.where(~c.mask & (x[:, :1] > 0), h, c.v),
+        (["bitwise_not"], ["slice", "gt", "bitwise_and"], {"ne": 1, "where": 1}, []),
+    ),
+    "a mask behind the loop too": (
+        lambda c, x, h: ((n := torch.where((m := h > 0), h.tanh(), -h)).where(m, n * 2), n),
+        ([], [], {"gt": 1, "tanh": 1, "neg": 1, "where": 1}, ["mul", "where"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_taken_apart_as_expected(name):
+    function, (once, before, loop, after) = STEPS[name]
+    parts = taken_apart(Step(function))
+    found = Counter(n.op for n in parts.program.nodes if n.args)
+    assert (names(parts.once), names(parts.before), dict(found), names(parts.after)) == (once, before, loop, after)
+
+
+REFUSED = {
+    "an operation that the loop lacks": (lambda c, x, h: torch.atan(h), "`aten.atan` in the loop"),
+    "dropout of the state": (
+        lambda c, x, h: torch.tanh(F.dropout(c.U(h), 0.5)),
+        "`aten.bernoulli` in the loop; move dropout out of the cell",
+    ),
+    "a product with scale factors": (
+        lambda c, x, h: torch.addmm(c.v, h, c.U.weight, beta=0.5),
+        "`aten.addmm.default` in the loop with scale factors",
+    ),
+    "a product of two values": (
+        lambda c, x, h: torch.tanh((h.unsqueeze(1) @ h.unsqueeze(2)).flatten(1) + h),
+        "`aten.bmm` in the loop",
+    ),
+    "a mean over the batch that the loop needs": (
+        lambda c, x, h: torch.tanh(h * c.W(x).mean(0)),
+        r"a tensor \(3,\) without a batch is computed from x",
+    ),
+    "a mean over the batch that the output needs": (
+        lambda c, x, h: (torch.atan(h) * c.W(x).mean(0), torch.tanh(h)),
+        r"a tensor \(3,\) without a batch is computed from x",
+    ),
+    "weights along the batch": (
+        lambda c, x, h: (torch.tanh(h) * c.v.expand(len(x), -1).cumsum(0), torch.tanh(h)),
+        "`aten.cumsum.default` of weights along the batch",
+    ),
+    "a draw without a batch": (
+        lambda c, x, h: (torch.atan(h) * torch.rand(H), torch.tanh(h)),
+        r"a tensor \(3,\) without a batch is computed from x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_loop_cannot_hold_is_named(name):
+    function, reason = REFUSED[name]
+    with pytest.raises(AnyRNNError, match=reason):
+        taken_apart(Step(function))
+
+
+def test_features_far_apart_are_refused_before_they_take_minutes():
+    """Every second feature is a value of its own: of two gates that take turns, 64 units each would be 800 values."""
+
+    class Turns(nn.Module):
+        def __init__(self, hidden_size):
+            super().__init__()
+            self.hidden_size = hidden_size
+            self.gates = nn.Linear(I + hidden_size, 2 * hidden_size)
+
+        def forward(self, x, h):
+            both = self.gates(torch.cat([x, h], 1))
+            return torch.tanh(both[:, ::2]) * torch.sigmoid(both[:, 1::2])
+
+    assert len(taken_apart(Turns(4)).program.nodes) < 100
+    with pytest.raises(AnyRNNError, match="features far apart"):
+        taken_apart(Turns(256))
+
+
+def test_dimensions_are_summed_a_whole_row_at_a_time():
+    parts = taken_apart(Step(lambda c, x, h: torch.tanh(torch.cat([h, c.U(h)], 1).view(-1, 2, H).sum(1))))
+    found = Counter(n.op for n in parts.program.nodes if n.args)
+    assert found == {"dot": 1, "add": 1, "tanh": 1}
+
+
+# ---- Names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("LSTM", "ifgoc"), ("GRU", "rzn"), ("Peephole", "ifgoc"), ("ConcatGRU", "rznh"), ("RawLSTM", "ifoch")],
+)
+def test_values_keep_the_names_of_the_cells_code(name, kept):
+    (case,) = (case for case in CASES if case.name == name)
+    program = taken_apart(case.cell()).program
+    assert set(kept) <= set(program.names.values())
+    assert set(program.names) <= set(program.nodes) | {n for n in program.names if n not in program.nodes}
+    text = str(program)
+    for gate in kept:
+        assert f"\n{gate} = " in f"\n{text}"
+
+
+def test_a_gate_is_named_by_what_it_is():
+    def step(c, x, h):
+        forget_gate = torch.sigmoid(c.W(x) + c.U(h))
+        c_tilde = torch.tanh(c.V(h) * forget_gate)
+        return forget_gate * h + (1 - forget_gate) * c_tilde
+
+    program = taken_apart(Step(step)).program
+    named = {name: node.op for node, name in program.names.items()}
+    assert named["forget_gate"] == "sigmoid"
+    assert named["c_tilde"] == "tanh"
+    assert "c_tilde = tanh(" in str(program)
+
+
+# ---- The parts that PyTorch runs -------------------------------------------------------------------------------------
+
+ROWS = {
+    "each number": (lambda c, x: torch.atan(x) * 2 + c.v[:I], False),
+    "a product": (lambda c, x: c.W(x), False),
+    "along the features": (lambda c, x: torch.softmax(x, 1) - x.sum(-1, keepdim=True) + x.cumsum(1), False),
+    "a norm of the features": (lambda c, x: F.layer_norm(x, (I,)), False),
+    "side by side": (lambda c, x: torch.cat([x, x], 1).view(len(x), 2, I).transpose(1, 2).flatten(1), False),
+    "a weight for every row": (lambda c, x: x * c.v[:I].expand(len(x), -1), False),
+    "a mean over rows": (lambda c, x: x - x.mean(0), True),
+    "a sum over rows": (lambda c, x: x - x.sum(0, keepdim=True), True),
+    "along the rows": (lambda c, x: x.cumsum(0), True),
+    "a softmax over rows": (lambda c, x: torch.softmax(x, 0), True),
+    "rows in another order": (lambda c, x: x.flip(0), True),
+    "rows one further": (lambda c, x: x.roll(1, 0), True),
+    "a random draw": (lambda c, x: F.dropout(x, 0.5), True),
+    "what is not known to keep rows apart": (lambda c, x: x.sort(1).values, True),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_operations_that_mix_rows_are_found(name):
+    function, mixing = ROWS[name]
+    cell = Step(lambda c, x, h: (function(c, x).sum(1, keepdim=True).expand(-1, H) * 1, h))
+    parts = taken_apart(cell)
+    assert any(mixes_rows(step, parts.graph) for step in parts.before) == mixing
+    assert Steps(parts.before, parts.graph).mixing == mixing
+
+
+def test_the_parts_run_on_any_number_of_rows():
+    cell = Step(
+        lambda c, x, h: (x.view(len(x), 1, I).expand(-1, 2, -1).reshape(x.shape[0], -1) + x.new_ones(len(x), 1), h)
+    )
+    parts = taken_apart(cell)
+    steps = Steps(parts.before, parts.graph)
+    for rows in (1, 2, 127, 254, 300):
+        x = torch.randn(rows, I)
+        tensors = {parts.graph.x: x}
+        steps.run(tensors, rows)
+        torch.testing.assert_close(tensors[parts.graph.output], cell(x, None)[0])
