@@ -1,5 +1,6 @@
 """A layer is an ordinary module: copies, files, devices, types, shared and computed weights, hooks, threads."""
 
+import contextlib
 import copy
 import gc
 import io
@@ -154,6 +155,25 @@ def test_computed_weights(make, engine):
             trained = dict(layer.named_parameters())
             grads = gradients(trained.values(), loss_of(*result(layer)))
         assert all(g.abs().max() > 0 for g in grads), "every parameter under a computed weight is trained"
+
+
+@pytest.mark.parametrize(
+    "computed", [parametrizations.weight_norm, parametrizations.orthogonal], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("engine", ["auto", "cpu", "reference"])
+def test_computed_weights_that_are_cached_stay_trainable(engine, computed):
+    """From the first call on, in which the cell's step is looked at, and in further calls within the same block."""
+    found = []
+    for context in (contextlib.nullcontext(), parametrize.cached()):
+        torch.manual_seed(1)
+        cell = computed(nn.GRUCell(I, H).double(), "weight_hh")
+        with anyrnn.engine(engine), context:
+            first, state = anyrnn.scan(cell, x_of())
+            second, state = anyrnn.scan(cell, x_of(seed=4), state)
+            found.append(gradients(cell.parameters(), loss_of(first, second, state)))
+    close(*found)
+    assert all(g.abs().max() > 0 for g in found[0])
+    assert not parametrize._cache
 
 
 class Tripled(nn.Module):

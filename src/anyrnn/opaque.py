@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Signature, describe
+from anyrnn.protocol import Signature, caching_nothing, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -432,7 +432,8 @@ def _with_weights(cell: nn.Module, weights: Sequence[Tensor]) -> Iterator[nn.Mod
     try:
         for module, stand_in in modules.values():
             vars(stand_in).update((key, _replaced(value, new)) for key, value in vars(module).items())
-        yield modules[id(cell)][1]
+        with caching_nothing():
+            yield modules[id(cell)][1]
     finally:
         for _, stand_in in modules.values():
             vars(stand_in).clear()

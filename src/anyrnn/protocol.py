@@ -7,12 +7,14 @@ are always tuples; this file is the only place that knows the two outer forms.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
 
@@ -131,7 +133,7 @@ def _probe(cell: nn.Module, input_size: int, sizes: tuple[int, ...], bare: bool)
     states = tuple(like.new_zeros(_PROBE_BATCH, size) for size in sizes)
     devices = [like.device] if like.device.type == "cuda" else []
     buffers = {key: value.clone() for key, value in cell.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), caching_nothing():
         arguments = (x, states[0] if bare else states)
         # A cell without buffers may be a script module, which functional_call refuses.
         result = torch.func.functional_call(cell, buffers, arguments) if buffers else cell(*arguments)
@@ -146,6 +148,21 @@ def _probe(cell: nn.Module, input_size: int, sizes: tuple[int, ...], bare: bool)
         msg = f"returned an output of shape {_shape(output)}, expected (B, size)"
         raise AnyRNNError(msg)
     return Signature(sizes, bare, output.shape[1], has_output=True)
+
+
+@contextlib.contextmanager
+def caching_nothing() -> Iterator[None]:
+    """Leave nothing behind in the cache of parametrizations, for a step that is not the user's own.
+
+    Below `torch.nn.utils.parametrize.cached` the first step computes the weights for all later ones: computed without
+    gradients, or for a copy of a module whose place in memory the next copy takes, they would be wrong for those.
+    """
+    before = set(parametrize._cache)
+    try:
+        yield
+    finally:  # one by one, since other threads may be using the cache, too
+        for key in parametrize._cache.keys() - before:
+            parametrize._cache.pop(key, None)
 
 
 def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:

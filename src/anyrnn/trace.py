@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import placement
+from anyrnn.protocol import caching_nothing, placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -287,7 +287,7 @@ def _trace(
 
     devices = [like.device] if like.device.type == "cuda" else []
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices), recorder:
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices), caching_nothing(), recorder:
             sys.setprofile(note_locals)
             output, new = signature.step(twin, x, tuple(states))
     except AnyRNNError:
