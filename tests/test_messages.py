@@ -443,3 +443,54 @@ def test_nothing_is_changed_by_a_call_that_is_refused():
         message(bad)
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     assert layer(x())[0].shape == (T, B, 4)
+
+
+# ---- Why a cell runs as a Python loop --------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A cell of somebody's own; what `change` makes of its state keeps it from machine code."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.hidden_size, self.change = H, change
+        self.input, self.recurrent = nn.Linear(I, H), nn.Linear(H, H)
+
+    def forward(self, x, h):
+        return torch.tanh(self.input(x) + self.recurrent(self.change(h)))
+
+
+NUMBER = ": a Python number is taken from a tensor (.item(), float(), if): compute with tensors, e.g. torch.where"
+DROPOUT = "`aten.bernoulli` in the loop; move dropout out of the cell"
+FALLBACKS = {
+    ".item()": (lambda h: h * h.max().item(), "`aten._local_scalar_dense.default`" + NUMBER),
+    "float()": (lambda h: h * float(h.max()), "`aten._local_scalar_dense.default`" + NUMBER),
+    "if": (lambda h: h if h.sum() > 0 else -h, "`aten._local_scalar_dense.default`" + NUMBER),
+    "torch.equal": (lambda h: h if torch.equal(h, -h) else -h, "`aten.equal.default`" + NUMBER),
+    "dropout": (lambda h: nn.functional.dropout(h, 0.5), DROPOUT),
+    "a dropout of one's own": (lambda h: h * torch.bernoulli(torch.full_like(h, 0.5)), DROPOUT),
+    "another operation": (lambda h: h.sort(1).values, "`aten.sort` in the loop"),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_explain_says_why_a_cell_falls_back_and_what_helps_and_no_more(name):
+    change, reason = FALLBACKS[name]
+    told = anyrnn.explain(anyrnn.Recurrent(Own(change)), x())
+    assert str(told) == f"Recurrent\n  layer 0 forward: Own on engine 'reference': {reason}"
+    assert list(told.parts[0].refused) == ["cpu", "torch"], "as fields, all of it"
+    with anyrnn.engine("cpu"):
+        assert reason in message(lambda: anyrnn.explain(anyrnn.Recurrent(Own(change)), x()))
+    with anyrnn.engine("torch"):
+        assert "RNN, LSTM and GRU only" in message(lambda: anyrnn.explain(anyrnn.Recurrent(Own(change)), x()))
+
+
+def test_explain_says_why_no_engine_can_run_a_cell_that_several_know():
+    layer = anyrnn.Recurrent(nn.GRUCell(I, H))
+    layer.cell().register_forward_hook(lambda *_: None)
+    (part,) = anyrnn.explain(layer, x()).parts
+    assert part.reason == "; ".join(part.refused.values())
+    assert part.reason == (
+        "the cell has hooks, which machine code would not call; "
+        "the cell has hooks, which a kernel for the whole sequence would not call"
+    )

@@ -175,7 +175,10 @@ class Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
         if not outputs:
-            msg = f"`{func}` reads a number out of a tensor"
+            msg = (
+                f"`{func}`: a Python number is taken from a tensor (.item(), float(), if): compute with tensors, "
+                f"e.g. torch.where"
+            )
             raise AnyRNNError(msg)
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
         many = isinstance(result, list | tuple)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anyrnn.engines.cpu.engine import CpuEngine
 from anyrnn.engines.reference import ReferenceEngine
-from anyrnn.engines.vendor import TorchEngine
+from anyrnn.engines.vendor import TorchEngine, kernel_of
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Choice:
 
     Attributes:
         engine: The engine.
-        reason: Why it was chosen.
+        reason: Why it was chosen: what keeps the call from a faster engine, as far as it could be otherwise.
         refused: Why each engine tried before it cannot run the call, by name.
     """
 
@@ -89,8 +89,9 @@ def choose(call: Call) -> Choice:
     for each in ENGINES.values():
         refusal = each.refusal(call)
         if refusal is None:
-            reason = "the fastest engine here that can run it" if not refused else "; ".join(refused.values())
-            return Choice(each, reason, refused)
+            # That a cell is none of torch.nn's three is no news to its author, and nothing he could change.
+            told = [why for name, why in refused.items() if name != "torch" or kernel_of(call.cell) is not None]
+            return Choice(each, "; ".join(told) or "the fastest engine here that can run it", refused)
         refused[each.name] = refusal
     raise AssertionError  # the reference engine never refuses
 
