@@ -218,6 +218,57 @@ def test_hooks_on_the_layer_are_called(make):
     assert seen == [(T, B, layer.output_size), "backward"]
 
 
+@every
+@both_engines
+def test_hooks_on_gradients_of_parameters_are_called_once_a_backward_pass(make, engine):
+    layer, called = made(make), []
+    with anyrnn.engine(engine):
+        want = gradients(layer.parameters(), loss_of(*result(layer)))
+        for parameter in layer.parameters():
+            parameter.register_hook(lambda g: 2 * g)
+            parameter.register_post_accumulate_grad_hook(called.append)
+        loss_of(*result(layer)).backward()
+    assert {id(p) for p in called} == {id(p) for p in layer.parameters()}
+    assert len(called) == len(want)
+    close([p.grad for p in layer.parameters()], [2 * g for g in want])
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A group of processes of which this is the only one."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
+@pytest.mark.usefixtures("one_process")
+@both_engines
+def test_distributed_data_parallel_reduces_every_gradient(engine):
+    """Its hooks fire: else the second pass would raise an error, and nothing would be counted."""
+    layer = made(anyrnn.LSTM)
+    twin, seen = copy.deepcopy(layer), []
+    parallel = nn.parallel.DistributedDataParallel(layer, bucket_cap_mb=0.0005)
+
+    def reduce(_, bucket):
+        seen.extend(id(p) for p in bucket.parameters())
+        done = torch.futures.Future()
+        done.set_result(3 * bucket.buffer())
+        return done
+
+    parallel.register_comm_hook(None, reduce)
+    for k in range(2):
+        layer.zero_grad()
+        with anyrnn.engine(engine):
+            output, state = parallel(x_of(seed=k), lengths=[2, 4, 3])
+            loss_of(output, *state).backward()
+            output, state = twin(x_of(seed=k), lengths=[2, 4, 3])
+        want = gradients(twin.parameters(), loss_of(output, *state))
+        close([p.grad for p in layer.parameters()], [3 * g for g in want])
+    assert sorted(seen) == sorted([id(p) for p in layer.parameters()] * 2)
+
+
 def test_hooks_on_a_cell_are_called_at_every_step():
     layer, steps = anyrnn.Recurrent(nn.LSTMCell(I, H)), []
     usual = anyrnn.explain(layer, torch.zeros(T, B, I)).parts[0].engine

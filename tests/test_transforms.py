@@ -193,3 +193,24 @@ def test_forward_mode_derivatives_go_to_an_engine_that_has_them():
         assert anyrnn.explain(layer, dual).parts[0].engine == "reference"
     eps = 1e-6
     close([slope], [(layer(x + eps)[0] - layer(x - eps)[0]) / (2 * eps)], atol=1e-7)
+
+
+def test_where_torch_func_transforms_a_call_the_reference_runs_it_and_explain_says_why():
+    layer, told = anyrnn.LSTM(I, 3, dtype=torch.float64).requires_grad_(False), []
+
+    def output(x):
+        told.append(anyrnn.explain(layer, x).parts[0])
+        return layer(x)[0].sum()
+
+    x = x_of()
+    vmap(output)(torch.stack([x, x]))
+    grad(output)(x)
+    jacrev(output)(x)
+    jvp(output, (x,), (x,))
+    for part in told:
+        assert part.engine == "reference"
+        assert "torch.func transforms" in part.reason
+        assert "forward-mode derivatives" in part.reason
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match=r"asked for by name .* torch\.func transforms"):
+        grad(output)(x)
+    assert len(told) == 4

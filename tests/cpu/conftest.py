@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from anyrnn.engines.cpu.loop import Loaded
 @pytest.fixture
 def runs(monkeypatch):
     """Which machine code ran. Its buffers are filled with NaN and fenced in, and what it reads lies between fences."""
-    made, counted = [], []
+    own, counted = threading.local(), []  # several threads may run at once, each with its own buffers
     run, new_empty, new_zeros = Loaded.run, torch.Tensor.new_empty, torch.Tensor.new_zeros
 
     def new(plain, fill):
@@ -23,8 +24,9 @@ def runs(monkeypatch):
                 return tensor
             if tensor.dtype not in (torch.float32, torch.float64):
                 return tensor
-            made.append(fenced(tensor.numel(), tensor.dtype, fill).view(tensor.shape))
-            return made[-1]
+            buffer = fenced(tensor.numel(), tensor.dtype, fill).view(tensor.shape)
+            vars(own).setdefault("made", []).append(buffer)
+            return buffer
 
         return make
 
@@ -37,12 +39,14 @@ def runs(monkeypatch):
         if in_place:
             given["carries"] = [within(t) for t in carries]
         totals = run(**given)
+        made = vars(own).pop("made", [])
+        written = [*given["outputs"], *(() if in_place else given["sequences"])]
+        assert {t.data_ptr() for t in written} <= {t.data_ptr() for t in made}, "a result without a fence"
         for buffer in (*made, *(given["carries"] if in_place else ())):
             assert_whole(buffer)
         if in_place:
             for carry, result in zip(carries, given["carries"], strict=True):
                 carry.copy_(result)
-        made.clear()
         counted.append(self)
         return totals
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -257,6 +258,19 @@ def test_an_entry_in_the_place_of_another_is_not_run(cache):
     entry(cache).write_bytes(stolen)
     assert two.run() == 2
     assert two.builds == 2
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="names of x86-64 processors")
+def test_an_entry_for_another_processor_in_the_place_of_this_ones_is_not_run(cache):
+    program = Program(1)
+    program.run(Machine.named("x86-64"))
+    foreign = entry(cache)
+    stolen = foreign.read_bytes()
+    foreign.unlink()
+    assert (program.run(), program.builds) == (1, 2)
+    assert entry(cache).name != foreign.name
+    entry(cache).write_bytes(stolen)
+    assert (program.run(), program.builds) == (1, 3)
 
 
 def test_threads_that_ask_at_once_share_one_build(monkeypatch):
