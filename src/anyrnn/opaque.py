@@ -322,12 +322,15 @@ def _lowered(device: str, autocast: torch.dtype | None) -> contextlib.AbstractCo
 
 
 def _own(results: Iterable[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
-    """Make results contiguous, and copy those that share memory with what was given or with each other."""
+    """Make results contiguous, and copy those that share memory with what was given or with each other.
+
+    And those that begin within their memory: the operators promise tensors that begin where theirs does.
+    """
     taken = {t.untyped_storage()._cdata for t in given}
     owned = []
     for result in results:
         own = result.contiguous()
-        if own.untyped_storage()._cdata in taken:
+        if own.storage_offset() or own.untyped_storage()._cdata in taken:
             own = own.clone()
         taken.add(own.untyped_storage()._cdata)
         owned.append(own)

@@ -100,6 +100,24 @@ def test_gradients_that_nobody_sends_count_as_zero():
             assert_near(results[1], results[0], 1e-10)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_gradient_changed_in_place_changes_no_other(case):
+    """As clipping does: the gradients of two biases are equal, but have to be tensors of their own."""
+    layer = case.layer(num_layers=2)
+    x, state = (
+        torch.randn(4, 3, I, dtype=DOUBLE),
+        [torch.randn(2, 3, s, dtype=DOUBLE) for s in layer._signature(0).state_sizes],
+    )
+    leaves = [t.requires_grad_() for t in (x, *state)] + [p for p in layer.parameters() if p.requires_grad]
+    with anyrnn.engine("cpu"):
+        output, final = layer(x, layer._signature(0).wrap(tuple(state)))
+        loss_of(output, *flat(final)).backward()
+    want = [leaf.grad.clone() for leaf in leaves]
+    for k, leaf in enumerate(leaves):
+        leaf.grad.mul_(k + 2)
+    close([leaf.grad for leaf in leaves], [(k + 2) * g for k, g in enumerate(want)])
+
+
 # ---- Inside the rest of PyTorch --------------------------------------------------------------------------------------
 
 
