@@ -10,7 +10,7 @@ product after the loop.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,7 +60,8 @@ class Derivative:
             outputs, and the saved values. Its outputs are the gradients of all products, and of the streams in
             `stream_outputs`. Its totals are gradients of vectors.
         first_saved: How many outputs the program had.
-        terms: What the products add to the gradients of matrices and streams.
+        terms: What the products add to the gradients of matrices and streams. Those in a group have the same operand,
+            and the gradients of what they give lie side by side: one large product for all.
         stream_outputs: Which streams have a gradient in the backward outputs from 1 on.
         vector_totals: For each vector, which total is the gradient of the numbers from where: (first, width, total).
     """
@@ -68,7 +69,7 @@ class Derivative:
     forward: Program
     backward: Program
     first_saved: int
-    terms: tuple[Term, ...]
+    terms: tuple[tuple[Term, ...], ...]
     stream_outputs: tuple[int, ...]
     vector_totals: tuple[tuple[tuple[int, int, int], ...], ...]
 
@@ -179,8 +180,8 @@ class _Derivation:
                 return self.builder.pointwise(node.op, *(read[a] for a in node.args))
             if node not in self.saved:
                 self.saved.append(node)
-            array = len(self.program.streams) + len(self.program.outputs) + self.saved.index(node)
-            return self.builder.node("stream", (), node.width, (array, 0))
+            array = len(self.program.streams) + len(self.program.outputs)
+            return self.builder.node("stream", (), node.width, (array, self._place_of(node)))
 
         def resolved(root: Node) -> Node:
             for node in ordered([root]):
@@ -240,6 +241,10 @@ class _Derivation:
             found.append(ranges)
         return found
 
+    def _place_of(self, node: Node) -> int:
+        """Where a saved value is among the others."""
+        return sum(s.width for s in self.saved[: self.saved.index(node)])
+
     def _zero(self, width: int) -> Node:
         return self.builder.node("constant", (), width, (0.0,))
 
@@ -272,11 +277,11 @@ class _Derivation:
         totals = tuple(dict.fromkeys(parts[-1]))
         placed_totals = iter(parts[-1])
         vector_totals = tuple(tuple((a, g.width, totals.index(next(placed_totals))) for a, g in v) for v in vectors)
-        saved_widths = tuple(s.width for s in self.saved)
+        saved = (tuple(self.saved),) if self.saved else ()  # side by side in one array
         out_widths = tuple(sum(p.width for p in o) for o in program.outputs)
         outputs = tuple(parts[n_states:-1])
         backward = Program(
-            (*program.streams, *out_widths, *saved_widths),
+            (*program.streams, *out_widths, *(sum(s.width for s in pieces) for pieces in saved)),
             program.states,
             program.vectors,
             program.matrices,
@@ -286,32 +291,36 @@ class _Derivation:
         )
         forward = Program(
             program.streams, program.states, program.vectors, program.matrices, program.new_states,
-            (*program.outputs, *((s,) for s in self.saved)), names=program.names,
+            (*program.outputs, *saved), names=program.names,
         )  # fmt: skip
         return Derivative(forward, backward, len(program.outputs), self._terms(), with_gradient, vector_totals)
 
-    def _terms(self) -> tuple[Term, ...]:
-        terms: list[Term] = []
+    def _terms(self) -> tuple[tuple[Term, ...], ...]:
+        groups: list[list[Term]] = []
         first = 0
         for dot in self.dots:
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", self.saved.index(arg), 0)
+                kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", 0, self._place_of(arg))
                 term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, first)
-                for k, other in enumerate(terms):  # neighbours make one product
-                    if _continues(other, term):
-                        terms[k] = Term(
-                            kind, array, start, matrix, row, other.col, arg.width, other.cols + term.cols, other.first
-                        )
-                        break
+                group = next((g for g in groups if _is_beside(g[-1], term)), None)
+                if group is None:
+                    groups.append([term])
+                elif _continues(group[-1], term):
+                    group[-1] = replace(group[-1], cols=group[-1].cols + term.cols)
                 else:
-                    terms.append(term)
+                    group.append(term)
             first += dot.width
-        return tuple(terms)
+        return tuple(map(tuple, groups))
+
+
+def _is_beside(a: Term, b: Term) -> bool:
+    """Whether b has the same operand, and what it gives follows what a gives."""
+    return (a.kind, a.array, a.start, a.rows, a.first + a.cols) == (b.kind, b.array, b.start, b.rows, b.first)
 
 
 def _continues(a: Term, b: Term) -> bool:
-    same = (a.kind, a.array, a.start, a.matrix, a.row, a.rows) == (b.kind, b.array, b.start, b.matrix, b.row, b.rows)
-    return same and a.first + a.cols == b.first and a.col + a.cols == b.col
+    """Whether b, beside a, also takes the columns of the same matrix that follow."""
+    return (a.matrix, a.row, a.col + a.cols) == (b.matrix, b.row, b.col)
 
 
 def _placed(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:

@@ -119,7 +119,7 @@ def explain(
     parts = []
     inner, states, valid, _ = layer._canonical(x, state, lengths)
     for k in range(layer.num_layers):
-        for choice, call in layer._calls(k, inner, states, valid):
+        for choice, call in layer._calls(k, inner, states, valid, from_zero=state is None):
             direction = "backward" if call.reverse else "forward"
             cell = type(call.cell).__name__
             engine = choice.engine

@@ -79,6 +79,10 @@ class Layer(nn.Module):
             )
             raise AnyRNNError(msg)
 
+    def _cell(self, layer: int, reverse: bool) -> nn.Module:
+        """The same, perhaps one that was returned before."""
+        return self.cell(layer, reverse)
+
     @abstractmethod
     def _signature(self, layer: int) -> Signature:
         """What the cells of a layer take and return."""
@@ -88,10 +92,11 @@ class Layer(nn.Module):
     ) -> tuple[Tensor | PackedSequence, State]:
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
+        from_zero = state is None
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             outputs = []
-            for choice, call in self._calls(layer, x, states, lengths):
+            for choice, call in self._calls(layer, x, states, lengths, from_zero):
                 output, final = choice.engine.run(call)
                 outputs.append(output)
                 finals.append(final)
@@ -101,13 +106,13 @@ class Layer(nn.Module):
         return self._outer(x, packed, batched), self._stack(finals, batched)
 
     def _calls(
-        self, layer: int, x: Tensor, states: Sequence[tuple[Tensor, ...]], lengths: Tensor | None
+        self, layer: int, x: Tensor, states: Sequence[tuple[Tensor, ...]], lengths: Tensor | None, from_zero: bool
     ) -> Iterator[tuple[Choice, Call]]:
         """The calls that make up a layer, one a direction, and the engine of each."""
         for direction in range(self.num_directions):
             reverse = direction == 1
             state = states[layer * self.num_directions + direction]
-            call = Call(self.cell(layer, reverse), self._signature(layer), x, state, lengths, reverse)
+            call = Call(self._cell(layer, reverse), self._signature(layer), x, state, lengths, reverse, from_zero)
             yield choose(call), call
 
     def _canonical(
@@ -151,16 +156,19 @@ class Layer(nn.Module):
         signature = self._signature(0)
         count = self.num_layers * self.num_directions
         if state is None:
-            stacked = tuple(x.new_zeros(count, B, size, dtype=dtype) for size in signature.state_sizes)
-        else:
-            lead = (count, B) if batched else (count,)
-            stacked = check_state(type(self).__name__, state, signature, lead, x.device, dtype)
-            if not batched:
-                stacked = tuple(s.unsqueeze(1) for s in stacked)
+            zeros = tuple(x.new_zeros(B, size, dtype=dtype) for size in signature.state_sizes)
+            return [zeros] * count
+        lead = (count, B) if batched else (count,)
+        stacked = check_state(type(self).__name__, state, signature, lead, x.device, dtype)
+        if not batched:
+            stacked = tuple(s.unsqueeze(1) for s in stacked)
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool) -> State:
-        stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
+        if len(finals) == 1:
+            stacked = tuple(final.unsqueeze(0) for final in finals[0])
+        else:
+            stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
         return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked))
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:

@@ -203,7 +203,11 @@ class Builder:
         return [done[root] for root in roots]
 
     def refine(self, roots: list[Node]) -> list[Node]:
-        """Cut what is reduced where other values cut the same products, so that none is computed twice."""
+        """Cut what is reduced where other values cut the same products, so that none is computed twice.
+
+        Sums of reductions become one reduction.
+        """
+        uses = count_uses(roots)
         families: dict[object, set[int]] = {}
 
         def family(dot: Node) -> object:
@@ -219,6 +223,8 @@ class Builder:
             return sorted({0, node.width} | {e for e in found if 0 < e < node.width})
 
         def replace(node: Node, args: tuple[Node, ...]) -> Node | None:
+            if node.op == "add" and all(a.op == "sum" for a in args) and all(uses[a] == 1 for a in node.args):
+                return self.reduction("sum", (*args[0].args, *args[1].args))
             if node.op not in REDUCTIONS:
                 return None
             pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]

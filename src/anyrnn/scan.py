@@ -67,7 +67,7 @@ def scan(
         states = tuple(like.new_zeros(B, size) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse)
+    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None)
     output, states = choose(call).engine.run(call)
     return output, signature.wrap(states)
 

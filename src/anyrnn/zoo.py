@@ -61,6 +61,8 @@ class CellLayer(Layer):
         # Not registered as submodules: they own no parameters, and would show in repr and state_dict. What they hold
         # is: an activation that is a module follows the layer to another device and into evaluation mode.
         object.__setattr__(self, "_templates", tuple(templates))
+        self._signatures = tuple(map(_signature_of, templates))
+        self._bound: dict[tuple[int, bool], cells.Cell] = {}
         for key, module in templates[0].named_children():
             self.add_module(key, module)
         self.reset_parameters()
@@ -77,6 +79,25 @@ class CellLayer(Layer):
         template = self._templates[layer]
         return template.bound({key: getattr(self, _named(key, layer, reverse)) for key in template._parameters})
 
+    def _cell(self, layer: int, reverse: bool) -> cells.Cell:
+        """The cell of the last call, if its parameters are still the layer's: it is known by its engine already."""
+        if torch.compiler.is_compiling():
+            return self.cell(layer, reverse)
+        known = self._bound.get((layer, reverse))
+        if known is not None:
+            own, suffix = self._parameters, _suffix(layer, reverse)
+            if all(own.get(key + suffix) is parameter for key, parameter in known._parameters.items()):
+                return known
+        cell = self.cell(layer, reverse)
+        # Others, as under `torch.func.functional_call` or parametrizations, are another set in every call.
+        if all(isinstance(p, nn.Parameter) for p in cell._parameters.values()):
+            self._bound[layer, reverse] = cell
+        return cell
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what a layer only remembers."""
+        return {**self.__dict__, "_bound": {}}
+
     def flatten_parameters(self) -> None:
         """Do nothing: there is no flat copy of the weights. Kept for code written for torch.nn."""
 
@@ -87,10 +108,7 @@ class CellLayer(Layer):
         return [[getattr(self, _named(key, *pair)) for key in self._templates[pair[0]]._parameters] for pair in pairs]
 
     def _signature(self, layer: int) -> Signature:
-        template = self._templates[layer]
-        sizes = template.state_sizes
-        bare = isinstance(sizes, int)
-        return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, template.output_size, has_output=False)
+        return self._signatures[layer]
 
     def _refuse_parametric(self, template: cells.Cell) -> None:
         own = set(template._parameters)
@@ -107,7 +125,17 @@ class CellLayer(Layer):
 
 
 def _named(key: str, layer: int, reverse: bool) -> str:
-    return f"{key}_l{layer}{'_reverse' if reverse else ''}"
+    return key + _suffix(layer, reverse)
+
+
+def _suffix(layer: int, reverse: bool) -> str:
+    return f"_l{layer}_reverse" if reverse else f"_l{layer}"
+
+
+def _signature_of(cell: cells.Cell) -> Signature:
+    sizes = cell.state_sizes
+    bare = isinstance(sizes, int)
+    return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, cell.output_size, has_output=False)
 
 
 class _DropIn(CellLayer):

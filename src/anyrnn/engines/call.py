@@ -23,6 +23,7 @@ class Call:
         states: The initial state variables, each (B, size).
         lengths: The number of valid steps of each row, int64 (B,) on the device of `x`; None if all are T.
         reverse: Run from each row's last valid step to its first.
+        from_zero: The initial state is zero.
         memo: What an engine found out while it decided whether it can run the call, by the engine's name.
     """
 
@@ -32,6 +33,7 @@ class Call:
     states: tuple[Tensor, ...]
     lengths: Tensor | None
     reverse: bool
+    from_zero: bool = False
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -44,7 +46,7 @@ class Engine(Protocol):
         """Say why this engine cannot run the call; None if it can."""
 
     def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output (T, B, O), zero at padded steps, and the final state variables (B, size)."""
+        """Return the output (T, B, O), zero at padded steps, and the final states (B, size): tensors of their own."""
 
     def anatomy(self, call: Call) -> Anatomy | None:
         """Show what the engine made of the cell; None if it takes it as it is."""

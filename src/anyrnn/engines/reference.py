@@ -42,8 +42,8 @@ def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         states = _keep_dtype(new, states)
         outputs.append(output)
     if not outputs:
-        return call.x.new_zeros(T, B, call.signature.output_size), states
-    return torch.stack(outputs[::-1] if call.reverse else outputs), states
+        return call.x.new_zeros(T, B, call.signature.output_size), _own(states)
+    return torch.stack(outputs[::-1] if call.reverse else outputs), _own(states)
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -69,10 +69,15 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
         outputs.append(F.pad(output, (0, 0, 0, B - n)))
     if not outputs:
-        return call.x.new_zeros(T, B, call.signature.output_size), call.states
+        return call.x.new_zeros(T, B, call.signature.output_size), _own(call.states)
     output = torch.stack(outputs[::-1] if call.reverse else outputs)
     output = F.pad(output, (0, 0, 0, 0, 0, T - len(outputs)))
     return output.index_select(1, back), tuple(s.index_select(0, back) for s in states)
+
+
+def _own(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy what a cell may have passed through, or returned twice."""
+    return tuple(s.clone() for s in states)
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

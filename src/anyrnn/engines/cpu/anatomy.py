@@ -14,7 +14,7 @@ from anyrnn.program import POINTWISE, REDUCTIONS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anyrnn.engines.cpu.engine import Plan
+    from anyrnn.engines.cpu.plans import Plan
     from anyrnn.trace import Step
 
 

@@ -1,8 +1,9 @@
 """From a schedule to LLVM IR: the loop over time, the loops over units and rows, and the tile in registers.
 
-The machine code has three entries, each ``void f(int64_t* slots, int64_t part, int64_t parts)``: `pack` copies the
-matrices into the order in which the tiles read them, `run` computes all steps for the rows of its part. `slots` holds
-numbers and addresses, in the order of `Slots`. Letters: R rows of a tile, U blocks of units of a tile.
+The machine code has two entries ``void f(int64_t* slots, int64_t part, int64_t parts)``: `pack` copies the matrices
+into the order in which the tiles read them, `run` computes all steps for the rows of its part. A third one,
+``void whole(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
+Letters: R rows of a tile, U blocks of units of a tile.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class _Emitter(Writer):
         groups = [self._emit_group(k, g) for k, g in enumerate(self.schedule.groups)]
         copies = self._emit_copies() if self.schedule.copies else None
         self._emit_run(groups, copies)
+        self._emit_whole()
         return Kernel(str(self.module), self.slots, self.packed, self.schedule)
 
     def _arrays_of(self, group: Group) -> list[tuple[str, int]]:
@@ -162,6 +164,13 @@ class _Emitter(Writer):
             for start, end, fresh in ((low, old_stop, False), (new_start, stop, True)):
                 with b.if_then(b.icmp_signed("<", start, end)):
                     self._call_groups(b, groups, copies, fixed, packed, at, start, end, fresh)
+        b.ret_void()
+
+    def _emit_whole(self) -> None:
+        """Everything in one part: a single thread needs a single call."""
+        function, b = self.function("whole", [PTR])
+        for name in ("pack", "run"):
+            b.call(self.module.get_global(name), [function.args[0], I64(0), I64(1)])
         b.ret_void()
 
     def _call_groups(

@@ -49,6 +49,11 @@ class Layout:
         return int(self.rows.sum())
 
     @functools.cached_property
+    def lead(self) -> tuple[int, ...]:
+        """The shape of an array of all steps, before the features."""
+        return (self.T, self.B) if self.lengths is None else (self.total,)
+
+    @functools.cached_property
     def tables(self) -> tuple[tuple[NDArray[np.int64], int], tuple[NDArray[np.int64], int]]:
         """The steps as machine code reads them: rows, offset, joined, before; in running order, and backwards."""
         table = np.stack([self.rows, self.offset, self.joined, self.before])

@@ -48,7 +48,7 @@ class Tile:
                     totals[at, u] = value if known is None else self.b.fadd(known, value)
         for (at, u), value in totals.items():
             pointer = self.e.at(self.b, self.bases["total", 0], self.b.add(self._unit(u), I64(at)))
-            self.e.store(self.b, self.b.fadd(self.e.load(self.b, pointer, self.mask), value), pointer, self.mask)
+            self._store(self.b.fadd(self._load(pointer), value), pointer)
 
     def _products(self) -> dict[tuple[Node, int, int], ir.Value]:
         e, b = self.e, self.b
@@ -101,7 +101,18 @@ class Tile:
         for value, place, node in stored:
             if node.op in MASKS:
                 value = b.select(value, e.constant(1.0), e.constant(0.0))  # noqa: PLW2901
-            e.store(b, value, self._address(place, r, u), self.mask)
+            self._store(value, self._address(place, r, u))
+
+    def _load(self, pointer: ir.Value) -> ir.Value:
+        if self.group.width == 1:
+            return self.e.splat(self.b, self.b.load(pointer, typ=self.e.real))
+        return self.e.load(self.b, pointer, self.mask)
+
+    def _store(self, value: ir.Value, pointer: ir.Value) -> None:
+        if self.group.width == 1:  # processors are slow to store, and to read again, what is under a mask
+            self.b.store(self.b.extract_element(value, I32(0)), pointer)
+        else:
+            self.e.store(self.b, value, pointer, self.mask)
 
     def _address(self, place: Place, r: int, u: int) -> ir.Value:
         row = self._row_of(place.array, r, self.e.stride(place.array))
@@ -125,10 +136,7 @@ class Tile:
             return self.shared[key]
         array, first = e.array_of(node)
         row = e.at(b, self._row_of(array, r, e.stride(array)), first)
-        if node.width == 1 and self.group.width != 1:
-            value = e.splat(b, b.load(row, typ=e.real))
-        else:
-            value = e.load(b, e.at(b, row, self._unit(u)), self.mask)
+        value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self._unit(u)))
         if node.op in MASKS:
             value = b.fcmp_unordered("!=", value, e.constant(0.0))
         values[node] = value

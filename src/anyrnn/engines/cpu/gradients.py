@@ -1,0 +1,218 @@
+"""The gradients of a loop: the backward program by machine code, the large products after it by PyTorch's libraries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anyrnn.engines.cpu.machine import Machine
+from anyrnn.program import Program, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anyrnn.derive import Term
+    from anyrnn.engines.cpu.layout import Layout
+    from anyrnn.engines.cpu.loop import Loop
+
+_LARGE = 1 << 21  # multiplications
+
+
+class Pass:
+    """A forward pass: what it was given and what it left."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        layout: Layout,
+        tensors: Sequence[Tensor],
+        sequences: Sequence[Tensor],
+        saved: Sequence[Tensor],
+    ) -> None:
+        self.loop, self.layout = loop, layout
+        self.streams, self.states, self.vectors, self.matrices = loop.grouped(tensors)
+        self.sequences, self.saved = sequences, saved
+
+    def rows(self, tensor: Tensor, term: Term) -> Tensor:
+        """An operand of a product, for all packed rows."""
+        rows = tensor.view(self.layout.total, -1)
+        return rows if rows.shape[1] == term.rows else rows[:, term.start : term.start + term.rows]
+
+    def region(self, term: Term, matrix: Tensor) -> Tensor:
+        """The part of a matrix that a product reads."""
+        turned = matrix.t() if self.loop.transposed[term.matrix] else matrix
+        if turned.shape == (term.rows, term.cols):
+            return turned
+        return turned[term.row : term.row + term.rows, term.col : term.col + term.cols]
+
+
+def backward(
+    made: Pass, grads: Sequence[Tensor | None], needed: Sequence[bool], from_zero: bool
+) -> list[Tensor | None]:
+    """Return the gradients of all tensors that the loop was given, from those of its outputs and final states.
+
+    Args:
+        made: The forward pass.
+        grads: The gradients of the outputs and final states; None where there is none.
+        needed: Which gradients are wanted; others may be None.
+        from_zero: The initial states are zero.
+    """
+    loop, layout, streams, states = made.loop, made.layout, made.streams, made.states
+    p, d = loop.program, loop.derivative
+    like, lead = states[0], layout.lead
+    code = loop.code("backward", like.dtype == torch.float64, Machine.host())
+    upstream = [
+        like.new_zeros(*lead, sum(q.width for q in o)) if g is None else g.contiguous()
+        for o, g in zip(p.outputs, grads, strict=False)
+    ]
+    carries = [
+        like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
+        for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
+    ]
+    outputs = [like.new_empty(layout.total, width) for width in code.schedule.output_widths]
+    totals = code.run(
+        layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, outputs, made.vectors,
+        made.matrices, loop.transposed,
+    )  # fmt: skip
+
+    stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)
+    stream_grads: list[Tensor | None] = [None] * len(streams)
+    for k, number in enumerate(d.stream_outputs):
+        stream_grads[number] = outputs[1 + k]
+    matrix_grads: list[Tensor | None] = [None] * len(made.matrices)
+    for group in d.terms:
+        first, end = group[0].first, group[-1].first + group[-1].cols
+        given = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
+        if any(matrix_needed[term.matrix] for term in group):
+            _add_matrices(made, group, _operands(made, group[0], given, from_zero), matrix_grads)
+        array = group[0].array
+        if group[0].kind == "stream" and stream_needed[array]:
+            stream_grads[array] = _add_stream(made, group, given, stream_grads[array])
+    stream_grads = [g if g is None else g.view(s.shape) for g, s in zip(stream_grads, streams, strict=True)]
+    vector_grads: list[Tensor | None] = []
+    for vector, ranges, wanted in zip(made.vectors, loop.total_ranges, vector_needed, strict=True):
+        pieces = [totals[start:end] for start, end in ranges]
+        total = pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)  # two biases may have one total
+        vector_grads.append(total.view(vector.shape) if wanted else None)
+    return [*stream_grads, *carries, *vector_grads, *matrix_grads]
+
+
+def _operands(made: Pass, term: Term, given: Tensor, from_zero: bool) -> list[tuple[Tensor, Tensor]]:
+    """What a product took, and the gradients of what it gave, row by row; in two parts where the state comes in."""
+    if term.kind == "stream":
+        return [(made.rows(made.streams[term.array], term), given)]
+    if term.kind == "saved":
+        return [(made.rows(made.saved[term.array], term), given)]
+    layout = made.layout
+    sequence = made.rows(made.sequences[term.array], term)
+    initial = made.states[term.array][:, term.start : term.start + term.rows]
+    if layout.lengths is not None:
+        return [(torch.cat([sequence, initial])[layout.previous_index], given)]
+    n, B = len(sequence), layout.B
+    if layout.reverse:
+        pairs = [(sequence[B:], given[: n - B]), (initial, given[n - B :])]
+    else:
+        pairs = [(sequence[: n - B], given[B:]), (initial, given[:B])]
+    return pairs[:1] if from_zero else pairs
+
+
+def _add_matrices(
+    made: Pass, group: Sequence[Term], pairs: list[tuple[Tensor, Tensor]], totals: list[Tensor | None]
+) -> None:
+    """Add products' share to the gradients of their matrices, in the order in which each matrix was given."""
+    (rows, grads), *others = pairs
+    transposed, sizes = made.loop.transposed, made.loop.program.matrices
+    turned = transposed[group[0].matrix]
+    product = grads.t() @ rows if turned else rows.t() @ grads
+    for rows, grads in others:
+        product.addmm_(*((grads.t(), rows) if turned else (rows.t(), grads)))
+    for term in group:
+        first = term.first - group[0].first
+        part = product.t() if turned else product
+        if len(group) > 1:
+            part = part[:, first : first + term.cols]
+            part = part.t().clone().t() if transposed[term.matrix] else part.clone()
+        if totals[term.matrix] is None and (term.rows, term.cols) == sizes[term.matrix]:
+            totals[term.matrix] = part.t() if transposed[term.matrix] else part
+            continue
+        total = totals[term.matrix]
+        if total is None:
+            total = totals[term.matrix] = torch.zeros_like(made.matrices[term.matrix])
+        made.region(term, total).add_(part)
+
+
+def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor | None) -> Tensor:
+    """Add products' share to the gradient of a stream."""
+    parts = [made.region(term, made.matrices[term.matrix]) for term in group]
+    part = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    first, width = group[0], made.loop.program.streams[group[0].array]
+    if total is None and first.rows == width:
+        if _is_faster_by_onednn(given, part):
+            return torch.ops.mkldnn._linear_pointwise(given, part, None, "none", [], "")  # type: ignore[no-any-return]
+        return given @ part.t()
+    if total is None:
+        total = given.new_zeros(len(given), width)
+    total[:, first.start : first.start + first.rows].addmm_(given, part.t())
+    return total
+
+
+def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether oneDNN's product a b^T is up to twice as fast as the one behind `@`, as on processors not of Intel's.
+
+    What is not contiguous it computes without any vectors.
+    """
+    large = b.numel() * len(a) > _LARGE
+    return large and a.dtype == torch.float32 and a.is_contiguous() and torch.backends.mkldnn.is_available()
+
+
+def replayed(
+    loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more."""
+    streams, states, vectors, matrices = loop.grouped(tensors)
+    turned = [m.t() if transposed else m for m, transposed in zip(matrices, loop.transposed, strict=True)]
+    results = replay(loop.program, layout, streams, states, vectors, turned)
+    pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
+    wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+    found = torch.autograd.grad(
+        [p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=True, allow_unused=True
+    )
+    remaining = iter(found)
+    return [next(remaining) if n else None for n in needed]
+
+
+def replay(
+    program: Program, layout: Layout, streams: Sequence[Tensor], states: Sequence[Tensor],
+    vectors: Sequence[Tensor], matrices: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """Run a program in PyTorch, step by step."""
+    nodes = program.nodes
+    streams = [s.reshape(layout.total, -1) for s in streams]
+    state = list(states)
+    outputs: list[list[Tensor]] = [[] for _ in program.outputs]
+    for n, offset in zip(layout.rows.tolist(), layout.offset.tolist(), strict=True):
+        known = {}
+        for node in nodes:
+            if node.is_leaf:
+                array, first = node.attr
+                columns = slice(first, first + node.width)
+                if node.op == "stream":
+                    known[node] = streams[array][offset : offset + n, columns]
+                elif node.op == "vector":
+                    known[node] = vectors[array].reshape(-1)[columns].expand(n, -1)
+                else:
+                    known[node] = state[array][:n, columns]
+        evaluate(nodes, known, tuple(matrices))
+
+        def joined(pieces: Sequence[Any], known: dict[Any, Tensor] = known, n: int = n) -> Tensor:
+            return torch.cat([known[p].expand(n, p.width) for p in pieces], 1)
+
+        for k, pieces in enumerate(program.outputs):
+            outputs[k].append(joined(pieces))
+        new = [joined(pieces) for pieces in program.new_states]
+        state = [torch.cat([k, s[n:]]) for k, s in zip(new, state, strict=True)]
+    if layout.reverse:
+        outputs = [o[::-1] for o in outputs]
+    return [*(torch.cat(o).view(*layout.lead, -1) for o in outputs), *state]
