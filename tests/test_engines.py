@@ -192,3 +192,79 @@ def test_explain_takes_what_the_call_takes_and_refuses_what_it_refuses():
         anyrnn.explain(layer, torch.zeros(B, T, 7, dtype=torch.float64))
     with pytest.raises(anyrnn.AnyRNNError, match="got a LSTM, expected a layer of anyrnn"):
         anyrnn.explain(nn.LSTM(I, H), x)
+
+
+# ---- Why a cell runs as a Python loop --------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A cell of somebody's own; what `change` makes of its state keeps it from machine code."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.hidden_size, self.change = H, change
+        self.input, self.recurrent = nn.Linear(I, H), nn.Linear(H, H)
+
+    def forward(self, x, h):
+        return torch.tanh(self.input(x) + self.recurrent(self.change(h, x)))
+
+
+def refusal(cell):
+    with pytest.raises(anyrnn.AnyRNNError) as caught:
+        anyrnn.explain(anyrnn.Recurrent(cell), torch.zeros(T, B, I))
+    return str(caught.value)
+
+
+NUMBER = ": a Python number is taken from a tensor (.item(), float(), if): compute with tensors, e.g. torch.where"
+DROPOUT = (
+    "`aten.bernoulli` in the loop; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
+)
+FALLBACKS = {
+    ".item()": (lambda h, _: h * h.max().item(), "`aten._local_scalar_dense.default`" + NUMBER),
+    "float()": (lambda h, _: h * float(h.max()), "`aten._local_scalar_dense.default`" + NUMBER),
+    "if": (lambda h, _: h if h.sum() > 0 else -h, "`aten._local_scalar_dense.default`" + NUMBER),
+    "torch.equal": (lambda h, _: h if torch.equal(h, -h) else -h, "`aten.equal.default`" + NUMBER),
+    "dropout": (lambda h, _: nn.functional.dropout(h, 0.5), DROPOUT),
+    "a dropout of one's own": (lambda h, _: h * torch.bernoulli(torch.full_like(h, 0.5)), DROPOUT),
+    "noise": (
+        lambda h, _: h + torch.rand_like(h),
+        "`aten.rand_like` in the loop; draw random numbers in the shape of x, not of the state",
+    ),
+    "another operation": (lambda h, _: h.sort(1).values, "`aten.sort` in the loop"),
+}
+
+
+@pytest.mark.parametrize("name", FALLBACKS)
+def test_explain_says_why_a_cell_falls_back_and_what_helps_and_no_more(name):
+    change, reason = FALLBACKS[name]
+    told = anyrnn.explain(anyrnn.Recurrent(Own(change)), torch.zeros(T, B, I))
+    assert str(told) == f"Recurrent\n  layer 0 forward: Own on engine 'reference': {reason}"
+    assert list(told.parts[0].refused) == ["cpu", "torch"], "as fields, all of it"
+    with anyrnn.engine("cpu"):
+        assert reason in refusal(Own(change))
+    with anyrnn.engine("torch"):
+        assert KERNELS in refusal(Own(change))
+
+
+CURES = {
+    "torch.where": lambda h, _: torch.where(h.sum(1, keepdim=True) > 0, h, -h),
+    "a mask in the shape of x": lambda h, x: h * torch.bernoulli(x.new_full((len(x), H), 0.5)),
+    "noise in the shape of x": lambda h, x: h + torch.rand_like(x).sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", CURES)
+def test_the_cures_that_messages_name_help(name):
+    (part,) = anyrnn.explain(anyrnn.Recurrent(Own(CURES[name])), torch.zeros(T, B, I)).parts
+    assert (part.engine, part.refused) == ("cpu", {})
+
+
+def test_explain_says_why_no_engine_can_run_a_cell_that_several_know():
+    layer = anyrnn.Recurrent(nn.GRUCell(I, H))
+    layer.cell().register_forward_hook(lambda *_: None)
+    (part,) = anyrnn.explain(layer, torch.zeros(T, B, I)).parts
+    assert part.reason == "; ".join(part.refused.values())
+    assert part.reason == (
+        "the cell has hooks, which machine code would not call; "
+        "the cell has hooks, which a kernel for the whole sequence would not call"
+    )

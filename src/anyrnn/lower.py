@@ -206,8 +206,11 @@ def _runs(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 
 def unsupported(step: Step) -> str:
     """Say which operation the loop program lacks, and what may help."""
-    name = step.short_name
-    hint = "; move dropout out of the cell" if "dropout" in name or "bernoulli" in name else ""
+    name, hint = step.short_name, ""
+    if "dropout" in name or "bernoulli" in name:
+        hint = "; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
+    elif torch.Tag.nondeterministic_seeded in step.op.tags:
+        hint = "; draw random numbers in the shape of x, not of the state"
     return f"`aten.{name}` in the loop{hint}"
 
 
