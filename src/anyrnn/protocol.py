@@ -188,11 +188,20 @@ def _as_states(value: object, count: int, bare: bool) -> tuple[Tensor, ...] | No
 
 def placement(module: nn.Module, x: Tensor | None = None) -> Tensor:
     """Return a tensor with the dtype and device of a module: those of its parameters, else buffers, else `x`."""
-    own = (p for p in module._parameters.values() if p is not None)  # first, since torch's iterators are slow
-    for tensor in chain(own, module.parameters(), module.buffers()):
-        if tensor.is_floating_point():
-            return tensor
+    found = next(chain(_floating(module, "_parameters"), _floating(module, "_buffers")), None)
+    if found is not None:
+        return found
     return x if x is not None and x.is_floating_point() else torch.empty(0)
+
+
+def _floating(module: nn.Module, kind: str) -> Iterator[Tensor]:
+    """The tensors of a module and what is in it, in order; torch's iterators are slow."""
+    for tensor in getattr(module, kind).values():
+        if tensor is not None and tensor.is_floating_point():
+            yield tensor
+    for child in module._modules.values():
+        if child is not None:
+            yield from _floating(child, kind)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -292,36 +292,48 @@ class Steps:
         self.steps = steps
         self.graph = graph
         self.mixing = any(mixes_rows(step, graph) for step in steps)
-        self._plain = [not _has_parts(step) for step in steps]
+        self._prepared = [
+            (step, [_argument(step, k, graph.batch) for k in range(len(step.args))], _keywords(step)) for step in steps
+        ]
 
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
         """Run them, adding their results to `tensors`; the traced batch size stands for `rows`."""
-        for step, plain in zip(self.steps, self._plain, strict=True):
-            if plain:
-                args: Sequence[Any] = [tensors[a] if type(a) is Ref else a for a in step.args]
-                result = step.op(*args, **step.kwargs)
-            else:
-                args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (step.args, dict(step.kwargs)))
-                result = step.op(*_resized(step, args, self.graph.batch, rows), **kwargs)
+        for step, arguments, keywords in self._prepared:
+            args = [tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is _Fill else a for a in arguments]
+            result = step.op(*args, **(step.kwargs if keywords is None else keywords(tensors)))
             if step.many:
                 tensors.update(zip(step.outputs, result, strict=True))
             else:
                 tensors[step.outputs[0]] = result
 
 
-def _has_parts(step: Step) -> bool:
-    """Whether arguments are more than tensors and settings: lists of tensors, or shapes."""
-    lists = any(isinstance(a, list | tuple) for a in step.args)
-    return lists or any(isinstance(a, Ref) for a in pytree.tree_leaves(dict(step.kwargs)))
+@dataclass(frozen=True)
+class _Fill:
+    """An argument that is found anew in each call."""
+
+    find: Callable[[dict[Ref, Tensor], int], Any]
+
+    def __call__(self, tensors: dict[Ref, Tensor], rows: int) -> Any:
+        return self.find(tensors, rows)
 
 
-def _resized(step: Step, args: Sequence[Any], batch: int, rows: int) -> list[Any]:
-    """Put the present number of rows in the place of the traced one in arguments that are shapes."""
-    resized = list(args)
-    for k, (value, argument) in enumerate(zip(args, step.op._schema.arguments, strict=False)):
-        if argument.name in SHAPE_ARGUMENTS and isinstance(value, list | tuple):
-            resized[k] = [v // batch * rows if v > 0 and v % batch == 0 else v for v in value]
-    return resized
+def _argument(step: Step, k: int, batch: int) -> Any:
+    """Prepare an argument: a tensor's number, a setting, or how a list of tensors or a shape is put together."""
+    value = step.args[k]
+    if not isinstance(value, list | tuple):
+        return value
+    if step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
+        # The present number of rows in the place of the traced one.
+        return _Fill(lambda _, rows: [v // batch * rows if v > 0 and v % batch == 0 else v for v in value])
+    if any(isinstance(v, Ref) for v in value):
+        return _Fill(lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value])
+    return value
+
+
+def _keywords(step: Step) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
+    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(step.kwargs))):
+        return None
+    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(step.kwargs))
 
 
 def mixes_rows(step: Step, graph: Graph) -> bool:

@@ -66,8 +66,7 @@ class CpuEngine:
         with without_autocast():
             output, finals = _run(plan, call.cell, order, x, states, call.from_zero)
         if order.order is not None:
-            whole = output.new_zeros(T * B, output.shape[1])
-            output = whole.index_copy(0, order.packed_index, output)
+            output = output.new_zeros(T * B, output.shape[1]).index_copy_(0, order.packed_index, output)
             back = order.order.argsort()
             finals = [f.index_select(0, back) for f in finals]
         if output.dim() == 2:
@@ -87,8 +86,8 @@ def _run(
     """Run the four parts. x is (T, B, I) or packed rows (N, I), as are the outputs."""
     part, graph, dtype = plan.split, plan.split.graph, x.dtype
     tensors: dict[Ref, Tensor] = {graph.x: x.reshape(order.total, -1) if plan.direct is None else x}
-    for name, ref in graph.weights.items():
-        weight = _weight(cell, name)
+    for path, attribute, ref in plan.weights:
+        weight = _weight(cell, path, attribute)
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
     plan.once.run(tensors, order.total)
     _run_rows(plan.before, tensors, order)
@@ -116,10 +115,11 @@ def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _weight(cell: nn.Module, name: str) -> Tensor:
+def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor:
     """The present tensor of a name: a parameter, a buffer or another attribute."""
-    path, _, attribute = name.rpartition(".")
-    module = cell.get_submodule(path) if path else cell
+    module = cell
+    for name in path:
+        module = module._modules.get(name) or getattr(module, name)
     found = module._parameters.get(attribute)
     return found if found is not None else getattr(module, attribute)
 

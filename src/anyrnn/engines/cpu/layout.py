@@ -64,27 +64,32 @@ class Layout:
     def packed_index(self) -> Tensor:
         """For each packed row, its place in (T*B) rows."""
         assert self.order is not None
-        index = np.empty(self.total, dtype=np.int64)
-        order = self.order.numpy()
-        steps = np.arange(len(self.rows))[::-1] if self.reverse else np.arange(len(self.rows))
-        for t, n, first in zip(steps, self.rows, self.offset, strict=True):
-            index[first : first + n] = t * self.B + order[:n]
-        return torch.from_numpy(index)
+        steps = np.arange(len(self.rows))[:: -1 if self.reverse else 1, None]
+        return self._by_row(steps * self.B + self.order.numpy()[: self._most])
 
     @functools.cached_property
     def previous_index(self) -> Tensor:
         """For each packed row, the packed row of the step before; from `total` on, the rows of the initial state."""
+        k = np.arange(self._most)
+        return self._by_row(np.where(k < self.joined[:, None], self.before[:, None] + k, self.total + k))
+
+    @property
+    def _most(self) -> int:
+        return int(self.rows.max(initial=0))
+
+    def _by_row(self, table: NDArray[np.int64]) -> Tensor:
+        """From numbers for each step in running order and sorted row to one for each packed row."""
+        k = np.arange(self._most)
+        active = k < self.rows[:, None]
         index = np.empty(self.total, dtype=np.int64)
-        for n, first, joined, before in zip(self.rows, self.offset, self.joined, self.before, strict=True):
-            index[first : first + joined] = np.arange(before, before + joined)
-            index[first + joined : first + n] = np.arange(self.total + joined, self.total + n)
+        index[(self.offset[:, None] + k)[active]] = table[active]
         return torch.from_numpy(index)
 
     @functools.cached_property
     def last_index(self) -> Tensor:
         """For each sorted row with steps, the packed row of its last one in running order."""
         assert self.lengths is not None
-        lengths = self.lengths[self.lengths > 0].numpy()
+        lengths = self.lengths.numpy()[: self._most]
         last = np.zeros_like(lengths) if self.reverse else lengths - 1
         by_time = self.offset[::-1] if self.reverse else self.offset
         return torch.from_numpy(by_time[last] + np.arange(len(lengths)))

@@ -41,6 +41,7 @@ class Plan:
     Attributes:
         split: The four parts.
         loop: The loop, ready to run.
+        weights: Of each tensor of the cell that is used: the path of its module, its name there, and its number.
         matrices: Where the loop's matrices are, and whether it reads them transposed.
         once, before, after: What PyTorch runs.
         result: The output.
@@ -50,6 +51,7 @@ class Plan:
     def __init__(self, parts: Split) -> None:
         self.split = parts
         graph = parts.graph
+        self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items())
         # A weight that is only transposed, as in every linear layer, is read where it is.
         turned = {s.outputs[0]: s for s in parts.once if s.name == "t.default" and s.outputs[0] in parts.matrices}
         self.matrices = tuple((turned[r].args[0], True) if r in turned else (r, False) for r in parts.matrices)
@@ -63,6 +65,11 @@ class Plan:
         self.result = graph.output if graph.output is not None else graph.new_states[0]
         bare = not parts.before and not parts.after and self.result in parts.outputs
         self.direct = parts.outputs.index(self.result) if bare and graph.dtypes[self.result].is_floating_point else None
+
+
+def _path(name: str) -> tuple[tuple[str, ...], str]:
+    *path, attribute = name.split(".")
+    return tuple(path), attribute
 
 
 # ---- Plans, remembered ----
