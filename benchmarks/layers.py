@@ -27,7 +27,7 @@ from anyrnn.workbench import bench, peers
 from anyrnn.workbench.peers import Arrange, Contender, Problem
 
 Shape = tuple[int, int, int, int]  # B, T, I, H
-Row = dict[str, Any]  # case, B, T, I, H, threads, kind, cell, by, first, and a bench.Timing
+Row = dict[str, Any]  # case, B, T, I, H, steps, threads, kind, cell, by, first, and a bench.Timing
 
 SHAPES: tuple[Shape, ...] = (
     (1, 100, 16, 32),
@@ -44,10 +44,10 @@ PRODUCT_SHAPE: Shape = (32, 100, 256, 256)  # where the rate of training is comp
 COMPILE_SHAPE: Shape = (32, 100, 64, 128)  # torch.compile of a loop takes minutes on each
 
 
-def contenders(shape: Shape, ragged: bool, threads: int, compile_loops: bool) -> list[list[Contender]]:
+def contenders(shape: Shape, problem: Problem, threads: int, compile_loops: bool) -> list[list[Contender]]:
     """Make a group for each network: anyrnn first, then its peers. Their names are "network | by"."""
-    B, T, I, H = shape
-    problem = Problem.draw(T, B, I, H, ragged=ragged)
+    _, _, I, H = shape
+    ragged = problem.lengths is not None
     torch.manual_seed(0)
     groups = []
     for name in ("LSTM", "GRU") if ragged else ("RNN", "LSTM", "GRU"):
@@ -163,12 +163,15 @@ def measure(threads: int, seconds: float, rounds: int, compile_loops: bool) -> l
     with bench.using(threads):
         for number, (case, shape) in enumerate(cases, 1):
             start = time.monotonic()
-            groups = contenders(shape, case == "ragged", threads, compile_loops and case == "full")
+            B, T, I, H = shape
+            problem = Problem.draw(T, B, I, H, ragged=case == "ragged")
+            steps = T * B if problem.lengths is None else int(problem.lengths.sum())  # of all rows together
+            groups = contenders(shape, problem, threads, compile_loops and case == "full")
             if (case, shape) == ("full", PRODUCT_SHAPE) and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
                 groups += products(shape)
             for each in bench.measure(groups, seconds, threads, rounds):
                 cell, _, by = each.name.partition(" | ")
-                where = {"case": case, **dict(zip("BTIH", shape, strict=True)), "threads": threads}
+                where = {"case": case, **dict(zip("BTIH", shape, strict=True)), "steps": steps, "threads": threads}
                 rows += [
                     {**where, "kind": kind, "cell": cell, "by": by, "first": each.first[kind], **asdict(timing)}
                     for kind, timing in each.timing.items()

@@ -12,6 +12,7 @@ Target = tuple[float | None, float | None]  # the mean over the shapes, and the 
 
 CALLS = {"training": "forward + backward", "forward": "forward"}
 LOOPS = ("peephole LSTM", "LayerNorm LSTM", "reset-before GRU", "notebook LSTM")
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 PRODUCT = {"case": "full", "B": 32, "T": 100, "I": 256, "H": 256}
 
 #: Ours, against what, on which rows: at least so many times as fast with and without backward.
@@ -84,12 +85,33 @@ def rate_claims(rows: list[Row]) -> Iterator[Claim]:
 
 
 def operations(row: Row) -> float:
-    """Count the floating-point operations of the matrix products in a training step, or of a product by its name."""
+    """Count the floating-point operations of the matrix products in a call of a layer, or of a product by its name."""
     kind, _, sizes = row["cell"].partition(" ")
     if kind == "product":
         return 2.0 * math.prod(map(int, sizes.split("x")))
-    passes = 3  # forward, to the gradients of x and h, to those of the weights
-    return float(passes * 2 * row["T"] * row["B"] * 4 * row["H"] * (row["I"] + row["H"]))
+    passes = 3 if row["kind"] == "training" else 1  # forward, to the gradients of x and h, to those of the weights
+    return float(passes * 2 * row["steps"] * GATES[row["cell"]] * row["H"] * (row["I"] + row["H"]))
+
+
+def bounds(rows: list[Row], case: str, by: str) -> str:
+    """Show how much of the rate of oneDNN's product our layers reach, and what all of it would make of the ratio."""
+    shapes = list(dict.fromkeys(shape_of(r) for r in rows if r["case"] == case))
+    lines = []
+    for threads in thread_counts(rows):
+        products = [r for r in rows if r["threads"] == threads and r["by"].startswith("oneDNN")]
+        rate = max(operations(r) / r["median"] for r in products)
+        for cell in GATES:
+            for kind, call in CALLS.items():
+                here = [r for r in select(rows, case, kind, threads) if r["cell"] == cell]
+                found = {(r["by"], shape_of(r)): (r["median"], operations(r) / rate) for r in here}
+                if not found:
+                    continue
+                texts = []
+                for shape in shapes:
+                    (ours, least), (theirs, _) = found["anyrnn", shape], found[by, shape]
+                    texts.append(f"{least / ours:.0%}, {theirs / least:.3g}x")
+                lines.append((cell, str(threads), call, *texts))
+    return table(("", "threads", "", *shapes), lines)
 
 
 def select(rows: list[Row], where: str, kind: str, threads: int) -> list[Row]:
@@ -152,6 +174,14 @@ def text(data: dict[str, Any]) -> Iterator[str]:
         if claims:
             yield title
             yield claims_table(claims, ("", "threads"))
+    if any(r["by"].startswith("oneDNN") for r in rows):
+        for case, by in (("full", "torch.nn"), ("ragged", "torch.nn, packed")):
+            yield f"### Bounds beside {by}"
+            yield (
+                "How much of the rate of oneDNN's matrix product our layer reaches, counting only the operations of "
+                "its own matrix products; and the ratio that all of that rate would give. Columns: B,T,I,H."
+            )
+            yield bounds(rows, case, by)
     for case, title in {
         "full": "all rows as long as T",
         "ragged": "lengths uniform in 1..T",

@@ -300,7 +300,10 @@ def _trace(
         msg = f"its step fails: {type(cause).__name__}: {first}"
         raise AnyRNNError(msg) from cause
     finally:
-        sys.setprofile(outer)
+        sys.setprofile(outer if callable(outer) else None)
+        put_back = getattr(outer, "enable", None)  # cProfile's, which only itself can put back
+        if put_back is not None:
+            put_back()
     _check_unchanged(cell, twin, stand_ins)
     return Graph(
         inputs[0],

@@ -1,8 +1,10 @@
 """The cpu engine inside PyTorch: autograd, checkpoints, autocast, copies, parametrizations, random numbers."""
 
 import copy
+import cProfile
 import gc
 import pickle
+import statistics
 import weakref
 
 import pytest
@@ -343,3 +345,16 @@ def test_hooks_are_refused():
     handle.remove()
     with anyrnn.engine("cpu"):
         anyrnn.scan(hooked, x)
+
+
+def test_a_profile_taken_meanwhile_goes_on():
+    x = torch.randn(3, 2, I, dtype=DOUBLE)
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        anyrnn.scan(made(CASES[2], 7, DOUBLE), x)
+        statistics.median([1])
+    finally:
+        profile.disable()
+    names = {code.co_name for entry in profile.getstats() if hasattr(code := entry.code, "co_name")}
+    assert {"scan", "median"} <= names
