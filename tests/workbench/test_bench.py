@@ -194,7 +194,7 @@ def test_a_claim_is_the_geometric_mean_and_the_worst_and_says_whether_it_is_met(
 
 
 def test_the_rate_of_training_counts_every_product_once(benchmarks) -> None:
-    row = {"cell": "LSTM", "T": 2, "B": 3, "I": 4, "H": 5}
+    row = {"cell": "LSTM", "kind": "training", "steps": 2 * 3, "I": 4, "H": 5}
     cell, x = nn.LSTMCell(4, 5), torch.randn(2, 3, 4, requires_grad=True)
     state = (torch.randn(3, 5, requires_grad=True), torch.randn(3, 5))
     with FlopCounterMode(display=False) as counter:
@@ -204,6 +204,7 @@ def test_the_rate_of_training_counts_every_product_once(benchmarks) -> None:
             outputs.append(state[0])
         torch.stack(outputs).sum().backward()
     assert benchmarks.report.operations(row) == counter.get_total_flops()
+    assert benchmarks.report.operations(row | {"kind": "forward"}) == counter.get_total_flops() / 3
     assert benchmarks.report.operations({"cell": "product 2x3x4"}) == 48
 
 

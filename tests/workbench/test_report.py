@@ -50,6 +50,7 @@ def comparison(
                 "title": TITLES.get(name, name),
                 "layer": f"{name}(12, 100)",
                 "parameters": 12_345 * (k + 1),
+                "engines": ["cpu"],
                 "score_mean": statistics.fmean(scores) if known else None,
                 "score_std": statistics.stdev(scores) if known and len(scores) > 1 else None,
                 "train_seconds": 3.25 * (k + 1),

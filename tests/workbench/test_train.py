@@ -202,6 +202,18 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     assert (again["command"], again["seeds"], again["unfinished"]) == ("anyrnn compare it", [0], [])
 
 
+def test_every_network_runs_as_machine_code_unless_told_otherwise(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANYRNN_ENGINE", raising=False)
+    results = compare(few, NETWORKS, seeds=1, settings=replace(QUICK, epochs=1))
+    assert {entry.engines for entry in results.entries} == {("cpu",)}
+    assert all(model["engines"] == ["cpu"] for model in results.to_dict()["models"])
+    with anyrnn.engine("reference"):
+        (entry,) = compare(few, ["lstm"], seeds=1, settings=replace(QUICK, epochs=1)).entries
+    assert entry.engines == ("reference",)
+
+
 @pytest.mark.parametrize(
     "settings, sequences, epochs",
     [

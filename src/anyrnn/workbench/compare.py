@@ -17,6 +17,7 @@ from rich.table import Table
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.explain import explain
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
@@ -58,12 +59,14 @@ class Entry:
         model: The trained network of the first seed, which is the one that is saved. It is not the best seed: that
             would be a choice made by looking at the test part.
         parameters: The number of trained parameters, the head's among them.
+        engines: Which engines run its layers.
         step_microseconds: For one step of the layer at batch size 1.
         runs: One for each seed.
     """
 
     model: Model
     parameters: int
+    engines: tuple[str, ...]
     step_microseconds: float
     runs: tuple[Run, ...]
 
@@ -315,9 +318,11 @@ def _compare(
 
 def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
     model = trained[0][0]
+    explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
     return Entry(
         model=model,
         parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+        engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
         step_microseconds=step_microseconds(model.layer, input_size),
         runs=tuple(run for _, run in trained),
     )
@@ -329,6 +334,7 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
         "title": entry.model.network.title,
         "layer": repr(entry.model.layer),
         "parameters": entry.parameters,
+        "engines": list(entry.engines),
         "score_mean": entry.score_mean,
         "score_std": entry.score_std,
         "train_seconds": entry.train_seconds,

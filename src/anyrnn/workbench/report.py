@@ -126,6 +126,7 @@ class _Model:
     name: str
     title: str
     layer: str
+    engines: tuple[str, ...]
     colour: int
     parameters: int
     mean: float
@@ -219,6 +220,7 @@ class _Comparison:
             name=model["name"],
             title=model["title"],
             layer=model["layer"],
+            engines=tuple(model.get("engines", ())),  # which an older run did not note
             colour=colour,
             parameters=model["parameters"],
             mean=_number(model["score_mean"]),
