@@ -41,6 +41,29 @@ def test_second_derivatives_are_those_of_the_reference(case):
     assert_near(results[1], results[0], 1e-10)
 
 
+class Mirrored(nn.Module):
+    """A cell that reads one weight in two ways: as a matrix, and transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = I
+        self.W = nn.Parameter(torch.randn(I, I, dtype=DOUBLE) / 3)
+
+    def forward(self, x, h):
+        return torch.tanh(x + h @ self.W + torch.sigmoid(h) @ self.W.t())
+
+
+def test_gradients_with_a_graph_are_those_without_where_a_tensor_comes_in_twice():
+    h = torch.randn(2, 3, dtype=DOUBLE, requires_grad=True)
+    x = torch.randn(3, 2, I, dtype=DOUBLE, requires_grad=True)
+    for cell, state in ((Mirrored(), None), (nn.LSTMCell(I, 3).double(), (h, h))):
+        leaves = [x, *cell.parameters(), *([] if state is None else [h])]
+        with anyrnn.engine("cpu"):
+            loss = loss_of(anyrnn.scan(cell, x, state)[0].sin())
+        plainly = torch.autograd.grad(loss, leaves, retain_graph=True)
+        close(torch.autograd.grad(loss, leaves, create_graph=True), plainly, atol=1e-12)
+
+
 def test_what_a_backward_pass_reads_is_freed_by_it(monkeypatch):
     cell, x = made(CASES[2], 5, DOUBLE), torch.randn(3, 2, I, dtype=DOUBLE)
     kept = []

@@ -171,6 +171,7 @@ def replayed(
     loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients by PyTorch's autograd through the program, step by step: differentiable once more."""
+    tensors = [t.view_as(t) for t in tensors]  # a tensor may be here twice: each place has a gradient of its own
     streams, states, vectors, matrices = loop.grouped(tensors)
     turned = [m.t() if transposed else m for m, transposed in zip(matrices, loop.transposed, strict=True)]
     results = replay(loop.program, layout, streams, states, vectors, turned)
