@@ -7,6 +7,7 @@ import io
 import pickle
 import threading
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -284,6 +285,19 @@ def test_hooks_on_a_cell_are_called_at_every_step():
     assert anyrnn.explain(layer, x).parts[0].engine == usual
 
 
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_on_the_gradients_of_a_cell_are_called_at_every_step(kind):
+    cell, steps = Settled(), []
+    layer, x = anyrnn.Recurrent(cell, I), torch.randn(T, B, I, requires_grad=True)
+    layer(x)
+    handle = getattr(cell, kind)(lambda *_: steps.append(1))
+    layer(x)[0].sum().backward()
+    assert len(steps) == T
+    handle.remove()
+    layer(x)[0].sum().backward()
+    assert len(steps) == T
+
+
 def test_a_patched_or_overridden_step_is_the_one_that_runs():
     x = torch.randn(T, B, I)
 
@@ -408,3 +422,82 @@ def test_cells_on_a_device_without_parameters_follow_x():
         assert output[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
         assert anyrnn.scan(Decay(), x)[1].dtype == dtype
     assert layer(x.to("meta"))[0].is_meta
+
+
+class Settled(nn.Module):
+    """A cell whose step depends on what its attributes hold."""
+
+    def __init__(self, **attributes):
+        super().__init__()
+        self.hidden_size = I
+        self.W, self.V = nn.Parameter(torch.randn(I, I)), nn.Parameter(torch.randn(I, I))
+        vars(self).update({"rates": {"h": 0.1}, "acts": (nn.LeakyReLU(0.1),), "p": torch.ones(I), "q": torch.ones(I)})
+        vars(self).update(attributes)
+
+    def forward(self, x, h):
+        return self.acts[0](x @ self.V + self.rates["h"] * self.p * h - self.q * (h @ self.W).tanh())
+
+
+def untie(cell):
+    cell.W = nn.Parameter(torch.randn(I, I))
+
+
+TIED = torch.ones(I)
+CHANGES = {
+    "an ordered dict": ({"rates": OrderedDict(h=0.1)}, lambda cell: cell.rates.update(h=2.0)),
+    "a module that is not registered": ({}, lambda cell: vars(cell.acts[0]).update(negative_slope=0.9)),
+    "a weight tied before": ({}, untie),
+    "a tensor tied before": ({"p": TIED, "q": TIED}, lambda cell: vars(cell).update(p=torch.full((I,), 0.2))),
+}
+
+
+@pytest.mark.parametrize("attributes, change", CHANGES.values(), ids=CHANGES)
+def test_a_cell_changed_between_two_calls_is_seen_by_the_second(attributes, change):
+    cell, x = Settled(**attributes), torch.randn(T, B, I)
+    if change is untie:
+        cell.V = cell.W
+    with anyrnn.engine("cpu"):
+        before = anyrnn.scan(cell, x)[0]
+    change(cell)
+    found = []
+    for engine in ("cpu", "reference"):
+        with anyrnn.engine(engine):
+            found.append(anyrnn.scan(cell, x)[0])
+    assert not torch.allclose(found[0], before)
+    close(found[:1], found[1:], atol=1e-5)
+
+
+def test_cells_of_unequal_ordered_dicts_or_ties_share_no_machine_code():
+    x = torch.randn(T, B, I)
+    for some, others in (({"rates": OrderedDict(h=0.1)}, {"rates": OrderedDict(h=2.0)}), ({"p": TIED, "q": TIED}, {})):
+        first, second = Settled(**some), Settled(**others)
+        second.q = torch.full((I,), 0.2)
+        found = []
+        for engine in ("cpu", "reference"):
+            with anyrnn.engine(engine):
+                anyrnn.scan(first, x)
+                found.append(anyrnn.scan(second, x)[0])
+        close(found[:1], found[1:], atol=1e-5)
+
+
+class Passing(nn.Module):
+    """A cell whose output is what it was given, or a weight."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.hidden_size, self.output = I, output
+        self.b = nn.Parameter(torch.randn(I))
+
+    def forward(self, x, h):
+        return x if self.output == "x" else self.b.expand(len(x), -1), torch.tanh(x + self.b * h)
+
+
+@both_engines
+def test_an_output_is_a_tensor_of_its_own_also_where_a_cell_passes_it_through(engine):
+    for output in ("x", "b"):
+        cell, x = Passing(output), torch.randn(T, B, I)
+        kept = x.clone(), cell.b.detach().clone()
+        for grad in (False, True):
+            with anyrnn.engine(engine), torch.set_grad_enabled(grad):
+                anyrnn.scan(cell, x)[0].mul_(2)
+        close([x, cell.b.detach()], kept, atol=0)

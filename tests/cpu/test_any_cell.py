@@ -232,6 +232,17 @@ def test_a_change_between_calls_is_seen(name):
     assert name == "weights frozen" or not torch.equal(before[0], outcome("cpu", cell, CALL, DOUBLE)[0])
 
 
+def test_a_method_of_its_class_that_is_replaced_is_seen(monkeypatch):
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + h))
+    before = outcome("cpu", cell, CALL, DOUBLE)
+    monkeypatch.setattr(type(cell), "forward", lambda self, x, h: torch.sigmoid(self.W(x) - h))
+    after = outcome("cpu", cell, CALL, DOUBLE)
+    assert_near(after, outcome("reference", cell, CALL, DOUBLE), 1e-10)
+    monkeypatch.undo()
+    assert_near(outcome("cpu", cell, CALL, DOUBLE), before, 0)
+    assert not torch.equal(before[0], after[0])
+
+
 def test_a_converted_cell_is_taken_apart_anew():
     cell = plain(
         lambda c, x, h: torch.tanh(c.W(x) + h + torch.zeros(H, dtype=c.v.dtype) + x.new_full((1,), 0.1)), SINGLE

@@ -105,7 +105,11 @@ def _run(
         shaped = output.reshape(order.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, order)
-    return tensors[plan.result], finals
+    result = tensors[plan.result]
+    given = {tensors[r].untyped_storage()._cdata for r in (graph.x, *(ref for *_, ref in plan.weights))}
+    if result.untyped_storage()._cdata in given or 0 in result.stride():
+        result = result.clone(memory_format=torch.contiguous_format)
+    return result, finals
 
 
 def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:

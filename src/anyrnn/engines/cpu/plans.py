@@ -31,7 +31,8 @@ _PLANS = 256  # remembered
 
 #: What a module keeps for itself, and what differs from call to call in a layer's cells.
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_origin", "_non_persistent_buffers_set"})
-_ATOMS = frozenset({bool, int, float, str, bytes, type, type(None), BuiltinFunctionType, FunctionType, OrderedDict})
+_TORCHS = (_OWN | set(vars(nn.Module()))) - {"training"}  # with all kinds of hooks
+_ATOMS = frozenset({bool, int, float, str, bytes, type, type(None), BuiltinFunctionType, FunctionType})
 _HOOKED = "the cell has hooks, which machine code would not call"
 
 
@@ -87,7 +88,7 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
         watch, form, plan = recent
         if watch.is_same(cell) and form == (input_size, dtype, signature, watch.tensors(cell)):
             return _HOOKED if any(watch.hooks) else plan
-    if any(m._forward_hooks or m._forward_pre_hooks for m in cell.modules()):
+    if any(any(_hooks(m)) for m in cell.modules()):
         return _HOOKED
     keeps: list[object] = []
     key = (_structure(cell, keeps), signature, input_size, dtype)
@@ -127,6 +128,10 @@ class Watch:
         inner = list(cell.modules())[1:]
         self._inner = tuple(inner)
         self._classes = tuple(m.__class__ for m in (cell, *inner))
+        self._methods: list[tuple[Mapping[str, object], tuple[str, ...], tuple[object, ...]]] = []
+        for cls in _written(self._classes):
+            names, methods = zip(*_methods(cls), strict=True)
+            self._methods.append((vars(cls), names, methods))
         self._keys = tuple(cell.__dict__)
         self._free = tuple(key in _OWN for key in self._keys)  # not compared
         self._values = tuple(None if key in _OWN else value for key, value in cell.__dict__.items())
@@ -136,15 +141,15 @@ class Watch:
         for module in (cell, *inner):
             self._remember(module._modules)
             for key, value in module.__dict__.items():
-                if key not in _OWN and value.__class__ not in _ATOMS:
+                if key not in _TORCHS and value.__class__ not in _ATOMS:
                     for part in (value, *_inside(value)):
                         self._remember(part)
         for module in inner:
             self._remember(module.__dict__)
-        self.hooks = [h for m in (cell, *inner) for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self.hooks = [h for m in (cell, *inner) for h in _hooks(m)]
 
     def _remember(self, value: object) -> None:
-        if value.__class__ in _ATOMS - {OrderedDict} or isinstance(value, nn.Module | Tensor):
+        if value.__class__ in _ATOMS or isinstance(value, Tensor):
             return
         if hasattr(value, "tobytes"):
             self._arrays.append((value, value.tobytes()))
@@ -163,6 +168,7 @@ class Watch:
             and all(map(is_, own, self._keys))
             and all(map(or_, self._free, map(is_, own.values(), self._values)))
             and all(m.__class__ is c for m, c in zip(self._inner, classes[1:], strict=True))
+            and all(all(map(is_, map(d.get, names), found)) for d, names, found in self._methods)
             and all(
                 len(d) == len(keys) and all(map(is_, d, keys)) and all(map(is_, d.values(), values))
                 for d, keys, values in self._dicts
@@ -175,15 +181,22 @@ class Watch:
         """The forms of the weights, and which are the same one."""
         found = [t for m in (cell, *self._inner) for d in (m._parameters, m._buffers) for t in d.values()]
         forms = [None if t is None else (t.shape, t.dtype, t.stride()) for t in found]
-        return forms, [id(t) for t in found] if self._inner else None
+        ids = [id(t) for t in found if t is not None]
+        return forms, ids if self._inner or len(set(ids)) < len(ids) else None
+
+
+def _hooks(m: nn.Module) -> tuple[Mapping[int, object], ...]:
+    return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
 
 
 def _inside(value: object, depth: int = 4) -> Iterator[object]:
     """What a container or an object of settings holds, down to things that cannot change."""
-    if value.__class__ in _ATOMS or isinstance(value, nn.Module | Tensor) or not depth:
+    if value.__class__ in _ATOMS or isinstance(value, Tensor) or not depth:
         return
-    if isinstance(value, dict):
-        parts: Iterable[object] = (*value.keys(), *value.values())
+    if isinstance(value, nn.Module):  # not registered: an activation in a list
+        parts: Iterable[object] = (*(v for k, v in vars(value).items() if k not in _TORCHS), *value._modules.values())
+    elif isinstance(value, dict):
+        parts = (*value.keys(), *value.values())
     elif isinstance(value, list | tuple | set):
         parts = value
     elif hasattr(value, "tobytes"):  # a NumPy array: its numbers, as one thing that can be compared
@@ -195,17 +208,30 @@ def _inside(value: object, depth: int = 4) -> Iterator[object]:
         yield from _inside(part, depth - 1)
 
 
+def _written(classes: Iterable[type]) -> list[type]:
+    """The classes that somebody wrote, with methods: not PyTorch's, nor ours, which nobody changes while they run."""
+    found = dict.fromkeys(c for each in classes for c in each.__mro__)
+    return [c for c in found if c.__module__.partition(".")[0] not in ("torch", "anyrnn", "builtins") and _methods(c)]
+
+
+def _methods(cls: type) -> list[tuple[str, object]]:
+    kinds = (FunctionType, property, staticmethod, classmethod)
+    return [(name, value) for name, value in vars(cls).items() if isinstance(value, kinds)]
+
+
 def _structure(cell: nn.Module, keeps: list[object]) -> object:
     """Everything about a cell that its trace depends on, beside the values of its tensors: equal for equal cells."""
-    modules = []
+    modules: list[object] = [tuple(m for c in _written(map(type, cell.modules())) for m in _methods(c))]
     for name, module in cell.named_modules():
         attributes = tuple(
             (key, *(_plain(part, keeps) for part in (value, *_inside(value))))
             for key, value in module.__dict__.items()
-            if key not in _OWN and not key.endswith("_hooks")
+            if key not in _TORCHS
         )
         modules.append((name, type(module), attributes))
     named = [*cell.named_parameters(remove_duplicate=False), *cell.named_buffers(remove_duplicate=False)]
+    inner = [*cell.named_modules()]
+    named += [(f"{path}.{key}", t) for path, m in inner for key, t in vars(m).items() if isinstance(t, Tensor)]
     first = {id(t): name for name, t in reversed(named)}
     return tuple(modules), tuple((name, first[id(t)], t.shape, t.dtype, t.stride()) for name, t in named)
 
