@@ -470,7 +470,7 @@ def test_a_cell_changed_between_two_calls_is_seen_by_the_second(attributes, chan
 def test_cells_of_unequal_ordered_dicts_or_ties_share_no_machine_code():
     x = torch.randn(T, B, I)
     for some, others in (({"rates": OrderedDict(h=0.1)}, {"rates": OrderedDict(h=2.0)}), ({"p": TIED, "q": TIED}, {})):
-        first, second = Settled(**some), Settled(**others)
+        first, second = (Settled(acts=(torch.tanh,), **a) for a in (some, others))
         second.q = torch.full((I,), 0.2)
         found = []
         for engine in ("cpu", "reference"):
