@@ -7,7 +7,7 @@ import io
 import pickle
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 import pytest
 import torch
@@ -435,7 +435,26 @@ class Settled(nn.Module):
         vars(self).update(attributes)
 
     def forward(self, x, h):
-        return self.acts[0](x @ self.V + self.rates["h"] * self.p * h - self.q * (h @ self.W).tanh())
+        rate = self.rates["h"]
+        rate = rate[0] if isinstance(rate, deque) else rate
+        return self.acts[0](x @ self.V + rate * self.p * h - self.q * (h @ self.W).tanh())
+
+
+class Inheriting(Settled):
+    def __repr__(self):
+        return "a class with a method, so that it is one of those looked at"
+
+
+def test_a_method_added_to_a_cells_class_is_seen():
+    cell, x = Inheriting(), torch.randn(T, B, I)
+    with anyrnn.engine("cpu"):
+        anyrnn.scan(cell, x)
+        Inheriting.forward = lambda self, x, h: x - h
+        try:
+            found = anyrnn.scan(cell, x)[0]
+        finally:
+            del Inheriting.forward
+    close([found[:2]], [torch.stack([x[0], x[1] - x[0]])], atol=1e-6)
 
 
 def untie(cell):
@@ -446,6 +465,11 @@ TIED = torch.ones(I)
 CHANGES = {
     "an ordered dict": ({"rates": OrderedDict(h=0.1)}, lambda cell: cell.rates.update(h=2.0)),
     "a module that is not registered": ({}, lambda cell: vars(cell.acts[0]).update(negative_slope=0.9)),
+    "a module within it": (
+        {"acts": (nn.Sequential(nn.Tanh()),)},
+        lambda cell: cell.acts[0].register_module("0", nn.ReLU()),
+    ),
+    "a deque": ({"rates": {"h": deque([0.1])}}, lambda cell: cell.rates["h"].__setitem__(0, 2.0)),
     "a weight tied before": ({}, untie),
     "a tensor tied before": ({"p": TIED, "q": TIED}, lambda cell: vars(cell).update(p=torch.full((I,), 0.2))),
 }

@@ -8,7 +8,7 @@ whether it is equal to what another plan was made for.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from operator import is_, or_
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
@@ -128,10 +128,10 @@ class Watch:
         inner = list(cell.modules())[1:]
         self._inner = tuple(inner)
         self._classes = tuple(m.__class__ for m in (cell, *inner))
-        self._methods: list[tuple[Mapping[str, object], tuple[str, ...], tuple[object, ...]]] = []
+        self._methods: list[tuple[Mapping[str, object], int, tuple[str, ...], tuple[object, ...]]] = []
         for cls in _written(self._classes):
             names, methods = zip(*_methods(cls), strict=True)
-            self._methods.append((vars(cls), names, methods))
+            self._methods.append((vars(cls), len(vars(cls)), names, methods))
         self._keys = tuple(cell.__dict__)
         self._free = tuple(key in _OWN for key in self._keys)  # not compared
         self._values = tuple(None if key in _OWN else value for key, value in cell.__dict__.items())
@@ -153,11 +153,13 @@ class Watch:
             return
         if hasattr(value, "tobytes"):
             self._arrays.append((value, value.tobytes()))
-        elif isinstance(value, list | tuple | set):
+        elif isinstance(value, list | tuple | set | deque):
             self._lists.append((value, tuple(value)))
         else:
             found = value if isinstance(value, dict) else getattr(value, "__dict__", {})
             self._dicts.append((found, tuple(found), tuple(found.values())))
+            if isinstance(value, nn.Module):
+                self._remember(value._modules)
 
     def is_same(self, cell: nn.Module) -> bool:
         """Whether nothing about the cell is another object, beside the tensors that are its weights."""
@@ -168,7 +170,7 @@ class Watch:
             and all(map(is_, own, self._keys))
             and all(map(or_, self._free, map(is_, own.values(), self._values)))
             and all(m.__class__ is c for m, c in zip(self._inner, classes[1:], strict=True))
-            and all(all(map(is_, map(d.get, names), found)) for d, names, found in self._methods)
+            and all(len(d) == n and all(map(is_, map(d.get, names), found)) for d, n, names, found in self._methods)
             and all(
                 len(d) == len(keys) and all(map(is_, d, keys)) and all(map(is_, d.values(), values))
                 for d, keys, values in self._dicts
@@ -197,7 +199,7 @@ def _inside(value: object, depth: int = 4) -> Iterator[object]:
         parts: Iterable[object] = (*(v for k, v in vars(value).items() if k not in _TORCHS), *value._modules.values())
     elif isinstance(value, dict):
         parts = (*value.keys(), *value.values())
-    elif isinstance(value, list | tuple | set):
+    elif isinstance(value, list | tuple | set | deque):
         parts = value
     elif hasattr(value, "tobytes"):  # a NumPy array: its numbers, as one thing that can be compared
         parts = (value.tobytes(),)
@@ -238,7 +240,7 @@ def _structure(cell: nn.Module, keeps: list[object]) -> object:
 
 def _plain(value: object, keeps: list[object]) -> object:
     """Turn a part of a cell into what is equal for equal parts, or into its identity."""
-    if isinstance(value, list | tuple | set | dict):
+    if isinstance(value, list | tuple | set | deque | dict):
         return type(value), len(value)  # what is inside follows
     if value.__class__ in _ATOMS or isinstance(value, torch.dtype | torch.Size | bytes):
         return type(value), value
