@@ -29,7 +29,8 @@ PEERS = ("torch.nn", "loop", "onnxruntime", "jax", "compile")
 
 _ROUNDS = 7
 _WARM = 0.002  # seconds of calls at the start of a turn that are not counted: caches, clock, threads that slept
-_REST = 0.02  # seconds between turns if there are threads: idle ones of OpenMP spin for up to 10 ms, in the others' way
+_REST = 0.08  # seconds between turns if there are threads: idle ones spin for a while, in the others' way: OpenMP's for
+# up to 10 ms, those of ONNX Runtime for 60 ms
 
 
 @dataclass(frozen=True)
