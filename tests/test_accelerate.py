@@ -354,6 +354,7 @@ class OwnForward(nn.LSTM):
 
 class OwnStart(nn.GRU):
     def reset_parameters(self):
+        super().reset_parameters()
         nn.init.zeros_(self.weight_ih_l0)
 
 
