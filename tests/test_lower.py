@@ -201,9 +201,8 @@ class Lowered:
         for number, pieces in zip(derivative.stream_outputs, back.outputs[1:], strict=True):
             found[order.index(number)] = self._output(pieces, known, B)
         for leaf, ranges in zip([n for n in self.leaves if n.op == "vector"], derivative.vector_totals, strict=True):
-            for first, width, total in ranges:
-                value = known[back.totals[total]]
-                found[self.leaves.index(leaf)][first : first + width] = value.expand(B, width).sum(0)
+            totals = [known[n].expand(B, n.width).sum(0) for n in back.totals]
+            found[self.leaves.index(leaf)][:] = torch.cat([torch.cat(totals)[start:end] for start, end in ranges])
         return found
 
     @staticmethod

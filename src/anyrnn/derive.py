@@ -22,7 +22,7 @@ from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, o
 from anyrnn.trace import Recorder, Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,21 @@ class Derivative:
     """A program and its backward program.
 
     Attributes:
-        forward: The program, which also writes what the backward one reads again: outputs from `first_saved`.
+        forward: The program, with one output more if the backward one reads anything again: what is saved for it.
         backward: Its states are gradients of the states. Its streams are those of the program, the gradients of its
             outputs, and the saved values. Its outputs are the gradients of all products, and of the streams in
             `stream_outputs`. Its totals are gradients of vectors.
-        first_saved: How many outputs the program had.
         terms: What the products add to the gradients of matrices and streams. Those in a group have the same operand,
-            and the gradients of what they give lie side by side: one large product for all.
+            and the gradients of what they give lie side by side: one large product for all that add to a stream's.
         stream_outputs: Which streams have a gradient in the backward outputs from 1 on.
-        vector_totals: For each vector, which total is the gradient of the numbers from where: (first, width, total).
+        vector_totals: For each vector, the ranges (start, end) of the totals that side by side are its gradient.
     """
 
     forward: Program
     backward: Program
-    first_saved: int
     terms: tuple[tuple[Term, ...], ...]
     stream_outputs: tuple[int, ...]
-    vector_totals: tuple[tuple[tuple[int, int, int], ...], ...]
+    vector_totals: tuple[tuple[tuple[int, int], ...], ...]
 
 
 def derive(program: Program) -> Derivative:
@@ -275,8 +273,9 @@ class _Derivation:
             flat = flat[len(group) :]
         n_states = len(program.states)
         totals = tuple(dict.fromkeys(parts[-1]))
-        placed_totals = iter(parts[-1])
-        vector_totals = tuple(tuple((a, g.width, totals.index(next(placed_totals))) for a, g in v) for v in vectors)
+        resolved = iter(parts[-1])
+        starts = dict(_placed(totals))
+        vector_totals = tuple(_joined((starts[g], g.width) for g in (next(resolved) for _ in v)) for v in vectors)
         saved = (tuple(self.saved),) if self.saved else ()  # side by side in one array
         out_widths = tuple(sum(p.width for p in o) for o in program.outputs)
         outputs = tuple(parts[n_states:-1])
@@ -293,7 +292,7 @@ class _Derivation:
             program.streams, program.states, program.vectors, program.matrices, program.new_states,
             (*program.outputs, *saved), names=program.names,
         )  # fmt: skip
-        return Derivative(forward, backward, len(program.outputs), self._terms(), with_gradient, vector_totals)
+        return Derivative(forward, backward, self._terms(), with_gradient, vector_totals)
 
     def _terms(self) -> tuple[tuple[Term, ...], ...]:
         groups: list[list[Term]] = []
@@ -321,6 +320,15 @@ def _is_beside(a: Term, b: Term) -> bool:
 def _continues(a: Term, b: Term) -> bool:
     """Whether b, beside a, also takes the columns of the same matrix that follow."""
     return (a.matrix, a.row, a.col + a.cols) == (b.matrix, b.row, b.col)
+
+
+def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """From (start, width) to ranges (start, end), those joined that follow each other."""
+    ranges: list[tuple[int, int]] = []
+    for start, width in places:
+        first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
+        ranges.append((first, start + width))
+    return tuple(ranges)
 
 
 def _placed(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:

@@ -59,7 +59,7 @@ class Anatomy:
         """The LLVM IR of the forward pass."""
         from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM is loaded when it is asked for
 
-        return emit(self._schedule, Machine.host(), self.double).ir
+        return emit(self._schedule, Machine.host(), self.double)
 
     @functools.cached_property
     def asm(self) -> str:

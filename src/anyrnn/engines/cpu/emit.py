@@ -8,14 +8,13 @@ Letters: R rows of a tile, U blocks of units of a tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from anyrnn.engines.cpu.slots import Packed, Slots, packed_of
+from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
-from anyrnn.engines.cpu.writer import I32, I64, PTR, Writer
+from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
 from anyrnn.program import REDUCTIONS, Node
 
 if TYPE_CHECKING:
@@ -23,33 +22,24 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.schedule import Group, Schedule
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """The IR of a program and what its caller must provide."""
-
-    ir: str
-    slots: Slots
-    packed: tuple[Packed, ...]
-    schedule: Schedule
+def emit(schedule: Schedule, machine: Machine, double: bool) -> str:
+    """Return the IR of a schedule for a machine, in double or single precision."""
+    return _Emitter(schedule, machine, double).text()
 
 
-def emit(schedule: Schedule, machine: Machine, double: bool) -> Kernel:
-    """Emit a schedule for a machine, in double or single precision."""
-    return _Emitter(schedule, machine, double).kernel()
-
-
-class _Emitter(Writer):
+class _Emitter(LoopWriter):
     def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
         super().__init__(schedule, machine, double)
         self.packed = packed_of(schedule)
 
-    def kernel(self) -> Kernel:
+    def text(self) -> str:
+        """The IR."""
         self._emit_pack()
         groups = [self._emit_group(k, g) for k, g in enumerate(self.schedule.groups)]
         copies = self._emit_copies() if self.schedule.copies else None
         self._emit_run(groups, copies)
         self._emit_whole()
-        return Kernel(str(self.module), self.slots, self.packed, self.schedule)
+        return str(self.module)
 
     def _arrays_of(self, group: Group) -> list[tuple[str, int]]:
         """The arrays that a group reads or writes."""
@@ -158,8 +148,8 @@ class _Emitter(Writer):
         packed = [self.pointer(b, slots, "packed", k) for k in range(len(self.packed))]
         with self.loop(b, I64(0), self.slot(b, slots, "steps"), 1) as step:
             at = {kind: self.element(b, table, step.index) for kind, table in tables.items()}
-            stop = self._least(b, high, at["rows"])
-            old_stop = self._least(b, stop, at["joined"])
+            stop = self.least(b, high, at["rows"])
+            old_stop = self.least(b, stop, at["joined"])
             new_start = b.select(b.icmp_signed(">", low, at["joined"]), low, at["joined"])
             for start, end, fresh in ((low, old_stop, False), (new_start, stop, True)):
                 with b.if_then(b.icmp_signed("<", start, end)):
@@ -198,9 +188,6 @@ class _Emitter(Writer):
         if copies is not None:
             states = [fixed.get(("carry", k)) for k, _ in self.schedule.copies]
             b.call(copies, [start, end, fixed["scratch", 0], *states])
-
-    def _least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-        return b.select(b.icmp_signed("<", x, y), x, y)
 
     def _emit_copies(self) -> ir.Function:
         """New states that could not be written at once."""

@@ -1,4 +1,4 @@
-"""The gradients of a loop: the backward program by machine code, the large products after it by PyTorch's libraries."""
+"""The gradients of a loop: its backward program by machine code, and the large products after it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anyrnn.engines.cpu.machine import Machine
+from anyrnn.engines.cpu.outer import Rows, add_outer
 from anyrnn.program import Program, evaluate
 
 if TYPE_CHECKING:
@@ -84,63 +85,62 @@ def backward(
     matrix_grads: list[Tensor | None] = [None] * len(made.matrices)
     for group in d.terms:
         first, end = group[0].first, group[-1].first + group[-1].cols
-        given = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
-        if any(matrix_needed[term.matrix] for term in group):
-            _add_matrices(made, group, _operands(made, group[0], given, from_zero), matrix_grads)
+        for term in group:
+            if matrix_needed[term.matrix]:
+                _add_matrix(made, term, outputs[0][:, term.first : term.first + term.cols], matrix_grads, from_zero)
         array = group[0].array
         if group[0].kind == "stream" and stream_needed[array]:
+            given = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
             stream_grads[array] = _add_stream(made, group, given, stream_grads[array])
     stream_grads = [g if g is None else g.view(s.shape) for g, s in zip(stream_grads, streams, strict=True)]
-    vector_grads: list[Tensor | None] = []
-    for vector, ranges, wanted in zip(made.vectors, loop.total_ranges, vector_needed, strict=True):
-        pieces = [totals[start:end] for start, end in ranges]
-        total = pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)  # two biases may have one total
-        vector_grads.append(total.view(vector.shape) if wanted else None)
+    vector_grads = [
+        _vector_gradient(totals, ranges).view(vector.shape) if wanted else None
+        for vector, ranges, wanted in zip(made.vectors, d.vector_totals, vector_needed, strict=True)
+    ]
     return [*stream_grads, *carries, *vector_grads, *matrix_grads]
 
 
-def _operands(made: Pass, term: Term, given: Tensor, from_zero: bool) -> list[tuple[Tensor, Tensor]]:
+def _vector_gradient(totals: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    pieces = [totals[start:end] for start, end in ranges]
+    return pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)  # two biases may have one total
+
+
+def _add_matrix(made: Pass, term: Term, given: Tensor, totals: list[Tensor | None], from_zero: bool) -> None:
+    """Add a product's share to the gradient of its matrix: what it took, times the gradients of what it gave."""
+    number = term.matrix
+    whole = (term.rows, term.cols) == made.loop.program.matrices[number]
+    total = totals[number]
+    add = total is not None or not whole
+    if total is None:
+        matrix = made.matrices[number]
+        total = totals[number] = matrix.new_empty(matrix.shape) if whole else matrix.new_zeros(matrix.shape)
+    rows, columns = slice(term.row, term.row + term.rows), slice(term.col, term.col + term.cols)
+    turned = made.loop.transposed[number]
+    if not whole:
+        total = total[columns, rows] if turned else total[rows, columns]
+    for taken, gradients in _operands(made, term, given, from_zero):
+        add_outer(total, *((gradients, taken) if turned else (taken, gradients)), add)
+        add = True
+
+
+def _operands(made: Pass, term: Term, given: Tensor, from_zero: bool) -> list[tuple[Rows, Rows]]:
     """What a product took, and the gradients of what it gave, row by row; in two parts where the state comes in."""
     if term.kind == "stream":
-        return [(made.rows(made.streams[term.array], term), given)]
+        return [(Rows(made.rows(made.streams[term.array], term)), Rows(given))]
     if term.kind == "saved":
-        return [(made.rows(made.saved[term.array], term), given)]
+        return [(Rows(made.rows(made.saved[term.array], term)), Rows(given))]
     layout = made.layout
     sequence = made.rows(made.sequences[term.array], term)
     initial = made.states[term.array][:, term.start : term.start + term.rows]
-    if layout.lengths is not None:
-        return [(torch.cat([sequence, initial])[layout.previous_index], given)]
     n, B = len(sequence), layout.B
-    if layout.reverse:
-        pairs = [(sequence[B:], given[: n - B]), (initial, given[n - B :])]
+    if layout.lengths is not None:
+        (before, after), (initially, first) = layout.neighbours
+        pairs = [(Rows(sequence, before), Rows(given, after)), (Rows(initial, initially), Rows(given, first))]
+    elif layout.reverse:
+        pairs = [(Rows(sequence[B:]), Rows(given[: n - B])), (Rows(initial), Rows(given[n - B :]))]
     else:
-        pairs = [(sequence[: n - B], given[B:]), (initial, given[:B])]
+        pairs = [(Rows(sequence[: n - B]), Rows(given[B:])), (Rows(initial), Rows(given[:B]))]
     return pairs[:1] if from_zero else pairs
-
-
-def _add_matrices(
-    made: Pass, group: Sequence[Term], pairs: list[tuple[Tensor, Tensor]], totals: list[Tensor | None]
-) -> None:
-    """Add products' share to the gradients of their matrices, in the order in which each matrix was given."""
-    (rows, grads), *others = pairs
-    transposed, sizes = made.loop.transposed, made.loop.program.matrices
-    turned = transposed[group[0].matrix]
-    product = grads.t() @ rows if turned else rows.t() @ grads
-    for rows, grads in others:
-        product.addmm_(*((grads.t(), rows) if turned else (rows.t(), grads)))
-    for term in group:
-        first = term.first - group[0].first
-        part = product.t() if turned else product
-        if len(group) > 1:
-            part = part[:, first : first + term.cols]
-            part = part.t().clone().t() if transposed[term.matrix] else part.clone()
-        if totals[term.matrix] is None and (term.rows, term.cols) == sizes[term.matrix]:
-            totals[term.matrix] = part.t() if transposed[term.matrix] else part
-            continue
-        total = totals[term.matrix]
-        if total is None:
-            total = totals[term.matrix] = torch.zeros_like(made.matrices[term.matrix])
-        made.region(term, total).add_(part)
 
 
 def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor | None) -> Tensor:

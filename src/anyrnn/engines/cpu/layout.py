@@ -68,10 +68,15 @@ class Layout:
         return self._by_row(steps * self.B + self.order.numpy()[: self._most])
 
     @functools.cached_property
-    def previous_index(self) -> Tensor:
-        """For each packed row, the packed row of the step before; from `total` on, the rows of the initial state."""
+    def neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Packed rows with a step before: (that step's, theirs); and those without one: (sorted rows, theirs)."""
         k = np.arange(self._most)
-        return self._by_row(np.where(k < self.joined[:, None], self.before[:, None] + k, self.total + k))
+        here, old = self.offset[:, None] + k, k < self.joined[:, None]
+        new = (k < self.rows[:, None]) & ~old
+        before, rows = self.before[:, None] + k, np.broadcast_to(k, old.shape)
+        pairs = ((before[old], here[old]), (rows[new], here[new]))
+        (a, b), (c, d) = ((torch.from_numpy(np.ascontiguousarray(i)) for i in pair) for pair in pairs)
+        return (a, b), (c, d)
 
     @property
     def _most(self) -> int:

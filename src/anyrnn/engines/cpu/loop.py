@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import itertools
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from anyrnn.program import Program
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from anyrnn.engines.cpu.emit import Kernel
     from anyrnn.engines.cpu.jit import Compiled
     from anyrnn.engines.cpu.layout import Layout
 
@@ -108,13 +106,12 @@ def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Lo
     lanes = machine.vector_bytes // (8 if double else 4)
     order = schedule(program, in_place, lanes)
 
-    def build() -> Kernel:
+    def build() -> str:
         from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM's builder is needed on a cache miss only
 
         return emit(order, machine, double)
 
-    key = f"{program.text}\nin_place {in_place} double {double}"
-    code = jit.load(key, lambda: build().ir, machine)
+    code = jit.load(f"{program.text}\nin_place {in_place} double {double}", build, machine)
     return Loaded(order, packed_of(order), code, lanes, 8 if double else 4)
 
 
@@ -136,27 +133,11 @@ class Loop:
         """The backward program and what it needs."""
         return derive(self.program)
 
-    @functools.cached_property
-    def total_ranges(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """For each vector, where in the totals its gradient is: (start, end) of the ranges that follow each other."""
-        widths = (n.width for n in self.derivative.backward.totals)
-        starts = [0, *itertools.accumulate(widths)]
-        found = []
-        for pieces in self.derivative.vector_totals:
-            ranges: list[tuple[int, int]] = []
-            for _, width, total in pieces:
-                start = starts[total]
-                if ranges and ranges[-1][1] == start:
-                    start = ranges.pop()[0]
-                ranges.append((start, starts[total] + width))
-            found.append(tuple(ranges))
-        return tuple(found)
-
     def stored(self, training: bool) -> Program:
         """The program with the outputs that have arrays: those that are no state, then what a backward pass reads."""
         outputs = [o for o, alias in zip(self.program.outputs, self.aliases, strict=True) if alias is None]
         if training:
-            outputs += self.derivative.forward.outputs[self.derivative.first_saved :]
+            outputs += self.derivative.forward.outputs[len(self.program.outputs) :]
         p = self.program
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 

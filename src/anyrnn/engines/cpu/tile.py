@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anyrnn.engines.cpu.schedule import Group, Place
-    from anyrnn.engines.cpu.writer import Writer
+    from anyrnn.engines.cpu.writer import LoopWriter
 
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
 _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -25,7 +25,7 @@ class Tile:
     """R rows by U blocks of units: products in registers, then the arithmetic on them, then the stores."""
 
     def __init__(
-        self, writer: Writer, b: ir.IRBuilder, group: Group, row: ir.Value, rows: int, block: ir.Value, blocks: int,
+        self, writer: LoopWriter, b: ir.IRBuilder, group: Group, row: ir.Value, rows: int, block: ir.Value, blocks: int,
         mask: ir.Value | None, packed: dict[Node, ir.Value], bases: dict[tuple[str, int], ir.Value],
     ) -> None:  # fmt: skip
         self.e, self.b, self.group = writer, b, group

@@ -31,50 +31,20 @@ class Loop:
 
 
 class Writer:
-    """Writes vector code for one program and machine."""
+    """Writes vector code for one machine."""
 
-    def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
-        self.schedule = schedule
-        self.program = schedule.program
+    def __init__(self, machine: Machine, double: bool) -> None:
         self.machine = machine
         self.lanes = machine.vector_bytes // (8 if double else 4)
         self.real = ir.DoubleType() if double else ir.FloatType()
         self.bytes = 8 if double else 4
         self.vector = ir.VectorType(self.real, self.lanes)
-        self.slots = slots_of(schedule)
         self.module = ir.Module("anyrnn")
-
-    def stride(self, array: tuple[str, int]) -> int:
-        """How many numbers a row of an array has."""
-        kind, k = array
-        if kind in ("initial", "sequence", "carry", "state", "previous", "current"):
-            return self.program.states[k]
-        if kind == "scratch":
-            return self.schedule.scratch
-        return {"stream": self.program.streams, "output": self.schedule.output_widths, "vector": self.program.vectors}[
-            kind
-        ][k]
-
-    def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
-        """The array in which a leaf is, by the name of its base pointer, and its first number."""
-        if node.is_leaf:
-            kind = "carry" if node.op == "state" and self.schedule.in_place else node.op
-            return (kind, node.attr[0]), node.attr[1]
-        place = self.schedule.places[node]
-        return place.array, place.first
 
     def at(self, b: ir.IRBuilder, base: ir.Value, index: ir.Value | int) -> ir.Value:
         """Return the address of a number of an array."""
         index = I64(index) if isinstance(index, int) else index
         return b.gep(base, [index], source_etype=self.real)
-
-    def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
-        """Read a number that the caller gave."""
-        return b.load(b.gep(slots, [I64(self.slots.index(kind, number))], source_etype=I64), typ=I64)
-
-    def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
-        """Read an address that the caller gave."""
-        return b.inttoptr(self.slot(b, slots, kind, number), PTR)
 
     def element(self, b: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
         """Read a number of a table of integers."""
@@ -85,6 +55,10 @@ class Writer:
         one = b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, I32(0))
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros)
+
+    def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+        """The smaller one of two integers."""
+        return b.select(b.icmp_signed("<", x, y), x, y)
 
     def constant(self, number: float) -> ir.Value:
         """Return a constant in all lanes."""
@@ -157,3 +131,40 @@ class Writer:
         """Begin a function without a result."""
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), args), name)
         return function, ir.IRBuilder(function.append_basic_block())
+
+
+class LoopWriter(Writer):
+    """Writes vector code for one loop program, whose arrays it knows."""
+
+    def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
+        super().__init__(machine, double)
+        self.schedule = schedule
+        self.program = schedule.program
+        self.slots = slots_of(schedule)
+
+    def stride(self, array: tuple[str, int]) -> int:
+        """How many numbers a row of an array has."""
+        kind, k = array
+        if kind in ("initial", "sequence", "carry", "state", "previous", "current"):
+            return self.program.states[k]
+        if kind == "scratch":
+            return self.schedule.scratch
+        return {"stream": self.program.streams, "output": self.schedule.output_widths, "vector": self.program.vectors}[
+            kind
+        ][k]
+
+    def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
+        """The array in which a leaf is, by the name of its base pointer, and its first number."""
+        if node.is_leaf:
+            kind = "carry" if node.op == "state" and self.schedule.in_place else node.op
+            return (kind, node.attr[0]), node.attr[1]
+        place = self.schedule.places[node]
+        return place.array, place.first
+
+    def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+        """Read a number that the caller gave."""
+        return b.load(b.gep(slots, [I64(self.slots.index(kind, number))], source_etype=I64), typ=I64)
+
+    def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+        """Read an address that the caller gave."""
+        return b.inttoptr(self.slot(b, slots, kind, number), PTR)
