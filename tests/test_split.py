@@ -52,7 +52,7 @@ PARTS = {
     "MixedSizes": ([], [], ["cat", "addmm"], (I,), 2, 2),
     "IndRNN": ([], [], [], (I,), 1, 1),
     "Buffered": ([], [], [], (I,), 1, 1),
-    "NormLSTM": ([], ["mm", "native_layer_norm"], [], (4 * H,), 4, 5),
+    "NormLSTM": ([], [], [], (I,), 8, 5),
     "weight-normed": (["_weight_norm_interface"], [], [], (I,), 4, 1),
 }
 

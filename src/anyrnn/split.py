@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 _ONCE, _BEFORE, _LOOP = range(3)
 
-#: Operations on the input that the loop program takes over, since they lead to or from products.
+#: Operations on the input that the loop program takes over, since they lead to or from products. A norm behind a product
+#: costs less there than as passes over the memory of all steps.
 _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_with_sizes", "unsafe_split", "unbind"}) | {
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
+    "native_layer_norm",
 }
 _PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
 #: Operations that make a tensor of one number, and how it is found among their arguments.
