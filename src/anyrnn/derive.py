@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
+from anyrnn.rules import lower
 from anyrnn.trace import Recorder, Ref
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class _Derivation:
                 values.setdefault(step.outputs[0], values[step.args[0]])
             elif any(ref not in values for ref in step.outputs):
                 args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
-                for ref, value in zip(step.outputs, self.lowering.apply(step, args, kwargs), strict=False):
+                for ref, value in zip(step.outputs, lower(self.lowering, step, args, kwargs), strict=False):
                     values.setdefault(ref, value)
         return {n: values[recorder.ref(g)] for n, g in zip(leaves, found, strict=True) if g is not None}
 

@@ -12,6 +12,7 @@ weight matrix are computed by the loop program's engine, which may do so for all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import Builder, Node, Program
+from anyrnn.rules import lower
 from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step
 
 if TYPE_CHECKING:
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 
 _ONCE, _BEFORE, _LOOP = range(3)
 
-#: Operations on the input that the loop program takes over, since they lead to or from products. A norm behind a product
-#: costs less there than as passes over the memory of all steps.
+#: Operations on the input that the loop program takes over, since they lead to or from products. A norm behind a
+#: product costs less there than as passes over the memory of all steps.
 _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_with_sizes", "unsafe_split", "unbind"}) | {
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
-    "native_layer_norm",
+    *("native_layer_norm", "native_group_norm"),
 }
 _PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
 #: Operations that make a tensor of one number, and how it is found among their arguments.
@@ -260,7 +262,7 @@ class _Loop:
         if step.short_name in _PRODUCTS:
             return [self._product(step)]
         args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
-        return self.lowering.apply(step, args, kwargs)
+        return lower(self.lowering, step, args, kwargs)
 
     def _product(self, step: Step) -> Value:
         addend, rows, matrix = self._operands(step)
@@ -301,7 +303,9 @@ class Steps:
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
         """Run them, adding their results to `tensors`; the traced batch size stands for `rows`."""
         for step, arguments, keywords in self._prepared:
-            args = [tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is _Fill else a for a in arguments]
+            args = [
+                tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is FunctionType else a for a in arguments
+            ]
             result = step.op(*args, **(step.kwargs if keywords is None else keywords(tensors)))
             if step.many:
                 tensors.update(zip(step.outputs, result, strict=True))
@@ -309,26 +313,16 @@ class Steps:
                 tensors[step.outputs[0]] = result
 
 
-@dataclass(frozen=True)
-class _Fill:
-    """An argument that is found anew in each call."""
-
-    find: Callable[[dict[Ref, Tensor], int], Any]
-
-    def __call__(self, tensors: dict[Ref, Tensor], rows: int) -> Any:
-        return self.find(tensors, rows)
-
-
 def _argument(step: Step, k: int, batch: int) -> Any:
-    """Prepare an argument: a tensor's number, a setting, or how a list of tensors or a shape is put together."""
+    """Prepare an argument: a tensor's number, a setting, or a function that finds it anew in each call."""
     value = step.args[k]
-    if not isinstance(value, list | tuple):
-        return value
     if step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
         # The present number of rows in the place of the traced one.
-        return _Fill(lambda _, rows: [v // batch * rows if v > 0 and v % batch == 0 else v for v in value])
-    if any(isinstance(v, Ref) for v in value):
-        return _Fill(lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value])
+        if isinstance(value, list | tuple):
+            return lambda _, rows: [v // batch * rows if v > 0 and v % batch == 0 else v for v in value]
+        return lambda _, rows: value // batch * rows if value % batch == 0 else value
+    if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
+        return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value
 
 
@@ -394,4 +388,5 @@ _ROW_WISE: Mapping[str, Callable[[Step, Graph], bool]] = {
         ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
     ),
     "native_layer_norm": _normalises_features,
+    "native_group_norm": _keeps_batch,
 }

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 #: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
 
-#: The names of arguments of ATen operations that are shapes.
-SHAPE_ARGUMENTS = ("size", "shape", "repeats")
+#: The names of arguments of ATen operations that are shapes, or sizes of the batch.
+SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -251,8 +251,14 @@ def _check_same(a: Graph, b: Graph) -> None:
 
 def _sized(step: Step, batch: int) -> str:
     """A step as text, with the number of rows in shapes made B."""
+
+    def sized(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [sized(n) for n in value]
+        return f"{value // batch}B" if isinstance(value, int) and value % batch == 0 < value else value
+
     args = [
-        [f"{n // batch}B" if n % batch == 0 < n else n for n in value] if argument.name in SHAPE_ARGUMENTS else value
+        sized(value) if argument.name in SHAPE_ARGUMENTS and type(value) is not Ref else value
         for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
     ]
     return repr((step.op, args, step.kwargs, step.outputs))

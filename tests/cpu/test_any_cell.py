@@ -99,6 +99,8 @@ STEPS = {
     "columns written": written,
     "dropout of nothing": lambda c, x, h: torch.tanh(c.W(F.dropout(x, 0.0)) + h),
     "batch norm that is fixed": lambda c, x, h: torch.tanh(c.W(c.norm.eval()(x)) + h),
+    "a group norm in the loop": lambda c, x, h: torch.tanh(F.group_norm(c.W(x) + h, 1)),
+    "a group norm before a product": lambda c, x, h: torch.tanh(c.W(F.group_norm(x, 1)) + h),
     "rows that meet in the input": lambda c, x, h: torch.tanh(c.W(x - x.mean(0)) + h),
     "rows that meet in a batch norm": lambda c, x, h: torch.tanh(c.W(x - F.instance_norm(x.T.unsqueeze(0))[0].T) + h),
     "a number of a tensor": lambda c, x, h: torch.tanh(c.W(x) + h * h.sum().item()),

@@ -1,0 +1,475 @@
+"""What each ATen operation is to the loop program: the table `RULES`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.lower import Lowering, Value
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from anyrnn.trace import Step
+
+Rule = Callable[..., "Value | list[Value]"]
+
+
+def lower(lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Value]:
+    """Lower one operation, whose tensor arguments are Values.
+
+    Raises:
+        AnyRNNError: if the loop program has no such operation. The message names it.
+    """
+    rule = RULES.get(step.short_name)
+    if rule is None:
+        raise AnyRNNError(unsupported(step))
+    try:
+        result = rule(lowering, *args, **kwargs)
+    except (TypeError, ValueError, IndexError, KeyError) as cause:
+        msg = f"{unsupported(step)} in this form ({cause})"
+        raise AnyRNNError(msg) from cause
+    return result if isinstance(result, list) else [result]
+
+
+def unsupported(step: Step) -> str:
+    """Say which operation the loop program lacks, and what may help."""
+    name, hint = step.short_name, ""
+    if "dropout" in name or "bernoulli" in name:
+        hint = "; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
+    elif torch.Tag.nondeterministic_seeded in step.op.tags:
+        hint = "; draw random numbers in the shape of x, not of the state"
+    return f"`aten.{name}` in the loop{hint}"
+
+
+def _axis(value: Value, dim: int) -> int:
+    """Turn a dimension of the tensor into one of its codes."""
+    rank = value.codes.ndim + value.batched
+    axis = (dim + rank if dim < 0 else dim) - value.batched
+    if axis < 0:
+        msg = "along the batch"
+        raise ValueError(msg)
+    return axis
+
+
+def _unary(op: str) -> Rule:
+    return lambda lo, x: lo.pointwise(op, x)
+
+
+def _binary(op: str) -> Rule:
+    return lambda lo, a, b: lo.pointwise(op, a, b)
+
+
+def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    return lo.pointwise("add", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    return lo.pointwise("sub", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = None) -> Value:
+    quotient = lo.pointwise("div", a, b)
+    return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+
+
+def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -1, -2):
+        assert isinstance(a, Value)
+        square = lo.pointwise("mul", a, a)
+        forms: dict[float, Callable[[], Value]] = {
+            1: lambda: a,
+            2: lambda: square,
+            3: lambda: lo.pointwise("mul", square, a),
+            0.5: lambda: lo.pointwise("sqrt", a),
+            -1: lambda: lo.pointwise("reciprocal", a),
+            -2: lambda: lo.pointwise("reciprocal", square),
+        }
+        return forms[b]()
+    return lo.pointwise("pow", a, b)
+
+
+def _clamp(lo: Lowering, x: Value, min: Value | float | None = None, max: Value | float | None = None) -> Value:  # noqa: A002
+    """By comparison, so that the gradient passes at the edges themselves, and NaN stays."""
+    y = x
+    if max is not None:
+        y = _where(lo, lo.pointwise("gt", x, max), max, y)
+    return y if min is None else _where(lo, lo.pointwise("lt", x, min), min, y)
+
+
+def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Value:
+    return lo.pointwise("where", mask, a, b)
+
+
+def _choose(lo: Lowering, op: str, x: Value, edge: float, a: Value | float, b: Value | float) -> Value:
+    return _where(lo, lo.pointwise(op, x, edge), a, b)
+
+
+def _softplus(lo: Lowering, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    scaled = lo.pointwise("mul", x, beta)
+    soft = lo.pointwise("mul", lo.pointwise("log1p", lo.pointwise("exp", scaled)), 1 / beta)
+    return _choose(lo, "gt", scaled, threshold, x, soft)
+
+
+def _elu(lo: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    low = lo.pointwise("mul", lo.pointwise("expm1", lo.pointwise("mul", x, input_scale)), alpha * scale)
+    return _choose(lo, "gt", x, 0, lo.pointwise("mul", x, scale), low)
+
+
+def _celu(lo: Lowering, x: Value, alpha: float = 1) -> Value:
+    return _elu(lo, x, alpha, 1, 1 / alpha)
+
+
+def _mish(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("mul", x, lo.pointwise("tanh", _softplus(lo, x)))
+
+
+def _softshrink(lo: Lowering, x: Value, edge: float = 0.5) -> Value:
+    nearer = _choose(lo, "gt", x, 0, lo.pointwise("sub", x, edge), lo.pointwise("add", x, edge))
+    return _choose(lo, "le", lo.pointwise("abs", x), edge, 0, nearer)
+
+
+def _hardtanh(lo: Lowering, x: Value, low: float = -1, high: float = 1) -> Value:
+    """Unlike a clamp, without a gradient at the edges."""
+    return _choose(lo, "le", x, low, low, _choose(lo, "ge", x, high, high, x))
+
+
+def _hardsigmoid(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("div", _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6), 6)
+
+
+def _silu(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("mul", x, lo.pointwise("sigmoid", x))
+
+
+def _gelu(lo: Lowering, x: Value, approximate: str = "none") -> Value:
+    if approximate == "tanh":
+        cube = lo.pointwise("mul", lo.pointwise("mul", x, x), x)
+        inner = lo.pointwise("add", x, lo.pointwise("mul", cube, 0.044715))
+        bell = lo.pointwise("tanh", lo.pointwise("mul", inner, math.sqrt(2 / math.pi)))
+    else:
+        bell = lo.pointwise("erf", lo.pointwise("mul", x, math.sqrt(0.5)))
+    return lo.pointwise("mul", lo.pointwise("mul", x, 0.5), lo.pointwise("add", bell, 1))
+
+
+def _log_sigmoid(lo: Lowering, x: Value) -> list[Value]:
+    small = lo.pointwise("minimum", x, 0)
+    away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))
+    return [lo.pointwise("sub", small, lo.pointwise("log1p", away)), lo.constant(0)]
+
+
+def _tanh_backward(lo: Lowering, g: Value, y: Value) -> Value:
+    return lo.pointwise("mul", g, lo.pointwise("sub", 1, lo.pointwise("mul", y, y)))
+
+
+def _sigmoid_backward(lo: Lowering, g: Value, y: Value) -> Value:
+    return lo.pointwise("mul", g, lo.pointwise("mul", y, lo.pointwise("sub", 1, y)))
+
+
+def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
+    """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
+    if dtype == torch.bool:
+        return lo.pointwise("ne", x, 0)
+    if dtype is not None and not dtype.is_floating_point and not lo.is_mask(x):
+        msg = f"to {dtype}"
+        raise ValueError(msg)
+    return lo.pointwise("add", x, 0)
+
+
+def _bitwise(op: str) -> Rule:
+    def rule(lo: Lowering, *args: Value) -> Value:
+        if not all(isinstance(a, Value) and lo.is_mask(a) for a in args):
+            msg = "of integers"
+            raise ValueError(msg)
+        return lo.pointwise(op, *args)
+
+    return rule
+
+
+def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+    return _reduced(lo, "sum", x, dims, keepdim)
+
+
+def _amin(lo: Lowering, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+    return lo.pointwise("neg", _amax(lo, lo.pointwise("neg", x), dims, keepdim))
+
+
+def _amax(lo: Lowering, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+    return _reduced(lo, "max", x, dims, keepdim)
+
+
+def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, keepdim: bool) -> Value:
+    dims = [dims] if isinstance(dims, int) else list(dims or range(x.codes.ndim + x.batched))
+    axes = sorted(_axis(x, d) for d in dims)
+    for axis in axes:
+        x = lo.reduce(op, x, axis)
+    return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
+
+
+def _mean(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+    total = _sum(lo, x, dims, keepdim)
+    return lo.pointwise("mul", total, total.codes.size / x.codes.size)
+
+
+def _var(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Value:
+    if isinstance(dims, bool):
+        msg = "with `unbiased`"
+        raise ValueError(msg)  # noqa: TRY004 - it is caught and told as a form that is not known
+    off = lo.pointwise("sub", x, _mean(lo, x, dims, keepdim=True))
+    total = _sum(lo, lo.pointwise("mul", off, off), dims, keepdim)
+    count = x.codes.size / max(total.codes.size, 1)
+    return lo.pointwise("mul", total, 1 / (count - (1 if correction is None else correction)))
+
+
+def _std(lo: Lowering, x: Value, dims: Any = None, **options: Any) -> Value:
+    return _root(lo, _var(lo, x, dims, **options))
+
+
+def _var_mean(
+    lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False
+) -> list[Value]:
+    return [_var(lo, x, dims, correction=correction, keepdim=keepdim), _mean(lo, x, dims, keepdim)]
+
+
+def _layer_norm(
+    lo: Lowering, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
+) -> list[Value]:
+    dims = [x.codes.ndim + x.batched - 1 - k for k in range(len(shape))]
+    mean = _mean(lo, x, dims, keepdim=True)
+    off = lo.pointwise("sub", x, mean)
+    variance = _mean(lo, lo.pointwise("mul", off, off), dims, keepdim=True)
+    scale = lo.pointwise("rsqrt", lo.pointwise("add", variance, eps))
+    y = lo.pointwise("mul", off, scale)
+    if weight is not None:
+        y = lo.pointwise("mul", y, weight)
+    if bias is not None:
+        y = lo.pointwise("add", y, bias)
+    return [y, mean, scale]
+
+
+def _group_norm(
+    lo: Lowering, x: Value, weight: Value | None, bias: Value | None, n: int, channels: int, places: int, groups: int,
+    eps: float,
+) -> list[Value]:  # fmt: skip
+    if not x.batched or x.codes.shape[0] != channels:
+        msg = "along the batch"
+        raise ValueError(msg)
+    grouped = Value(x.codes.reshape(groups, -1), batched=True)
+    y, mean, scale = _layer_norm(lo, grouped, grouped.codes.shape[1:], None, None, eps)
+    y = Value(y.codes.reshape(channels, -1), batched=True)
+    for op, value in (("mul", weight), ("add", bias)):
+        if value is not None:
+            y = lo.pointwise(op, y, Value(value.codes[:, None], value.batched))
+    mean, scale = (Value(v.codes.reshape(groups), batched=True) for v in (mean, scale))
+    return [Value(y.codes.reshape(x.codes.shape), batched=True), mean, scale]
+
+
+def _log_softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
+    off = lo.pointwise("sub", x, _amax(lo, x, [dim], keepdim=True))
+    return lo.pointwise("sub", off, lo.pointwise("log", _sum(lo, lo.pointwise("exp", off), [dim], keepdim=True)))
+
+
+def _log_sum_exp(lo: Lowering, x: Value, dims: Sequence[int], keepdim: bool = False) -> Value:
+    top = _amax(lo, x, dims, keepdim=True)
+    top = _choose(lo, "eq", lo.pointwise("abs", top), math.inf, 0, top)
+    total = _sum(lo, lo.pointwise("exp", lo.pointwise("sub", x, top)), dims, keepdim=True)
+    y = lo.pointwise("add", lo.pointwise("log", total), top)
+    return y if keepdim else Value(y.codes.squeeze(tuple(_axis(x, d) for d in dims)), y.batched)
+
+
+def _softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
+    top = lo.pointwise("exp", lo.pointwise("sub", x, _amax(lo, x, [dim], keepdim=True)))
+    return lo.pointwise("div", top, _sum(lo, top, [dim], keepdim=True))
+
+
+def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
+    if order not in (2, None):
+        msg = f"of order {order}"
+        raise ValueError(msg)
+    return _root(lo, _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+
+
+def _root(lo: Lowering, square: Value) -> Value:
+    """The root of a sum of squares: where that is zero, its gradient is zero too, as PyTorch's is."""
+    root = lo.pointwise("sqrt", _choose(lo, "eq", square, 0, 1, square))
+    return _choose(lo, "eq", square, 0, 0, root)
+
+
+def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
+    """Make the rule of an operation that moves codes along one dimension, given after the tensor."""
+    return lambda lo, x, dim=0, *args: Value(move(x.codes, _axis(x, dim), *args), x.batched)
+
+
+def _slice(
+    lo: Lowering, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Value:
+    rank = x.codes.ndim + x.batched
+    if x.batched and dim % rank == 0:
+        if start in (None, 0) and step == 1 and (end is None or end > 10**9):
+            return x
+        msg = "along the batch"
+        raise ValueError(msg)
+    axis = _axis(x, dim)
+    return Value(x.codes[(slice(None),) * axis + (slice(start, end, step),)], x.batched)
+
+
+def _split(lo: Lowering, x: Value, size: int | Sequence[int], dim: int = 0) -> list[Value]:
+    axis = _axis(x, dim)
+    total = x.codes.shape[axis]
+    sizes = [size] * math.ceil(total / size) if isinstance(size, int) else size
+    parts = np.split(x.codes, np.cumsum(sizes)[:-1], axis)
+    return [Value(p, x.batched) for p in parts]
+
+
+def _unbind(lo: Lowering, x: Value, dim: int = 0) -> list[Value]:
+    axis = _axis(x, dim)
+    return [Value(np.asarray(x.codes.take(k, axis)), x.batched) for k in range(x.codes.shape[axis])]
+
+
+def _cat(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    return Value(np.concatenate([v.codes for v in _alike(values)], _axis(values[0], dim)), values[0].batched)
+
+
+def _stack(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+    first = values[0]
+    rank = first.codes.ndim + first.batched + 1
+    axis = (dim + rank if dim < 0 else dim) - first.batched
+    if axis < 0:
+        msg = "along the batch"
+        raise ValueError(msg)
+    return Value(np.stack([v.codes for v in _alike(values)], axis), first.batched)
+
+
+def _glu(lo: Lowering, x: Value, dim: int = -1) -> Value:
+    axis = _axis(x, dim)
+    half = x.codes.shape[axis] // 2
+    a, b = (Value(codes, x.batched) for codes in np.split(x.codes, [half], axis))
+    return lo.pointwise("mul", a, lo.pointwise("sigmoid", b))
+
+
+def _roll(lo: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+    if not dims:
+        msg = "across the batch"
+        raise ValueError(msg)
+    return Value(np.roll(x.codes, tuple(shifts), tuple(_axis(x, d) for d in dims)), x.batched)
+
+
+def _flip(lo: Lowering, x: Value, dims: Sequence[int]) -> Value:
+    return Value(np.flip(x.codes, tuple(_axis(x, d) for d in dims)), x.batched)
+
+
+def _alike(values: Sequence[Value]) -> Sequence[Value]:
+    if len({v.batched for v in values}) > 1:
+        msg = "of tensors with and without a batch"
+        raise ValueError(msg)
+    return values
+
+
+def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
+    inner = list(size[1:]) if x.batched else list(size)
+    if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
+        msg = "across the batch"
+        raise ValueError(msg)
+    return Value(x.codes.reshape(inner), x.batched)
+
+
+def _expand(lo: Lowering, x: Value, size: Sequence[int], implicit: bool = False) -> Value:
+    inner = list(size[1:]) if x.batched else list(size)
+    offset = len(inner) - x.codes.ndim
+    shape = [x.codes.shape[k - offset] if s == -1 else s for k, s in enumerate(inner)]
+    return Value(np.broadcast_to(x.codes, shape), x.batched)
+
+
+def _repeat(lo: Lowering, x: Value, repeats: Sequence[int]) -> Value:
+    if x.batched and (len(repeats) != x.codes.ndim + 1 or repeats[0] != 1):
+        msg = "along the batch"
+        raise ValueError(msg)
+    return Value(np.tile(x.codes, repeats[int(x.batched) :]), x.batched)
+
+
+def _unsqueeze(lo: Lowering, x: Value, dim: int) -> Value:
+    rank = x.codes.ndim + x.batched + 1
+    axis = (dim + rank if dim < 0 else dim) - x.batched
+    if axis < 0:
+        msg = "before the batch"
+        raise ValueError(msg)
+    return Value(np.expand_dims(x.codes, axis), x.batched)
+
+
+def _squeeze(lo: Lowering, x: Value, dims: int | Sequence[int] | None = None) -> Value:
+    wanted = range(x.batched, x.codes.ndim + x.batched) if dims is None else [dims] if isinstance(dims, int) else dims
+    axes = tuple(a for a in (_axis(x, d) for d in wanted) if x.codes.shape[a] == 1)
+    return Value(x.codes.squeeze(axes), x.batched)
+
+
+def _transpose(lo: Lowering, x: Value, a: int, b: int) -> Value:
+    return Value(x.codes.swapaxes(_axis(x, a), _axis(x, b)), x.batched)
+
+
+def _permute(lo: Lowering, x: Value, dims: Sequence[int]) -> Value:
+    if x.batched and dims[0] != 0:
+        msg = "of the batch"
+        raise ValueError(msg)
+    return Value(x.codes.transpose([_axis(x, d) for d in dims[int(x.batched) :]]), x.batched)
+
+
+def _same(lo: Lowering, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+def _like(number: float) -> Rule:
+    return lambda lo, x, *_, **__: lo.constant(number, x.codes.shape, x.batched)
+
+
+def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
+    return lo.constant(number, x.codes.shape, x.batched)
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **{op: _unary(op) for op in ("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid")},
+        **{op: _unary(op) for op in ("sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "trunc")},
+        **{op: _unary(op) for op in ("round", "sign", "logical_not")},
+        **{op: _binary(op) for op in ("mul", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
+        **{op: _binary(op) for op in ("logical_and", "logical_or")},
+        **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
+        **{"bitwise_not": _bitwise("logical_not"), "sgn": _unary("sign")},
+        **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
+        **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
+        "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
+        "clamp_min": _clamp,
+        "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
+        "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
+        "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
+        "_prelu_kernel": lambda lo, x, slope: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
+        **{"celu": _celu, "mish": _mish, "softshrink": _softshrink, "glu": _glu},
+        "hardshrink": lambda lo, x, edge=0.5: _choose(lo, "le", lo.pointwise("abs", x), edge, 0, x),
+        "tan": lambda lo, x: lo.pointwise("div", lo.pointwise("sin", x), lo.pointwise("cos", x)),
+        "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),
+        **{"softplus": _softplus, "elu": _elu, "hardtanh": _hardtanh},
+        **{"hardsigmoid": _hardsigmoid, "silu": _silu, "gelu": _gelu, "log_sigmoid_forward": _log_sigmoid},
+        "hardswish": lambda lo, x: lo.pointwise("mul", x, _hardsigmoid(lo, x)),
+        "addcmul": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("mul", a, b), value),
+        "addcdiv": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("div", a, b), value),
+        "lerp": lambda lo, a, b, w: lo.pointwise("add", a, lo.pointwise("mul", w, lo.pointwise("sub", b, a))),
+        **{"tanh_backward": _tanh_backward, "sigmoid_backward": _sigmoid_backward},
+        **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
+        **{"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "linalg_vector_norm": _norm},
+        **{"_softmax": _softmax, "_log_softmax": _log_softmax, "logsumexp": _log_sum_exp},
+        **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split},
+        **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
+        **{"view": _view, "_unsafe_view": _view, "expand": _expand, "unsqueeze": _unsqueeze},
+        **{"repeat": _repeat, "roll": _roll, "flip": _flip},
+        **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
+        "detach": _unary("detach"),
+        "scalar_tensor": lambda lo, number, **_: lo.constant(number),
+        **dict.fromkeys(("clone", "alias"), _same),
+        **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
+    }
+)
