@@ -36,6 +36,11 @@ class Call:
     from_zero: bool = False
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    def without_steps(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The result where no row has a step: zeros (T, B, O), and copies of the initial states."""
+        T, B, _ = self.x.shape
+        return self.x.new_zeros(T, B, self.signature.output_size), tuple(s.clone() for s in self.states)
+
 
 class Engine(Protocol):
     """A way to run a call."""

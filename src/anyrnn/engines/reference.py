@@ -34,16 +34,16 @@ class ReferenceEngine:
 
 
 def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    T, B, _ = call.x.shape
-    states = call.states
+    T, states = len(call.x), call.states
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         output, new = call.signature.step(call.cell, call.x[t], states)
         states = _keep_dtype(new, states)
         outputs.append(output)
     if not outputs:
-        return call.x.new_zeros(T, B, call.signature.output_size), _own(states)
-    return torch.stack(outputs[::-1] if call.reverse else outputs), _own(states)
+        return call.without_steps()
+    # A cell may have passed a state through, or returned it twice.
+    return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -69,15 +69,10 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
         outputs.append(F.pad(output, (0, 0, 0, B - n)))
     if not outputs:
-        return call.x.new_zeros(T, B, call.signature.output_size), _own(call.states)
+        return call.without_steps()
     output = torch.stack(outputs[::-1] if call.reverse else outputs)
     output = F.pad(output, (0, 0, 0, 0, 0, T - len(outputs)))
     return output.index_select(1, back), tuple(s.index_select(0, back) for s in states)
-
-
-def _own(states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy what a cell may have passed through, or returned twice."""
-    return tuple(s.clone() for s in states)
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -100,7 +100,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     T, B, _ = call.x.shape
     valid = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
     if len(valid) == 0:
-        return call.x.new_zeros(T, B, call.signature.output_size), tuple(s.clone() for s in call.states)
+        return call.without_steps()
     lengths = lengths[valid]
     rows = valid.to(call.x.device)
     x = call.x.index_select(1, rows)

@@ -149,14 +149,12 @@ class Watch:
         self.hooks = [h for m in (cell, *inner) for h in _hooks(m)]
 
     def _remember(self, value: object) -> None:
-        if value.__class__ in _ATOMS or isinstance(value, Tensor):
-            return
-        if hasattr(value, "tobytes"):
-            self._arrays.append((value, value.tobytes()))
-        elif isinstance(value, list | tuple | set | deque):
-            self._lists.append((value, tuple(value)))
-        else:
-            found = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        kind, found = _content(value)
+        if kind == "numbers":
+            self._arrays.append((value, found))
+        elif kind == "items":
+            self._lists.append((found, tuple(found)))
+        elif kind == "names":
             self._dicts.append((found, tuple(found), tuple(found.values())))
             if isinstance(value, nn.Module):
                 self._remember(value._modules)
@@ -191,20 +189,30 @@ def _hooks(m: nn.Module) -> tuple[Mapping[int, object], ...]:
     return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
 
 
+def _content(value: object) -> tuple[str, Any]:
+    """What there is to see in a thing that can change: "items", "names" of things, or "numbers"; else "nothing"."""
+    if value.__class__ in _ATOMS or isinstance(value, Tensor):
+        return "nothing", ()
+    if isinstance(value, dict):
+        return "names", value
+    if isinstance(value, list | tuple | set | deque):
+        return "items", value
+    if hasattr(value, "tobytes"):  # a NumPy array
+        return "numbers", value.tobytes()
+    return "names", getattr(value, "__dict__", {})
+
+
 def _inside(value: object, depth: int = 4) -> Iterator[object]:
     """What a container or an object of settings holds, down to things that cannot change."""
-    if value.__class__ in _ATOMS or isinstance(value, Tensor) or not depth:
+    kind, found = _content(value)
+    if kind == "nothing" or not depth:
         return
     if isinstance(value, nn.Module):  # not registered: an activation in a list
-        parts: Iterable[object] = (*(v for k, v in vars(value).items() if k not in _TORCHS), *value._modules.values())
-    elif isinstance(value, dict):
-        parts = (*value.keys(), *value.values())
-    elif isinstance(value, list | tuple | set | deque):
-        parts = value
-    elif hasattr(value, "tobytes"):  # a NumPy array: its numbers, as one thing that can be compared
-        parts = (value.tobytes(),)
+        parts: Iterable[object] = (*(v for k, v in found.items() if k not in _TORCHS), *value._modules.values())
+    elif kind == "names":
+        parts = (*found, *found.values())
     else:
-        parts = getattr(value, "__dict__", {}).values()
+        parts = found if kind == "items" else (found,)
     for part in parts:
         yield part
         yield from _inside(part, depth - 1)
