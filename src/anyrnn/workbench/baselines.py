@@ -5,11 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.metrics import accuracy_score, root_mean_squared_error
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from anyrnn.workbench.data import Dataset, Inputs
 
@@ -29,6 +24,13 @@ def baselines(dataset: Dataset) -> tuple[Baseline, ...]:
     on summary statistics (per feature: mean, standard deviation, minimum, maximum, first and last value; and the
     length; all standardised) says how far one comes without recurrence.
     """
+    # scikit-learn takes a second to load, which `anyrnn --help` shall not wait for.
+    from sklearn.dummy import DummyClassifier, DummyRegressor  # noqa: PLC0415
+    from sklearn.metrics import accuracy_score, root_mean_squared_error  # noqa: PLC0415
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor  # noqa: PLC0415
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     neighbour = "1-nearest neighbour on summary statistics"
     if dataset.classes is not None:
         models = {

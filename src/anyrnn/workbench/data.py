@@ -18,7 +18,6 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.parsed import Parsed, Task, Value, did_you_mean, listed
@@ -373,6 +372,8 @@ def _split(
     whole: Sequences, classes: tuple[str, ...] | None, own: Parsed, test_fraction: float, seed: int
 ) -> tuple[Sequences, Sequences, str]:
     """Whole sequences into two parts, such that training has every class."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 - it takes a second to load
+
     count = len(whole)
     size = min(max(1, round(count * test_fraction)), count - 1)
     if classes is None:
@@ -390,6 +391,8 @@ def _split(
 
 
 def _class_split(y: NDArray[Any], size: int, seed: int) -> tuple[list[NDArray[Any]], str]:
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 - as above
+
     alone = np.bincount(y)[y] == 1  # the only one of its class: it has to be in training
     rest = np.flatnonzero(~alone)
     kinds = len(np.unique(y[rest]))
