@@ -64,7 +64,7 @@ def test_a_cell_of_the_table_is_taken_apart_as_expected(name):
     program = parts.program
     found = names(parts.once), names(parts.before), names(parts.after), program.streams
     products = sum(node.op == "dot" for node in program.nodes)
-    stages = 1 + max(group.stage for group in schedule(program, False, 4).groups)
+    stages = 1 + max(group.stage for group in schedule(program, (False,) * len(program.states), 4).groups)
     assert (*found, products, stages) == PARTS[name]
 
 

@@ -25,6 +25,12 @@ SIZES = (1, 3, 16, 17, 64, 130)
 
 def outcome(engine, cell, call, dtype, input_size=I):
     """Output, final states, and the gradients of x, the states and the parameters."""
+    values, leaves = results(engine, cell, call, dtype, input_size)
+    return [v.detach() for v in values] + gradients([*leaves, *cell.parameters()], loss_of(*values))
+
+
+def results(engine, cell, call, dtype, input_size=I):
+    """Output and final states; and x and the states that it began with."""
     T, B, lengths, reverse, with_state = call
     generator = torch.Generator().manual_seed(7)
     signature = anyrnn.protocol.describe(cell, input_size)
@@ -36,8 +42,7 @@ def outcome(engine, cell, call, dtype, input_size=I):
     state = signature.wrap(tuple(states)) if with_state else None
     with anyrnn.engine(engine):
         output, final = anyrnn.scan(cell, x, state, lengths=lengths, reverse=reverse)
-    values = [output, *flat(final)]
-    return [v.detach() for v in values] + gradients([x, *states, *cell.parameters()], loss_of(*values))
+    return [output, *flat(final)], [x, *states]
 
 
 def assert_near(got, want, tolerance):

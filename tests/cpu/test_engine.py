@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from compare import CALLS, DOUBLE, SINGLE, SIZES, I, assert_exact, assert_near, made, outcome
+from compare import CALLS, DOUBLE, SINGLE, SIZES, I, assert_exact, assert_near, made, outcome, results
 from fences import FENCE, assert_whole, fenced, within
 
 import anyrnn
@@ -61,6 +61,18 @@ def test_every_cell_is_what_the_reference_says(case, size, dtype, runs):
     for call in CALLS:
         assert_exact(cell, call, dtype)
     assert len(runs) == 2 * len(CALLS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids([(case,) for case in CASES]))
+def test_without_gradients_the_same_comes_out_and_less_is_kept(case, runs):
+    cell = made(case, 17, DOUBLE)
+    for call in CALLS:
+        trained, _ = results("cpu", cell, call, DOUBLE)
+        with torch.no_grad():
+            inferred, _ = results("cpu", cell, call, DOUBLE)
+        assert_near(inferred, trained, 1e-14)
+    assert not any(runs[0].schedule.in_place), "a backward pass reads the states of all steps"
+    assert case.name not in ("LSTM", "Peephole") or runs[1].schedule.in_place == (False, True), "h is the output"
 
 
 PROCESSORS = [

@@ -36,6 +36,7 @@ class Loaded:
     code: Compiled
     lanes: int
     itemsize: int
+    backward: bool
 
     @functools.cached_property
     def sizes(self) -> list[int]:
@@ -69,14 +70,17 @@ class Loaded:
         matrices: Sequence[Tensor],
         transposed: Sequence[bool],
     ) -> Tensor:
-        """Run all steps, writing `outputs`, and `sequences` or, backward, `carries`; returns the totals."""
+        """Run all steps, from the last one if backward, and return the totals.
+
+        Written are `outputs`, the `carries` of states in place, which begin as these, and the `sequences` of others.
+        """
         like = states[0]
         parts = 1 if layout.B == 1 else max(1, min(threads.count(), layout.B))
         total = self.schedule.total_width
         # First the matrices, then room for each row.
         workspace = like.new_empty(sum(self.sizes) + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, total) if total else workspace
-        at, length = layout.tables[self.schedule.in_place][1], len(layout.rows) * 8
+        at, length = layout.tables[self.backward][1], len(layout.rows) * 8
         address = workspace.data_ptr()
         packed = []
         for size in self.sizes:
@@ -101,7 +105,7 @@ class Loaded:
         return totals.sum(0)
 
 
-def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Loaded:
+def load(program: Program, in_place: tuple[bool, ...], backward: bool, double: bool, machine: Machine) -> Loaded:
     """Return a program's machine code."""
     lanes = machine.vector_bytes // (8 if double else 4)
     order = schedule(program, in_place, lanes)
@@ -112,7 +116,7 @@ def load(program: Program, in_place: bool, double: bool, machine: Machine) -> Lo
         return emit(order, machine, double)
 
     code = jit.load(f"{program.text}\nin_place {in_place} double {double}", build, machine)
-    return Loaded(order, packed_of(order), code, lanes, 8 if double else 4)
+    return Loaded(order, packed_of(order), code, lanes, 8 if double else 4, backward)
 
 
 class Loop:
@@ -141,6 +145,12 @@ class Loop:
         p = self.program
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 
+    def in_place(self, kind: str) -> tuple[bool, ...]:
+        """Which states a pass does not keep for all steps."""
+        if kind == "inference":
+            return tuple(k not in self.aliases for k in range(len(self.program.states)))
+        return (kind == "backward",) * len(self.program.states)
+
     def code(self, kind: str, double: bool, machine: Machine) -> Loaded:
         """The machine code of a pass: "inference", "training" or "backward"."""
         key = kind, double, machine
@@ -148,7 +158,7 @@ class Loop:
         if found is None:
             backward = kind == "backward"
             program = self.derivative.backward if backward else self.stored(kind == "training")
-            found = self._code[key] = load(program, in_place=backward, double=double, machine=machine)
+            found = self._code[key] = load(program, self.in_place(kind), backward, double, machine)
         return found
 
     def __call__(
@@ -187,12 +197,17 @@ def _forward(
     like = states[0]
     lead = layout.lead
     code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
-    sequences = [like.new_empty(*lead, width) for width in loop.program.states]
+    in_place = code.schedule.in_place
+    kept = [
+        s.new_empty(s.shape).copy_(s) if carried else like.new_empty(*lead, s.shape[1])
+        for s, carried in zip(states, in_place, strict=True)
+    ]
     made = [like.new_empty(*lead, width) for width in code.schedule.output_widths]
-    code.run(layout, streams, states, sequences, sequences, made, vectors, matrices, loop.transposed)
+    code.run(layout, streams, states, kept, kept, made, vectors, matrices, loop.transposed)
     own = iter(made)
-    outputs = [next(own) if alias is None else sequences[alias] for alias in loop.aliases]
-    return [*outputs, *(_final(layout, s, i) for s, i in zip(sequences, states, strict=True))], sequences, list(own)
+    outputs = [next(own) if alias is None else kept[alias] for alias in loop.aliases]
+    finals = [k if c else _final(layout, k, s) for k, s, c in zip(kept, states, in_place, strict=True)]
+    return [*outputs, *finals], kept, list(own)
 
 
 def _final(layout: Layout, sequence: Tensor, initial: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Schedule:
 
     Attributes:
         program: The program.
-        in_place: New states take the memory of the old ones.
+        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
         groups: The groups.
         places: Where the values are that another group, or a product, reads.
         partials: Where in scratch the lanes of each reduction are added up.
@@ -72,7 +72,7 @@ class Schedule:
     """
 
     program: Program
-    in_place: bool
+    in_place: tuple[bool, ...]
     groups: tuple[Group, ...]
     places: dict[Node, Place]
     partials: dict[Node, int]
@@ -86,19 +86,19 @@ class Schedule:
         return tuple(sum(p.width for p in pieces) for pieces in self.program.outputs)
 
 
-def schedule(program: Program, in_place: bool, lanes: int) -> Schedule:
+def schedule(program: Program, in_place: tuple[bool, ...], lanes: int) -> Schedule:
     """Order a program.
 
     Args:
         program: The program.
-        in_place: New states take the memory of the old ones, as in a backward pass.
+        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
         lanes: The numbers in a vector, as many as a reduction keeps for each row.
     """
     return _Scheduler(program, in_place, lanes).result()
 
 
 class _Scheduler:
-    def __init__(self, program: Program, in_place: bool, lanes: int) -> None:
+    def __init__(self, program: Program, in_place: tuple[bool, ...], lanes: int) -> None:
         self.program = program
         self.in_place = in_place
         self.lanes = lanes
@@ -155,9 +155,9 @@ class _Scheduler:
     def _store_results(self) -> list[tuple[int, int]]:
         copies = []
         for k, pieces in enumerate(self.program.new_states):
-            array = ("carry" if self.in_place else "sequence", k)
+            array = ("carry" if self.in_place[k] else "sequence", k)
             first = 0
-            if self.in_place and not self._may_overwrite(k, pieces):
+            if self.in_place[k] and not self._may_overwrite(k, pieces):
                 first = self._scratch(self.program.states[k])
                 array = ("scratch", 0)
                 copies.append((k, first))

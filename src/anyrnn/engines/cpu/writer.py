@@ -156,7 +156,7 @@ class LoopWriter(Writer):
     def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
         """The array in which a leaf is, by the name of its base pointer, and its first number."""
         if node.is_leaf:
-            kind = "carry" if node.op == "state" and self.schedule.in_place else node.op
+            kind = "carry" if node.op == "state" and self.schedule.in_place[node.attr[0]] else node.op
             return (kind, node.attr[0]), node.attr[1]
         place = self.schedule.places[node]
         return place.array, place.first
