@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyrnn
-from anyrnn.engines.cpu.schedule import schedule
+from anyrnn.engines.cpu.schedule import Storage, schedule
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Steps, mixes_rows, split
 from anyrnn.trace import trace
@@ -64,7 +64,7 @@ def test_a_cell_of_the_table_is_taken_apart_as_expected(name):
     program = parts.program
     found = names(parts.once), names(parts.before), names(parts.after), program.streams
     products = sum(node.op == "dot" for node in program.nodes)
-    stages = 1 + max(group.stage for group in schedule(program, (False,) * len(program.states), 4).groups)
+    stages = 1 + max(group.stage for group in schedule(program, Storage((False,) * len(program.states), ()), 4).groups)
     assert (*found, products, stages) == PARTS[name]
 
 

@@ -85,7 +85,7 @@ def anatomy_of(plan: Plan, double: bool) -> Anatomy:
     machine = Machine.host()
     size = 8 if double else 4
     program = plan.loop.stored(training=False)
-    order = schedule(program, plan.loop.in_place("inference"), machine.vector_bytes // size)
+    order = schedule(program, plan.loop.storage("inference"), machine.vector_bytes // size)
     nodes = program.nodes
     dots = [n for n in nodes if n.op == "dot"]
     counted: dict[str, int] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
+from anyrnn.engines.cpu.layout import STEP_TABLES
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
@@ -134,9 +135,9 @@ class _Emitter(LoopWriter):
         slots, part, _ = function.args
         bounds = self.pointer(b, slots, "bounds")
         low, high = self.element(b, bounds, part), self.element(b, bounds, b.add(part, I64(1)))
-        tables = {kind: self.pointer(b, slots, kind) for kind in ("rows", "offset", "joined", "before")}
+        tables = {kind: self.pointer(b, slots, kind) for kind in STEP_TABLES}
         total = self.at(b, self.pointer(b, slots, "total"), b.mul(part, I64(self.schedule.total_width)))
-        fixed: dict[tuple[str, int], ir.Value] = {("total", 0): total}
+        fixed: dict[tuple[str, int], ir.Value] = {("total", 0): total, ("order", 0): self.pointer(b, slots, "order")}
         for _, arrays in groups:
             for kind, k in arrays:
                 if kind in ("state", "previous"):
@@ -177,28 +178,29 @@ class _Emitter(LoopWriter):
             if kind == "current":
                 array = ("sequence", k)
             if kind in ("stream", "output", "sequence", "current"):
-                return self.at(b, fixed[array], b.mul(at["offset"], I64(self.stride(array))))
+                first = at["place" if self.is_padded(array) else "offset"]
+                return self.at(b, fixed[array], b.mul(first, I64(self.stride(array))))
             return fixed[array]
 
         number = 0
         for (function, arrays), group in zip(groups, self.schedule.groups, strict=True):
             count = len(group.operands)
-            b.call(function, [start, end, *packed[number : number + count], *map(base, arrays)])
+            b.call(function, [start, end, fixed["order", 0], *packed[number : number + count], *map(base, arrays)])
             number += count
         if copies is not None:
             states = [fixed.get(("carry", k)) for k, _ in self.schedule.copies]
-            b.call(copies, [start, end, fixed["scratch", 0], *states])
+            b.call(copies, [start, end, fixed["order", 0], fixed["scratch", 0], *states])
 
     def _emit_copies(self) -> ir.Function:
         """New states that could not be written at once."""
-        function, b = self.function("copies", [I64, I64, PTR, *[PTR] * len(self.schedule.copies)])
+        function, b = self.function("copies", [I64, I64, PTR, PTR, *[PTR] * len(self.schedule.copies)])
         function.linkage = "internal"
-        start, end, scratch, *states = function.args
+        start, end, order, scratch, *states = function.args
         with self.loop(b, start, end, 1) as row:
             for (k, first), state in zip(self.schedule.copies, states, strict=True):
                 width = self.program.states[k]
                 source = self.at(b, scratch, b.add(b.mul(row.index, I64(self.schedule.scratch)), I64(first)))
-                target = self.at(b, state, b.mul(row.index, I64(width)))
+                target = self.at(b, state, b.mul(self.element(b, order, row.index), I64(width)))
                 with self.loop(b, I64(0), I64(width), 1) as i:
                     b.store(b.load(self.at(b, source, i.index), typ=self.real), self.at(b, target, i.index))
         b.ret_void()
@@ -219,14 +221,14 @@ class _Emitter(LoopWriter):
     def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, int]]]:
         arrays = self._arrays_of(group)
         operands = group.operands
-        types = [I64, I64, *[PTR] * (len(operands) + len(arrays))]
+        types = [I64, I64, *[PTR] * (1 + len(operands) + len(arrays))]
         function, b = self.function(f"group{number}", types)
         function.linkage = "internal"
         for arg in function.args[2:]:
             arg.add_attribute("noalias")
-        start, end, *pointers = function.args
+        start, end, order, *pointers = function.args
         packed = dict(zip((o for o, _ in operands), pointers[: len(operands)], strict=True))
-        bases = dict(zip(arrays, pointers[len(operands) :], strict=True))
+        bases = dict(zip(arrays, pointers[len(operands) :], strict=True)) | {("order", 0): order}
         rows, blocks = self._tile(group)
         single = max(blocks, -(-8 // max(len(group.dots), 1))) if group.dots else 1
         few = b.icmp_signed("==", b.sub(end, start), I64(1))

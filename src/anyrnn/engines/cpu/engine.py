@@ -60,17 +60,8 @@ class CpuEngine:
         x, states = call.x, call.states
         if given != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
-        if order.order is not None:
-            x = x.reshape(T * B, -1).index_select(0, order.packed_index)
-            states = tuple(s.index_select(0, order.order) for s in states)
         with without_autocast():
             output, finals = _run(plan, call.cell, order, x, states, call.from_zero)
-        if order.order is not None:
-            output = output.new_zeros(T * B, output.shape[1]).index_copy_(0, order.packed_index, output)
-            back = order.order.argsort()
-            finals = [f.index_select(0, back) for f in finals]
-        if output.dim() == 2:
-            output = output.view(T, B, -1)
         if given != dtype or call.states[0].dtype != dtype:
             output, finals = output.to(given), [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
         return output, tuple(finals)
@@ -83,17 +74,19 @@ def _plan(call: Call) -> Plan | str:
 def _run(
     plan: Plan, cell: nn.Module, order: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run the four parts. x is (T, B, I) or packed rows (N, I), as are the outputs."""
+    """Run the four parts. Those around the loop see packed rows, so that padding never meets a weight."""
     part, graph, dtype = plan.split, plan.split.graph, x.dtype
-    tensors: dict[Ref, Tensor] = {graph.x: x.reshape(order.total, -1) if plan.direct is None else x}
+    tensors: dict[Ref, Tensor] = {}
     for path, attribute, ref in plan.weights:
         weight = _weight(cell, path, attribute)
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
     plan.once.run(tensors, order.total)
+    if plan.reads_x:
+        tensors[graph.x] = _packed(x, order)
     _run_rows(plan.before, tensors, order)
     outputs, finals = plan.loop(
         order,
-        [_array(tensors[r], dtype) for r in part.streams],
+        [_array(x if r == graph.x else tensors[r], dtype) for r in part.streams],
         [s if s.is_contiguous() else s.contiguous() for s in states],
         [_array(tensors[r], dtype) for r in part.vectors],
         [w if (w := tensors[r]).dtype == dtype else w.to(dtype) for r, _ in plan.matrices],
@@ -102,14 +95,24 @@ def _run(
     if plan.direct is not None:
         return outputs[plan.direct], finals
     for ref, output in zip(part.outputs, outputs, strict=True):
-        shaped = output.reshape(order.total, *graph.shapes[ref][1:])
+        shaped = _packed(output, order).reshape(order.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, order)
     result = tensors[plan.result]
-    given = {tensors[r].untyped_storage()._cdata for r in (graph.x, *(ref for *_, ref in plan.weights))}
+    if order.is_ragged:
+        whole = result.new_zeros(order.T * order.B, result.shape[1])
+        return whole.index_copy_(0, order.packed_index, result).view(order.T, order.B, -1), finals
+    sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
+    given = {tensors[r].untyped_storage()._cdata for r in sources}
     if result.untyped_storage()._cdata in given or 0 in result.stride():
         result = result.clone(memory_format=torch.contiguous_format)
-    return result, finals
+    return result.view(order.T, order.B, -1), finals
+
+
+def _packed(tensor: Tensor, order: Layout) -> Tensor:
+    """The packed rows of a padded tensor."""
+    rows = tensor.reshape(order.T * order.B, -1)
+    return rows.index_select(0, order.packed_index) if order.is_ragged else rows
 
 
 def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:

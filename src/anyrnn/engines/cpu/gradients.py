@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import Rows, add_outer
-from anyrnn.program import Program, evaluate
+from anyrnn.program import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,9 +39,13 @@ class Pass:
         self.sequences, self.saved = sequences, saved
 
     def rows(self, tensor: Tensor, term: Term) -> Tensor:
-        """An operand of a product, for all packed rows."""
-        rows = tensor.view(self.layout.total, -1)
+        """An operand of a product, row by row."""
+        rows = tensor.view(-1, tensor.shape[-1])
         return rows if rows.shape[1] == term.rows else rows[:, term.start : term.start + term.rows]
+
+    def places(self, stream: int) -> Tensor | None:
+        """Where the packed rows are in a stream; None if they are all there is, in this order."""
+        return self.layout.packed_index if self.layout.is_ragged and stream in self.loop.padded else None
 
     def region(self, term: Term, matrix: Tensor) -> Tensor:
         """The part of a matrix that a product reads."""
@@ -62,17 +68,21 @@ def backward(
     """
     loop, layout, streams, states = made.loop, made.layout, made.streams, made.states
     p, d = loop.program, loop.derivative
-    like, lead = states[0], layout.lead
+    like = states[0]
     code = loop.code("backward", like.dtype == torch.float64, Machine.host())
     upstream = [
-        like.new_zeros(*lead, sum(q.width for q in o)) if g is None else g.contiguous()
+        like.new_zeros(layout.T, layout.B, sum(q.width for q in o)) if g is None else g.contiguous()
         for o, g in zip(p.outputs, grads, strict=False)
     ]
     carries = [
         like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
         for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
     ]
-    outputs = [like.new_empty(layout.total, width) for width in code.schedule.output_widths]
+    given, *direct = code.schedule.output_widths
+    outputs = [like.new_empty(layout.total, given)]
+    for number, width in zip(d.stream_outputs, direct, strict=True):
+        padded = number in loop.padded
+        outputs.append(padded_rows(layout, like, width) if padded else like.new_empty(layout.total, width))
     totals = code.run(
         layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, outputs, made.vectors,
         made.matrices, loop.transposed,
@@ -81,7 +91,7 @@ def backward(
     stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)
     stream_grads: list[Tensor | None] = [None] * len(streams)
     for k, number in enumerate(d.stream_outputs):
-        stream_grads[number] = outputs[1 + k]
+        stream_grads[number] = outputs[1 + k].view(-1, streams[number].shape[-1])
     matrix_grads: list[Tensor | None] = [None] * len(made.matrices)
     for group in d.terms:
         first, end = group[0].first, group[-1].first + group[-1].cols
@@ -90,8 +100,8 @@ def backward(
                 _add_matrix(made, term, outputs[0][:, term.first : term.first + term.cols], matrix_grads, from_zero)
         array = group[0].array
         if group[0].kind == "stream" and stream_needed[array]:
-            given = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
-            stream_grads[array] = _add_stream(made, group, given, stream_grads[array])
+            part = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
+            stream_grads[array] = _add_stream(made, group, part, stream_grads[array])
     stream_grads = [g if g is None else g.view(s.shape) for g, s in zip(stream_grads, streams, strict=True)]
     vector_grads = [
         _vector_gradient(totals, ranges).view(vector.shape) if wanted else None
@@ -126,14 +136,14 @@ def _add_matrix(made: Pass, term: Term, given: Tensor, totals: list[Tensor | Non
 def _operands(made: Pass, term: Term, given: Tensor, from_zero: bool) -> list[tuple[Rows, Rows]]:
     """What a product took, and the gradients of what it gave, row by row; in two parts where the state comes in."""
     if term.kind == "stream":
-        return [(Rows(made.rows(made.streams[term.array], term)), Rows(given))]
+        return [(Rows(made.rows(made.streams[term.array], term), made.places(term.array)), Rows(given))]
     if term.kind == "saved":
         return [(Rows(made.rows(made.saved[term.array], term)), Rows(given))]
     layout = made.layout
     sequence = made.rows(made.sequences[term.array], term)
     initial = made.states[term.array][:, term.start : term.start + term.rows]
     n, B = len(sequence), layout.B
-    if layout.lengths is not None:
+    if layout.is_ragged:
         (before, after), (initially, first) = layout.neighbours
         pairs = [(Rows(sequence, before), Rows(given, after)), (Rows(initial, initially), Rows(given, first))]
     elif layout.reverse:
@@ -148,14 +158,24 @@ def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor 
     parts = [made.region(term, made.matrices[term.matrix]) for term in group]
     part = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     first, width = group[0], made.loop.program.streams[group[0].array]
-    if total is None and first.rows == width:
-        if _is_faster_by_onednn(given, part):
-            return torch.ops.mkldnn._linear_pointwise(given, part, None, "none", [], "")  # type: ignore[no-any-return]
-        return given @ part.t()
+    places = made.places(first.array)
+    if total is None and places is None and first.rows == width:
+        return _product(given, part)
     if total is None:
-        total = given.new_zeros(len(given), width)
-    total[:, first.start : first.start + first.rows].addmm_(given, part.t())
+        total = given.new_zeros(made.streams[first.array].shape).view(-1, width)
+    columns = total[:, first.start : first.start + first.rows]
+    if places is None:
+        columns.addmm_(given, part.t())
+    else:
+        columns.index_add_(0, places, _product(given, part))
     return total
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return a b^T."""
+    if _is_faster_by_onednn(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+    return a @ b.t()
 
 
 def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
@@ -174,7 +194,7 @@ def replayed(
     tensors = [t.view_as(t) for t in tensors]  # a tensor may be here twice: each place has a gradient of its own
     streams, states, vectors, matrices = loop.grouped(tensors)
     turned = [m.t() if transposed else m for m, transposed in zip(matrices, loop.transposed, strict=True)]
-    results = replay(loop.program, layout, streams, states, vectors, turned)
+    results = replay(loop, layout, streams, states, vectors, turned)
     pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
     wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
     found = torch.autograd.grad(
@@ -185,35 +205,38 @@ def replayed(
 
 
 def replay(
-    program: Program, layout: Layout, streams: Sequence[Tensor], states: Sequence[Tensor],
+    loop: Loop, layout: Layout, streams: Sequence[Tensor], states: Sequence[Tensor],
     vectors: Sequence[Tensor], matrices: Sequence[Tensor],
 ) -> list[Tensor]:  # fmt: skip
     """Run a program in PyTorch, step by step."""
-    nodes = program.nodes
-    streams = [s.reshape(layout.total, -1) for s in streams]
+    program = loop.program
+    nodes, order = program.nodes, torch.from_numpy(layout.order)
+    streams = [s.reshape(-1, s.shape[-1]) for s in streams]
     state = list(states)
     outputs: list[list[Tensor]] = [[] for _ in program.outputs]
-    for n, offset in zip(layout.rows.tolist(), layout.offset.tolist(), strict=True):
+    for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
+        rows = order[:n]
+        packed = torch.arange(offset, offset + n)
         known = {}
         for node in nodes:
             if node.is_leaf:
                 array, first = node.attr
                 columns = slice(first, first + node.width)
                 if node.op == "stream":
-                    known[node] = streams[array][offset : offset + n, columns]
+                    known[node] = streams[array][place + rows if array in loop.padded else packed, columns]
                 elif node.op == "vector":
                     known[node] = vectors[array].reshape(-1)[columns].expand(n, -1)
                 else:
-                    known[node] = state[array][:n, columns]
+                    known[node] = state[array][rows, columns]
         evaluate(nodes, known, tuple(matrices))
 
         def joined(pieces: Sequence[Any], known: dict[Any, Tensor] = known, n: int = n) -> Tensor:
             return torch.cat([known[p].expand(n, p.width) for p in pieces], 1)
 
         for k, pieces in enumerate(program.outputs):
-            outputs[k].append(joined(pieces))
+            output = joined(pieces)
+            outputs[k].append(output.new_zeros(layout.B, output.shape[1]).index_copy(0, rows, output))
         new = [joined(pieces) for pieces in program.new_states]
-        state = [torch.cat([k, s[n:]]) for k, s in zip(new, state, strict=True)]
-    if layout.reverse:
-        outputs = [o[::-1] for o in outputs]
-    return [*(torch.cat(o).view(*layout.lead, -1) for o in outputs), *state]
+        state = [s.index_copy(0, rows, k) for k, s in zip(new, state, strict=True)]
+    stacked = [torch.stack(o[::-1] if layout.reverse else o) for o in outputs]
+    return [*(F.pad(o, (0, 0, 0, 0, 0, layout.T - len(o))) for o in stacked), *state]

@@ -1,7 +1,9 @@
-"""Where the valid steps of a ragged batch are in memory: packed, with no room for padding.
+"""Which rows of a ragged batch are computed at each step, and where they are in memory.
 
-Rows are sorted by length, longest first, so that the rows active at a step are the first ones, and the arrays of all
-steps lie one after the other. A batch without lengths is the case in which nothing has to move.
+Rows are sorted by length, longest first, so that the rows active at a step are the first ones in this order. Arrays
+that come from outside or go there are padded: a step's rows lie as they are in the batch, and are found by the order.
+What is kept between passes and parts is packed: the active rows of all steps one after the other, with no room for
+padding. A batch without lengths is the case in which both are the same.
 """
 
 from __future__ import annotations
@@ -17,31 +19,40 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+STEP_TABLES = ("rows", "offset", "place", "joined", "before")
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The packed rows of a batch, in the order in which a direction runs through them.
+    """The rows of a batch, in the order in which a direction runs through them.
 
     Attributes:
         T, B: The size of the batch.
         rows: For each step in running order, how many rows are active.
-        offset: Where their packed rows begin.
-        joined: How many of them were active in the step before.
-        before: Where that step's packed rows begin.
-        lengths: The sorted lengths, (B,); None if all are T.
-        order: Which row of the batch each sorted row is, (B,); None likewise.
+        offset: Where they begin in packed arrays.
+        place: Where the step begins in padded arrays.
+        joined: How many of the rows were active in the step before.
+        before: Where that step begins in padded arrays.
+        order: Which row of the batch each sorted row is, (B,).
+        lengths: The lengths, (B,); None if all are T.
     """
 
     T: int
     B: int
     rows: NDArray[np.int64]
     offset: NDArray[np.int64]
+    place: NDArray[np.int64]
     joined: NDArray[np.int64]
     before: NDArray[np.int64]
+    order: NDArray[np.int64]
     lengths: Tensor | None
-    order: Tensor | None
     reverse: bool
     _bounds: dict[int, tuple[NDArray[np.int64], int]] = field(default_factory=dict)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether padded arrays hold rows that are not computed."""
+        return self.lengths is not None
 
     @functools.cached_property
     def total(self) -> int:
@@ -49,60 +60,61 @@ class Layout:
         return int(self.rows.sum())
 
     @functools.cached_property
-    def lead(self) -> tuple[int, ...]:
-        """The shape of an array of all steps, before the features."""
-        return (self.T, self.B) if self.lengths is None else (self.total,)
+    def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        table = np.stack([getattr(self, name) for name in STEP_TABLES])
+        return table, np.ascontiguousarray(table[:, ::-1])
 
     @functools.cached_property
-    def tables(self) -> tuple[tuple[NDArray[np.int64], int], tuple[NDArray[np.int64], int]]:
-        """The steps as machine code reads them: rows, offset, joined, before; in running order, and backwards."""
-        table = np.stack([self.rows, self.offset, self.joined, self.before])
-        both = np.ascontiguousarray(table), np.ascontiguousarray(table[:, ::-1])
-        return (both[0], both[0].ctypes.data), (both[1], both[1].ctypes.data)
+    def slots(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What machine code is given to find rows, in running order and backwards: steps, tables, order."""
+        steps, order = len(self.rows), self.order.ctypes.data
+        forward, backward = (
+            (steps, *(table.ctypes.data + 8 * steps * k for k in range(len(STEP_TABLES))), order)
+            for table in self._tables
+        )
+        return forward, backward
 
     @functools.cached_property
     def packed_index(self) -> Tensor:
-        """For each packed row, its place in (T*B) rows."""
-        assert self.order is not None
-        steps = np.arange(len(self.rows))[:: -1 if self.reverse else 1, None]
-        return self._by_row(steps * self.B + self.order.numpy()[: self._most])
+        """For each packed row, where it is in padded arrays."""
+        index = np.empty(self.total, dtype=np.int64)
+        k = np.arange(self._most)
+        active = k < self.rows[:, None]
+        index[(self.offset[:, None] + k)[active]] = (self.place[:, None] + self.order[: self._most])[active]
+        return torch.from_numpy(index)
 
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Packed rows with a step before: (that step's, theirs); and those without one: (sorted rows, theirs)."""
+        """Rows with a step before: (where that is in padded arrays, where they are in packed ones).
+
+        And those without one: (the rows of the batch, where they are in packed arrays).
+        """
         k = np.arange(self._most)
         here, old = self.offset[:, None] + k, k < self.joined[:, None]
         new = (k < self.rows[:, None]) & ~old
-        before, rows = self.before[:, None] + k, np.broadcast_to(k, old.shape)
-        pairs = ((before[old], here[old]), (rows[new], here[new]))
-        (a, b), (c, d) = ((torch.from_numpy(np.ascontiguousarray(i)) for i in pair) for pair in pairs)
+        rows = np.broadcast_to(self.order[: self._most], old.shape)
+        found = ((self.before[:, None] + rows)[old], here[old]), (rows[new], here[new])
+        (a, b), (c, d) = (tuple(map(torch.from_numpy, pair)) for pair in found)
         return (a, b), (c, d)
 
     @property
     def _most(self) -> int:
         return int(self.rows.max(initial=0))
 
-    def _by_row(self, table: NDArray[np.int64]) -> Tensor:
-        """From numbers for each step in running order and sorted row to one for each packed row."""
-        k = np.arange(self._most)
-        active = k < self.rows[:, None]
-        index = np.empty(self.total, dtype=np.int64)
-        index[(self.offset[:, None] + k)[active]] = table[active]
-        return torch.from_numpy(index)
-
-    @functools.cached_property
-    def last_index(self) -> Tensor:
-        """For each sorted row with steps, the packed row of its last one in running order."""
-        assert self.lengths is not None
-        lengths = self.lengths.numpy()[: self._most]
-        last = np.zeros_like(lengths) if self.reverse else lengths - 1
-        by_time = self.offset[::-1] if self.reverse else self.offset
-        return torch.from_numpy(by_time[last] + np.arange(len(lengths)))
+    def final(self, sequence: Tensor, initial: Tensor) -> Tensor:
+        """A copy of each row of a state (T, B, size) after its last step in running order."""
+        if self.lengths is None:
+            return sequence[0 if self.reverse else -1].clone()
+        last = self.lengths.clamp(min=1) - 1
+        found = sequence[0].clone() if self.reverse else sequence[last, torch.arange(self.B)]
+        return torch.where(self.lengths.unsqueeze(1) > 0, found, initial)
 
     def bounds(self, parts: int) -> int:
         """Where the first rows of the threads' parts are written: as even in valid steps as pairs of rows can be."""
         if parts not in self._bounds:
-            work = np.arange(1, self.B + 1) if self.lengths is None else np.cumsum(self.lengths.numpy())
+            work = np.arange(1, self.B + 1)
+            if self.lengths is not None:
+                work = np.cumsum(self.lengths.numpy()[self.order])
             ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
             even = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2))
             table = np.concatenate(([0], even, [self.B])).astype(np.int64)
@@ -114,24 +126,33 @@ def layout(T: int, B: int, lengths: Tensor | None, reverse: bool) -> Layout:
     """Lay a batch out."""
     if lengths is None:
         return _full(T, B, reverse)
-    lengths, order = lengths.sort(descending=True, stable=True)
-    longest = int(lengths[0])
-    rows = np.searchsorted(-lengths.numpy(), -np.arange(longest), side="left").astype(np.int64)
-    offset = np.concatenate(([0], np.cumsum(rows)[:-1])).astype(np.int64)
+    order = np.argsort(-lengths.numpy(), kind="stable")
+    falling = -lengths.numpy()[order]
+    steps = np.arange(-falling[0])
+    rows = np.searchsorted(falling, -steps, side="left").astype(np.int64)
+    offset, place = np.concatenate(([0], np.cumsum(rows)[:-1])), steps * B
     if reverse:
-        rows, offset = rows[::-1].copy(), offset[::-1].copy()
+        rows, offset, place = (a[::-1].copy() for a in (rows, offset, place))
     joined = np.concatenate(([0], np.minimum(rows[1:], rows[:-1])))
-    before = np.concatenate(([0], offset[:-1]))
-    return Layout(T, B, rows, offset, joined, before, lengths, order, reverse)
+    return Layout(T, B, rows, offset, place, joined, _before(place), order, lengths, reverse)
 
 
 @functools.lru_cache(maxsize=64)
 def _full(T: int, B: int, reverse: bool) -> Layout:
     rows = np.full(T, B, dtype=np.int64)
-    offset = np.arange(T, dtype=np.int64) * B
+    place = np.arange(T, dtype=np.int64) * B
     if reverse:
-        offset = offset[::-1].copy()
+        place = place[::-1].copy()
     joined = rows.copy()
     joined[:1] = 0
-    before = np.concatenate(([0], offset[:-1])) if T else offset
-    return Layout(T, B, rows, offset, joined, before, None, None, reverse)
+    return Layout(T, B, rows, place, place, joined, _before(place), np.arange(B), None, reverse)
+
+
+def _before(place: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], place[:-1])) if len(place) else place
+
+
+def padded_rows(layout: Layout, like: Tensor, width: int) -> Tensor:
+    """A padded array (T, B, width) to be written, zero at padded steps."""
+    make = like.new_zeros if layout.is_ragged else like.new_empty
+    return make(layout.T, layout.B, width)

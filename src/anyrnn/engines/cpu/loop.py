@@ -15,8 +15,9 @@ from torch import Tensor
 from anyrnn.derive import Derivative, derive
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.gradients import Pass, backward, replayed
+from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.engines.cpu.schedule import Schedule, schedule
+from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
 from anyrnn.engines.cpu.slots import Packed, packed_of
 from anyrnn.program import Program
 
@@ -80,14 +81,13 @@ class Loaded:
         # First the matrices, then room for each row.
         workspace = like.new_empty(sum(self.sizes) + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, total) if total else workspace
-        at, length = layout.tables[self.backward][1], len(layout.rows) * 8
         address = workspace.data_ptr()
         packed = []
         for size in self.sizes:
             packed.append(address)
             address += size * self.itemsize
-        values = [length // 8, at, at + length, at + 2 * length, at + 3 * length, layout.bounds(parts)]
-        values += [address, totals.data_ptr(), *(s.data_ptr() for s in streams)]
+        values = [*layout.slots[self.backward], layout.bounds(parts), address, totals.data_ptr()]
+        values += [s.data_ptr() for s in streams]
         for initial, sequence, carry in zip(states, sequences, carries, strict=True):
             values += (initial.data_ptr(), sequence.data_ptr(), carry.data_ptr())
         values += [o.data_ptr() for o in (*outputs, *vectors)]
@@ -105,26 +105,33 @@ class Loaded:
         return totals.sum(0)
 
 
-def load(program: Program, in_place: tuple[bool, ...], backward: bool, double: bool, machine: Machine) -> Loaded:
+def load(program: Program, storage: Storage, backward: bool, double: bool, machine: Machine) -> Loaded:
     """Return a program's machine code."""
     lanes = machine.vector_bytes // (8 if double else 4)
-    order = schedule(program, in_place, lanes)
+    order = schedule(program, storage, lanes)
 
     def build() -> str:
         from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM's builder is needed on a cache miss only
 
         return emit(order, machine, double)
 
-    code = jit.load(f"{program.text}\nin_place {in_place} double {double}", build, machine)
+    code = jit.load(f"{program.text}\n{storage} double {double}", build, machine)
     return Loaded(order, packed_of(order), code, lanes, 8 if double else 4, backward)
 
 
 class Loop:
-    """A loop program, ready to run. Of matrices marked in `transposed`, it is given the transposed ones."""
+    """A loop program, ready to run.
 
-    def __init__(self, program: Program, transposed: Sequence[bool]) -> None:
+    Attributes:
+        program: The program.
+        transposed: Of which matrices it is given the transposed ones.
+        padded: Which streams are padded, (T, B, width); of the others it is given packed rows (N, width).
+    """
+
+    def __init__(self, program: Program, transposed: Sequence[bool], padded: Sequence[int] = ()) -> None:
         self.program = program
         self.transposed = transposed
+        self.padded = frozenset(padded)
         self._code: dict[tuple[str, bool, Machine], Loaded] = {}
         counts = len(program.streams), len(program.states), len(program.vectors)
         self._ends = counts[0], counts[0] + counts[1], sum(counts)
@@ -145,11 +152,19 @@ class Loop:
         p = self.program
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 
-    def in_place(self, kind: str) -> tuple[bool, ...]:
-        """Which states a pass does not keep for all steps."""
-        if kind == "inference":
-            return tuple(k not in self.aliases for k in range(len(self.program.states)))
-        return (kind == "backward",) * len(self.program.states)
+    def storage(self, kind: str) -> Storage:
+        """How the arrays of a pass lie in memory: padded where they come from outside or go there, else packed."""
+        p = self.program
+        padded = [("stream", k) for k in sorted(self.padded)]
+        if kind == "backward":
+            padded += [("stream", len(p.streams) + k) for k in range(len(p.outputs))]
+            padded += [
+                ("output", 1 + k) for k, number in enumerate(self.derivative.stream_outputs) if number in self.padded
+            ]
+            return Storage((True,) * len(p.states), tuple(padded))
+        inference = kind == "inference"
+        padded += [("output", k) for k in range(self.aliases.count(None))]
+        return Storage(tuple(inference and k not in self.aliases for k in range(len(p.states))), tuple(padded))
 
     def code(self, kind: str, double: bool, machine: Machine) -> Loaded:
         """The machine code of a pass: "inference", "training" or "backward"."""
@@ -158,7 +173,7 @@ class Loop:
         if found is None:
             backward = kind == "backward"
             program = self.derivative.backward if backward else self.stored(kind == "training")
-            found = self._code[key] = load(program, self.in_place(kind), backward, double, machine)
+            found = self._code[key] = load(program, self.storage(kind), backward, double, machine)
         return found
 
     def __call__(
@@ -170,10 +185,9 @@ class Loop:
         matrices: Sequence[Tensor],
         from_zero: bool = False,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the loop. Streams and outputs are packed rows (N, width), or (T, B, width) if all rows are T long.
+        """Run the loop. `from_zero` says that the states are zero.
 
-        `from_zero` says that the states are zero. Returns the outputs and the final states (B, size), sorted as the
-        layout is.
+        Returns the outputs (T, B, width), zero at padded steps, and the final states (B, size).
         """
         tensors = [*streams, *states, *vectors, *matrices]
         count = len(self.program.outputs)
@@ -195,26 +209,20 @@ def _forward(
     """Return (outputs and final states), the sequences of states, and the saved values."""
     streams, states, vectors, matrices = loop.grouped(tensors)
     like = states[0]
-    lead = layout.lead
     code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
-    in_place = code.schedule.in_place
+    in_place = code.schedule.storage.in_place
     kept = [
-        s.new_empty(s.shape).copy_(s) if carried else like.new_empty(*lead, s.shape[1])
+        s.new_empty(s.shape).copy_(s) if carried else padded_rows(layout, like, s.shape[1])
         for s, carried in zip(states, in_place, strict=True)
     ]
-    made = [like.new_empty(*lead, width) for width in code.schedule.output_widths]
-    code.run(layout, streams, states, kept, kept, made, vectors, matrices, loop.transposed)
+    widths, count = code.schedule.output_widths, loop.aliases.count(None)
+    made = [padded_rows(layout, like, width) for width in widths[:count]]
+    saved = [like.new_empty(layout.total, width) for width in widths[count:]]
+    code.run(layout, streams, states, kept, kept, [*made, *saved], vectors, matrices, loop.transposed)
     own = iter(made)
     outputs = [next(own) if alias is None else kept[alias] for alias in loop.aliases]
-    finals = [k if c else _final(layout, k, s) for k, s, c in zip(kept, states, in_place, strict=True)]
-    return [*outputs, *finals], kept, list(own)
-
-
-def _final(layout: Layout, sequence: Tensor, initial: Tensor) -> Tensor:
-    if layout.lengths is None:
-        return sequence[0 if layout.reverse else -1].clone()
-    index = layout.last_index
-    return torch.cat([sequence[index], initial[len(index) :]])
+    finals = [k if c else layout.final(k, s) for k, s, c in zip(kept, states, in_place, strict=True)]
+    return [*outputs, *finals], kept, saved
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:

@@ -45,6 +45,7 @@ class Plan:
         weights: Of each tensor of the cell that is used: the path of its module, its name there, and its number.
         matrices: Where the loop's matrices are, and whether it reads them transposed.
         once, before, after: What PyTorch runs.
+        reads_x: Whether PyTorch reads the input.
         result: The output.
         direct: Which of the loop's outputs it is, if the loop is all there is; else None.
     """
@@ -62,8 +63,10 @@ class Plan:
         }
         once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
         self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
-        self.loop = Loop(parts.program, [transposed for _, transposed in self.matrices])
+        padded = [k for k, r in enumerate(parts.streams) if r == graph.x]
+        self.loop = Loop(parts.program, [transposed for _, transposed in self.matrices], padded)
         self.result = graph.output if graph.output is not None else graph.new_states[0]
+        self.reads_x = any(graph.x in s.inputs for s in (*parts.before, *parts.after)) or self.result == graph.x
         bare = not parts.before and not parts.after and self.result in parts.outputs
         self.direct = parts.outputs.index(self.result) if bare and graph.dtypes[self.result].is_floating_point else None
 

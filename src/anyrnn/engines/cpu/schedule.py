@@ -14,6 +14,20 @@ from anyrnn.program import REDUCTIONS, Node, Program
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How the arrays of a program lie in memory.
+
+    Attributes:
+        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
+        padded: The streams and outputs whose rows lie as in the batch, as those of states do, by the names of their
+            arrays; the rows of others are packed.
+    """
+
+    in_place: tuple[bool, ...]
+    padded: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a value is in memory: `array` is a name such as ("stream", 0), `first` its first number in a row."""
 
@@ -62,7 +76,7 @@ class Schedule:
 
     Attributes:
         program: The program.
-        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
+        storage: How its arrays lie in memory.
         groups: The groups.
         places: Where the values are that another group, or a product, reads.
         partials: Where in scratch the lanes of each reduction are added up.
@@ -72,7 +86,7 @@ class Schedule:
     """
 
     program: Program
-    in_place: tuple[bool, ...]
+    storage: Storage
     groups: tuple[Group, ...]
     places: dict[Node, Place]
     partials: dict[Node, int]
@@ -86,21 +100,21 @@ class Schedule:
         return tuple(sum(p.width for p in pieces) for pieces in self.program.outputs)
 
 
-def schedule(program: Program, in_place: tuple[bool, ...], lanes: int) -> Schedule:
+def schedule(program: Program, storage: Storage, lanes: int) -> Schedule:
     """Order a program.
 
     Args:
         program: The program.
-        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
+        storage: How its arrays lie in memory.
         lanes: The numbers in a vector, as many as a reduction keeps for each row.
     """
-    return _Scheduler(program, in_place, lanes).result()
+    return _Scheduler(program, storage, lanes).result()
 
 
 class _Scheduler:
-    def __init__(self, program: Program, in_place: tuple[bool, ...], lanes: int) -> None:
+    def __init__(self, program: Program, storage: Storage, lanes: int) -> None:
         self.program = program
-        self.in_place = in_place
+        self.storage = storage
         self.lanes = lanes
         self.scratch = 0
         self.places: dict[Node, Place] = {}
@@ -123,7 +137,7 @@ class _Scheduler:
             self._home_of(node).totals.append((node, first))
             first += node.width
         return Schedule(
-            self.program, self.in_place, tuple(self.order), self.places, partials, self.scratch, tuple(copies), first
+            self.program, self.storage, tuple(self.order), self.places, partials, self.scratch, tuple(copies), first
         )
 
     def _place_in_time(self, node: Node) -> None:
@@ -155,9 +169,9 @@ class _Scheduler:
     def _store_results(self) -> list[tuple[int, int]]:
         copies = []
         for k, pieces in enumerate(self.program.new_states):
-            array = ("carry" if self.in_place[k] else "sequence", k)
+            array = ("carry" if self.storage.in_place[k] else "sequence", k)
             first = 0
-            if self.in_place[k] and not self._may_overwrite(k, pieces):
+            if self.storage.in_place[k] and not self._may_overwrite(k, pieces):
                 first = self._scratch(self.program.states[k])
                 array = ("scratch", 0)
                 copies.append((k, first))

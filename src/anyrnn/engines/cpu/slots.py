@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.engines.cpu.layout import STEP_TABLES
+
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.schedule import Schedule
 
@@ -14,9 +16,8 @@ class Slots:
     """The order of the numbers and addresses that the machine code is given.
 
     Attributes:
-        names: ("steps", 0), then for each step: ("rows", 0) how many rows are active, ("offset", 0) where they begin in
-            packed arrays, ("joined", 0) how many of them were active in the step before in time, ("before", 0) where
-            that step begins; ("bounds", 0) the first row of each part; then the arrays.
+        names: ("steps", 0), then for each step the tables of a `Layout`; ("order", 0) its order; ("bounds", 0) the
+            first row of each part; then the arrays.
     """
 
     names: tuple[tuple[str, int], ...]
@@ -57,7 +58,7 @@ def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
 def slots_of(schedule: Schedule) -> Slots:
     """Return the slots of a schedule."""
     program = schedule.program
-    names = [(kind, 0) for kind in ("steps", "rows", "offset", "joined", "before", "bounds", "scratch", "total")]
+    names = [(kind, 0) for kind in ("steps", *STEP_TABLES, "order", "bounds", "scratch", "total")]
     names += [("stream", k) for k in range(len(program.streams))]
     names += [(kind, k) for k in range(len(program.states)) for kind in ("initial", "sequence", "carry")]
     names += [("output", k) for k in range(len(program.outputs))]

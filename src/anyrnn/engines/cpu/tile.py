@@ -29,9 +29,11 @@ class Tile:
         mask: ir.Value | None, packed: dict[Node, ir.Value], bases: dict[tuple[str, int], ir.Value],
     ) -> None:  # fmt: skip
         self.e, self.b, self.group = writer, b, group
-        self.row, self.rows, self.block, self.blocks = row, rows, block, blocks
+        self.rows, self.block, self.blocks = rows, block, blocks
         self.mask, self.packed, self.bases = mask, packed, bases
         self.shared: dict[tuple[Node, int], ir.Value] = {}
+        self.sorted_rows = [b.add(row, I64(r)) for r in range(rows)]
+        self.batch_rows = [writer.element(b, bases["order", 0], r) for r in self.sorted_rows]
 
     def emit(self) -> None:
         """Write the tile."""
@@ -83,7 +85,8 @@ class Tile:
         return sums
 
     def _row_of(self, array: tuple[str, int], r: int, stride: int) -> ir.Value:
-        return self.e.at(self.b, self.bases[array], self.b.mul(self.b.add(self.row, I64(r)), I64(stride)))
+        rows = self.batch_rows if self.e.is_padded(array) else self.sorted_rows
+        return self.e.at(self.b, self.bases[array], self.b.mul(rows[r], I64(stride)))
 
     def _unit(self, u: int) -> ir.Value:
         return self.b.mul(self.b.add(self.block, I64(u)), I64(self.e.lanes))

@@ -153,10 +153,16 @@ class LoopWriter(Writer):
             kind
         ][k]
 
+    def is_padded(self, array: tuple[str, int]) -> bool:
+        """Whether the rows of an array lie as in the batch, in no order."""
+        kind, _ = array
+        states = ("initial", "sequence", "carry", "state", "previous", "current")
+        return kind in states or array in self.schedule.storage.padded
+
     def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
         """The array in which a leaf is, by the name of its base pointer, and its first number."""
         if node.is_leaf:
-            kind = "carry" if node.op == "state" and self.schedule.in_place[node.attr[0]] else node.op
+            kind = "carry" if node.op == "state" and self.schedule.storage.in_place[node.attr[0]] else node.op
             return (kind, node.attr[0]), node.attr[1]
         place = self.schedule.places[node]
         return place.array, place.first
