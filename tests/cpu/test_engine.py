@@ -13,6 +13,7 @@ from anyrnn.engines.cpu import threads
 from anyrnn.engines.cpu.layout import layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.engines.cpu.machine import Machine
+from anyrnn.engines.cpu.operation import run
 from anyrnn.program import MASKS, POINTWISE, REDUCTIONS, Builder, Program, evaluate
 from zoo import CASES, close, ids
 
@@ -173,7 +174,8 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
     program = Program((width, width), (1,), (), (), ((state,),), tuple((n,) for n in every))
     rows = len(numbers) ** 2
     streams = [t.reshape(-1, 1).repeat(1, width).contiguous() for t in torch.meshgrid(numbers, numbers, indexing="ij")]
-    got, _ = Loop(program, [])(layout(1, rows, None, False), streams, [torch.zeros(rows, 1, dtype=dtype)], [], [])
+    zero = [torch.zeros(rows, 1, dtype=dtype)]
+    got, _ = run(Loop(program, []), layout(1, rows, None, False), streams, zero, [], [])
     known = dict(zip(leaves, streams, strict=True))
     evaluate([n for n in program.nodes if not n.is_leaf], known)
     for node, value in zip(every, got, strict=True):

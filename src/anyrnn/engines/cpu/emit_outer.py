@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from anyrnn.engines.cpu.outer import SLOTS, Blocking
+from anyrnn.engines.cpu.slots import OUTER_SLOTS, Blocking
 from anyrnn.engines.cpu.writer import I1, I32, I64, PTR, Writer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Emitter(Writer):
         narrow, full = self._emit_tile(1), self._emit_tile(self.wide // self.lanes)
         function, b = self.function("outer", [PTR, I64, I64])
         slots, part, parts = function.args
-        s = {name: b.load(b.gep(slots, [I64(k)], source_etype=I64), typ=I64) for k, name in enumerate(SLOTS)}
+        s = {name: b.load(b.gep(slots, [I64(k)], source_etype=I64), typ=I64) for k, name in enumerate(OUTER_SLOTS)}
         left, right, out, scratch = (b.inttoptr(s[name], PTR) for name in ("left", "right", "out", "scratch"))
         lefts = self.at(b, scratch, b.mul(part, s["scratch_stride"]))
         rights = self.at(b, lefts, s["scratch_left"])

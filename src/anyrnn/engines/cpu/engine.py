@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyrnn.engines.cpu.anatomy import Anatomy, anatomy_of
 from anyrnn.engines.cpu.layout import Layout, layout
-from anyrnn.engines.cpu.loop import without_autocast
+from anyrnn.engines.cpu.operation import run, without_autocast
 from anyrnn.engines.cpu.plans import Plan, plan_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def _run(
     if plan.reads_x:
         tensors[graph.x] = _packed(x, order)
     _run_rows(plan.before, tensors, order)
-    outputs, finals = plan.loop(
+    outputs, finals = run(
+        plan.loop,
         order,
         [_array(x if r == graph.x else tensors[r], dtype) for r in part.streams],
         [s if s.is_contiguous() else s.contiguous() for s in states],

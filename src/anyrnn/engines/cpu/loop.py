@@ -1,8 +1,7 @@
-"""A loop program run by its machine code, forward and backward, as one differentiable operation."""
+"""A loop program with the machine code of its passes, and the forward pass."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 from array import array
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from anyrnn.derive import Derivative, derive
 from anyrnn.engines.cpu import jit, threads
-from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
@@ -176,34 +174,13 @@ class Loop:
             found = self._code[key] = load(program, self.storage(kind), backward, double, machine)
         return found
 
-    def __call__(
-        self,
-        layout: Layout,
-        streams: Sequence[Tensor],
-        states: Sequence[Tensor],
-        vectors: Sequence[Tensor],
-        matrices: Sequence[Tensor],
-        from_zero: bool = False,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Run the loop. `from_zero` says that the states are zero.
-
-        Returns the outputs (T, B, width), zero at padded steps, and the final states (B, size).
-        """
-        tensors = [*streams, *states, *vectors, *matrices]
-        count = len(self.program.outputs)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            results = _LoopFunction.apply(self, layout, from_zero, *tensors)  # type: ignore[no-untyped-call]
-        else:
-            results = _forward(self, layout, tensors, training=False)[0]
-        return list(results[:count]), list(results[count:])
-
     def grouped(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], ...]:
         """Split a flat list into what concerns streams, states, vectors and matrices."""
         a, b, c = self._ends
         return tensors[:a], tensors[a:b], tensors[b:c], tensors[c:]
 
 
-def _forward(
+def forward(
     loop: Loop, layout: Layout, tensors: Sequence[Tensor], training: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return (outputs and final states), the sequences of states, and the saved values."""
@@ -211,10 +188,14 @@ def _forward(
     like = states[0]
     code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
     in_place = code.schedule.storage.in_place
-    kept = [
-        s.new_empty(s.shape).copy_(s) if carried else padded_rows(layout, like, s.shape[1])
-        for s, carried in zip(states, in_place, strict=True)
-    ]
+    kept = []
+    for k, (state, carried) in enumerate(zip(states, in_place, strict=True)):
+        if carried:
+            kept.append(state.new_empty(state.shape).copy_(state))
+        elif k in loop.aliases:
+            kept.append(padded_rows(layout, like, state.shape[1]))
+        else:
+            kept.append(like.new_empty(layout.T, layout.B, state.shape[1]))
     widths, count = code.schedule.output_widths, loop.aliases.count(None)
     made = [padded_rows(layout, like, width) for width in widths[:count]]
     saved = [like.new_empty(layout.total, width) for width in widths[count:]]
@@ -223,31 +204,3 @@ def _forward(
     outputs = [next(own) if alias is None else kept[alias] for alias in loop.aliases]
     finals = [k if c else layout.final(k, s) for k, s, c in zip(kept, states, in_place, strict=True)]
     return [*outputs, *finals], kept, saved
-
-
-def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Let products compute in the type of what they are given."""
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
-
-
-class _LoopFunction(torch.autograd.Function):
-    """The loop with its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, loop: Loop, layout: Layout, from_zero: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        results, sequences, saved = _forward(loop, layout, tensors, training=True)
-        ctx.loop, ctx.layout, ctx.from_zero = loop, layout, from_zero
-        ctx.save_for_backward(*tensors, *sequences, *saved)
-        ctx.set_materialize_grads(False)
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        loop, layout, needed = ctx.loop, ctx.layout, ctx.needs_input_grad[3:]
-        kept = ctx.saved_tensors
-        states, count = len(loop.program.states), len(needed)
-        with without_autocast():
-            if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-                return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
-            made = Pass(loop, layout, kept[:count], kept[count : count + states], kept[count + states :])
-            return None, None, None, *backward(made, grads, needed, ctx.from_zero)

@@ -1,4 +1,4 @@
-"""What a program's machine code is given: numbers and addresses in a fixed order, and packed matrices."""
+"""What machine code is given: numbers and addresses in a fixed order, packed matrices, blocks of rows."""
 
 from __future__ import annotations
 
@@ -66,3 +66,32 @@ def slots_of(schedule: Schedule) -> Slots:
     names += [(kind, k) for k in range(len(program.matrices)) for kind in ("matrix", "row_stride", "column_stride")]
     names += [("packed", k) for k in range(len(packed_of(schedule)))]
     return Slots(tuple(names))
+
+
+#: What the code of outer.py is given, in order.
+OUTER_SLOTS = (
+    *("rows", "left_width", "right_width", "left", "left_stride", "left_index", "right", "right_stride"),
+    *("right_index", "out", "out_stride", "add", "scratch", "scratch_left", "scratch_stride"),
+)
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How much the code of outer.py computes at once.
+
+    Attributes:
+        tall, wide: The size of a tile of the result: what the registers hold, with a vector of the right operand.
+        depth: The rows of a block.
+        side: How many numbers a block has of each row: one of each operand fit into the second cache.
+    """
+
+    tall: int
+    wide: int
+    depth: int = 192
+    side: int = 256
+
+    def sizes(self, left_width: int, right_width: int) -> tuple[int, int]:
+        """How many numbers a block of either operand is."""
+        widths = (left_width, self.tall), (right_width, self.wide)
+        left, right = (-(-min(width, self.side) // tile) * tile * self.depth for width, tile in widths)
+        return left, right
