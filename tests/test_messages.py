@@ -43,6 +43,11 @@ CALLS = {
         "LSTM: x is torch.float64, expected torch.float32, as the parameters are: x.to(torch.float32), or convert the "
         "layer with .to(torch.float64)",
     ),
+    "float64 below autocast": (
+        lambda: torch.autocast("cpu", torch.bfloat16)(lstm())(x(dtype=torch.float64)),
+        "LSTM: x is torch.float64, expected torch.float32, as the parameters are: x.to(torch.float32), or convert the "
+        "layer with .to(torch.float64)",
+    ),
     "integers": (
         lambda: lstm(dtype=torch.float64)(x(dtype=torch.int64)),
         "LSTM: x is torch.int64, expected a floating point type: x.to(torch.float64)",

@@ -107,7 +107,8 @@ def check_input(name: str, x: Tensor, input_size: int | None, like: Tensor) -> N
     if x.device != like.device:
         msg = f"{name}: x is on {x.device}, expected {like.device}, where the parameters are: x.to('{like.device}')"
         raise AnyRNNError(msg)
-    if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+    dtypes = {x.dtype, like.dtype}  # autocast converts what is not float64
+    if len(dtypes) == 2 and (torch.float64 in dtypes or not torch.is_autocast_enabled(x.device.type)):
         msg = (
             f"{name}: x is {x.dtype}, expected {like.dtype}, as the parameters are: "
             f"x.to({like.dtype}), or convert the layer with .to({x.dtype})"
