@@ -23,7 +23,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import Builder, Node, Program
 from anyrnn.rules import lower
-from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step
+from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -316,11 +316,9 @@ class Steps:
 def _argument(step: Step, k: int, batch: int) -> Any:
     """Prepare an argument: a tensor's number, a setting, or a function that finds it anew in each call."""
     value = step.args[k]
-    if step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
-        # The present number of rows in the place of the traced one.
-        if isinstance(value, list | tuple):
-            return lambda _, rows: [v // batch * rows if v > 0 and v % batch == 0 else v for v in value]
-        return lambda _, rows: value // batch * rows if value % batch == 0 else value
+    sized = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
+    if sized and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
+        return lambda _, rows: scaled(value, batch, lambda k: k * rows)  # the present number of rows for the traced one
     if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
         return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value

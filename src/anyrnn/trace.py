@@ -249,16 +249,17 @@ def _check_same(a: Graph, b: Graph) -> None:
         raise AnyRNNError(msg)
 
 
+def scaled(value: Any, batch: int, rows: Callable[[int], Any]) -> Any:
+    """A shape or a size, with `rows(k)` in the place of k times the batch; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [scaled(n, batch, rows) for n in value]
+    return rows(value // batch) if type(value) is int and value % batch == 0 < value else value
+
+
 def _sized(step: Step, batch: int) -> str:
     """A step as text, with the number of rows in shapes made B."""
-
-    def sized(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [sized(n) for n in value]
-        return f"{value // batch}B" if isinstance(value, int) and value % batch == 0 < value else value
-
     args = [
-        sized(value) if argument.name in SHAPE_ARGUMENTS and type(value) is not Ref else value
+        scaled(value, batch, "{}B".format) if argument.name in SHAPE_ARGUMENTS else value
         for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
     ]
     return repr((step.op, args, step.kwargs, step.outputs))

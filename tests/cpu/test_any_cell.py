@@ -99,6 +99,7 @@ STEPS = {
     "columns written": written,
     "dropout of nothing": lambda c, x, h: torch.tanh(c.W(F.dropout(x, 0.0)) + h),
     "batch norm that is fixed": lambda c, x, h: torch.tanh(c.W(c.norm.eval()(x)) + h),
+    "a buffer that says how often": lambda c, x, h: torch.tanh(c.W(x).repeat_interleave(c.order, 1) + h),
     "a group norm in the loop": lambda c, x, h: torch.tanh(F.group_norm(c.W(x) + h, 1)),
     "a group norm before a product": lambda c, x, h: torch.tanh(c.W(F.group_norm(x, 1)) + h),
     "rows that meet in the input": lambda c, x, h: torch.tanh(c.W(x - x.mean(0)) + h),
