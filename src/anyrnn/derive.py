@@ -276,7 +276,9 @@ class _Derivation:
         totals = tuple(dict.fromkeys(parts[-1]))
         resolved = iter(parts[-1])
         starts = dict(_placed(totals))
-        vector_totals = tuple(_joined((starts[g], g.width) for g in (next(resolved) for _ in v)) for v in vectors)
+        vector_totals = tuple(
+            _joined((starts[g], g.width) for g in itertools.islice(resolved, len(v))) for v in vectors
+        )
         saved = (tuple(self.saved),) if self.saved else ()  # side by side in one array
         out_widths = tuple(sum(p.width for p in o) for o in program.outputs)
         outputs = tuple(parts[n_states:-1])

@@ -81,21 +81,17 @@ class _Emitter(Writer):
         function, b = self.function(f"copy_{name}", [PTR, I64, I64, I64, I64, I64, I64, PTR])
         function.linkage = "internal"
         source, first, width, table, stride, start, depth, target = function.args
-        table = b.inttoptr(table, PTR)
-        in_order = b.icmp_signed("==", b.ptrtoint(table, I64), I64(0))
+        by_table = b.icmp_signed("!=", table, I64(0))
         vector = ir.VectorType(self.real, count)
         whole = b.sub(width, b.srem(width, I64(count)))
         with self.loop(b, I64(0), depth, 1) as k:
             number = b.add(start, k.index)
-            with b.if_else(in_order) as (plain, by_table):
-                with plain:
-                    plain_end = b.block
-                with by_table:
-                    found = self.element(b, table, number)
-                    table_end = b.block
+            before = b.block
+            with b.if_then(by_table):
+                found, there = self.element(b, b.inttoptr(table, PTR), number), b.block
             row = b.phi(I64)
-            row.add_incoming(number, plain_end)
-            row.add_incoming(found, table_end)
+            row.add_incoming(number, before)
+            row.add_incoming(found, there)
             line = self.at(b, source, b.add(b.mul(row, stride), first))
             sink = self.at(b, target, b.mul(k.index, I64(count)))
             with self.loop(b, I64(0), whole, count) as i:

@@ -100,8 +100,7 @@ def backward(
                 _add_matrix(made, term, outputs[0][:, term.first : term.first + term.cols], matrix_grads, from_zero)
         array = group[0].array
         if group[0].kind == "stream" and stream_needed[array]:
-            part = outputs[0] if end - first == outputs[0].shape[1] else outputs[0][:, first:end]
-            stream_grads[array] = _add_stream(made, group, part, stream_grads[array])
+            stream_grads[array] = _add_stream(made, group, outputs[0][:, first:end], stream_grads[array])
     stream_grads = [g if g is None else g.view(s.shape) for g, s in zip(stream_grads, streams, strict=True)]
     vector_grads = [
         _vector_gradient(totals, ranges).view(vector.shape) if wanted else None
@@ -124,12 +123,12 @@ def _add_matrix(made: Pass, term: Term, given: Tensor, totals: list[Tensor | Non
     if total is None:
         matrix = made.matrices[number]
         total = totals[number] = matrix.new_empty(matrix.shape) if whole else matrix.new_zeros(matrix.shape)
-    rows, columns = slice(term.row, term.row + term.rows), slice(term.col, term.col + term.cols)
     turned = made.loop.transposed[number]
-    if not whole:
-        total = total[columns, rows] if turned else total[rows, columns]
+    part = made.region(term, total)
+    if turned:
+        part = part.t()
     for taken, gradients in _operands(made, term, given, from_zero):
-        add_outer(total, *((gradients, taken) if turned else (taken, gradients)), add)
+        add_outer(part, *((gradients, taken) if turned else (taken, gradients)), add)
         add = True
 
 

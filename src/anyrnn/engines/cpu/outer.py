@@ -9,10 +9,9 @@ registers, as Goto and van de Geijn describe in "Anatomy of High-Performance Mat
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from torch import Tensor
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.slots import Blocking
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _SMALL = 1 << 19  # multiplications that more than one thread is not worth
 
@@ -41,42 +37,27 @@ def add_outer(out: Tensor, left: Rows, right: Rows, add: bool) -> None:
     """Write left^T @ right to `out` (width of left, width of right), or add it to what is there."""
     rows = len(left.tensor if left.order is None else left.order)
     n, m = out.shape
-    code = _code(out.dtype == torch.float64, Machine.host())
+    blocking, address = _code(out.dtype, Machine.host())
     parts = 1 if rows * n * m < _SMALL else threads.count()
-    left_size, right_size = code.blocking.sizes(n, m)
+    left_size, right_size = blocking.sizes(n, m)
     room = left_size + right_size
     scratch = out.new_empty(parts * room)
     given = (rows, n, m, *_slots(*left), *_slots(*right), out.data_ptr(), out.stride(0), add)
     slots = array("q", (*given, scratch.data_ptr(), left_size, room))
-    pointer = slots.buffer_info()[0]
-    if parts == 1:
-        code.alone(pointer, 0, 1)
-    else:
-        threads.parallel(code.address, pointer, parts)
+    threads.parallel(address, slots.buffer_info()[0], parts)
 
 
 def _slots(tensor: Tensor, order: Tensor | None) -> tuple[int, int, int]:
     return tensor.data_ptr(), tensor.stride(0), 0 if order is None else order.data_ptr()
 
 
-class _Code:
-    def __init__(self, double: bool, machine: Machine) -> None:
-        lanes = machine.vector_bytes // (8 if double else 4)
-        blocking = Blocking(min(8, (machine.registers - 4) // 2), 2 * lanes)
-
-        def build() -> str:
-            from anyrnn.engines.cpu.emit_outer import emit_outer  # noqa: PLC0415 - LLVM's builder: on a cache miss only
-
-            return emit_outer(blocking, machine, double)
-
-        self._code = jit.load(f"outer double {double}", build, machine)
-        self.blocking = blocking
-        self.address = self._code.address("outer")
-        self.alone: Callable[[int, int, int], None] = ctypes.CFUNCTYPE(
-            None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
-        )(self.address)
-
-
 @functools.cache
-def _code(double: bool, machine: Machine) -> _Code:
-    return _Code(double, machine)
+def _code(dtype: torch.dtype, machine: Machine) -> tuple[Blocking, int]:
+    blocking = Blocking(min(8, (machine.registers - 4) // 2), 2 * machine.lanes(dtype))
+
+    def build() -> str:
+        from anyrnn.engines.cpu.emit_outer import emit_outer  # noqa: PLC0415 - LLVM's builder is needed on a miss only
+
+        return emit_outer(blocking, machine, dtype == torch.float64)
+
+    return blocking, jit.load(f"outer {dtype}", build, machine).address("outer")
