@@ -37,14 +37,14 @@ def add_outer(out: Tensor, left: Rows, right: Rows, add: bool) -> None:
     """Write left^T @ right to `out` (width of left, width of right), or add it to what is there."""
     rows = len(left.tensor if left.order is None else left.order)
     n, m = out.shape
-    blocking, address = _code(out.dtype, Machine.host())
+    blocking, code = _code(out.dtype, Machine.host())
     parts = 1 if rows * n * m < _SMALL else threads.count()
     left_size, right_size = blocking.sizes(n, m)
     room = left_size + right_size
     scratch = out.new_empty(parts * room)
     given = (rows, n, m, *_slots(*left), *_slots(*right), out.data_ptr(), out.stride(0), add)
     slots = array("q", (*given, scratch.data_ptr(), left_size, room))
-    threads.parallel(address, slots.buffer_info()[0], parts)
+    threads.parallel(code.address("outer"), slots.buffer_info()[0], parts)
 
 
 def _slots(tensor: Tensor, order: Tensor | None) -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ def _slots(tensor: Tensor, order: Tensor | None) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _code(dtype: torch.dtype, machine: Machine) -> tuple[Blocking, int]:
+def _code(dtype: torch.dtype, machine: Machine) -> tuple[Blocking, jit.Compiled]:
     blocking = Blocking(min(8, (machine.registers - 4) // 2), 2 * machine.lanes(dtype))
 
     def build() -> str:
@@ -60,4 +60,4 @@ def _code(dtype: torch.dtype, machine: Machine) -> tuple[Blocking, int]:
 
         return emit_outer(blocking, machine, dtype == torch.float64)
 
-    return blocking, jit.load(f"outer {dtype}", build, machine).address("outer")
+    return blocking, jit.load(f"outer {dtype}", build, machine)
