@@ -15,20 +15,22 @@ from anyrnn.engines.cpu.loop import Loaded
 def runs(monkeypatch):
     """Which machine code ran. Its buffers are filled with NaN and fenced in, and what it reads lies between fences."""
     own, counted = threading.local(), []  # several threads may run at once, each with its own buffers
-    run, new_empty, new_zeros = Loaded.run, torch.Tensor.new_empty, torch.Tensor.new_zeros
+    run = Loaded.run
 
-    def new(plain, fill):
+    def fence(name, filled):
+        plain = getattr(torch.Tensor, name)
+
         def make(like, *size, **options):
             tensor = plain(like, *size, **options)
             if not sys._getframe(1).f_globals["__name__"].startswith("anyrnn.engines.cpu"):
                 return tensor
             if tensor.dtype not in (torch.float32, torch.float64):
                 return tensor
-            buffer = fenced(tensor.numel(), tensor.dtype, fill).view(tensor.shape)
+            buffer = fenced(tensor.numel(), tensor.dtype).view(tensor.shape)
             vars(own).setdefault("made", []).append(buffer)
-            return buffer
+            return buffer.copy_(tensor) if filled else buffer
 
-        return make
+        monkeypatch.setattr(torch.Tensor, name, make)
 
     def fenced_run(self, *args, **options):
         given = inspect.signature(run).bind(self, *args, **options).arguments
@@ -51,6 +53,6 @@ def runs(monkeypatch):
         return totals
 
     monkeypatch.setattr(Loaded, "run", fenced_run)
-    monkeypatch.setattr(torch.Tensor, "new_empty", new(new_empty, float("nan")))
-    monkeypatch.setattr(torch.Tensor, "new_zeros", new(new_zeros, 0.0))
+    for name, filled in (("new_empty", False), ("new_zeros", True), ("clone", True)):
+        fence(name, filled)
     return counted

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import Signature
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """A cell to be run along a sequence.
 

@@ -42,6 +42,9 @@ class Choice:
     refused: Mapping[str, str]
 
 
+_FIRST = Choice(next(iter(ENGINES.values())), "the fastest engine here that can run it", {})
+
+
 @contextlib.contextmanager
 def engine(name: str) -> Iterator[None]:
     """Choose the engine for the calls inside a ``with`` block, in this thread.
@@ -89,9 +92,11 @@ def choose(call: Call) -> Choice:
     for each in ENGINES.values():
         refusal = each.refusal(call)
         if refusal is None:
+            if not refused:
+                return _FIRST
             # That a cell is none of torch.nn's three is no news to its author, and nothing he could change.
             told = [why for name, why in refused.items() if name != "torch" or kernel_of(call.cell) is not None]
-            return Choice(each, "; ".join(told) or "the fastest engine here that can run it", refused)
+            return Choice(each, "; ".join(told) or _FIRST.reason, refused)
         refused[each.name] = refusal
     raise AssertionError  # the reference engine never refuses
 

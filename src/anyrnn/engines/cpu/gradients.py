@@ -30,29 +30,26 @@ class Pass:
         self,
         loop: Loop,
         layout: Layout,
+        machine: Machine,
         tensors: Sequence[Tensor],
         sequences: Sequence[Tensor],
         saved: Sequence[Tensor],
     ) -> None:
-        self.loop, self.layout = loop, layout
+        self.loop, self.layout, self.machine = loop, layout, machine
         self.streams, self.states, self.vectors, self.matrices = loop.grouped(tensors)
         self.sequences, self.saved = sequences, saved
-
-    def rows(self, tensor: Tensor, term: Term) -> Tensor:
-        """An operand of a product, row by row."""
-        rows = tensor.view(-1, tensor.shape[-1])
-        return rows if rows.shape[1] == term.rows else rows[:, term.start : term.start + term.rows]
 
     def places(self, stream: int) -> Tensor | None:
         """Where the packed rows are in a stream; None if they are all there is, in this order."""
         return self.layout.packed_index if self.layout.is_ragged and stream in self.loop.padded else None
 
-    def region(self, term: Term, matrix: Tensor) -> Tensor:
-        """The part of a matrix that a product reads."""
-        turned = matrix.t() if self.loop.transposed[term.matrix] else matrix
-        if turned.shape == (term.rows, term.cols):
+    def kernel(self, term: Term) -> Tensor:
+        """What the gradients of what a product gave are multiplied with: its matrix, transposed (cols, rows)."""
+        matrix = self.matrices[term.matrix]
+        turned = matrix if self.loop.transposed[term.matrix] else matrix.t()
+        if turned.shape == (term.cols, term.rows):
             return turned
-        return turned[term.row : term.row + term.rows, term.col : term.col + term.cols]
+        return turned[term.col : term.col + term.cols, term.row : term.row + term.rows]
 
 
 def backward(
@@ -69,7 +66,7 @@ def backward(
     loop, layout, streams, states = made.loop, made.layout, made.streams, made.states
     p, d = loop.program, loop.derivative
     like = states[0]
-    code = loop.code("backward", like.dtype == torch.float64, Machine.host())
+    code = loop.code("backward", like.dtype == torch.float64, made.machine)
     upstream = [
         like.new_zeros(layout.T, layout.B, sum(q.width for q in o)) if g is None else g.contiguous()
         for o, g in zip(p.outputs, grads, strict=False)
@@ -78,40 +75,44 @@ def backward(
         like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
         for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
     ]
-    given, *direct = code.schedule.output_widths
-    outputs = [like.new_empty(layout.total, given)]
+    width, *direct = code.schedule.output_widths
+    given = like.new_empty(layout.total, width)
+    stream_grads: list[Tensor | None] = [None] * len(streams)
+    written = [given]
     for number, width in zip(d.stream_outputs, direct, strict=True):
         padded = number in loop.padded
-        outputs.append(padded_rows(layout, like, width) if padded else like.new_empty(layout.total, width))
+        written.append(padded_rows(layout, like, width) if padded else like.new_empty(layout.total, width))
+        stream_grads[number] = written[-1]
     totals = code.run(
-        layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, outputs, made.vectors,
+        layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, written, made.vectors,
         made.matrices, loop.transposed,
     )  # fmt: skip
 
     stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)
-    stream_grads: list[Tensor | None] = [None] * len(streams)
-    for k, number in enumerate(d.stream_outputs):
-        stream_grads[number] = outputs[1 + k].view(-1, streams[number].shape[-1])
     matrix_grads: list[Tensor | None] = [None] * len(made.matrices)
     for group in d.terms:
-        first, end = group[0].first, group[-1].first + group[-1].cols
         for term in group:
             if matrix_needed[term.matrix]:
-                _add_matrix(made, term, outputs[0][:, term.first : term.first + term.cols], matrix_grads, from_zero)
+                _add_matrix(made, term, given, matrix_grads, from_zero)
         array = group[0].array
         if group[0].kind == "stream" and stream_needed[array]:
-            stream_grads[array] = _add_stream(made, group, outputs[0][:, first:end], stream_grads[array])
-    stream_grads = [g if g is None else g.view(s.shape) for g, s in zip(stream_grads, streams, strict=True)]
+            stream_grads[array] = _add_stream(made, group, given, stream_grads[array])
     vector_grads = [
-        _vector_gradient(totals, ranges).view(vector.shape) if wanted else None
+        _vector_gradient(totals, ranges, vector.shape) if wanted else None
         for vector, ranges, wanted in zip(made.vectors, d.vector_totals, vector_needed, strict=True)
     ]
-    return [*stream_grads, *carries, *vector_grads, *matrix_grads]
+    return [*(g if g is None else _shaped(g, s.shape) for g, s in zip(stream_grads, streams, strict=True)),
+            *carries, *vector_grads, *matrix_grads]  # fmt: skip
 
 
-def _vector_gradient(totals: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
-    pieces = [totals[start:end] for start, end in ranges]
-    return pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)  # two biases may have one total
+def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.view(shape)
+
+
+def _vector_gradient(totals: Tensor, ranges: Sequence[tuple[int, int]], shape: torch.Size) -> Tensor:
+    # A copy even of one piece: two biases may have one total.
+    pieces = [totals.narrow_copy(0, start, end - start) for start, end in ranges]
+    return _shaped(pieces[0] if len(pieces) == 1 else torch.cat(pieces), shape)
 
 
 def _add_matrix(made: Pass, term: Term, given: Tensor, totals: list[Tensor | None], from_zero: bool) -> None:
@@ -121,64 +122,78 @@ def _add_matrix(made: Pass, term: Term, given: Tensor, totals: list[Tensor | Non
     total = totals[number]
     add = total is not None or not whole
     if total is None:
-        matrix = made.matrices[number]
-        total = totals[number] = matrix.new_empty(matrix.shape) if whole else matrix.new_zeros(matrix.shape)
-    turned = made.loop.transposed[number]
-    part = made.region(term, total)
-    if turned:
-        part = part.t()
+        make = torch.empty_like if whole else torch.zeros_like
+        total = totals[number] = make(made.matrices[number], memory_format=torch.contiguous_format)
     for taken, gradients in _operands(made, term, given, from_zero):
-        add_outer(part, *((gradients, taken) if turned else (taken, gradients)), add)
+        if made.loop.transposed[number]:
+            add_outer(total, term.col, term.row, gradients, taken, add, made.machine)
+        else:
+            add_outer(total, term.row, term.col, taken, gradients, add, made.machine)
         add = True
 
 
 def _operands(made: Pass, term: Term, given: Tensor, from_zero: bool) -> list[tuple[Rows, Rows]]:
     """What a product took, and the gradients of what it gave, row by row; in two parts where the state comes in."""
-    if term.kind == "stream":
-        return [(Rows(made.rows(made.streams[term.array], term), made.places(term.array)), Rows(given))]
-    if term.kind == "saved":
-        return [(Rows(made.rows(made.saved[term.array], term)), Rows(given))]
-    layout = made.layout
-    sequence = made.rows(made.sequences[term.array], term)
-    initial = made.states[term.array][:, term.start : term.start + term.rows]
-    n, B = len(sequence), layout.B
+    layout, n = made.layout, len(given)
+
+    def taken(tensor: Tensor, first: int, count: int, order: Tensor | None = None) -> Rows:
+        return _rows(tensor, term.start, term.rows, first, count, order)
+
+    def gave(first: int, count: int, order: Tensor | None = None) -> Rows:
+        return _rows(given, term.first, term.cols, first, count, order)
+
+    if term.kind != "state":
+        if term.kind == "saved":
+            return [(taken(made.saved[term.array], 0, n), gave(0, n))]
+        return [(taken(made.streams[term.array], 0, n, made.places(term.array)), gave(0, n))]
+    sequence, initial, B = made.sequences[term.array], made.states[term.array], layout.B
     if layout.is_ragged:
         (before, after), (initially, first) = layout.neighbours
-        pairs = [(Rows(sequence, before), Rows(given, after)), (Rows(initial, initially), Rows(given, first))]
+        old, new = len(before), len(first)
+        pairs = [(taken(sequence, 0, old, before), gave(0, old, after))]
+        pairs += [(taken(initial, 0, new, initially), gave(0, new, first))]
     elif layout.reverse:
-        pairs = [(Rows(sequence[B:]), Rows(given[: n - B])), (Rows(initial), Rows(given[n - B :]))]
+        pairs = [(taken(sequence, B, n - B), gave(0, n - B)), (taken(initial, 0, B), gave(n - B, B))]
     else:
-        pairs = [(Rows(sequence[: n - B]), Rows(given[B:])), (Rows(initial), Rows(given[:B]))]
+        pairs = [(taken(sequence, 0, n - B), gave(B, n - B)), (taken(initial, 0, B), gave(0, B))]
     return pairs[:1] if from_zero else pairs
+
+
+def _rows(tensor: Tensor, column: int, width: int, first: int, count: int, order: Tensor | None) -> Rows:
+    """Columns of rows of a contiguous tensor, from the first one on or in an order."""
+    stride = tensor.shape[-1]
+    address = tensor.data_ptr() + (first * stride + column) * tensor.itemsize
+    return Rows(address, stride, width, count, 0 if order is None else order.data_ptr())
 
 
 def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor | None) -> Tensor:
     """Add products' share to the gradient of a stream."""
-    parts = [made.region(term, made.matrices[term.matrix]) for term in group]
-    part = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    first, width = group[0], made.loop.program.streams[group[0].array]
-    places = made.places(first.array)
+    first, last = group[0], group[-1]
+    width, places = made.loop.program.streams[first.array], made.places(first.array)
+    kernel = made.kernel(first) if first is last else torch.cat([made.kernel(term) for term in group])
+    if len(kernel) != given.shape[1]:
+        given = given[:, first.first : last.first + last.cols]
     if total is None and places is None and first.rows == width:
-        return _product(given, part)
+        return _product(given, kernel)
     if total is None:
-        total = given.new_zeros(made.streams[first.array].shape).view(-1, width)
-    columns = total[:, first.start : first.start + first.rows]
+        total = given.new_zeros(made.streams[first.array].shape)
+    columns = total.view(-1, width)[:, first.start : first.start + first.rows]
     if places is None:
-        columns.addmm_(given, part.t())
+        columns.addmm_(given, kernel)
     else:
-        columns.index_add_(0, places, _product(given, part))
+        columns.index_add_(0, places, _product(given, kernel))
     return total
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b^T."""
+    """Return a b."""
     if _is_faster_by_onednn(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
-    return a @ b.t()
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")  # type: ignore[no-any-return]
+    return torch.mm(a, b)
 
 
 def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN's product a b^T is up to twice as fast as the one behind `@`, as on processors not of Intel's.
+    """Whether oneDNN's product a b is up to twice as fast as the one behind `@`, as on processors not of Intel's.
 
     What is not contiguous it computes without any vectors.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,9 @@ class Loaded:
     backward: bool
 
     @functools.cached_property
-    def sizes(self) -> list[int]:
-        """How many numbers each packed matrix takes."""
-        return [p.size(self.lanes) for p in self.packed]
+    def places(self) -> list[int]:
+        """Where each packed matrix begins, in bytes, and where they all end."""
+        return [self.itemsize * n for n in itertools.accumulate((p.size(self.lanes) for p in self.packed), initial=0)]
 
     @functools.cached_property
     def pack(self) -> int:
@@ -77,14 +78,11 @@ class Loaded:
         parts = 1 if layout.B == 1 else max(1, min(threads.count(), layout.B))
         total = self.schedule.total_width
         # First the matrices, then room for each row.
-        workspace = like.new_empty(sum(self.sizes) + layout.B * self.schedule.scratch + self.lanes)
+        *packed, end = self.places
+        workspace = like.new_empty(end // self.itemsize + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, total) if total else workspace
         address = workspace.data_ptr()
-        packed = []
-        for size in self.sizes:
-            packed.append(address)
-            address += size * self.itemsize
-        values = [*layout.slots[self.backward], layout.bounds(parts), address, totals.data_ptr()]
+        values = [*layout.slots[self.backward], layout.bounds(parts), address + end, totals.data_ptr()]
         values += [s.data_ptr() for s in streams]
         for initial, sequence, carry in zip(states, sequences, carries, strict=True):
             values += (initial.data_ptr(), sequence.data_ptr(), carry.data_ptr())
@@ -92,7 +90,8 @@ class Loaded:
         for matrix, turned in zip(matrices, transposed, strict=True):
             down, along = matrix.stride()
             values += (matrix.data_ptr(), along, down) if turned else (matrix.data_ptr(), down, along)
-        slots = array("q", values + packed)
+        values += [address + place for place in packed]
+        slots = array("q", values)
         pointer = slots.buffer_info()[0]
         if parts == 1:
             self.whole(pointer)
@@ -181,17 +180,17 @@ class Loop:
 
 
 def forward(
-    loop: Loop, layout: Layout, tensors: Sequence[Tensor], training: bool
+    loop: Loop, layout: Layout, machine: Machine, tensors: Sequence[Tensor], training: bool
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Return (outputs and final states), the sequences of states, and the saved values."""
     streams, states, vectors, matrices = loop.grouped(tensors)
     like = states[0]
-    code = loop.code("training" if training else "inference", like.dtype == torch.float64, Machine.host())
+    code = loop.code("training" if training else "inference", like.dtype == torch.float64, machine)
     in_place = code.schedule.storage.in_place
     kept = []
     for k, (state, carried) in enumerate(zip(states, in_place, strict=True)):
         if carried:
-            kept.append(state.new_empty(state.shape).copy_(state))
+            kept.append(state.clone(memory_format=torch.contiguous_format))
         elif k in loop.aliases:
             kept.append(padded_rows(layout, like, state.shape[1]))
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.loop import Loop, forward
+from anyrnn.engines.cpu.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,7 @@ def run(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         results = _LoopFunction.apply(loop, layout, from_zero, *tensors)  # type: ignore[no-untyped-call]
     else:
-        results = forward(loop, layout, tensors, training=False)[0]
+        results = forward(loop, layout, Machine.host(), tensors, training=False)[0]
     return list(results[:count]), list(results[count:])
 
 
@@ -49,8 +50,9 @@ class _LoopFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loop: Loop, layout: Layout, from_zero: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        results, sequences, saved = forward(loop, layout, tensors, training=True)
-        ctx.loop, ctx.layout, ctx.from_zero = loop, layout, from_zero
+        machine = Machine.host()
+        results, sequences, saved = forward(loop, layout, machine, tensors, training=True)
+        ctx.loop, ctx.layout, ctx.machine, ctx.from_zero = loop, layout, machine, from_zero
         ctx.save_for_backward(*tensors, *sequences, *saved)
         ctx.set_materialize_grads(False)
         return tuple(results)
@@ -63,5 +65,7 @@ class _LoopFunction(torch.autograd.Function):
         with without_autocast():
             if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
                 return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
-            made = Pass(loop, layout, kept[:count], kept[count : count + states], kept[count + states :])
+            made = Pass(
+                loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :]
+            )
             return None, None, None, *backward(made, grads, needed, ctx.from_zero)

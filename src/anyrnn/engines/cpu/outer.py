@@ -24,31 +24,35 @@ _SMALL = 1 << 19  # multiplications that more than one thread is not worth
 
 
 class Rows(NamedTuple):
-    """Rows of a tensor (rows, width): all of them, or those that `order` (int64) names, in its order.
+    """Rows of numbers in memory, which whoever makes this keeps there; the numbers of a row are side by side.
 
-    The numbers of a row are side by side.
+    Attributes:
+        address: Where the first row begins.
+        stride: From a row to the next one, in numbers.
+        width: How many numbers of a row are meant.
+        count: How many rows.
+        order: The address of which rows these are (int64), in order; 0 if they are the first ones.
     """
 
-    tensor: Tensor
-    order: Tensor | None = None
+    address: int
+    stride: int
+    width: int
+    count: int
+    order: int = 0
 
 
-def add_outer(out: Tensor, left: Rows, right: Rows, add: bool) -> None:
-    """Write left^T @ right to `out` (width of left, width of right), or add it to what is there."""
-    rows = len(left.tensor if left.order is None else left.order)
-    n, m = out.shape
-    blocking, code = _code(out.dtype, Machine.host())
+def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine) -> None:
+    """Write left^T @ right into the contiguous matrix `out`, from a row and column on, or add it to what is there."""
+    rows, n, m, stride = left.count, left.width, right.width, out.shape[1]
+    blocking, code = _code(out.dtype, machine)
     parts = 1 if rows * n * m < _SMALL else threads.count()
     left_size, right_size = blocking.sizes(n, m)
     room = left_size + right_size
     scratch = out.new_empty(parts * room)
-    given = (rows, n, m, *_slots(*left), *_slots(*right), out.data_ptr(), out.stride(0), add)
-    slots = array("q", (*given, scratch.data_ptr(), left_size, room))
+    sources = (left.address, left.stride, left.order, right.address, right.stride, right.order)
+    at = out.data_ptr() + (row * stride + column) * out.itemsize
+    slots = array("q", (rows, n, m, *sources, at, stride, add, scratch.data_ptr(), left_size, room))
     threads.parallel(code.address("outer"), slots.buffer_info()[0], parts)
-
-
-def _slots(tensor: Tensor, order: Tensor | None) -> tuple[int, int, int]:
-    return tensor.data_ptr(), tensor.stride(0), 0 if order is None else order.data_ptr()
 
 
 @functools.cache
