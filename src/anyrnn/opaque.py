@@ -128,14 +128,14 @@ def _signature_fields(cell: nn.Module, input_size: int, state_sizes: int | Seque
 
 def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
     """Check the values of lengths and return them as int64 (B,) on the CPU; None if every row has T steps."""
-    values = lengths.tolist()
-    for row, value in enumerate(values):
-        if not 0 <= value <= T:
-            msg = f"{name}: lengths[{row}] is {value}, expected 0 to T={T}"
-            raise AnyRNNError(msg)
-    if all(value == T for value in values):
-        return None
-    return torch.tensor(values)
+    numbers = lengths.to("cpu", torch.int64, copy=True)
+    values = numbers.tolist()
+    shortest, longest = min(values, default=T), max(values, default=T)
+    if shortest < 0 or longest > T:
+        row = next(row for row, value in enumerate(values) if not 0 <= value <= T)
+        msg = f"{name}: lengths[{row}] is {values[row]}, expected 0 to T={T}"
+        raise AnyRNNError(msg)
+    return None if shortest == T else numbers
 
 
 # ---- The operators ----

@@ -21,7 +21,7 @@ class Call:
         signature: What it takes and returns.
         x: The input (T, B, I).
         states: The initial state variables, each (B, size).
-        lengths: The number of valid steps of each row, int64 (B,) on the device of `x`; None if all are T.
+        lengths: The number of valid steps of each row, int64 (B,) on the CPU; None if all are T.
         reverse: Run from each row's last valid step to its first.
         from_zero: The initial state is zero.
         memo: What an engine found out while it decided whether it can run the call, by the engine's name.

@@ -52,9 +52,9 @@ class CpuEngine:
         plan = call.memo.get("cpu") or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
-        if call.lengths is not None and int(call.lengths.max()) == 0:
-            return call.without_steps()
         order = layout(T, B, call.lengths, call.reverse)
+        if order.total == 0:
+            return call.without_steps()
         given = call.x.dtype
         dtype = torch.float64 if given == torch.float64 else torch.float32
         x, states = call.x, call.states

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyrnn.engines.cpu.layout import padded_rows
-from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import Rows, add_outer
 from anyrnn.program import evaluate
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from anyrnn.derive import Term
     from anyrnn.engines.cpu.layout import Layout
     from anyrnn.engines.cpu.loop import Loop
+    from anyrnn.engines.cpu.machine import Machine
 
 _LARGE = 1 << 21  # multiplications
 
@@ -45,7 +45,7 @@ class Pass:
 
     def kernel(self, term: Term) -> Tensor:
         """What the gradients of what a product gave are multiplied with: its matrix, transposed (cols, rows)."""
-        matrix = self.matrices[term.matrix]
+        matrix: Tensor = self.matrices[term.matrix]
         turned = matrix if self.loop.transposed[term.matrix] else matrix.t()
         if turned.shape == (term.cols, term.rows):
             return turned

@@ -9,8 +9,9 @@ padding. A batch without lengths is the case in which both are the same.
 from __future__ import annotations
 
 import functools
+from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,26 +29,40 @@ class Layout:
 
     Attributes:
         T, B: The size of the batch.
-        rows: For each step in running order, how many rows are active.
-        offset: Where they begin in packed arrays.
-        place: Where the step begins in padded arrays.
-        joined: How many of the rows were active in the step before.
-        before: Where that step begins in padded arrays.
+        table: For each step in running order, one line each: how many rows are active; where they begin in packed
+            arrays; where the step begins in padded arrays; how many of the rows were active in the step before; where
+            that step begins in padded arrays (`STEP_TABLES`).
         order: Which row of the batch each sorted row is, (B,).
         lengths: The lengths, (B,); None if all are T.
+        reverse: Run from each row's last valid step to its first.
     """
 
     T: int
     B: int
-    rows: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    place: NDArray[np.int64]
-    joined: NDArray[np.int64]
-    before: NDArray[np.int64]
+    table: NDArray[np.int64]
     order: NDArray[np.int64]
-    lengths: Tensor | None
+    lengths: NDArray[np.int64] | None
     reverse: bool
-    _bounds: dict[int, tuple[NDArray[np.int64], int]] = field(default_factory=dict)
+    # Tables and their addresses; `setdefault`, as a table whose address another thread was given has to stay.
+    _known: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """For each step in running order, how many rows are active."""
+        rows: NDArray[np.int64] = self.table[0]
+        return rows
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Where they begin in packed arrays."""
+        offset: NDArray[np.int64] = self.table[1]
+        return offset
+
+    @property
+    def place(self) -> NDArray[np.int64]:
+        """Where the step begins in padded arrays."""
+        place: NDArray[np.int64] = self.table[2]
+        return place
 
     @property
     def is_ragged(self) -> bool:
@@ -59,20 +74,16 @@ class Layout:
         """The number of packed rows."""
         return int(self.rows.sum())
 
-    @functools.cached_property
-    def _tables(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        table = np.stack([getattr(self, name) for name in STEP_TABLES])
-        return table, np.ascontiguousarray(table[:, ::-1])
-
-    @functools.cached_property
-    def slots(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What machine code is given to find rows, in running order and backwards: steps, tables, order."""
-        steps, order = len(self.rows), self.order.ctypes.data
-        forward, backward = (
-            (steps, *(table.ctypes.data + 8 * steps * k for k in range(len(STEP_TABLES))), order)
-            for table in self._tables
-        )
-        return forward, backward
+    def slots(self, backward: bool) -> tuple[int, ...]:
+        """What machine code is given to find rows, in running order or backwards: steps, tables, order."""
+        known = self._known.get(("slots", backward))
+        if known is None:
+            table = np.ascontiguousarray(self.table[:, ::-1]) if backward else self.table
+            steps, address = table.shape[1], table.ctypes.data
+            lines = range(address, address + table.nbytes, 8 * steps) if steps else (address,) * len(table)
+            slots = (steps, *lines, self.order.ctypes.data)
+            known = self._known.setdefault(("slots", backward), (slots, table))
+        return known[0]
 
     @functools.cached_property
     def packed_index(self) -> Tensor:
@@ -89,11 +100,12 @@ class Layout:
 
         And those without one: (the rows of the batch, where they are in packed arrays).
         """
+        _, _, _, joined, before = self.table
         k = np.arange(self._most)
-        here, old = self.offset[:, None] + k, k < self.joined[:, None]
+        here, old = self.offset[:, None] + k, k < joined[:, None]
         new = (k < self.rows[:, None]) & ~old
         rows = np.broadcast_to(self.order[: self._most], old.shape)
-        found = ((self.before[:, None] + rows)[old], here[old]), (rows[new], here[new])
+        found = ((before[:, None] + rows)[old], here[old]), (rows[new], here[new])
         (a, b), (c, d) = (tuple(map(torch.from_numpy, pair)) for pair in found)
         return (a, b), (c, d)
 
@@ -105,51 +117,59 @@ class Layout:
         """A copy of each row of a state (T, B, size) after its last step in running order."""
         if self.lengths is None:
             return sequence[0 if self.reverse else -1].clone()
-        last = self.lengths.clamp(min=1) - 1
-        found = sequence[0].clone() if self.reverse else sequence[last, torch.arange(self.B)]
-        return torch.where(self.lengths.unsqueeze(1) > 0, found, initial)
+        last, none = self._last
+        found = sequence.view(-1, sequence.shape[2]).index_select(0, last)
+        return found if none is None else torch.where(none, initial, found)
+
+    @functools.cached_property
+    def _last(self) -> tuple[Tensor, Tensor | None]:
+        """Where each row's last step is in padded arrays; and which rows have none (B, 1), if there are any."""
+        assert self.lengths is not None
+        steps = 0 if self.reverse else np.maximum(self.lengths, 1) - 1
+        none = None if self.lengths[self.order[-1]] else torch.from_numpy(self.lengths == 0).unsqueeze(1)
+        return torch.from_numpy(steps * self.B + np.arange(self.B)), none
 
     def bounds(self, parts: int) -> int:
         """Where the first rows of the threads' parts are written: as even in valid steps as pairs of rows can be."""
-        if parts not in self._bounds:
-            work = np.arange(1, self.B + 1)
-            if self.lengths is not None:
-                work = np.cumsum(self.lengths.numpy()[self.order])
-            ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
-            even = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2))
-            table = np.concatenate(([0], even, [self.B])).astype(np.int64)
-            self._bounds[parts] = table, table.ctypes.data
-        return self._bounds[parts][1]
+        known = self._known.get(("bounds", parts))
+        if known is None:
+            inner: list[int] = []
+            if parts > 1:
+                work = np.arange(1, self.B + 1) if self.lengths is None else np.cumsum(self.lengths[self.order])
+                ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
+                inner = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2)).tolist()
+            table = array("q", (0, *inner, self.B))
+            known = self._known.setdefault(("bounds", parts), (table.buffer_info()[0], table))
+        return known[0]
 
 
 def layout(T: int, B: int, lengths: Tensor | None, reverse: bool) -> Layout:
     """Lay a batch out."""
     if lengths is None:
         return _full(T, B, reverse)
-    order = np.argsort(-lengths.numpy(), kind="stable")
-    falling = -lengths.numpy()[order]
-    steps = np.arange(-falling[0])
-    rows = np.searchsorted(falling, -steps, side="left").astype(np.int64)
-    offset, place = np.concatenate(([0], np.cumsum(rows)[:-1])), steps * B
-    if reverse:
-        rows, offset, place = (a[::-1].copy() for a in (rows, offset, place))
-    joined = np.concatenate(([0], np.minimum(rows[1:], rows[:-1])))
-    return Layout(T, B, rows, offset, place, joined, _before(place), order, lengths, reverse)
+    numbers = lengths.numpy()
+    order = (-numbers).argsort(kind="stable")
+    longest = numbers[order[0]]
+    rows = B - np.bincount(numbers)[:longest].cumsum()  # less those that are as long as the step's number, or shorter
+    return Layout(T, B, _table(rows, B, reverse), order, numbers, reverse)
 
 
 @functools.lru_cache(maxsize=64)
 def _full(T: int, B: int, reverse: bool) -> Layout:
-    rows = np.full(T, B, dtype=np.int64)
-    place = np.arange(T, dtype=np.int64) * B
+    return Layout(T, B, _table(np.full(T, B), B, reverse), np.arange(B), None, reverse)
+
+
+def _table(active: NDArray[np.int64], B: int, reverse: bool) -> NDArray[np.int64]:
+    table = np.zeros((len(STEP_TABLES), len(active)), dtype=np.int64)
+    rows, offset, place, joined, before = table
+    rows[:] = active
+    active[:-1].cumsum(out=offset[1:])
+    place[:] = np.arange(0, B * len(active), B)
     if reverse:
-        place = place[::-1].copy()
-    joined = rows.copy()
-    joined[:1] = 0
-    return Layout(T, B, rows, place, place, joined, _before(place), np.arange(B), None, reverse)
-
-
-def _before(place: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], place[:-1])) if len(place) else place
+        table[:3] = table[:3, ::-1].copy()
+    np.minimum(rows[1:], rows[:-1], out=joined[1:])
+    before[1:] = place[:-1]
+    return table
 
 
 def padded_rows(layout: Layout, like: Tensor, width: int) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from anyrnn.derive import Derivative, derive
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.layout import padded_rows
-from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
 from anyrnn.engines.cpu.slots import Packed, packed_of
 from anyrnn.program import Program
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from anyrnn.engines.cpu.jit import Compiled
     from anyrnn.engines.cpu.layout import Layout
+    from anyrnn.engines.cpu.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Loaded:
         workspace = like.new_empty(end // self.itemsize + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, total) if total else workspace
         address = workspace.data_ptr()
-        values = [*layout.slots[self.backward], layout.bounds(parts), address + end, totals.data_ptr()]
+        values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
         values += [s.data_ptr() for s in streams]
         for initial, sequence, carry in zip(states, sequences, carries, strict=True):
             values += (initial.data_ptr(), sequence.data_ptr(), carry.data_ptr())

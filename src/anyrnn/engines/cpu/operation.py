@@ -65,7 +65,5 @@ class _LoopFunction(torch.autograd.Function):
         with without_autocast():
             if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
                 return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
-            made = Pass(
-                loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :]
-            )
+            made = Pass(loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :])
             return None, None, None, *backward(made, grads, needed, ctx.from_zero)

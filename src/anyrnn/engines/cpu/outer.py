@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 from array import array
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anyrnn.engines.cpu import jit, threads
-from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.slots import Blocking
+
+if TYPE_CHECKING:
+    from anyrnn.engines.cpu.machine import Machine
 
 _SMALL = 1 << 19  # multiplications that more than one thread is not worth
 
@@ -30,20 +32,20 @@ class Rows(NamedTuple):
         address: Where the first row begins.
         stride: From a row to the next one, in numbers.
         width: How many numbers of a row are meant.
-        count: How many rows.
+        height: How many rows.
         order: The address of which rows these are (int64), in order; 0 if they are the first ones.
     """
 
     address: int
     stride: int
     width: int
-    count: int
+    height: int
     order: int = 0
 
 
 def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine) -> None:
     """Write left^T @ right into the contiguous matrix `out`, from a row and column on, or add it to what is there."""
-    rows, n, m, stride = left.count, left.width, right.width, out.shape[1]
+    rows, n, m, stride = left.height, left.width, right.width, out.shape[1]
     blocking, code = _code(out.dtype, machine)
     parts = 1 if rows * n * m < _SMALL else threads.count()
     left_size, right_size = blocking.sizes(n, m)
