@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ class Layout:
     order: NDArray[np.int64]
     lengths: NDArray[np.int64] | None
     reverse: bool
-    # Tables and their addresses; `setdefault`, as a table whose address another thread was given has to stay.
-    _known: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)
+    # Tables and their addresses. Filled by `setdefault`: a table whose address another thread was given has to stay.
+    _slots: dict[bool, tuple[tuple[int, ...], NDArray[np.int64]]] = field(default_factory=dict)
+    _bounds: dict[int, tuple[int, array[int]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -76,13 +77,13 @@ class Layout:
 
     def slots(self, backward: bool) -> tuple[int, ...]:
         """What machine code is given to find rows, in running order or backwards: steps, tables, order."""
-        known = self._known.get(("slots", backward))
+        known = self._slots.get(backward)
         if known is None:
             table = np.ascontiguousarray(self.table[:, ::-1]) if backward else self.table
             steps, address = table.shape[1], table.ctypes.data
             lines = range(address, address + table.nbytes, 8 * steps) if steps else (address,) * len(table)
             slots = (steps, *lines, self.order.ctypes.data)
-            known = self._known.setdefault(("slots", backward), (slots, table))
+            known = self._slots.setdefault(backward, (slots, table))
         return known[0]
 
     @functools.cached_property
@@ -116,7 +117,7 @@ class Layout:
     def final(self, sequence: Tensor, initial: Tensor) -> Tensor:
         """A copy of each row of a state (T, B, size) after its last step in running order."""
         if self.lengths is None:
-            return sequence[0 if self.reverse else -1].clone()
+            return torch.select_copy(sequence, 0, 0 if self.reverse else -1)
         last, none = self._last
         found = sequence.view(-1, sequence.shape[2]).index_select(0, last)
         return found if none is None else torch.where(none, initial, found)
@@ -131,7 +132,7 @@ class Layout:
 
     def bounds(self, parts: int) -> int:
         """Where the first rows of the threads' parts are written: as even in valid steps as pairs of rows can be."""
-        known = self._known.get(("bounds", parts))
+        known = self._bounds.get(parts)
         if known is None:
             inner: list[int] = []
             if parts > 1:
@@ -139,7 +140,7 @@ class Layout:
                 ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
                 inner = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2)).tolist()
             table = array("q", (0, *inner, self.B))
-            known = self._known.setdefault(("bounds", parts), (table.buffer_info()[0], table))
+            known = self._bounds.setdefault(parts, (table.buffer_info()[0], table))
         return known[0]
 
 
