@@ -55,6 +55,16 @@ def test_importing_and_using_the_library_does_not_import(module, loaded):
     assert not {name for name in loaded if name == module or name.startswith(module + ".")}, LATER[module]
 
 
+def test_compiling_a_cell_imports_no_more_of_pytorch():
+    code = (
+        "import sys, torch, anyrnn; layer = anyrnn.LSTM(2, 3)\n"
+        "with anyrnn.engine('cpu'): layer(torch.randn(4, 2, 2))[0].sum().backward()\n"
+        "print(*{'sympy', 'torch._dynamo', 'torch.fx.experimental.symbolic_shapes'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
+
+
 def test_the_public_names_are_the_documented_ones():
     public = {name for name in vars(anyrnn) if not name.startswith("_")}
     modules = {name for name in public if type(getattr(anyrnn, name)).__name__ == "module"}

@@ -128,11 +128,11 @@ class _Derivation:
             pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]
             if not pairs:
                 return {}
-            found = torch.autograd.grad(
-                [p[0].expand_as(p[1]) for p in pairs],
-                [known[n] for n in leaves],
-                [p[1] for p in pairs],
-                allow_unused=True,
+            outputs, given = zip(*((x.expand_as(g), g) for x, g in pairs), strict=True)
+            inputs = tuple(known[n] for n in leaves)
+            # What torch.autograd.grad calls: that one loads a package for symbolic mathematics first, in 0.3 s.
+            found = torch.autograd.Variable._execution_engine.run_backward(
+                outputs, given, False, False, inputs, allow_unreachable=True, accumulate_grad=False
             )
         for k, node in enumerate(self.nodes):
             values[recorder.ref(known[node])] = (
