@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyrnn.engines.cpu.layout import padded_rows
+from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.outer import Rows, add_outer
 from anyrnn.program import evaluate
 
@@ -76,12 +77,12 @@ def backward(
         for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
     ]
     width, *direct = code.schedule.output_widths
-    given = like.new_empty(layout.total, width)
+    given = empty(like, layout.total, width)
     stream_grads: list[Tensor | None] = [None] * len(streams)
     written = [given]
     for number, width in zip(d.stream_outputs, direct, strict=True):
         padded = number in loop.padded
-        written.append(padded_rows(layout, like, width) if padded else like.new_empty(layout.total, width))
+        written.append(padded_rows(layout, like, width) if padded else empty(like, layout.total, width))
         stream_grads[number] = written[-1]
     totals = code.run(
         layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, written, made.vectors,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from anyrnn.engines.cpu.memory import empty
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -175,5 +177,5 @@ def _table(active: NDArray[np.int64], B: int, reverse: bool) -> NDArray[np.int64
 
 def padded_rows(layout: Layout, like: Tensor, width: int) -> Tensor:
     """A padded array (T, B, width) to be written, zero at padded steps."""
-    make = like.new_zeros if layout.is_ragged else like.new_empty
-    return make(layout.T, layout.B, width)
+    rows = empty(like, layout.T, layout.B, width)
+    return rows.zero_() if layout.is_ragged else rows

@@ -15,6 +15,7 @@ from torch import Tensor
 from anyrnn.derive import Derivative, derive
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.layout import padded_rows
+from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
 from anyrnn.engines.cpu.slots import Packed, packed_of
 from anyrnn.program import Program
@@ -79,7 +80,7 @@ class Loaded:
         total = self.schedule.total_width
         # First the matrices, then room for each row.
         *packed, end = self.places
-        workspace = like.new_empty(end // self.itemsize + layout.B * self.schedule.scratch + self.lanes)
+        workspace = empty(like, end // self.itemsize + layout.B * self.schedule.scratch + self.lanes)
         totals = like.new_zeros(parts, total) if total else workspace
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
@@ -194,10 +195,10 @@ def forward(
         elif k in loop.aliases:
             kept.append(padded_rows(layout, like, state.shape[1]))
         else:
-            kept.append(like.new_empty(layout.T, layout.B, state.shape[1]))
+            kept.append(empty(like, layout.T, layout.B, state.shape[1]))
     widths, count = code.schedule.output_widths, loop.aliases.count(None)
     made = [padded_rows(layout, like, width) for width in widths[:count]]
-    saved = [like.new_empty(layout.total, width) for width in widths[count:]]
+    saved = [empty(like, layout.total, width) for width in widths[count:]]
     code.run(layout, streams, states, kept, kept, [*made, *saved], vectors, matrices, loop.transposed)
     own = iter(made)
     outputs = [next(own) if alias is None else kept[alias] for alias in loop.aliases]
