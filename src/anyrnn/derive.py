@@ -37,7 +37,8 @@ class Term:
         matrix: Which matrix.
         row, col: Where the part of the matrix begins.
         rows, cols: Its size.
-        first: Where the gradients of what the product gives begin in the array of them all.
+        given: Which output of the backward program has the gradients of what the product gives.
+        first: Where they begin there.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Term:
     col: int
     rows: int
     cols: int
+    given: int
     first: int
 
 
@@ -58,17 +60,19 @@ class Derivative:
     Attributes:
         forward: The program, with one output more if the backward one reads anything again: what is saved for it.
         backward: Its states are gradients of the states. Its streams are those of the program, the gradients of its
-            outputs, and the saved values. Its outputs are the gradients of all products, and of the streams in
-            `stream_outputs`. Its totals are gradients of vectors.
+            outputs, and the saved values. Its outputs are the gradients of all products, in `products` arrays, then
+            those of the streams in `stream_outputs`. Its totals are gradients of vectors.
         terms: What the products add to the gradients of matrices and streams. Those in a group have the same operand,
             and the gradients of what they give lie side by side: one large product for all that add to a stream's.
-        stream_outputs: Which streams have a gradient in the backward outputs from 1 on.
+        products: How many arrays the gradients of products are in: what adds to the same streams is together.
+        stream_outputs: Which streams have a gradient in the backward outputs that follow.
         vector_totals: For each vector, the ranges (start, end) of the totals that side by side are its gradient.
     """
 
     forward: Program
     backward: Program
     terms: tuple[tuple[Term, ...], ...]
+    products: int
     stream_outputs: tuple[int, ...]
     vector_totals: tuple[tuple[tuple[int, int], ...], ...]
 
@@ -256,10 +260,10 @@ class _Derivation:
         vectors = self._total("vector", program.vectors)
         streams = self._total("stream", program.streams)
         with_gradient = tuple(k for k, parts in enumerate(streams) if any(g.op != "constant" for _, g in parts))
-        dots = [(dot, self._gradient(dot) or self._zero(dot.width)) for dot in self.dots]
+        products = self._together()
         groups = [
             *([g for _, g in parts] for parts in states),
-            [g for _, g in dots],
+            *([self._gradient(dot) or self._zero(dot.width) for dot in dots] for dots in products),
             *([g for _, g in streams[k]] for k in with_gradient),
             [g for parts in vectors for _, g in parts],
         ]
@@ -295,29 +299,34 @@ class _Derivation:
             program.streams, program.states, program.vectors, program.matrices, program.new_states,
             (*program.outputs, *saved), names=program.names,
         )  # fmt: skip
-        return Derivative(forward, backward, self._terms(), with_gradient, vector_totals)
+        return Derivative(forward, backward, self._terms(), len(products), with_gradient, vector_totals)
+
+    def _together(self) -> list[list[Node]]:
+        """The products in runs that take the same streams: their gradients are one large product's whole operand."""
+        runs = itertools.groupby(self.dots, lambda dot: [a for a in dot.args if a.op == "stream"])
+        return [list(run) for _, run in runs]
 
     def _terms(self) -> tuple[tuple[Term, ...], ...]:
         groups: list[list[Term]] = []
-        first = 0
-        for dot in self.dots:
-            for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", 0, self._place_of(arg))
-                term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, first)
-                group = next((g for g in groups if _is_beside(g[-1], term)), None)
-                if group is None:
-                    groups.append([term])
-                elif _continues(group[-1], term):
-                    group[-1] = replace(group[-1], cols=group[-1].cols + term.cols)
-                else:
-                    group.append(term)
-            first += dot.width
+        for given, dots in enumerate(self._together()):
+            for dot, first in _placed(tuple(dots)):
+                for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
+                    kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", 0, self._place_of(arg))
+                    term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, given, first)
+                    group = next((g for g in groups if _is_beside(g[-1], term)), None)
+                    if group is None:
+                        groups.append([term])
+                    elif _continues(group[-1], term):
+                        group[-1] = replace(group[-1], cols=group[-1].cols + term.cols)
+                    else:
+                        group.append(term)
         return tuple(map(tuple, groups))
 
 
 def _is_beside(a: Term, b: Term) -> bool:
     """Whether b has the same operand, and what it gives follows what a gives."""
-    return (a.kind, a.array, a.start, a.rows, a.first + a.cols) == (b.kind, b.array, b.start, b.rows, b.first)
+    end = a.given, a.first + a.cols
+    return (a.kind, a.array, a.start, a.rows, end) == (b.kind, b.array, b.start, b.rows, (b.given, b.first))
 
 
 def _continues(a: Term, b: Term) -> bool:

@@ -76,28 +76,28 @@ def backward(
         like.new_zeros(layout.B, w) if g is None else g.clone(memory_format=torch.contiguous_format)
         for w, g in zip(p.states, grads[len(p.outputs) :], strict=True)
     ]
-    width, *direct = code.schedule.output_widths
-    given = empty(like, layout.total, width)
-    stream_grads: list[Tensor | None] = [None] * len(streams)
-    written = [given]
-    for number, width in zip(d.stream_outputs, direct, strict=True):
-        padded = number in loop.padded
-        written.append(padded_rows(layout, like, width) if padded else empty(like, layout.total, width))
-        stream_grads[number] = written[-1]
+    widths = code.schedule.output_widths
+    given = [empty(like, layout.total, width) for width in widths[: d.products]]
+    direct = [
+        padded_rows(layout, like, width) if number in loop.padded else empty(like, layout.total, width)
+        for number, width in zip(d.stream_outputs, widths[d.products :], strict=True)
+    ]
     totals = code.run(
-        layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, written, made.vectors,
+        layout, [*streams, *upstream, *made.saved], states, made.sequences, carries, [*given, *direct], made.vectors,
         made.matrices, loop.transposed,
     )  # fmt: skip
 
     stream_needed, _, vector_needed, matrix_needed = loop.grouped(needed)
+    found = dict(zip(d.stream_outputs, direct, strict=True))
+    stream_grads = [found.get(number) for number in range(len(streams))]
     matrix_grads: list[Tensor | None] = [None] * len(made.matrices)
     for group in d.terms:
         for term in group:
             if matrix_needed[term.matrix]:
-                _add_matrix(made, term, given, matrix_grads, from_zero)
+                _add_matrix(made, term, given[term.given], matrix_grads, from_zero)
         array = group[0].array
         if group[0].kind == "stream" and stream_needed[array]:
-            stream_grads[array] = _add_stream(made, group, given, stream_grads[array])
+            stream_grads[array] = _add_stream(made, group, given[group[0].given], stream_grads[array])
     vector_grads = [
         _vector_gradient(totals, ranges, vector.shape) if wanted else None
         for vector, ranges, wanted in zip(made.vectors, d.vector_totals, vector_needed, strict=True)

@@ -156,9 +156,8 @@ class Loop:
         padded = [("stream", k) for k in sorted(self.padded)]
         if kind == "backward":
             padded += [("stream", len(p.streams) + k) for k in range(len(p.outputs))]
-            padded += [
-                ("output", 1 + k) for k, number in enumerate(self.derivative.stream_outputs) if number in self.padded
-            ]
+            d = self.derivative
+            padded += [("output", d.products + k) for k, n in enumerate(d.stream_outputs) if n in self.padded]
             return Storage((True,) * len(p.states), tuple(padded))
         inference = kind == "inference"
         padded += [("output", k) for k in range(self.aliases.count(None))]
