@@ -9,7 +9,7 @@ from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import Rows, add_outer
 
 # Rows, width of left, width of right: one of everything, edges of tiles and blocks and one beside them, none at all.
-SIZES = [(1, 1, 1), (0, 3, 5), (5, 8, 32), (7, 9, 33), (192, 6, 16), (193, 256, 31), (400, 257, 17), (385, 40, 300)]
+SIZES = [(1, 1, 1), (0, 3, 5), (5, 8, 32), (7, 9, 33), (304, 6, 16), (305, 256, 31), (400, 257, 17), (609, 40, 300)]
 
 
 def operand(rows, width, dtype, ordered):

@@ -87,7 +87,7 @@ class Blocking:
 
     tall: int
     wide: int
-    depth: int = 192
+    depth: int = 304
     side: int = 256
 
     def sizes(self, left_width: int, right_width: int) -> tuple[int, int]:
