@@ -8,6 +8,7 @@ Letters: R rows of a tile, U blocks of units of a tile.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from llvmlite import ir
@@ -21,6 +22,8 @@ from anyrnn.program import REDUCTIONS, Node
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group, Schedule
+
+_FEW = 8  # rows that groups without products take one after the other: their values stay in the first cache
 
 
 def emit(schedule: Schedule, machine: Machine, double: bool) -> str:
@@ -182,11 +185,21 @@ class _Emitter(LoopWriter):
                 return self.at(b, fixed[array], b.mul(first, I64(self.stride(array))))
             return fixed[array]
 
-        number = 0
-        for (function, arrays), group in zip(groups, self.schedule.groups, strict=True):
-            count = len(group.operands)
-            b.call(function, [start, end, fixed["order", 0], *packed[number : number + count], *map(base, arrays)])
-            number += count
+        matrices = iter(packed)
+        pairs = zip(groups, self.schedule.groups, strict=True)
+        for with_products, run in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
+            calls = [
+                (function, [fixed["order", 0], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
+                for (function, arrays), group in run
+            ]
+            if with_products or len(calls) == 1:
+                for function, args in calls:
+                    b.call(function, [start, end, *args])
+                continue
+            with self.loop(b, start, end, _FEW) as rows:
+                stop = self.least(b, b.add(rows.index, I64(_FEW)), end)
+                for function, args in calls:
+                    b.call(function, [rows.index, stop, *args])
         if copies is not None:
             states = [fixed.get(("carry", k)) for k, _ in self.schedule.copies]
             b.call(copies, [start, end, fixed["order", 0], fixed["scratch", 0], *states])
