@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group, Schedule
 
-_FEW = 8  # rows that groups without products take one after the other: their values stay in the first cache
+_FEW = 8  # rows for which groups without products run one after the other: their values stay in the first cache
 
 
 def emit(schedule: Schedule, machine: Machine, double: bool) -> str:
