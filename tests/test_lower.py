@@ -218,7 +218,7 @@ class Lowered:
         known = self._computed(back, self._leaves(back, [*streams, grad, *kept], vectors))
         found = [torch.zeros_like(t) for t in tensors]
         order = [n.attr[0] if n.op == "stream" else None for n in self.leaves]
-        for number, pieces in zip(derivative.stream_outputs, back.outputs[1:], strict=True):
+        for number, pieces in zip(derivative.stream_outputs, back.outputs[derivative.products :], strict=True):
             found[order.index(number)] = self._output(pieces, known, B)
         for leaf, ranges in zip([n for n in self.leaves if n.op == "vector"], derivative.vector_totals, strict=True):
             totals = [known[n].expand(B, n.width).sum(0) for n in back.totals]
