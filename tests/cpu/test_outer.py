@@ -21,7 +21,7 @@ def operand(rows, width, dtype, ordered):
 def rows_of(tensor, order=None):
     if order is None or torch.equal(order, torch.arange(len(order))):
         return Rows(tensor.data_ptr(), tensor.stride(0), tensor.shape[1], len(tensor if order is None else order))
-    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.shape[1], len(order), order.data_ptr())
+    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.shape[1], len(order), order)
 
 
 def outer(left, right):

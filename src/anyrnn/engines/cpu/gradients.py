@@ -164,7 +164,7 @@ def _rows(tensor: Tensor, column: int, width: int, first: int, count: int, order
     """Columns of rows of a contiguous tensor, from the first one on or in an order."""
     stride = tensor.shape[-1]
     address = tensor.data_ptr() + (first * stride + column) * tensor.itemsize
-    return Rows(address, stride, width, count, 0 if order is None else order.data_ptr())
+    return Rows(address, stride, width, count, order)
 
 
 def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor | None) -> Tensor:

@@ -83,7 +83,7 @@ class Layout:
         if known is None:
             table = np.ascontiguousarray(self.table[:, ::-1]) if backward else self.table
             steps, address = table.shape[1], table.ctypes.data
-            lines = range(address, address + table.nbytes, 8 * steps) if steps else (address,) * len(table)
+            lines = range(address, address + table.nbytes, 8 * steps)
             slots = (steps, *lines, self.order.ctypes.data)
             known = self._slots.setdefault(backward, (slots, table))
         return known[0]

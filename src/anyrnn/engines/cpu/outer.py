@@ -33,14 +33,14 @@ class Rows(NamedTuple):
         stride: From a row to the next one, in numbers.
         width: How many numbers of a row are meant.
         height: How many rows.
-        order: The address of which rows these are (int64), in order; 0 if they are the first ones.
+        order: Which rows these are (int64), in order; None if they are the first ones.
     """
 
     address: int
     stride: int
     width: int
     height: int
-    order: int = 0
+    order: Tensor | None = None
 
 
 def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine) -> None:
@@ -51,10 +51,15 @@ def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: 
     left_size, right_size = blocking.sizes(n, m)
     room = left_size + right_size
     scratch = out.new_empty(parts * room)
-    sources = (left.address, left.stride, left.order, right.address, right.stride, right.order)
     at = out.data_ptr() + (row * stride + column) * out.itemsize
-    slots = array("q", (rows, n, m, *sources, at, stride, add, scratch.data_ptr(), left_size, room))
+    slots = array(
+        "q", (rows, n, m, *_slots(left), *_slots(right), at, stride, add, scratch.data_ptr(), left_size, room)
+    )
     threads.parallel(code.address("outer"), slots.buffer_info()[0], parts)
+
+
+def _slots(rows: Rows) -> tuple[int, int, int]:
+    return rows.address, rows.stride, 0 if rows.order is None else rows.order.data_ptr()
 
 
 @functools.cache

@@ -121,7 +121,8 @@ def parallel(address: int, argument: int, parts: int) -> None:
         for part in range(parts):
             function(argument, part, parts)
         return
-    _region()(address, argument, parts, threads, pool.parallel, pool.thread_number, pool.team_size)
+    region, _ = _region()
+    region(address, argument, parts, threads, pool.parallel, pool.thread_number, pool.team_size)
 
 
 def status() -> str:
@@ -138,14 +139,11 @@ def _function(address: int) -> Callable[[int, int, int], None]:
     return _PART(address)  # 1 us to make
 
 
-_kept: list[jit.Compiled] = []  # the address is cached for good, so the code must stay as long
-
-
 @functools.cache
-def _region() -> Callable[..., None]:
+def _region() -> tuple[Callable[..., None], jit.Compiled]:
+    # With the code, which has to stay as long as its address is known.
     code = jit.load(_REGION, lambda: _REGION, Machine.host())
-    _kept.append(code)
-    return _REGION_CALL(code.address("region"))
+    return _REGION_CALL(code.address("region")), code
 
 
 @functools.cache
