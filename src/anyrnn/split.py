@@ -318,7 +318,7 @@ def _argument(step: Step, k: int, batch: int) -> Any:
     value = step.args[k]
     sized = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
     if sized and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
-        return lambda _, rows: scaled(value, batch, lambda k: k * rows)  # the present number of rows for the traced one
+        return lambda _, rows: scaled(value, batch, rows)  # the present number of rows for the traced one
     if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
         return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value

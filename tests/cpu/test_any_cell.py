@@ -132,7 +132,7 @@ REFUSED = {
     "rows that meet in a batch norm": "the batch is not the first dimension",
     "a number of a tensor": "a Python number is taken from a tensor",
     "control flow by a tensor": "a Python number is taken from a tensor",
-    "a number by way of NumPy": "differs? between two runs",
+    "a number by way of NumPy": "uses `Tensor.numpy`",
     "the number of rows as a number": "differs? between two runs",
     "rows that meet": "`aten.mean` in the loop",
     "another operation": "`aten.sort` in the loop",

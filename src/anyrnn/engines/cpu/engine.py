@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 
 from anyrnn.engines.cpu.anatomy import Anatomy, anatomy_of
 from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.operation import run, without_autocast
 from anyrnn.engines.cpu.plans import Plan, plan_of
+from anyrnn.trace import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +33,11 @@ class CpuEngine:
 
     def refusal(self, call: Call) -> str | None:
         """Say why machine code cannot run the call; None if it can."""
-        x = call.x
-        if not x.is_cpu:
-            return f"x is on {x.device}"
-        if 0 in x.shape or any(s.shape[1] == 0 for s in call.states):
+        reason = watched() or _not_plain((call.x, *call.states))
+        if reason is not None:
+            return reason
+        if 0 in call.x.shape or any(s.shape[1] == 0 for s in call.states):
             return "there is nothing to compute"
-        if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
-            return "torch.func transforms and forward-mode derivatives go through PyTorch"
         plan = call.memo["cpu"] = _plan(call)
         return plan if isinstance(plan, str) else None
 
@@ -67,6 +67,35 @@ class CpuEngine:
         return output, tuple(finals)
 
 
+def watched() -> str | None:
+    """Say who has to see the operations of a call one by one; None if nobody does.
+
+    Machine code is no operation: a tracer would take what it wrote for a constant, and hand in tensors without numbers.
+    """
+    if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return "torch.func transforms and forward-mode derivatives go through PyTorch"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit traces the operations of this call"
+    if torch._C._len_torch_dispatch_stack():
+        mode = torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1)
+        return f"a {type(mode).__name__} watches the operations of this call"
+    for k in range(torch._C._len_torch_function_stack()):
+        mode = torch._C._get_function_stack_at(k)
+        if not isinstance(mode, DeviceContext) or mode.device.type != "cpu":
+            return f"a {type(mode).__name__} watches the functions of this call"
+    return None
+
+
+def _not_plain(tensors: Sequence[Tensor]) -> str | None:
+    """Say which tensor is something else than numbers in this computer's memory, one after the other; None if none."""
+    for tensor in tensors:
+        if not tensor.is_cpu:
+            return f"a tensor is on {tensor.device}"
+        if tensor.__class__ not in PLAIN or tensor.layout is not torch.strided:
+            return f"a tensor is a {type(tensor).__name__} of layout {tensor.layout}, no plain array of numbers"
+    return None
+
+
 def _plan(call: Call) -> Plan | str:
     return plan_of(call.cell, call.signature, call.x.shape[2], call.x.dtype)
 
@@ -79,6 +108,8 @@ def _run(
     tensors: dict[Ref, Tensor] = {}
     for path, attribute, ref in plan.weights:
         weight = _weight(cell, path, attribute)
+        if isinstance(weight, float):  # it was another one in an earlier call
+            weight = torch.tensor(weight, dtype=dtype)
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
     plan.once.run(tensors, order.total)
     if plan.reads_x:
@@ -88,9 +119,9 @@ def _run(
         plan.loop,
         order,
         [_array(x if r == graph.x else tensors[r], dtype) for r in part.streams],
-        [s if s.is_contiguous() else s.contiguous() for s in states],
+        [_array(s, dtype) for s in states],
         [_array(tensors[r], dtype) for r in part.vectors],
-        [w if (w := tensors[r]).dtype == dtype else w.to(dtype) for r, _ in plan.matrices],
+        [_matrix(tensors[r], dtype) for r, _ in plan.matrices],
         from_zero,
     )
     if plan.direct is not None:
@@ -120,10 +151,19 @@ def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor as machine code reads it."""
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
+    if tensor.is_neg():  # its numbers have the other sign in memory
+        tensor = tensor.resolve_neg()
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor:
+def _matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as machine code reads a matrix, by both of its strides."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
+def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | float:
     """The present tensor of a name: a parameter, a buffer or another attribute."""
     module = cell
     for name in path:

@@ -77,11 +77,11 @@ class Compiled:
 _compiled: dict[str, Compiled] = {}  # never emptied: an address that was handed out stays good
 _library_numbers = itertools.count()
 
-# Held while LLVM works, so that nothing is compiled twice; and while the process forks, so that no child inherits it,
-# or LLVM's own lock, taken by a thread that the child does not have.
-_lock = threading.RLock()
+#: Held while a plan is made and while LLVM works, so that nothing is done twice; and while the process forks, so that
+#: no child inherits it, or LLVM's own lock, taken by a thread that the child does not have.
+LOCK = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Settings = Settings()) -> Compiled:
@@ -102,7 +102,7 @@ def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Se
     if missing := machine.missing():
         msg = f"code for {machine.cpu!r} needs {', '.join(missing)}, which this processor lacks; use Machine.host()"
         raise AnyRNNError(msg)
-    with _lock:
+    with LOCK:
         if key not in _compiled:
             payload = _fetch(key)
             if payload is None:
@@ -114,13 +114,13 @@ def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Se
 
 def optimised_ir(ir_text: str, machine: Machine, settings: Settings = Settings()) -> str:
     """Show the IR as LLVM's optimiser leaves it."""
-    with _lock:
+    with LOCK:
         return str(_optimised(ir_text, _target(machine), settings))
 
 
 def assembly(ir_text: str, machine: Machine, settings: Settings = Settings()) -> str:
     """Show the machine code as assembler text; the machine may be another than the host."""
-    with _lock:
+    with LOCK:
         target = _target(machine)
         return str(target.emit_assembly(_optimised(ir_text, target, settings)))
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.loop import Loop, forward
 from anyrnn.engines.cpu.machine import Machine
+from anyrnn.errors import AnyRNNError
+from anyrnn.trace import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +55,7 @@ class _LoopFunction(torch.autograd.Function):
         machine = Machine.host()
         results, sequences, saved = forward(loop, layout, machine, tensors, training=True)
         ctx.loop, ctx.layout, ctx.machine, ctx.from_zero = loop, layout, machine, from_zero
+        ctx.forms = [_form(t) for t in (*tensors, *sequences, *saved)]
         ctx.save_for_backward(*tensors, *sequences, *saved)
         ctx.set_materialize_grads(False)
         return tuple(results)
@@ -60,10 +63,27 @@ class _LoopFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, layout, needed = ctx.loop, ctx.layout, ctx.needs_input_grad[3:]
-        kept = ctx.saved_tensors
+        kept = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
         states, count = len(loop.program.states), len(needed)
         with without_autocast():
             if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
                 return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
             made = Pass(loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :])
             return None, None, None, *backward(made, grads, needed, ctx.from_zero)
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.layout
+
+
+def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
+    """Return a tensor as it was saved: hooks on saved tensors may hand back equal numbers in another form."""
+    shape, stride, dtype, device, layout = form
+    if tensor.__class__ in PLAIN and _form(tensor) == form and not tensor.is_neg():
+        return tensor
+    if tensor.shape != shape:
+        msg = f"a tensor {tuple(shape)} was saved for the backward pass, and hooks on saved tensors gave {tensor.shape}"
+        raise AnyRNNError(msg)
+    tensor = tensor.to(device, dtype)
+    tensor = tensor if tensor.layout is layout else tensor.to_dense()
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)

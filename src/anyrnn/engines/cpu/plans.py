@@ -1,39 +1,39 @@
 """From a cell to its plan: taken apart and compiled once for all cells of equal code, attributes and sizes.
 
 A cell may change between two calls, by anything that Python can do to an object. So every call looks at everything that
-a trace depends on: whether it is the very same objects as at the last call, which is told in microseconds; if not,
-whether it is equal to what another plan was made for.
+the code of its step could read (`reach`): whether it is the very same objects as at the last call, which is told in
+microseconds; if not, whether it is equal to what another plan was made for. A number that changes becomes an input.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
-from operator import is_, or_
-from types import BuiltinFunctionType, FunctionType
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules import module as torch_module
 
+from anyrnn.engines.cpu.jit import LOCK
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
+from anyrnn.reach import Reach, Sight
 from anyrnn.split import Split, Steps, split
 from anyrnn.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable
+    from types import CodeType
 
     from anyrnn.protocol import Signature
 
 _PLANS = 256  # remembered
-
-#: What a module keeps for itself, and what differs from call to call in a layer's cells.
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_origin", "_non_persistent_buffers_set"})
-_TORCHS = (_OWN | set(vars(nn.Module()))) - {"training"}  # with all kinds of hooks
-_ATOMS = frozenset({bool, int, float, str, bytes, type, type(None), BuiltinFunctionType, FunctionType})
-_HOOKED = "the cell has hooks, which machine code would not call"
+_MOST_CHANGES = 16  # of one cell, before it is left to the reference: each has cost a trace
+_HOOKS = "forward", "forward_pre", "backward", "backward_pre"
+_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _HOOKS)
+_HOOKED = "hooks are called when its modules are, which machine code would not do"
 
 
 class Plan:
@@ -78,184 +78,125 @@ def _path(name: str) -> tuple[tuple[str, ...], str]:
 
 # ---- Plans, remembered ----
 
-_lock = threading.RLock()  # a trace swaps a cell's tensors for a moment, which one thread at a time may do
-_plans: OrderedDict[object, tuple[Plan | str, Sequence[object]]] = OrderedDict()
-_recent: WeakKeyDictionary[nn.Module, tuple[Watch, object, Plan | str]] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Recent:
+    """What a cell was at its last call, and what was found for it.
+
+    Attributes:
+        form: The form of the call.
+        sight: What the cell looked like.
+        tensors: The forms of its tensors.
+        plan: Its plan, or why there is none.
+        changes: How often it looked another way than before.
+    """
+
+    form: Hashable
+    sight: Sight
+    tensors: Hashable
+    plan: Plan | str
+    changes: int
+
+
+_plans: OrderedDict[Hashable, Plan | str] = OrderedDict()
+_reaches: WeakKeyDictionary[type, dict[Hashable, list[Reach]]] = WeakKeyDictionary()
+_recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
+_unseen: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
 def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
-    origin = cell.__dict__.get("_origin", cell)
-    recent = _recent.get(origin)
-    if recent is not None:
-        watch, form, plan = recent
-        if watch.is_same(cell) and form == (input_size, dtype, signature, watch.tensors(cell)):
-            return _HOOKED if any(watch.hooks) else plan
-    if any(any(_hooks(m)) for m in cell.modules()):
+    if has_hooks(cell):
         return _HOOKED
-    keeps: list[object] = []
-    key = (_structure(cell, keeps), signature, input_size, dtype)
-    found = _plans.get(key)
-    if found is None:
-        with _lock:
-            found = _plans.get(key)
-            if found is None:
-                found = _plans[key] = _made(cell, signature, input_size, dtype), keeps
-            if len(_plans) > _PLANS:
-                _plans.popitem(last=False)
-    watch = Watch(cell)
-    _recent[origin] = watch, (input_size, dtype, signature, watch.tensors(cell)), found[0]
-    return found[0]
+    origin = cell.__dict__.get("_origin", cell)
+    form = input_size, dtype, signature, torch.get_default_dtype()
+    recent = _recent.get(origin)
+    if recent is not None and recent.form == form:
+        sight = recent.sight
+        if sight.is_same(cell) and sight.tensors(cell) == recent.tensors:
+            return recent.plan
+    unseen = _unseen.get(origin)
+    if unseen is not None and unseen[0] == (form, _surface(cell)):
+        return unseen[1]
+    with LOCK:
+        return _looked_up(cell, origin, form, recent if recent is not None and recent.form == form else None)
 
 
-def _made(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
+def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent: _Recent | None) -> Plan | str:
+    """Find the plan of a cell that looks the same as another one, or make one."""
+    changes = 0 if recent is None else recent.changes + 1
+    reaches = _reaches.setdefault(type(origin), {}).setdefault(form, [])
+    try:
+        for reach in reaches:
+            sight = Sight(cell, reach)
+            if (plan := _plans.get((form, sight.key))) is not None:
+                _plans.move_to_end((form, sight.key))
+                return _remembered(origin, _Recent(form, sight, sight.tensors(cell), plan, changes))
+        if recent is not None and changes > _MOST_CHANGES:
+            why = f"what it reads differs at every call: {recent.sight.changed(cell) or 'the forms of its tensors'}"
+            return _remembered(origin, _Recent(form, *_seen(cell, recent.sight.reach), why, changes))
+        plan, reach = _made(cell, form, _changed_numbers(cell, recent))
+        if reach not in reaches:
+            reaches.append(reach)
+        sight = Sight(cell, reach)
+    except AnyRNNError as reason:
+        _unseen[origin] = (form, _surface(cell)), str(reason)
+        return str(reason)
+    except (MemoryError, OSError, RuntimeError) as cause:
+        if not isinstance(cause, MemoryError | OSError) and "allocate memory" not in str(cause):
+            raise
+        return f"its step could not be looked at just now: {type(cause).__name__}: {cause}"  # not remembered
+    _plans[form, sight.key] = plan
+    if len(_plans) > _PLANS:
+        _plans.popitem(last=False)
+    return _remembered(origin, _Recent(form, sight, sight.tensors(cell), plan, changes))
+
+
+def _seen(cell: nn.Module, reach: Reach) -> tuple[Sight, Hashable]:
+    sight = Sight(cell, reach)
+    return sight, sight.tensors(cell)
+
+
+def _remembered(origin: nn.Module, recent: _Recent) -> Plan | str:
+    if recent.sight.is_circular:  # to remember it would be to keep the cell for ever
+        _recent.pop(origin, None)
+    else:
+        _recent[origin] = recent
+    return recent.plan
+
+
+def _surface(cell: nn.Module) -> Hashable:
+    """Which objects a cell's attributes are."""
+    return tuple(cell.__dict__), tuple(map(id, cell.__dict__.values()))
+
+
+def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple[str, str]]:
+    """The numbers among a cell's attributes that were others at its last call: they are inputs from now on."""
+    if recent is None:
+        return frozenset()
+    before, now = recent.sight.numbers, Sight(cell, recent.sight.reach).numbers
+    return recent.sight.reach.inputs | {at for at, number in now.items() if before.get(at, number) != number}
+
+
+def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
+    input_size, dtype, signature, _ = form
+    ran: set[CodeType] = set()
     try:
         # A plan made in inference mode serves training as well.
         with torch.inference_mode(False), torch.enable_grad():
-            parts = split(trace(cell, signature, input_size, dtype))
-            plan = Plan(parts)
+            plan = Plan(split(trace(cell, signature, input_size, dtype, ran, inputs)))
             _ = plan.loop.derivative
     except AnyRNNError as reason:
-        return str(reason)
-    return plan
+        if inputs:  # it does more with them than to compute
+            return _made(cell, form, frozenset())
+        return str(reason), Reach.of(ran)
+    return plan, Reach.of(ran, inputs)
 
 
-class Watch:
-    """What a cell was when its plan was made. Every call compares all of it, so it is laid out for C to compare.
-
-    Attributes:
-        hooks: The hooks of all modules.
-    """
-
-    def __init__(self, cell: nn.Module) -> None:
-        inner = list(cell.modules())[1:]
-        self._inner = tuple(inner)
-        self._classes = tuple(m.__class__ for m in (cell, *inner))
-        self._methods: list[tuple[Mapping[str, object], int, tuple[str, ...], tuple[object, ...]]] = []
-        for cls in _written(self._classes):
-            names, methods = zip(*_methods(cls), strict=True)
-            self._methods.append((vars(cls), len(vars(cls)), names, methods))
-        self._keys = tuple(cell.__dict__)
-        self._free = tuple(key in _OWN for key in self._keys)  # not compared
-        self._values = tuple(None if key in _OWN else value for key, value in cell.__dict__.items())
-        self._dicts: list[tuple[Mapping[Any, object], tuple[object, ...], tuple[object, ...]]] = []
-        self._lists: list[tuple[Collection[object], tuple[object, ...]]] = []
-        self._arrays: list[tuple[Any, bytes]] = []
-        for module in (cell, *inner):
-            self._remember(module._modules)
-            for key, value in module.__dict__.items():
-                if key not in _TORCHS and value.__class__ not in _ATOMS:
-                    for part in (value, *_inside(value)):
-                        self._remember(part)
-        for module in inner:
-            self._remember(module.__dict__)
-        self.hooks = [h for m in (cell, *inner) for h in _hooks(m)]
-
-    def _remember(self, value: object) -> None:
-        kind, found = _content(value)
-        if kind == "numbers":
-            self._arrays.append((value, found))
-        elif kind == "items":
-            self._lists.append((found, tuple(found)))
-        elif kind == "names":
-            self._dicts.append((found, tuple(found), tuple(found.values())))
-            if isinstance(value, nn.Module):
-                self._remember(value._modules)
-
-    def is_same(self, cell: nn.Module) -> bool:
-        """Whether nothing about the cell is another object, beside the tensors that are its weights."""
-        own, classes = cell.__dict__, self._classes
-        return (
-            cell.__class__ is classes[0]
-            and len(own) == len(self._keys)
-            and all(map(is_, own, self._keys))
-            and all(map(or_, self._free, map(is_, own.values(), self._values)))
-            and all(m.__class__ is c for m, c in zip(self._inner, classes[1:], strict=True))
-            and all(len(d) == n and all(map(is_, map(d.get, names), found)) for d, n, names, found in self._methods)
-            and all(
-                len(d) == len(keys) and all(map(is_, d, keys)) and all(map(is_, d.values(), values))
-                for d, keys, values in self._dicts
-            )
-            and all(len(c) == len(items) and all(map(is_, c, items)) for c, items in self._lists)
-            and all(a.tobytes() == content for a, content in self._arrays)
-        )
-
-    def tensors(self, cell: nn.Module) -> object:
-        """The forms of the weights, and which are the same one."""
-        found = [t for m in (cell, *self._inner) for d in (m._parameters, m._buffers) for t in d.values()]
-        forms = [None if t is None else (t.shape, t.dtype, t.stride()) for t in found]
-        ids = [id(t) for t in found if t is not None]
-        return forms, ids if self._inner or len(set(ids)) < len(ids) else None
-
-
-def _hooks(m: nn.Module) -> tuple[Mapping[int, object], ...]:
-    return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
-
-
-def _content(value: object) -> tuple[str, Any]:
-    """What there is to see in a thing that can change: "items", "names" of things, or "numbers"; else "nothing"."""
-    if value.__class__ in _ATOMS or isinstance(value, Tensor):
-        return "nothing", ()
-    if isinstance(value, dict):
-        return "names", value
-    if isinstance(value, list | tuple | set | deque):
-        return "items", value
-    if hasattr(value, "tobytes"):  # a NumPy array
-        return "numbers", value.tobytes()
-    return "names", getattr(value, "__dict__", {})
-
-
-def _inside(value: object, depth: int = 4) -> Iterator[object]:
-    """What a container or an object of settings holds, down to things that cannot change."""
-    kind, found = _content(value)
-    if kind == "nothing" or not depth:
-        return
-    if isinstance(value, nn.Module):  # not registered: an activation in a list
-        parts: Iterable[object] = (*(v for k, v in found.items() if k not in _TORCHS), *value._modules.values())
-    elif kind == "names":
-        parts = (*found, *found.values())
-    else:
-        parts = found if kind == "items" else (found,)
-    for part in parts:
-        yield part
-        yield from _inside(part, depth - 1)
-
-
-def _written(classes: Iterable[type]) -> list[type]:
-    """The classes that somebody wrote, with methods: not PyTorch's, nor ours, which nobody changes while they run."""
-    found = dict.fromkeys(c for each in classes for c in each.__mro__)
-    return [c for c in found if c.__module__.partition(".")[0] not in ("torch", "anyrnn", "builtins") and _methods(c)]
-
-
-def _methods(cls: type) -> list[tuple[str, object]]:
-    kinds = (FunctionType, property, staticmethod, classmethod)
-    return [(name, value) for name, value in vars(cls).items() if isinstance(value, kinds)]
-
-
-def _structure(cell: nn.Module, keeps: list[object]) -> object:
-    """Everything about a cell that its trace depends on, beside the values of its tensors: equal for equal cells."""
-    modules: list[object] = [tuple(m for c in _written(map(type, cell.modules())) for m in _methods(c))]
-    for name, module in cell.named_modules():
-        attributes = tuple(
-            (key, *(_plain(part, keeps) for part in (value, *_inside(value))))
-            for key, value in module.__dict__.items()
-            if key not in _TORCHS
-        )
-        modules.append((name, type(module), attributes))
-    named = [*cell.named_parameters(remove_duplicate=False), *cell.named_buffers(remove_duplicate=False)]
-    inner = [*cell.named_modules()]
-    named += [(f"{path}.{key}", t) for path, m in inner for key, t in vars(m).items() if isinstance(t, Tensor)]
-    first = {id(t): name for name, t in reversed(named)}
-    return tuple(modules), tuple((name, first[id(t)], t.shape, t.dtype, t.stride()) for name, t in named)
-
-
-def _plain(value: object, keeps: list[object]) -> object:
-    """Turn a part of a cell into what is equal for equal parts, or into its identity."""
-    if isinstance(value, list | tuple | set | deque | dict):
-        return type(value), len(value)  # what is inside follows
-    if value.__class__ in _ATOMS or isinstance(value, torch.dtype | torch.Size | bytes):
-        return type(value), value
-    if isinstance(value, Tensor):
-        return "tensor", value.shape, value.dtype
-    keeps.append(value)
-    return id(value)
+def has_hooks(cell: nn.Module) -> bool:
+    """Whether anybody is called when a module of the cell is."""
+    if any(_GLOBAL_HOOKS):
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in cell.modules()
+    )

@@ -1,0 +1,226 @@
+"""What a step's Python asks of tensors while it is traced, beside computing with them.
+
+A trace writes down operations; what a step does with an answer that is no tensor leaves no trace. So every question is
+witnessed here. Sizes, types and places may be asked: those of the features are the same in every call, and the size of
+the batch is answered by a number that may be passed on and multiplied, but not compared. Everything else (Is there a
+gradient? Is it contiguous? What are the numbers?) is refused, and so is what reaches behind operations, as hooks do.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.reach import is_trusted_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import CodeType, FrameType
+
+#: What may be asked of a tensor: the answer follows from the sizes of the cell and the type of its tensors.
+_HARMLESS = frozenset(
+    {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device", "layout", "itemsize"}
+    | {"element_size", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_complex", "is_floating_point"}
+    | {"is_tensor", "is_signed", "is_same_size", "is_nested", "is_mkldnn", "is_mps", "is_xpu", "is_conj", "is_neg"}
+    | {"is_inference", "get_device", "__len__", "result_type", "broadcast_shapes", "names", "_is_view", "is_sparse_csr"}
+    | {"is_storage", "has_names", "__class__", "__repr__", "__hash__", "__format__"}
+)
+#: What may be done though no tensor comes back: it is written down, or seen, as operations are.
+_DONE = frozenset({"__setitem__", "_assert_async", "_check", "_set_grad_enabled"})
+
+#: Functions of PyTorch whose answer belongs to the moment of the call. Named by code that ran, they are refused.
+MOMENTARY = frozenset(
+    {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"}
+    | {"get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "get_num_threads", "is_compiling"}
+    | {"is_dynamo_compiling", "is_scripting", "is_tracing", "is_exporting", "is_anomaly_enabled", "get_rng_state"}
+    | {"set_rng_state", "initial_seed", "manual_seed", "fork_rng", "current_thread", "get_ident", "getpid"}
+)
+
+
+class Batch(int):  # noqa: PLW1641 - to hash it is refused
+    """A multiple of the batch size: it may be passed on, multiplied, divided, and compared with another one.
+
+    Anything else would be an answer that holds for the traced size only.
+    """
+
+    def _refuse(self, *_: object) -> Any:
+        msg = (
+            "it decides something by the size of the batch, which differs from call to call, and from step to step in "
+            "a ragged batch; compute with tensors (torch.where), or decide it when the cell is made"
+        )
+        raise AnyRNNError(msg)
+
+    def _compared(self, other: object, compare: Callable[[Any, Any], bool]) -> bool:
+        """Compare with what every batch compares with alike: a multiple of its size, and what no size is."""
+        if isinstance(other, Batch):
+            return compare(int.__index__(self), int.__index__(other))
+        if isinstance(other, int | float) and other > 0:
+            self._refuse()
+        return compare(int.__index__(self), other)
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared(other, operator.eq)
+
+    def __ne__(self, other: object) -> bool:
+        return self._compared(other, operator.ne)
+
+    def __lt__(self, other: Any) -> bool:
+        return self._compared(other, operator.lt)
+
+    def __le__(self, other: Any) -> bool:
+        return self._compared(other, operator.le)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._compared(other, operator.gt)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._compared(other, operator.ge)
+
+    def __bool__(self) -> bool:
+        return True  # an empty batch is not traced
+
+    def __mul__(self, other: Any) -> Any:
+        return Batch(int.__index__(self) * other) if type(other) is int and other > 0 else self._refuse()
+
+    def __floordiv__(self, other: Any) -> Any:
+        divisor = int.__index__(other) if isinstance(other, int) else 0
+        if divisor < 1 or int.__index__(self) % divisor:
+            return self._refuse()
+        quotient = int.__index__(self) // divisor
+        return quotient if isinstance(other, Batch) else Batch(quotient)
+
+    __rmul__ = __mul__
+    __hash__ = __repr__ = __str__ = __format__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mod__ = __rmod__ = __rfloordiv__ = _refuse
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __divmod__ = __rdivmod__ = _refuse
+    __float__ = __int__ = __neg__ = __abs__ = __and__ = __or__ = __xor__ = _refuse
+
+
+class Number(float):
+    """A number that a step takes as it is when it is called: in a trace a tensor goes along with it.
+
+    Computing with it computes with the tensor, too. To look at it, as `if` does, is refused.
+    """
+
+    tensor: Tensor
+
+    @staticmethod
+    def of(value: float, tensor: Tensor) -> Number:
+        """Return a number with its tensor, which has no dimensions."""
+        number = Number(value)
+        number.tensor = tensor
+        return number
+
+    def _refuse(self, *_: object) -> Any:
+        msg = "it looks at a number that differs from call to call"
+        raise AnyRNNError(msg)
+
+    def _computed(self, other: Any, compute: Callable[[Any, Any], Any], turned: bool = False) -> Any:
+        if isinstance(other, Tensor) or not isinstance(other, int | float):
+            return NotImplemented
+        value = float.__pos__(other) if isinstance(other, float) else other
+        tensor = other.tensor if isinstance(other, Number) else other
+        pairs = (float.__pos__(self), value), (self.tensor, tensor)
+        return Number.of(*(compute(b, a) if turned else compute(a, b) for a, b in pairs))
+
+    def __add__(self, other: Any) -> Any:
+        return self._computed(other, operator.add)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._computed(other, operator.sub)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._computed(other, operator.sub, turned=True)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._computed(other, operator.mul)
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._computed(other, operator.truediv)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._computed(other, operator.truediv, turned=True)
+
+    def __neg__(self) -> Any:
+        return self._computed(-1, operator.mul)
+
+    __radd__, __rmul__ = __add__, __mul__
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __hash__ = _refuse
+    __repr__ = __str__ = __format__ = __int__ = __float__ = __round__ = __trunc__ = _refuse
+    __floor__ = __ceil__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = _refuse
+    __pow__ = __rpow__ = __divmod__ = __rdivmod__ = __abs__ = is_integer = hex = _refuse
+
+
+class Witness(TorchFunctionMode):
+    """Sees every question and every function, and answers with numbers that are followed."""
+
+    def __init__(self, batch: int | None, seen: set[str]) -> None:
+        super().__init__()
+        self._batch = batch
+        self._seen = seen  # takes "len" if the size of the batch was asked in a way that cannot be followed
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Answer a question, or let a function compute."""
+        kwargs = dict(kwargs or {})
+        if any(isinstance(v, Number) for v in pytree.tree_leaves((args, kwargs))):
+            args, kwargs = pytree.tree_map_only(Number, lambda number: number.tensor, (args, kwargs))
+        name = _name_of(func)
+        if name in MOMENTARY:
+            msg = f"it asks `{name}`, whose answer may be another one in the next call"
+            raise AnyRNNError(msg)
+        result = func(*args, **kwargs)
+        if name in _DONE or any(isinstance(r, Tensor) for r in pytree.tree_leaves(result)):
+            return result
+        asked = name in _HARMLESS
+        if not asked and (result is None or name in _REACHING or not is_trusted_file(_asker().co_filename)):
+            msg = f"it uses `Tensor.{name}`, and what comes of that is no operation; compute with tensors"
+            raise AnyRNNError(msg)
+        return self._answer(name, result) if not is_trusted_file(_asker().co_filename) else result
+
+    def _answer(self, name: str, result: Any) -> Any:
+        """Put a followed number in the place of each multiple of the batch size."""
+        if isinstance(result, torch.Size):
+            return torch.Size([self._answer(name, n) for n in result])
+        if self._batch is None or type(result) is not int or result % self._batch or not result:
+            return result
+        if name == "__len__":
+            self._seen.add("len")
+            return result
+        return Batch(result)
+
+
+#: What reaches behind the operations, whoever asks for it.
+_REACHING = frozenset(
+    {"register_hook", "register_post_accumulate_grad_hook", "retain_grad", "numpy", "__array__", "tolist", "data_ptr"}
+    | {"untyped_storage", "storage", "__dlpack__", "backward", "set_", "resize_", "grad_fn", "_backward_hooks"}
+)
+
+
+def _name_of(func: Any) -> str:
+    """The name of a function, or of the attribute that a getter or setter is for."""
+    name = str(getattr(func, "__name__", func))
+    if name == "__get__":
+        owner = getattr(func, "__self__", None)
+        return str(getattr(owner, "__name__", name))
+    return name
+
+
+def _asker() -> CodeType:
+    """The code that called the function which is witnessed."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        frame = frame.f_back
+    assert frame is not None
+    return frame.f_code
+
+
+_BETWEEN = (str(torch.overrides.__file__), str(torch._tensor.__file__))
