@@ -98,7 +98,9 @@ class Reach:
         ran = frozenset(codes)
         found = [_names_of(code) for code in ran]
         indirect = any(
-            not _INDIRECT.isdisjoint(names) and not is_trusted_file(code.co_filename)
+            not _INDIRECT.isdisjoint(names)
+            and not is_trusted_file(code.co_filename)
+            and code.co_name != "update_wrapper"
             for code, names in zip(ran, found, strict=True)
         )
         return Reach(ran, frozenset().union(*found), indirect, frozenset(inputs))

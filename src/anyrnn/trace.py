@@ -184,6 +184,10 @@ class Recorder(TorchDispatchMode):
             msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
             raise AnyRNNError(msg)
         for tensor in tensors:
+            if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_meta:
+                kind = f"{type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
+                msg = f"`{func}` takes a {kind}, which is no plain array of numbers"
+                raise AnyRNNError(msg)
             if id(tensor) not in self.refs:
                 self._name(tensor)
         if any(isinstance(v, torch.Generator) for v in kwargs.values()):
@@ -260,9 +264,6 @@ class Recorder(TorchDispatchMode):
         return target
 
     def _name(self, tensor: Tensor) -> None:
-        if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
-            msg = f"it uses a {type(tensor).__name__} of layout {tensor.layout}, which is no plain array of numbers"
-            raise AnyRNNError(msg)
         if self._name_of is None:
             msg = "a tensor turned up that is not part of the graph"
             raise AnyRNNError(msg)
