@@ -144,10 +144,10 @@ class Loop:
 
     def stored(self, training: bool) -> Program:
         """The program with the outputs that have arrays: those that are no state, then what a backward pass reads."""
-        outputs = [o for o, alias in zip(self.program.outputs, self.aliases, strict=True) if alias is None]
+        p = self.derivative.forward
+        outputs = [o for o, alias in zip(p.outputs, self.aliases, strict=False) if alias is None]
         if training:
-            outputs += self.derivative.forward.outputs[len(self.program.outputs) :]
-        p = self.program
+            outputs += p.outputs[len(self.aliases) :]
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 
     def storage(self, kind: str) -> Storage:
