@@ -29,9 +29,11 @@ def run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run a loop. `from_zero` says that the states are zero.
 
+    Streams, which may have any shape in the cell, are matrices from here on: a row of numbers for each row and step.
     Returns the outputs (T, B, width), zero at padded steps, and the final states (B, size).
     """
-    tensors = [*streams, *states, *vectors, *matrices]
+    rows = [s if s.dim() == 2 or k in loop.padded else s.reshape(len(s), -1) for k, s in enumerate(streams)]
+    tensors = [*rows, *states, *vectors, *matrices]
     count = len(loop.program.outputs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         results = _LoopFunction.apply(loop, layout, from_zero, *tensors)  # type: ignore[no-untyped-call]
