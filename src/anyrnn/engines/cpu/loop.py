@@ -19,6 +19,7 @@ from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
 from anyrnn.engines.cpu.slots import Packed, packed_of
 from anyrnn.program import Program
+from anyrnn.reach import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +142,11 @@ class Loop:
     def derivative(self) -> Derivative:
         """The backward program and what it needs."""
         return derive(self.program)
+
+    @functools.cached_property
+    def reach(self) -> Reach:
+        """Which of its tensors have a gradient."""
+        return Reach(self.program)
 
     def stored(self, training: bool) -> Program:
         """The program with the outputs that have arrays: those that are no state, then what a backward pass reads."""

@@ -63,9 +63,18 @@ class _LoopFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, layout, needed = ctx.loop, ctx.layout, ctx.needs_input_grad[3:]
         kept = ctx.saved_tensors
-        states, count = len(loop.program.states), len(needed)
+        states, count, outputs = len(loop.program.states), len(needed), len(loop.program.outputs)
+        has = [g is not None for g in grads]
+        reached = loop.reach.flags(has[:outputs], has[outputs:], len(layout.rows), layout.is_ragged)
+        needed = [n and r for n, r in zip(needed, reached, strict=True)]
+        if not any(needed):
+            return (None,) * (3 + count)
         with without_autocast():
             if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-                return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
-            made = Pass(loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :])
-            return None, None, None, *backward(made, grads, needed, ctx.from_zero)
+                found = replayed(loop, layout, kept[:count], grads, needed)
+            else:
+                made = Pass(
+                    loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :]
+                )
+                found = backward(made, grads, needed, ctx.from_zero)
+        return None, None, None, *(g if n else None for g, n in zip(found, needed, strict=True))
