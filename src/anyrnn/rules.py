@@ -43,7 +43,8 @@ def lower(
         kept = whole and step.short_name in WHOLE
         result = lowering.whole(str(step.op), args, kwargs) if kept else rule(lowering, *args, **kwargs)
     except (TypeError, ValueError, IndexError, KeyError) as cause:
-        msg = f"{unsupported(step)} in this form ({cause})"
+        form = f"{step.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
+        msg = f"{unsupported(step)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
 
@@ -109,7 +110,16 @@ def _binary(op: str) -> Rule:
 
 
 def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    """Of true and false, one or the other."""
+    if all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b)):
+        return lo.pointwise("logical_or", a, b)
     return lo.pointwise("add", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _mul(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    """Of true and false, both."""
+    masks = all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b))
+    return lo.pointwise("logical_and" if masks else "mul", a, b)
 
 
 def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
@@ -331,6 +341,15 @@ def _bitwise(op: str) -> Rule:
         return lo.pointwise(op, *args)
 
     return rule
+
+
+def _any(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+    true = x if lo.is_mask(x) else lo.pointwise("ne", x, 0)
+    return lo.pointwise("ne", _sum(lo, true, dims, keepdim), 0)
+
+
+def _all(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+    return lo.pointwise("logical_not", _any(lo, lo.pointwise("logical_not", x), dims, keepdim))
 
 
 def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
@@ -577,12 +596,14 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{op: _unary(op) for op in ("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid")},
         **{op: _unary(op) for op in ("sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "trunc")},
         **{op: _unary(op) for op in ("round", "sign", "logical_not")},
-        **{op: _binary(op) for op in ("mul", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
+        **{op: _binary(op) for op in ("maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
         **{op: _binary(op) for op in ("logical_and", "logical_or")},
         **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
-        **{"bitwise_not": _bitwise("logical_not"), "sgn": _unary("sign")},
+        **{"bitwise_not": _bitwise("logical_not"), "bitwise_xor": _bitwise("ne"), "sgn": _unary("sign")},
+        "logical_xor": lambda lo, a, b: lo.pointwise("ne", *(lo.pointwise("ne", v, 0) for v in (a, b))),
+        **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
-        **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
+        **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
