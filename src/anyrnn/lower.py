@@ -89,6 +89,10 @@ class Lowering:
         """Make 1 of true and 0 of false."""
         return self._broadcast([value], lambda nodes: self._typed("positive", 0, nodes[0]))
 
+    def mask(self, value: Value) -> Value:
+        """Make true of all but 0."""
+        return self._broadcast([value], lambda nodes: self._typed("logical_not", 0, nodes[0]))
+
     def _broadcast(self, values: Sequence[Value], make: Callable[[Sequence[Node]], Node]) -> Value:
         """Broadcast tensors as PyTorch does, and make one node of each run of neighbouring numbers in all of them."""
         batched = any(v.batched for v in values)

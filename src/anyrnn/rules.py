@@ -326,7 +326,7 @@ def _prelu_backward(lo: Lowering, grad: Value, x: Value, slope: Value) -> list[V
 def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
     """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
     if dtype == torch.bool:
-        return lo.pointwise("ne", x, 0)
+        return lo.mask(x)
     if dtype is not None and not dtype.is_floating_point and not lo.is_mask(x):
         msg = f"to {dtype}"
         raise ValueError(msg)
@@ -344,8 +344,7 @@ def _bitwise(op: str) -> Rule:
 
 
 def _any(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
-    true = x if lo.is_mask(x) else lo.pointwise("ne", x, 0)
-    return lo.pointwise("ne", _sum(lo, true, dims, keepdim), 0)
+    return lo.mask(_sum(lo, lo.mask(x), dims, keepdim))
 
 
 def _all(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
@@ -600,7 +599,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{op: _binary(op) for op in ("logical_and", "logical_or")},
         **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
         **{"bitwise_not": _bitwise("logical_not"), "bitwise_xor": _bitwise("ne"), "sgn": _unary("sign")},
-        "logical_xor": lambda lo, a, b: lo.pointwise("ne", *(lo.pointwise("ne", v, 0) for v in (a, b))),
+        "logical_xor": lambda lo, a, b: lo.pointwise("ne", lo.mask(a), lo.mask(b)),
         **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
         **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "where": _where},

@@ -254,7 +254,7 @@ class _Loop:
 
     def _typed(self, ref: Ref, value: Value) -> Value:
         """True and false are a mask, whatever they are made of: arrays hold numbers, and so do constants."""
-        return self.lowering.pointwise("ne", value, 0) if self.graph.dtypes[ref] == torch.bool else value
+        return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
 
     def _operands(self, step: Step) -> tuple[Any, Ref, Ref]:
         """Return the addend, the rows and the matrix of a product."""
