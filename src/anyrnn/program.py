@@ -39,7 +39,7 @@ POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         for name in (
             *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
             *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("positive", "detach", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
+            *("positive", "detach", "add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"),
             *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
         )
     }
@@ -51,7 +51,7 @@ MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_o
 #: Those dear enough that a backward pass keeps the result rather than computing it again.
 DEAR = frozenset(
     {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
-    | {"sin", "cos", "erf", "div", "pow"}
+    | {"sin", "cos", "erf", "div", "pow", "fmod"}
 )
 
 

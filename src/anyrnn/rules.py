@@ -40,7 +40,7 @@ def lower(
     if rule is None:
         raise AnyRNNError(unsupported(step))
     try:
-        kept = whole and step.short_name in WHOLE
+        kept = whole and (step.short_name in WHOLE or step.name in WHOLE)
         result = lowering.whole(str(step.op), args, kwargs) if kept else rule(lowering, *args, **kwargs)
     except (TypeError, ValueError, IndexError, KeyError) as cause:
         form = f"{step.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
@@ -127,8 +127,28 @@ def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> 
 
 
 def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = None) -> Value:
+    """Rounded down it is not the quotient rounded: 1 // 0.1 is 9."""
     quotient = lo.pointwise("div", a, b)
-    return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+    if rounding_mode != "floor":
+        return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+    rest = lo.pointwise("fmod", a, b)
+    whole = lo.pointwise("div", lo.pointwise("sub", a, rest), b)
+    whole = _where(lo, _turned(lo, rest, b), lo.pointwise("sub", whole, 1), whole)
+    down = lo.pointwise("floor", whole)
+    down = _choose(lo, "gt", lo.pointwise("sub", whole, down), 0.5, lo.pointwise("add", down, 1), down)
+    near_zero = lo.pointwise("mul", quotient, 0)
+    return _choose(lo, "eq", b, 0, quotient, _choose(lo, "eq", whole, 0, near_zero, down))
+
+
+def _turned(lo: Lowering, rest: Value, b: Value | float) -> Value:
+    """Whether what is left of a division is not 0 and has not the sign of the divisor."""
+    below = lo.pointwise("ne", lo.pointwise("lt", rest, 0), lo.pointwise("lt", b, 0))
+    return lo.pointwise("logical_and", lo.pointwise("ne", rest, 0), below)
+
+
+def _remainder(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    rest = lo.pointwise("fmod", a, b)
+    return _where(lo, _turned(lo, rest, b), lo.pointwise("add", rest, b), rest)
 
 
 def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
@@ -158,7 +178,7 @@ def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Val
     return lo.pointwise("where", mask, a, b)
 
 
-def _choose(lo: Lowering, op: str, x: Value, edge: float, a: Value | float, b: Value | float) -> Value:
+def _choose(lo: Lowering, op: str, x: Value | float, edge: float, a: Value | float, b: Value | float) -> Value:
     return _where(lo, lo.pointwise(op, x, edge), a, b)
 
 
@@ -602,6 +622,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "logical_xor": lambda lo, a, b: lo.pointwise("ne", lo.mask(a), lo.mask(b)),
         **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
+        **{"fmod": _binary("fmod"), "remainder": _remainder},
         **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
@@ -647,5 +668,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 #: Operations on each number whose derivative is PyTorch's own: they are more than one elementary operation.
 WHOLE = frozenset({"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}) | {
     *("softshrink", "hardshrink", "tan", "threshold", "softplus", "hardtanh", "hardsigmoid", "hardswish", "silu"),
-    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv"),
+    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv", "fmod", "remainder"),
+    *("div.Tensor_mode", "div.Scalar_mode"),
 }
