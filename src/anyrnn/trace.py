@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Recorder(TorchDispatchMode):
         self._name_of = name_of
         self._kept: list[Tensor] = []  # so that no id is used twice
         self._stale: set[int] = set()
+        self.varying: set[Ref] = set()  # what depends on the input or the state
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -146,10 +148,15 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _number(self, tensor: Tensor) -> Ref:
-        ref = self.refs[id(tensor)] = Ref(len(self.shapes))
+        ref = self.refs[id(tensor)] = self._fresh(tensor)
+        self._kept.append(tensor)
+        return ref
+
+    def _fresh(self, tensor: Tensor) -> Ref:
+        """A number for what a tensor is before it is detached."""
+        ref = Ref(len(self.shapes))
         self.shapes[ref] = tuple(tensor.shape)
         self.dtypes[ref] = tensor.dtype
-        self._kept.append(tensor)
         return ref
 
     def __torch_dispatch__(
@@ -161,7 +168,11 @@ class Recorder(TorchDispatchMode):
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if self._name_of is not None and tensors and not torch.is_grad_enabled():
+        if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
+            self._let_check(args[0])
+            return func(*args, **kwargs)
+        frozen = self._name_of is not None and not torch.is_grad_enabled()
+        if frozen and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
             msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
             raise AnyRNNError(msg)
         for tensor in tensors:
@@ -181,9 +192,44 @@ class Recorder(TorchDispatchMode):
             )
             raise AnyRNNError(msg)
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
-        many = isinstance(result, list | tuple)
-        self.steps.append(Step(func, recorded[0], recorded[1], tuple(self.ref(o) for o in outputs), many))
+        self._note(func, recorded[0], recorded[1], result, frozen)
         return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frozen: bool = False) -> None:
+        """Write a step down; `frozen` ends the path of gradients at what it gives."""
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if frozen:
+            refs = tuple(self._fresh(o) for o in outputs)
+            detach = torch.ops.aten.detach.default
+            after = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+        else:
+            refs, after = tuple(self.ref(o) for o in outputs), []
+        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *after]
+        for step in steps:
+            if self.varying.intersection(step.inputs):
+                self.varying.update(step.outputs)
+        self.steps += steps
+
+    def note_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Write a call of an autograd.Function down."""
+        for tensor in args:
+            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+                self._name(tensor)
+        self._note(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
+
+    def is_varying(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the input or the state."""
+        return self.refs.get(id(tensor)) in self.varying
+
+    def _let_check(self, info: Tensor) -> None:
+        """Have an operation of linear algebra check its own result, as its caller just did."""
+        ref = self.ref(info)
+        for k, step in enumerate(self.steps):
+            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
+                names = [a.name for a in step.op._schema.arguments]
+                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
+                given = {} if len(args) > names.index("check_errors") else {"check_errors": True}
+                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **given})
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
@@ -204,6 +250,8 @@ class Recorder(TorchDispatchMode):
         self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
         self._stale.discard(id(target))
         self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
+        if self.varying.intersection(self.steps[-1].inputs):
+            self.varying.update(self.steps[-1].outputs)
         return target
 
     def _name(self, tensor: Tensor) -> None:
@@ -286,6 +334,7 @@ def _trace(
         for size in (input_size, *signature.state_sizes)
     )
     inputs = [recorder.ref(t) for t in (x, *states)]
+    recorder.varying.update(inputs)
     outer = sys.getprofile()
     locals_seen: dict[Ref, str] = {}
 
@@ -297,7 +346,8 @@ def _trace(
 
     devices = [like.device] if like.device.type == "cuda" else []
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices), caching_nothing(), recorder:
+        functions = recorded(recorder.note_function, recorder.is_varying)
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices), caching_nothing(), functions, recorder:
             sys.setprofile(note_locals)
             output, new = signature.step(twin, x, tuple(states))
     except AnyRNNError:
