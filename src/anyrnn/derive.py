@@ -2,9 +2,9 @@
 
 The step is evaluated in PyTorch with every product cut off: what a product gives is a leaf, what it takes is an output.
 What is left is arithmetic on each number and reductions, whose gradient autograd computes while every operation it runs
-is recorded and lowered as the cell's own were. The products are put back by the chain rule: the gradient of what a
-product takes is the gradient of what it gives times the transposed matrix. Gradients of matrices are left for one large
-product after the loop.
+is recorded and lowered as the cell's own were; that of an activation is PyTorch's own backward operation. The products
+are put back by the chain rule: the gradient of what a product takes is the gradient of what it gives times the
+transposed matrix. Gradients of matrices are left for one large product after the loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
-from anyrnn.rules import lower
+from anyrnn.rules import elementary, expand, lower
 from anyrnn.trace import Recorder, Ref
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Derivative:
     """A program and its backward program.
 
     Attributes:
-        forward: The program, with one output more if the backward one reads anything again: what is saved for it.
+        forward: The program in elementary operations, with one output more if the backward one reads anything again:
+            what is saved for it.
         backward: Its states are gradients of the states. Its streams are those of the program, the gradients of its
             outputs, and the saved values. Its outputs are the gradients of all products, in `products` arrays, then
             those of the streams in `stream_outputs`. Its totals are gradients of vectors.
@@ -87,12 +88,24 @@ class _Derivation:
         self.program = program
         self.nodes = program.nodes
         self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
-        self.builder = Builder({(n.op, n.args, n.width, n.attr): n for n in self.nodes})
+        self.builder = Builder.of(self.nodes)
         self.lowering = Lowering(self.builder)
         self.saved: list[Node] = []
         # Streams are not among them: what products add to their gradients is left for after the loop.
         self.operands = list(dict.fromkeys(a for dot in self.dots for a in dot.args if a.op != "stream"))
+        self.dear = self._dear()
         self.gradients = self._gradients()
+
+    def _dear(self) -> set[Node]:
+        """What takes long enough to compute to be kept."""
+        made = expand(self.nodes)
+
+        def is_dear(node: Node) -> bool:
+            args = {made[a] for a in node.args}
+            parts = ordered([made[node]], given=args.__contains__)
+            return node.op == "dot" or node.op in REDUCTIONS or any(n.op in DEAR for n in parts if n not in args)
+
+        return {node for node in self.nodes if is_dear(node)}
 
     # ---- Step 1: the gradients of all leaves and products, with the products cut off ----
 
@@ -149,7 +162,9 @@ class _Derivation:
                 values.setdefault(step.outputs[0], values[step.args[0]])
             elif any(ref not in values for ref in step.outputs):
                 args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
-                for ref, value in zip(step.outputs, lower(self.lowering, step, args, kwargs), strict=False):
+                for ref, value in zip(
+                    step.outputs, lower(self.lowering, step, args, kwargs, whole=False), strict=False
+                ):
                     values.setdefault(ref, value)
         return {n: values[recorder.ref(g)] for n, g in zip(leaves, found, strict=True) if g is not None}
 
@@ -163,8 +178,7 @@ class _Derivation:
         done: dict[Node, Node] = {}
 
         def in_memory(node: Node) -> bool:
-            kept = node.op == "dot" or node.op in DEAR or node.op in REDUCTIONS or node in operands
-            return kept or not node.args or node in current
+            return node in self.dear or node in operands or not node.args or node in current
 
         def forward(root: Node) -> Node:
             for node in ordered([root], given=in_memory):
@@ -180,7 +194,7 @@ class _Derivation:
             if node in current:
                 return self.builder.node("current", (), node.width, current[node])
             if not in_memory(node):
-                return self.builder.pointwise(node.op, *(read[a] for a in node.args))
+                return self.builder.alike(node, tuple(read[a] for a in node.args))
             if node not in self.saved:
                 self.saved.append(node)
             array = len(self.program.streams) + len(self.program.outputs)
@@ -199,10 +213,7 @@ class _Derivation:
                 return self.builder.cut(self._product_of(node.attr[0], resolved), node.attr[1], node.width)
             if not node.args:
                 return node
-            args = tuple(done[a] for a in node.args)
-            if node.op in REDUCTIONS:
-                return self.builder.reduction(node.op, args)
-            return self.builder.pointwise(node.op, *args)
+            return self.builder.alike(node, tuple(done[a] for a in node.args))
 
         return [resolved(root) for root in roots]
 
@@ -267,7 +278,9 @@ class _Derivation:
             *([g for _, g in streams[k]] for k in with_gradient),
             [g for parts in vectors for _, g in parts],
         ]
-        flat = self.builder.merge_products(self._resolve([g for group in groups for g in group]))
+        roots = self._resolve([g for group in groups for g in group])
+        made = expand(roots, self.builder)
+        flat = self.builder.merge_products([made[r] for r in roots])
         for operand in self.operands:  # matrices' gradients need what the products took
             if not operand.is_leaf and operand not in self.saved:
                 self.saved.append(operand)
@@ -299,7 +312,7 @@ class _Derivation:
             program.streams, program.states, program.vectors, program.matrices, program.new_states,
             (*program.outputs, *saved), names=program.names,
         )  # fmt: skip
-        return Derivative(forward, backward, self._terms(), len(products), with_gradient, vector_totals)
+        return Derivative(elementary(forward), backward, self._terms(), len(products), with_gradient, vector_totals)
 
     def _together(self) -> list[list[Node]]:
         """The products in runs that take the same streams: their gradients are one large product's whole operand."""

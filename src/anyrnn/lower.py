@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anyrnn.program import MASKS, Builder, Node
+from anyrnn.program import HERE, MASKS, Builder, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,8 +72,29 @@ class Lowering:
         return all(node.op in MASKS for node, _ in self._parts(value.codes))
 
     def pointwise(self, op: str, *operands: Value | float) -> Value:
-        """Apply an operation of the loop program, with PyTorch's broadcasting."""
+        """Apply an elementary operation, with PyTorch's broadcasting."""
         values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
+        return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_typed(op, nodes)))
+
+    def whole(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+        """Apply an operation of PyTorch's on each number, such as "aten.elu.default", as one."""
+        values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
+        given = tuple(HERE if isinstance(a, Value) else a for a in args)
+        named = tuple((k, HERE if isinstance(a, Value) else a) for k, a in kwargs.items())
+        return self._broadcast(
+            values, lambda nodes: self.builder.whole(op, tuple(self._all_typed(op, nodes)), (given, named))
+        )
+
+    def number(self, value: Value) -> Value:
+        """Make 1 of true and 0 of false."""
+        return self._broadcast([value], lambda nodes: self._typed("positive", 0, nodes[0]))
+
+    def mask(self, value: Value) -> Value:
+        """Make true of all but 0."""
+        return self._broadcast([value], lambda nodes: self._typed("logical_not", 0, nodes[0]))
+
+    def _broadcast(self, values: Sequence[Value], make: Callable[[Sequence[Node]], Node]) -> Value:
+        """Broadcast tensors as PyTorch does, and make one node of each run of neighbouring numbers in all of them."""
         batched = any(v.batched for v in values)
         rank = max(v.codes.ndim for v in values if v.batched) if batched else 0
         arrays = []
@@ -94,7 +115,7 @@ class Lowering:
         made = []
         for a, b in itertools.pairwise(edges):
             nodes = [self._node(f[a], b - a, int(f[a + 1] - f[a]) if b - a > 1 else 1) for f in flats]
-            node = self.builder.pointwise(op, *(self._typed(op, k, n) for k, n in enumerate(nodes)))
+            node = make(nodes)
             codes = np.arange(b - a, dtype=np.int64) if node.width > 1 else np.zeros(b - a, dtype=np.int64)
             made.append(codes + (self._number(node) << _SHIFT))
         codes = np.concatenate(made) if made else flats[0]
@@ -106,7 +127,7 @@ class Lowering:
         both = "add" if op == "sum" else "maximum"
         count = moved.shape[-1]
         if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
-            total = self.pointwise("add", Value(moved[..., 0], value.batched), 0)
+            total = self.number(Value(moved[..., 0], value.batched))
             for k in range(1, count):
                 total = self.pointwise(both, total, Value(moved[..., k], value.batched))
             return Value(np.expand_dims(total.codes, axis), value.batched)
@@ -145,6 +166,9 @@ class Lowering:
             return node
         one, zero = self.builder.constant(1), self.builder.constant(0)
         return self.builder.pointwise(*(("ne", node, zero) if wants_mask else ("where", node, one, zero)))
+
+    def _all_typed(self, op: str, nodes: Sequence[Node]) -> list[Node]:
+        return [self._typed(op, k, node) for k, node in enumerate(nodes)]
 
     def _parts(self, codes: NDArray[np.int64]) -> list[tuple[Node, int]]:
         """The nodes of neighbouring numbers, and how many numbers each is: more than its width if it is repeated."""

@@ -3,6 +3,9 @@
 A program is one step of the loop part of a cell, for one row of the batch: a graph of values, each `width` numbers
 wide. Rows never meet, and features meet only in products with a matrix (`dot`) and in reductions (`sum`, `max`).
 Everything about layout (cat, chunk, slice, view) is already resolved: a leaf says which numbers of an array it is.
+
+An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is derived: its derivative is
+then the one that the running PyTorch has for it. Only what is emitted consists of elementary operations alone.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: Values that come from outside, each a range of an array. `attr` is (index of the array, first number).
 #: stream: differs by row and step; state: by row, carried along; vector: the same for all rows and steps.
@@ -36,7 +39,7 @@ POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         for name in (
             *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
             *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("positive", "detach", "add", "sub", "mul", "div", "pow", "maximum", "minimum"),
+            *("positive", "detach", "add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"),
             *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
         )
     }
@@ -48,9 +51,12 @@ MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_o
 #: Those dear enough that a backward pass keeps the result rather than computing it again.
 DEAR = frozenset(
     {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
-    | {"sin", "cos", "erf", "div", "pow"}
+    | {"sin", "cos", "erf", "div", "pow", "fmod"}
 )
 
+
+#: In the arguments of an operation of PyTorch's, the place of a value.
+HERE = "%"
 
 #: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward pass, a norm adds 50.
 MOST_VALUES = 1500
@@ -61,11 +67,12 @@ class Node:
     """A value of the program. Equal values are the same object: see `Builder`.
 
     Attributes:
-        op: A leaf, "constant", "dot", a reduction or a pointwise operation.
+        op: A leaf, "constant", "dot", a reduction, a pointwise operation, or one of PyTorch's such as
+            "aten.elu.default".
         args: The values it is computed from.
         width: How many numbers it is.
         attr: leaf: (array, first number); constant: (number,); dot: for each argument (matrix, first row, first
-            column, transposed).
+            column, transposed); an operation of PyTorch's: its arguments, with `HERE` where a value belongs.
     """
 
     op: str
@@ -78,6 +85,16 @@ class Node:
         """It comes from an array."""
         return self.op in LEAVES
 
+    @property
+    def is_whole(self) -> bool:
+        """It is an operation of PyTorch's on each number, which elementary ones have yet to take the place of."""
+        return self.op.startswith("aten.")
+
+    @property
+    def is_pointwise(self) -> bool:
+        """It is computed number by number."""
+        return self.op in POINTWISE or self.is_whole
+
     def __repr__(self) -> str:
         return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
 
@@ -86,12 +103,17 @@ class Node:
 class Builder:
     """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
 
-    known: dict[tuple[object, ...], Node] = field(default_factory=dict)
+    known: dict[object, Node] = field(default_factory=dict)
     moved: dict[Node, Node] = field(default_factory=dict)  # what was rebuilt as what
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> Builder:
+        """Go on from the nodes of a program."""
+        return cls({_key(n.op, n.args, n.width, n.attr): n for n in nodes})
 
     def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
         """Return the node with these parts."""
-        key = (op, args, width, attr)
+        key = _key(op, args, width, attr)
         found = self.known.get(key)
         if found is None:
             if len(self.known) > MOST_VALUES:
@@ -113,20 +135,33 @@ class Builder:
         """Return a number."""
         return self.node("constant", (), 1, (float(value),))
 
+    def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
+        """Apply an operation of PyTorch's to each number; `attr` are its arguments, see `Node`."""
+        return self.node(op, args, max(a.width for a in args), attr)
+
+    def alike(self, node: Node, args: tuple[Node, ...]) -> Node:
+        """Apply a node's operation to other values, which may be of another width if it works on each number."""
+        if node.is_whole:
+            return self.whole(node.op, args, node.attr)
+        return (
+            self.pointwise(node.op, *args) if node.op in POINTWISE else self.node(node.op, args, node.width, node.attr)
+        )
+
     def pointwise(self, op: str, *args: Node) -> Node:
-        """Apply an operation to each number."""
+        """Apply an elementary operation to each number."""
         if op not in POINTWISE:
             msg = f"`{op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
         numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
         if None not in numbers and op not in MASKS and op not in ("where", "positive"):
-            operands = [torch.tensor(n, dtype=torch.float64) for n in numbers]
-            return self.constant(POINTWISE[op](*operands).item())
+            folded = _folded(op, numbers)
+            if folded is not None:
+                return self.constant(folded)
         if op == "ne" and args[0].op in MASKS and numbers[1] == 0:
             return args[0]
-        if (op in ("add", "sub") and numbers[1] == 0) or (op in ("mul", "div") and numbers[1] == 1):
+        if str(numbers[-1]) in _NEUTRAL.get(op, ()):
             return args[0]
-        if (op == "add" and numbers[0] == 0) or (op == "mul" and numbers[0] == 1):
+        if op in ("add", "mul") and str(numbers[0]) in _NEUTRAL[op]:
             return args[1]
         return self.node(op, args, max(a.width for a in args))
 
@@ -152,25 +187,24 @@ class Builder:
         if node.op == "dot":
             moved = tuple((m, row, col + start, tr) for m, row, col, tr in node.attr)
             return self.node("dot", node.args, width, moved)
-        return self.pointwise(node.op, *(self.cut(a, start, width) for a in node.args))
+        return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
 
     def dot(self, terms: Iterable[tuple[Node, tuple[int, int, int, bool]]], width: int) -> Node:
         """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
         terms = sorted(terms, key=lambda term: str((term[0].op, term[0].attr, term[1])))
         return self.node("dot", tuple(t[0] for t in terms), width, tuple(t[1] for t in terms))
 
-    def rebuild(self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]) -> list[Node]:
+    def rebuild(
+        self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]
+    ) -> dict[Node, Node]:
         """Rebuild graphs from the leaves up; `replace` may put another node in the place of one."""
         done: dict[Node, Node] = {}
         for node in ordered(roots):
             args = tuple(done[a] for a in node.args)
             new = replace(node, args)
-            if new is None:
-                plain = node.op in POINTWISE
-                new = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
-            done[node] = new
+            done[node] = self.alike(node, args) if new is None else new
         self.moved.update((a, b) for a, b in done.items() if a is not b)
-        return [done[root] for root in roots]
+        return done
 
     def merge_products(self, roots: list[Node]) -> list[Node]:
         """Turn sums of products into one product, ``W x + b + U h`` into ``(W x + U h) + b``, where used once."""
@@ -196,9 +230,7 @@ class Builder:
                             total = self.pointwise("add", total, done[part])
                     done[node] = total
                     continue
-            args = tuple(done[a] for a in node.args)
-            plain = node.op in POINTWISE
-            done[node] = self.pointwise(node.op, *args) if plain else self.node(node.op, args, node.width, node.attr)
+            done[node] = self.alike(node, tuple(done[a] for a in node.args))
         self.moved.update((a, b) for a, b in done.items() if a is not b)
         return [done[root] for root in roots]
 
@@ -230,7 +262,25 @@ class Builder:
             pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]
             return self.reduction(node.op, tuple(pieces))
 
-        return self.rebuild(roots, replace)
+        done = self.rebuild(roots, replace)
+        return [done[root] for root in roots]
+
+
+#: Which second numbers leave the first one as it is: adding 0 makes 0 of -0.
+_NEUTRAL = {"add": ("-0.0",), "sub": ("0.0",), "mul": ("1.0",), "div": ("1.0",)}
+
+
+def _key(op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> object:
+    """What equal nodes have in common. Numbers count as they are written: 0 is not -0, and NaN is itself."""
+    return op, args, width, repr(attr) if op == "constant" or op.startswith("aten.") else attr
+
+
+def _folded(op: str, numbers: Sequence[Any]) -> float | None:
+    """The result of an operation on constants, unless it is another one where each is rounded to float32."""
+    double, single = (
+        POINTWISE[op](*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
+    )
+    return double.item() if str(double.float().item()) == str(single.item()) else None
 
 
 def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
@@ -298,7 +348,7 @@ class Program:
                     assert row + arg.width <= rows, node
                     assert col + node.width <= cols, node
             else:
-                assert node.op == "constant" or node.op in REDUCTIONS or node.op in POINTWISE, node
+                assert node.op == "constant" or node.op in REDUCTIONS or node.is_pointwise, node
                 assert node.op in REDUCTIONS or all(a.width in (1, node.width) for a in node.args), node
 
     @property
@@ -345,6 +395,10 @@ class Program:
                         f"{shown[a]} @ M{m}{'.T' if tr else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
                         for a, (m, row, col, tr) in terms
                     )
+                elif node.is_whole:
+                    given, named = filled(node.attr, [shown[a] for a in node.args])
+                    every = [*map(str, given), *(f"{k}={v}" for k, v in named.items())]
+                    text = f"{node.op.split('.')[1]}({', '.join(every)})"
                 else:
                     text = f"{node.op}({', '.join(shown[a] for a in node.args)})"
                 lines.append(f"{name} = {text}")
@@ -375,5 +429,19 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: tuple[T
             known[node] = sum(totals[1:], totals[0])
         elif node.op == "max":
             known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
+        elif node.is_whole:
+            _, name, overload = node.op.split(".")
+            given, named = filled(node.attr, args)
+            result = getattr(getattr(torch.ops.aten, name), overload)(*given, **named)
+            known[node] = result if isinstance(result, Tensor) else result[0]
         else:
             known[node] = POINTWISE[node.op](*args)
+
+
+def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of an operation of PyTorch's, with values in the places of `HERE`."""
+    given, named = attr
+    following = iter(values)
+    return [next(following) if a == HERE else a for a in given], {
+        k: next(following) if a == HERE else a for k, a in named
+    }

@@ -1,9 +1,15 @@
-"""What each ATen operation is to the loop program: the table `RULES`."""
+"""What each ATen operation is to the loop program: the table `RULES`.
+
+Operations in `WHOLE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those of
+PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches, each
+is computed for all arguments and one selected.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +18,7 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
+from anyrnn.program import Builder, Node, Program, filled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +28,10 @@ if TYPE_CHECKING:
 Rule = Callable[..., "Value | list[Value]"]
 
 
-def lower(lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Value]:
-    """Lower one operation, whose tensor arguments are Values.
+def lower(
+    lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], whole: bool = True
+) -> list[Value]:
+    """Lower one operation, whose tensor arguments are Values; `whole` leaves those in `WHOLE` as they are.
 
     Raises:
         AnyRNNError: if the loop program has no such operation. The message names it.
@@ -31,11 +40,45 @@ def lower(lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[s
     if rule is None:
         raise AnyRNNError(unsupported(step))
     try:
-        result = rule(lowering, *args, **kwargs)
+        kept = whole and (step.short_name in WHOLE or step.name in WHOLE)
+        result = lowering.whole(str(step.op), args, kwargs) if kept else rule(lowering, *args, **kwargs)
     except (TypeError, ValueError, IndexError, KeyError) as cause:
-        msg = f"{unsupported(step)} in this form ({cause})"
+        form = f"{step.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
+        msg = f"{unsupported(step)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
+
+
+def elementary(program: Program) -> Program:
+    """A program in elementary operations."""
+    made = expand(program.nodes)
+
+    def all_of(arrays: Sequence[tuple[Node, ...]]) -> tuple[tuple[Node, ...], ...]:
+        return tuple(tuple(made[n] for n in pieces) for pieces in arrays)
+
+    return replace(
+        program,
+        new_states=all_of(program.new_states),
+        outputs=all_of(program.outputs),
+        totals=tuple(made[n] for n in program.totals),
+        names={made[n]: name for n, name in program.names.items() if n in made},
+    )
+
+
+def expand(roots: Sequence[Node], builder: Builder | None = None) -> dict[Node, Node]:
+    """What each node that the roots need is in elementary operations."""
+    lowering = Lowering(builder or Builder())
+
+    def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
+        if not node.is_whole:
+            return None
+        values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
+        given, named = filled(node.attr, values)
+        result = RULES[node.op.split(".")[1]](lowering, *given, **named)
+        (piece,) = lowering.pieces(result if isinstance(result, Value) else result[0])
+        return piece
+
+    return lowering.builder.rebuild(roots, expanded)
 
 
 def unsupported(step: Step) -> str:
@@ -67,7 +110,16 @@ def _binary(op: str) -> Rule:
 
 
 def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+    """Of true and false, one or the other."""
+    if all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b)):
+        return lo.pointwise("logical_or", a, b)
     return lo.pointwise("add", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
+
+
+def _mul(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    """Of true and false, both."""
+    masks = all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b))
+    return lo.pointwise("logical_and" if masks else "mul", a, b)
 
 
 def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
@@ -75,12 +127,32 @@ def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> 
 
 
 def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = None) -> Value:
+    """Rounded down it is not the quotient rounded: 1 // 0.1 is 9."""
     quotient = lo.pointwise("div", a, b)
-    return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+    if rounding_mode != "floor":
+        return quotient if rounding_mode is None else lo.pointwise(rounding_mode, quotient)
+    rest = lo.pointwise("fmod", a, b)
+    whole = lo.pointwise("div", lo.pointwise("sub", a, rest), b)
+    whole = _where(lo, _turned(lo, rest, b), lo.pointwise("sub", whole, 1), whole)
+    down = lo.pointwise("floor", whole)
+    down = _choose(lo, "gt", lo.pointwise("sub", whole, down), 0.5, lo.pointwise("add", down, 1), down)
+    near_zero = lo.pointwise("mul", quotient, 0)
+    return _choose(lo, "eq", b, 0, quotient, _choose(lo, "eq", whole, 0, near_zero, down))
+
+
+def _turned(lo: Lowering, rest: Value, b: Value | float) -> Value:
+    """Whether what is left of a division is not 0 and has not the sign of the divisor."""
+    below = lo.pointwise("ne", lo.pointwise("lt", rest, 0), lo.pointwise("lt", b, 0))
+    return lo.pointwise("logical_and", lo.pointwise("ne", rest, 0), below)
+
+
+def _remainder(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+    rest = lo.pointwise("fmod", a, b)
+    return _where(lo, _turned(lo, rest, b), lo.pointwise("add", rest, b), rest)
 
 
 def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
-    if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -1, -2):
+    if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -0.5, -1, -2):
         assert isinstance(a, Value)
         square = lo.pointwise("mul", a, a)
         forms: dict[float, Callable[[], Value]] = {
@@ -88,6 +160,7 @@ def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
             2: lambda: square,
             3: lambda: lo.pointwise("mul", square, a),
             0.5: lambda: lo.pointwise("sqrt", a),
+            -0.5: lambda: lo.pointwise("rsqrt", a),
             -1: lambda: lo.pointwise("reciprocal", a),
             -2: lambda: lo.pointwise("reciprocal", square),
         }
@@ -96,24 +169,22 @@ def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
 
 
 def _clamp(lo: Lowering, x: Value, min: Value | float | None = None, max: Value | float | None = None) -> Value:  # noqa: A002
-    """By comparison, so that the gradient passes at the edges themselves, and NaN stays."""
-    y = x
-    if max is not None:
-        y = _where(lo, lo.pointwise("gt", x, max), max, y)
-    return y if min is None else _where(lo, lo.pointwise("lt", x, min), min, y)
+    """Where the lower bound is above the upper one, that is the upper one; NaN stays, and so does a bound of NaN."""
+    y = x if min is None else lo.pointwise("maximum", x, min)
+    return y if max is None else lo.pointwise("minimum", y, max)
 
 
 def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Value:
     return lo.pointwise("where", mask, a, b)
 
 
-def _choose(lo: Lowering, op: str, x: Value, edge: float, a: Value | float, b: Value | float) -> Value:
+def _choose(lo: Lowering, op: str, x: Value | float, edge: float, a: Value | float, b: Value | float) -> Value:
     return _where(lo, lo.pointwise(op, x, edge), a, b)
 
 
 def _softplus(lo: Lowering, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     scaled = lo.pointwise("mul", x, beta)
-    soft = lo.pointwise("mul", lo.pointwise("log1p", lo.pointwise("exp", scaled)), 1 / beta)
+    soft = lo.pointwise("div", lo.pointwise("log1p", lo.pointwise("exp", scaled)), beta)
     return _choose(lo, "gt", scaled, threshold, x, soft)
 
 
@@ -136,12 +207,15 @@ def _softshrink(lo: Lowering, x: Value, edge: float = 0.5) -> Value:
 
 
 def _hardtanh(lo: Lowering, x: Value, low: float = -1, high: float = 1) -> Value:
-    """Unlike a clamp, without a gradient at the edges."""
-    return _choose(lo, "le", x, low, low, _choose(lo, "ge", x, high, high, x))
+    return _clamp(lo, x, low, high)
 
 
 def _hardsigmoid(lo: Lowering, x: Value) -> Value:
     return lo.pointwise("div", _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6), 6)
+
+
+def _hardswish(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("div", lo.pointwise("mul", x, _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6)), 6)
 
 
 def _silu(lo: Lowering, x: Value) -> Value:
@@ -164,22 +238,119 @@ def _log_sigmoid(lo: Lowering, x: Value) -> list[Value]:
     return [lo.pointwise("sub", small, lo.pointwise("log1p", away)), lo.constant(0)]
 
 
-def _tanh_backward(lo: Lowering, g: Value, y: Value) -> Value:
-    return lo.pointwise("mul", g, lo.pointwise("sub", 1, lo.pointwise("mul", y, y)))
+def _lerp(lo: Lowering, a: Value, b: Value, weight: Value | float) -> Value:
+    """From the nearer end, so that it is exact at both."""
+    way = lo.pointwise("sub", b, a)
+    near = lo.pointwise("add", a, lo.pointwise("mul", way, weight))
+    far = lo.pointwise("sub", b, lo.pointwise("mul", way, lo.pointwise("sub", 1, weight)))
+    if isinstance(weight, int | float):
+        return near if abs(weight) < 0.5 else far
+    return _choose(lo, "lt", lo.pointwise("abs", weight), 0.5, near, far)
 
 
-def _sigmoid_backward(lo: Lowering, g: Value, y: Value) -> Value:
-    return lo.pointwise("mul", g, lo.pointwise("mul", y, lo.pointwise("sub", 1, y)))
+def _product(lo: Lowering, *factors: Value | float) -> Value:
+    """From left to right."""
+    first, *others = factors
+    for factor in others:
+        first = lo.pointwise("mul", first, factor)
+    assert isinstance(first, Value)
+    return first
+
+
+def _tanh_backward(lo: Lowering, grad: Value, y: Value) -> Value:
+    return lo.pointwise("mul", grad, lo.pointwise("sub", 1, lo.pointwise("mul", y, y)))
+
+
+def _sigmoid_backward(lo: Lowering, grad: Value, y: Value) -> Value:
+    return lo.pointwise("mul", grad, lo.pointwise("mul", y, lo.pointwise("sub", 1, y)))
+
+
+def _elu_backward(
+    lo: Lowering, grad: Value, alpha: float, scale: float, input_scale: float, is_result: bool, x: Value
+) -> Value:
+    """Of the argument, or of the result."""
+    low = (
+        lo.pointwise("add", x, alpha * scale) if is_result else lo.pointwise("exp", lo.pointwise("mul", x, input_scale))
+    )
+    slope = _product(lo, grad, input_scale) if is_result else _product(lo, grad, input_scale, alpha * scale)
+    return _choose(lo, "gt", x, 0, lo.pointwise("mul", grad, scale), lo.pointwise("mul", slope, low))
+
+
+def _softplus_backward(lo: Lowering, grad: Value, x: Value, beta: float, threshold: float) -> Value:
+    scaled = lo.pointwise("mul", x, beta)
+    power = lo.pointwise("exp", scaled)
+    soft = lo.pointwise("div", lo.pointwise("mul", grad, power), lo.pointwise("add", power, 1))
+    return _choose(lo, "gt", scaled, threshold, grad, soft)
+
+
+def _log_sigmoid_backward(lo: Lowering, grad: Value, x: Value, buffer: Value) -> Value:
+    away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))  # what `buffer` is, if it is anything
+    part = lo.pointwise("div", away, lo.pointwise("add", away, 1))
+    return lo.pointwise("mul", _choose(lo, "lt", x, 0, lo.pointwise("sub", 1, part), part), grad)
+
+
+def _silu_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+    gate = lo.pointwise("sigmoid", x)
+    slope = lo.pointwise("add", lo.pointwise("mul", x, lo.pointwise("sub", 1, gate)), 1)
+    return _product(lo, grad, gate, slope)
+
+
+def _mish_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+    soft = lo.pointwise("tanh", lo.pointwise("log1p", lo.pointwise("exp", x)))
+    curve = _product(lo, lo.pointwise("sigmoid", x), x, lo.pointwise("sub", 1, lo.pointwise("mul", soft, soft)))
+    return lo.pointwise("mul", grad, lo.pointwise("add", soft, curve))
+
+
+def _gelu_backward(lo: Lowering, grad: Value, x: Value, approximate: str = "none") -> Value:
+    square = lo.pointwise("mul", x, x)
+    if approximate == "tanh":
+        root = math.sqrt(2 / math.pi)
+        cubic = lo.pointwise("add", x, _product(lo, square, x, 0.044715))
+        bell = lo.pointwise("tanh", lo.pointwise("mul", cubic, root))
+        inner = lo.pointwise("mul", lo.pointwise("add", lo.pointwise("mul", square, 3 * 0.044715), 1), root)
+        curve = _product(lo, x, 0.5, lo.pointwise("sub", 1, lo.pointwise("mul", bell, bell)), inner)
+    else:
+        bell = lo.pointwise("erf", lo.pointwise("mul", x, math.sqrt(0.5)))
+        density = lo.pointwise("exp", lo.pointwise("mul", square, -0.5))
+        curve = lo.pointwise("mul", x, lo.pointwise("mul", density, 1 / math.sqrt(2 * math.pi)))
+    half = lo.pointwise("mul", lo.pointwise("add", bell, 1), 0.5)
+    return lo.pointwise("mul", grad, lo.pointwise("add", half, curve))
+
+
+def _shrink_backward(lo: Lowering, grad: Value, x: Value, edge: float) -> Value:
+    return _choose(lo, "gt", lo.pointwise("abs", x), edge, grad, 0)
+
+
+def _hardtanh_backward(lo: Lowering, grad: Value, x: Value, low: float, high: float) -> Value:
+    return _choose(lo, "gt", x, low, _choose(lo, "lt", x, high, grad, 0), 0)
+
+
+def _hardsigmoid_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+    return _hardtanh_backward(lo, lo.pointwise("mul", grad, 1 / 6), x, -3, 3)
+
+
+def _hardswish_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+    slope = lo.pointwise("add", lo.pointwise("div", x, 3), 0.5)
+    return _choose(lo, "le", x, -3, 0, _choose(lo, "ge", x, 3, grad, lo.pointwise("mul", grad, slope)))
+
+
+def _leaky_relu_backward(lo: Lowering, grad: Value, x: Value, slope: float, is_result: bool = False) -> Value:
+    return _choose(lo, "gt", x, 0, grad, lo.pointwise("mul", grad, slope))
+
+
+def _prelu_backward(lo: Lowering, grad: Value, x: Value, slope: Value) -> list[Value]:
+    own = _choose(lo, "gt", x, 0, grad, lo.pointwise("mul", slope, grad))
+    return [own, _choose(lo, "gt", x, 0, 0, lo.pointwise("mul", x, grad))]
 
 
 def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
     """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
     if dtype == torch.bool:
-        return lo.pointwise("ne", x, 0)
+        return lo.mask(x)
     if dtype is not None and not dtype.is_floating_point and not lo.is_mask(x):
         msg = f"to {dtype}"
         raise ValueError(msg)
-    return lo.pointwise("add", x, 0)
+    return lo.number(x)
 
 
 def _bitwise(op: str) -> Rule:
@@ -190,6 +361,14 @@ def _bitwise(op: str) -> Rule:
         return lo.pointwise(op, *args)
 
     return rule
+
+
+def _any(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+    return lo.mask(_sum(lo, lo.mask(x), dims, keepdim))
+
+
+def _all(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+    return lo.pointwise("logical_not", _any(lo, lo.pointwise("logical_not", x), dims, keepdim))
 
 
 def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
@@ -427,6 +606,11 @@ def _like(number: float) -> Rule:
     return lambda lo, x, *_, **__: lo.constant(number, x.codes.shape, x.batched)
 
 
+def _expand_to(lo: Lowering, value: Value | float, like: Value) -> Value:
+    """A value in the shape of another one."""
+    return lo.pointwise("where", lo.mask(lo.constant(1, like.codes.shape, like.batched)), value, 0)
+
+
 def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
     return lo.constant(number, x.codes.shape, x.batched)
 
@@ -436,16 +620,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{op: _unary(op) for op in ("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid")},
         **{op: _unary(op) for op in ("sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "trunc")},
         **{op: _unary(op) for op in ("round", "sign", "logical_not")},
-        **{op: _binary(op) for op in ("mul", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
+        **{op: _binary(op) for op in ("maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
         **{op: _binary(op) for op in ("logical_and", "logical_or")},
         **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
-        **{"bitwise_not": _bitwise("logical_not"), "sgn": _unary("sign")},
+        **{"bitwise_not": _bitwise("logical_not"), "bitwise_xor": _bitwise("ne"), "sgn": _unary("sign")},
+        "logical_xor": lambda lo, a, b: lo.pointwise("ne", lo.mask(a), lo.mask(b)),
+        **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
-        **{"div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
+        **{"fmod": _binary("fmod"), "remainder": _remainder},
+        **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
-        "relu": lambda lo, x: _choose(lo, "le", x, 0, 0, x),
+        "relu": lambda lo, x: lo.pointwise("maximum", x, 0),
         "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
         "_prelu_kernel": lambda lo, x, slope: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
         **{"celu": _celu, "mish": _mish, "softshrink": _softshrink, "glu": _glu},
@@ -454,11 +641,18 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),
         **{"softplus": _softplus, "elu": _elu, "hardtanh": _hardtanh},
         **{"hardsigmoid": _hardsigmoid, "silu": _silu, "gelu": _gelu, "log_sigmoid_forward": _log_sigmoid},
-        "hardswish": lambda lo, x: lo.pointwise("mul", x, _hardsigmoid(lo, x)),
-        "addcmul": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("mul", a, b), value),
-        "addcdiv": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("div", a, b), value),
-        "lerp": lambda lo, a, b, w: lo.pointwise("add", a, lo.pointwise("mul", w, lo.pointwise("sub", b, a))),
-        **{"tanh_backward": _tanh_backward, "sigmoid_backward": _sigmoid_backward},
+        "hardswish": _hardswish,
+        "addcmul": lambda lo, x, a, b, value=1: _add(lo, x, _product(lo, a, value, b)),
+        "addcdiv": lambda lo, x, a, b, value=1: _add(lo, x, lo.pointwise("div", _product(lo, a, value), b)),
+        "lerp": _lerp,
+        **{"tanh_backward": _tanh_backward, "sigmoid_backward": _sigmoid_backward, "elu_backward": _elu_backward},
+        **{"softplus_backward": _softplus_backward, "log_sigmoid_backward": _log_sigmoid_backward},
+        **{"silu_backward": _silu_backward, "mish_backward": _mish_backward, "gelu_backward": _gelu_backward},
+        **dict.fromkeys(("softshrink_backward", "hardshrink_backward"), _shrink_backward),
+        **{"hardtanh_backward": _hardtanh_backward, "hardsigmoid_backward": _hardsigmoid_backward},
+        **{"hardswish_backward": _hardswish_backward, "leaky_relu_backward": _leaky_relu_backward},
+        "_prelu_kernel_backward": _prelu_backward,
+        "threshold_backward": lambda lo, grad, x, edge: _choose(lo, "le", x, edge, 0, grad),
         **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
         **{"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "linalg_vector_norm": _norm},
         **{"_softmax": _softmax, "_log_softmax": _log_softmax, "logsumexp": _log_sum_exp},
@@ -468,8 +662,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"repeat": _repeat, "roll": _roll, "flip": _flip},
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
         "detach": _unary("detach"),
+        **{"fill": _full_like, "new_empty_strided": _like(math.nan)},
+        "copy": lambda lo, x, y: Value(np.broadcast_to(lo.number(y).codes, x.codes.shape), x.batched),
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "alias"), _same),
-        **{"zeros_like": _like(0), "ones_like": _like(1), "full_like": _full_like},
+        # In place on memory that a step has just made, whatever was there.
+        "copy": lambda lo, x, source, *_: _expand_to(lo, source, x),
+        **{"zeros_like": _like(0), "empty_like": _like(math.nan), "ones_like": _like(1), "full_like": _full_like},
     }
 )
+
+#: Operations on each number whose derivative is PyTorch's own: they are more than one elementary operation.
+WHOLE = frozenset({"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}) | {
+    *("softshrink", "hardshrink", "tan", "threshold", "softplus", "hardtanh", "hardsigmoid", "hardswish", "silu"),
+    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv", "fmod", "remainder"),
+    *("div.Tensor_mode", "div.Scalar_mode"),
+}

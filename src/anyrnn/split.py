@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from anyrnn.dtypes import Types
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import Builder, Node, Program
-from anyrnn.rules import lower
+from anyrnn.rules import RULES, lower
 from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class _Loop:
         self.graph = graph
         self.kinds = kinds
         self.by_output = by_output
+        self.types = Types(graph)
         self.builder = Builder()
         self.lowering = Lowering(self.builder)
         self.streams: list[Ref] = []
@@ -238,7 +240,8 @@ class _Loop:
     def _constant(self, ref: Ref, step: Step) -> Value:
         shape = self.graph.shapes[ref]
         batched = shape[:1] == (self.graph.batch,)
-        return self.lowering.constant(_FACTORIES[step.short_name](step.args), shape[1:] if batched else shape, batched)
+        number = self.types.constant(ref, _FACTORIES[step.short_name](step.args))
+        return self._typed(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
 
     def _same_rows(self, value: Value) -> Value:
         """Take a weight that was spread over the rows of the batch for one row."""
@@ -250,8 +253,8 @@ class _Loop:
         return Value(value.codes[0], batched=True)
 
     def _typed(self, ref: Ref, value: Value) -> Value:
-        """Arrays hold numbers; one of true and false is compared with zero."""
-        return self.lowering.pointwise("ne", value, 0) if self.graph.dtypes[ref] == torch.bool else value
+        """True and false are a mask, whatever they are made of: arrays hold numbers, and so do constants."""
+        return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
 
     def _operands(self, step: Step) -> tuple[Any, Ref, Ref]:
         """Return the addend, the rows and the matrix of a product."""
@@ -262,7 +265,10 @@ class _Loop:
         if step.short_name in _PRODUCTS:
             return [self._product(step)]
         args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
-        return lower(self.lowering, step, args, kwargs)
+        if step.short_name in RULES:  # else that is what there is to say
+            self.types.check(step)
+        made = lower(self.lowering, step, args, kwargs)
+        return [self._typed(ref, value) for ref, value in zip(step.outputs, made, strict=False)]
 
     def _product(self, step: Step) -> Value:
         addend, rows, matrix = self._operands(step)

@@ -4,7 +4,7 @@ Nothing of the cell is interpreted: its own Python code runs, with a batch size 
 dispatch mode that writes down every operation. Parameters, buffers and plain tensor attributes become inputs by name,
 so that a later call computes with their present values. The run is real, on made up numbers: tensors without data would
 cost seconds of imports inside PyTorch. It is done on a copy of the cell (`twin`), whose questions are answered by a
-`Witness`, and three times: with other numbers and another batch size, without gradients, and for one row. A step that
+`Witness`, and three times: with other numbers and another batch size, and for one row. A step that
 then does something else (it reads numbers, counts steps, divides by the batch size) is not a graph. In the end the
 graph itself is run on the numbers of a trace: what does not give what the cell gave (it computed outside of PyTorch)
 is none.
@@ -17,7 +17,7 @@ import dis
 import functools
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
 from anyrnn.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.twin import twin_of
@@ -136,9 +137,8 @@ class Graph:
 class Recorder(TorchDispatchMode):
     """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
 
-    def __init__(self, name_of: Callable[[Tensor], str] | None = None, differentiable: bool = True) -> None:
+    def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._differentiable = differentiable
         self._unwritten: set[int] = set()  # memory that nobody has written to
         self.refs: dict[int, Ref] = {}
         self.shapes: dict[Ref, tuple[int, ...]] = {}
@@ -148,6 +148,7 @@ class Recorder(TorchDispatchMode):
         self._name_of = name_of
         self._kept: list[Tensor] = []  # so that no id is used twice
         self._stale: set[int] = set()
+        self.varying: set[Ref] = set()  # what depends on the input or the state
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -165,10 +166,15 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _number(self, tensor: Tensor) -> Ref:
-        ref = self.refs[id(tensor)] = Ref(len(self.shapes))
+        ref = self.refs[id(tensor)] = self._fresh(tensor)
+        self._kept.append(tensor)
+        return ref
+
+    def _fresh(self, tensor: Tensor) -> Ref:
+        """A number for what a tensor is before it is detached."""
+        ref = Ref(len(self.shapes))
         self.shapes[ref] = tuple(tensor.shape)
         self.dtypes[ref] = tensor.dtype
-        self._kept.append(tensor)
         return ref
 
     def __torch_dispatch__(
@@ -180,7 +186,11 @@ class Recorder(TorchDispatchMode):
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if self._name_of is not None and tensors and torch.is_grad_enabled() != self._differentiable:
+        if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
+            self._let_check(args[0])
+            return func(*args, **kwargs)
+        frozen = self._name_of is not None and not torch.is_grad_enabled()
+        if frozen and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
             msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
             raise AnyRNNError(msg)
         for tensor in tensors:
@@ -208,8 +218,7 @@ class Recorder(TorchDispatchMode):
             )
             raise AnyRNNError(msg)
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
-        many = isinstance(result, list | tuple)
-        self.steps.append(Step(func, recorded[0], recorded[1], tuple(self.ref(o) for o in outputs), many))
+        self._note(func, recorded[0], recorded[1], result, frozen)
         return result
 
     def _check_read(self, func: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -231,6 +240,42 @@ class Recorder(TorchDispatchMode):
     def named(self) -> Iterator[tuple[Ref, Tensor]]:
         """The tensors of the graph."""
         return ((self.refs[id(t)], t) for t in self._kept)
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frozen: bool = False) -> None:
+        """Write a step down; `frozen` ends the path of gradients at what it gives."""
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if frozen:
+            refs = tuple(self._fresh(o) for o in outputs)
+            detach = torch.ops.aten.detach.default
+            after = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+        else:
+            refs, after = tuple(self.ref(o) for o in outputs), []
+        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *after]
+        for step in steps:
+            if self.varying.intersection(step.inputs):
+                self.varying.update(step.outputs)
+        self.steps += steps
+
+    def note_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Write a call of an autograd.Function down."""
+        for tensor in args:
+            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+                self._name(tensor)
+        self._note(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
+
+    def is_varying(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the input or the state."""
+        return self.refs.get(id(tensor)) in self.varying
+
+    def _let_check(self, info: Tensor) -> None:
+        """Have an operation of linear algebra check its own result, as its caller just did."""
+        ref = self.ref(info)
+        for k, step in enumerate(self.steps):
+            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
+                names = [a.name for a in step.op._schema.arguments]
+                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
+                given = {} if len(args) > names.index("check_errors") else {"check_errors": True}
+                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **given})
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
@@ -261,6 +306,8 @@ class Recorder(TorchDispatchMode):
         self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
         self._stale.discard(id(target))
         self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
+        if self.varying.intersection(self.steps[-1].inputs):
+            self.varying.update(self.steps[-1].outputs)
         return target
 
     def _name(self, tensor: Tensor) -> None:
@@ -301,14 +348,14 @@ def trace(
     tracer = _Tracer(cell, signature, input_size, dtype, ran, inputs)
     found: list[_Traced] = []
     for batch in BATCHES:
-        traced = tracer.run(batch, fill=len(found), alone=bool(found), before=Reach.of(ran, inputs) if found else None)
+        traced = tracer.run(batch, fill=len(found), before=Reach.of(ran, inputs) if found else None)
         if not traced.has_sizes_of_the_batch():
             found.append(traced)
-        if len(found) == 2:  # with other numbers, another number of rows, and no gradients
+        if len(found) == 2:  # with other numbers and another number of rows
             _check_questions(ran, tracer.witnessed)
             first, second = found
             _check_same(first.graph, second.graph)
-            _check_same(first.graph, tracer.run(1, fill=2, alone=False, before=None).graph)
+            _check_same(first.graph, tracer.run(1, fill=2, before=None).graph)
             _check_replay(first.graph, second)
             return first.graph
     msg = f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
@@ -337,7 +384,7 @@ def _decides(code: CodeType) -> bool:
 
 def _check_same(a: Graph, b: Graph) -> None:
     """Check that two traces are of the same operations, but for the number of rows."""
-    why = "by a size of the batch, a number in a tensor, whether there are gradients, or by chance"
+    why = "by a size of the batch, a number in a tensor, or by chance"
     for first, second in zip(a.steps, b.steps, strict=False):
         shapes = all(tuple(scaled(a.shapes[r], a.batch, b.batch)) == b.shapes.get(r) for r in first.outputs)
         if not shapes or _text(first, a.batch, b.batch) != _text(second, b.batch, b.batch):
@@ -423,13 +470,12 @@ class _Tracer:
     inputs: tuple[tuple[str, str], ...]
     witnessed: set[str] = field(default_factory=set)
 
-    def run(self, batch: int, fill: int, alone: bool, before: Reach | None) -> _Traced:
+    def run(self, batch: int, fill: int, before: Reach | None) -> _Traced:
         """Record a step.
 
         Args:
             batch: The number of rows.
             fill: Which numbers it is given.
-            alone: Run without gradients.
             before: If given, see to it that nothing within this reach is changed by the step.
         """
         signature, twin = self.signature, twin_of(self.cell)
@@ -442,7 +488,7 @@ class _Tracer:
             return names[id(tensor)]
 
         stand_ins = registered_of(twin)
-        recorder = Recorder(name_of, differentiable=not alone)
+        recorder = Recorder(name_of)
         recorder.weights.update((key, recorder.ref(value)) for key, value in stand_ins.items())
         like = placement(self.cell, torch.empty(0, dtype=self.dtype, device="cpu"))
         x, *states = (
@@ -450,6 +496,7 @@ class _Tracer:
             for k, size in enumerate((self.input_size, *signature.state_sizes))
         )
         taken = [recorder.ref(t) for t in (x, *states)]
+        recorder.varying.update(taken)
         copies = [t.clone() for t in (x, *states)]
         followed = self._follow(twin, recorder, like, fill)
         sight = None if before is None else Sight(twin, before)
@@ -457,8 +504,8 @@ class _Tracer:
         witness = Witness(batch if batch > 1 else None, self.witnessed)
         try:
             with (
-                torch.set_grad_enabled(not alone), torch.autocast("cpu", enabled=False),
-                _own_random_numbers(like.device), caching_nothing(), witness, recorder, watch,
+                torch.enable_grad(), torch.autocast("cpu", enabled=False), _own_random_numbers(like.device),
+                caching_nothing(), recorded(recorder.note_function, recorder.is_varying), witness, recorder, watch,
             ):  # fmt: skip
                 output, new = signature.step(twin, x, tuple(states))
             results = [(recorder.ref(t), t) for t in ((output, *new) if signature.has_output else new)]
@@ -471,7 +518,7 @@ class _Tracer:
             first, _, _ = str(cause).partition("\n")
             if "allocate memory" in first:
                 raise
-            msg = f"its step fails{_told(alone, batch)}: {type(cause).__name__}: {first}"
+            msg = f"its step fails{_told(batch)}: {type(cause).__name__}: {first}"
             raise AnyRNNError(msg) from cause
         if any(value is not stand_ins.get(name) for name, value in registered_of(twin).items()):
             msg = "its step puts another tensor in the place of a weight or buffer"
@@ -513,8 +560,8 @@ def _numbers(rows: int, columns: int, kind: int) -> Tensor:
     return torch.from_numpy((row * 37 + column * 17 + kind * 11) % 61 / 30.5 - 1 if kind else np.zeros((rows, columns)))
 
 
-def _told(alone: bool, batch: int) -> str:
-    return " without gradients" if alone else " for one row" if batch == 1 else ""
+def _told(batch: int) -> str:
+    return " for one row" if batch == 1 else ""
 
 
 class _Frames:

@@ -156,7 +156,7 @@ def test_what_no_operation_shows_is_left_to_the_loop(name):
             continue  # it fails in the plain loop, too
         assert_like_the_loop(layer, x, **options)
         with torch.no_grad():
-            if name != "a gradient kept":
+            if name not in ("a gradient kept", "a hook on several"):  # they fail in the plain loop, too
                 assert_like_the_loop(layer, x, **options)
     part = anyrnn.explain(layer, draw()).parts[0]
     assert part.engine == "reference"
@@ -476,7 +476,7 @@ def with_thing(name, value):
     torch.manual_seed(1)
     cell = (Shared if name == "a value of the class" else Plain)(step)
     if name == "a value of the class":
-        cell.forward = types.MethodType(lambda self, x, h: step(self, x, h), cell)
+        cell.forward = types.MethodType(step, cell)
     cell.thing = make(value)
     return cell.double()
 

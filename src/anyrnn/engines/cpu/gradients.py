@@ -102,8 +102,11 @@ def backward(
         _vector_gradient(totals, ranges, vector.shape) if wanted else None
         for vector, ranges, wanted in zip(made.vectors, d.vector_totals, vector_needed, strict=True)
     ]
-    return [*(g if g is None else _shaped(g, s.shape) for g, s in zip(stream_grads, streams, strict=True)),
-            *carries, *vector_grads, *matrix_grads]  # fmt: skip
+    flat = [
+        _shaped(g, s.shape) if g is not None else torch.zeros_like(s) if wanted else None
+        for g, s, wanted in zip(stream_grads, streams, stream_needed, strict=True)
+    ]
+    return [*flat, *carries, *vector_grads, *matrix_grads]
 
 
 def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -18,6 +18,7 @@ from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
 from anyrnn.engines.cpu.slots import Packed, packed_of
+from anyrnn.gradient_paths import GradientPaths
 from anyrnn.program import Program
 
 if TYPE_CHECKING:
@@ -142,12 +143,17 @@ class Loop:
         """The backward program and what it needs."""
         return derive(self.program)
 
+    @functools.cached_property
+    def paths(self) -> GradientPaths:
+        """Which of its tensors have a gradient."""
+        return GradientPaths(self.program)
+
     def stored(self, training: bool) -> Program:
         """The program with the outputs that have arrays: those that are no state, then what a backward pass reads."""
-        outputs = [o for o, alias in zip(self.program.outputs, self.aliases, strict=True) if alias is None]
+        p = self.derivative.forward
+        outputs = [o for o, alias in zip(p.outputs, self.aliases, strict=False) if alias is None]
         if training:
-            outputs += self.derivative.forward.outputs[len(self.program.outputs) :]
-        p = self.program
+            outputs += p.outputs[len(self.aliases) :]
         return Program(p.streams, p.states, p.vectors, p.matrices, p.new_states, tuple(outputs), names=p.names)
 
     def storage(self, kind: str) -> Storage:

@@ -1,4 +1,4 @@
-"""Elementary functions on vectors, emitted as LLVM IR: polynomials and bit arithmetic, no branch, no call of libm.
+"""Elementary functions on vectors, emitted as LLVM IR: polynomials and bit arithmetic; no call of libm, few branches.
 
 `FUNCTIONS` has them by PyTorch's names, each ``(builder, *arguments) -> value``, on vectors of float or double of any
 length. Each becomes an internal function of the module, marked always to be inlined, so that the IR stays short and
@@ -458,6 +458,43 @@ def _pow(x: _Vector, exponent: _Vector) -> _Vector:
     return _select(one, 1.0, power)
 
 
+def _repeated(start: Sequence[_Vector], step: Callable[..., tuple[Sequence[_Vector], _Vector]]) -> list[_Vector]:
+    """Apply a step to vectors, at least once, as long as it says so for any of the lanes."""
+    b = start[0].builder
+    before, body, after = b.block, b.append_basic_block(), b.append_basic_block()
+    b.branch(body)
+    b.position_at_end(body)
+    phis = [b.phi(vector.value.type) for vector in start]
+    results, again = step(*(_Vector(b, phi) for phi in phis))
+    for phi, first, following in zip(phis, start, results, strict=True):
+        phi.add_incoming(first.value, before)
+        phi.add_incoming(following.value, b.block)
+    lanes = ir.IntType(again.value.type.count)
+    b.cbranch(b.icmp_unsigned("!=", b.bitcast(again.value, lanes), lanes(0)), body, after)
+    b.position_at_end(after)
+    return list(results)
+
+
+def _fmod(x: _Vector, y: _Vector) -> _Vector:
+    """By long division: y is doubled as often as it fits, then taken off and halved again. Each step is exact."""
+    known = (abs(x) < math.inf) & (abs(y) > 0.0)
+    rest, size = _select(known, abs(x), 0.0), _select(known, abs(y), math.inf)
+
+    def double(part: _Vector) -> tuple[Sequence[_Vector], _Vector]:
+        fits = (part + part < rest) | (part + part).equals(rest)
+        return [_select(fits, part + part, part)], fits
+
+    def take(rest: _Vector, part: _Vector) -> tuple[Sequence[_Vector], _Vector]:
+        rest = _select(rest < part, rest, _select(part < size, rest, rest - part))
+        part = _select(size < part, part * 0.5, part)
+        return [rest, part], (size < part) | (size < rest) | size.equals(rest)
+
+    (part,) = _repeated([size], double)
+    rest, _ = _repeated([rest, part], take)
+    rest = _select(known, rest, _select(x.equals(x), math.nan, x))
+    return _intrinsic("copysign", _select(y.equals(y), rest, y), x)
+
+
 # The functions, and their largest errors for float and for double, in units in the last place of the true result. From
 # one number to the next, tanh may step back by 4 units, erf by 3, sigmoid by 2, the other growing ones by 1.
 _TABLE: Mapping[str, tuple[Callable[..., _Vector], float, float]] = {
@@ -483,6 +520,7 @@ _TABLE: Mapping[str, tuple[Callable[..., _Vector], float, float]] = {
     "trunc": (lambda x: _intrinsic("copysign", _floor(abs(x)), x), 0, 0),
     "sign": (lambda x: _select(x > 0.0, 1.0, _select(x < 0.0, x.like(-1.0), 0.0)), 0, 0),  # 0 for NaN, as in PyTorch
     "pow": (_pow, 1, 1.5),
+    "fmod": (_fmod, 0, 0),
     "maximum": (lambda x, y: _select(x.equals(x), _select(x > y, x, y), x), 0, 0),  # NaN if either is
     "minimum": (lambda x, y: _select(x.equals(x), _select(x < y, x, y), x), 0, 0),
 }

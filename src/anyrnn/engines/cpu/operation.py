@@ -31,9 +31,11 @@ def run(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run a loop. `from_zero` says that the states are zero.
 
+    Streams, which may have any shape in the cell, are matrices from here on: a row of numbers for each row and step.
     Returns the outputs (T, B, width), zero at padded steps, and the final states (B, size).
     """
-    tensors = [*streams, *states, *vectors, *matrices]
+    rows = [s if s.dim() == 2 or k in loop.padded else s.reshape(len(s), -1) for k, s in enumerate(streams)]
+    tensors = [*rows, *states, *vectors, *matrices]
     count = len(loop.program.outputs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         results = _LoopFunction.apply(loop, layout, from_zero, *tensors)  # type: ignore[no-untyped-call]
@@ -64,12 +66,21 @@ class _LoopFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, layout, needed = ctx.loop, ctx.layout, ctx.needs_input_grad[3:]
         kept = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
-        states, count = len(loop.program.states), len(needed)
+        states, count, outputs = len(loop.program.states), len(needed), len(loop.program.outputs)
+        has = [g is not None for g in grads]
+        reached = loop.paths.flags(has[:outputs], has[outputs:], len(layout.rows), layout.is_ragged)
+        needed = [n and r for n, r in zip(needed, reached, strict=True)]
+        if not any(needed):
+            return (None,) * (3 + count)
         with without_autocast():
             if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-                return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
-            made = Pass(loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :])
-            return None, None, None, *backward(made, grads, needed, ctx.from_zero)
+                found = replayed(loop, layout, kept[:count], grads, needed)
+            else:
+                made = Pass(
+                    loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :]
+                )
+                found = backward(made, grads, needed, ctx.from_zero)
+        return None, None, None, *(g if n else None for g, n in zip(found, needed, strict=True))
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:
