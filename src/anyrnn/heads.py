@@ -121,7 +121,7 @@ class ManyToOne(nn.Module):
         batched = output.dim() == 3
         if not batched:
             output = output.unsqueeze(0 if batch_first else 1)
-            lengths = None if lengths is None else torch.as_tensor(lengths).reshape(-1)
+            lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu").reshape(-1)
         y: Tensor = self.linear(self._pooled(output, lengths, batch_first))
         return (y if batched else y.squeeze(0)), state
 

@@ -33,17 +33,35 @@ class ReferenceEngine:
         return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
 
 
-def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_full(call: Call, copies: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run all rows at every step.
+
+    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output of before.
+    States are copied where a step was seen to write into them (`copies`), which most never do.
+    """
     T, states = len(call.x), call.states
+    copies = copies or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # writes go unseen there
+    inputs = call.x.unbind(0) if T else ()
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
-        output, new = call.signature.step(call.cell, call.x[t], states)
+        given = states if outputs and not copies else tuple(s.clone() for s in states)
+        versions = [_version(s) for s in given]
+        output, new = call.signature.step(call.cell, inputs[t].clone(), given)
+        if not copies and versions != [_version(s) for s in given]:
+            if outputs:  # the last one is the state that was written into
+                return _run_full(call, copies=True)
+            copies = True
         states = _keep_dtype(new, states)
         outputs.append(output)
     if not outputs:
         return call.without_steps()
     # A cell may have passed a state through, or returned it twice.
     return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -58,7 +76,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     order = order.to(call.x.device)
     x = call.x.index_select(1, order)
     states = tuple(s.index_select(0, order) for s in call.states)
-    active = (lengths > torch.arange(T).unsqueeze(1)).sum(1).tolist()
+    active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         n = active[t]
@@ -77,4 +95,4 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keep the state in its own precision where a step, under autocast, returns a lower one."""
-    return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    return tuple(n if n.dtype == o.dtype else n.to(o.dtype) for n, o in zip(new, old, strict=True))

@@ -231,7 +231,7 @@ def replay(
     outputs: list[list[Tensor]] = [[] for _ in program.outputs]
     for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
         rows = order[:n]
-        packed = torch.arange(offset, offset + n)
+        packed = torch.arange(offset, offset + n, device="cpu")
         known = {}
         for node in nodes:
             if node.is_leaf:

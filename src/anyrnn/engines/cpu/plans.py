@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Split, Steps, split
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _PLANS = 256  # remembered
 
 #: What a module keeps for itself, and what differs from call to call in a layer's cells.
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_origin", "_non_persistent_buffers_set"})
+_OWN = frozenset({"_parameters", "_buffers", "_modules", ORIGIN, "_non_persistent_buffers_set"})
 _TORCHS = (_OWN | set(vars(nn.Module()))) - {"training"}  # with all kinds of hooks
 _ATOMS = frozenset({bool, int, float, str, bytes, type, type(None), BuiltinFunctionType, FunctionType})
 _HOOKED = "the cell has hooks, which machine code would not call"
@@ -85,7 +86,7 @@ _recent: WeakKeyDictionary[nn.Module, tuple[Watch, object, Plan | str]] = WeakKe
 
 def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
-    origin = cell.__dict__.get("_origin", cell)
+    origin = origin_of(cell)
     recent = _recent.get(origin)
     if recent is not None:
         watch, form, plan = recent
