@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.loop import Loop, forward
@@ -63,7 +64,13 @@ class _LoopFunction(torch.autograd.Function):
         kept = ctx.saved_tensors
         states, count = len(loop.program.states), len(needed)
         with without_autocast():
-            if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
+            # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only PyTorch
+            # knows (`is_grads_batched`, `jacobian(vectorize=True)`).
+            if torch.is_grad_enabled() or any(map(_is_batched, grads)):
                 return None, None, None, *replayed(loop, layout, kept[:count], grads, needed)
             made = Pass(loop, layout, ctx.machine, kept[:count], kept[count : count + states], kept[count + states :])
             return None, None, None, *backward(made, grads, needed, ctx.from_zero)
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    return grad is not None and (is_batchedtensor(grad) or is_legacy_batchedtensor(grad))
