@@ -8,10 +8,11 @@ exit of `Layer._apply_layer`, once.
 from __future__ import annotations
 
 import operator
+import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,8 @@ class Layer(nn.Module):
     def _apply_layer(
         self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
     ) -> tuple[Tensor | PackedSequence, State]:
+        if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
+            return node_of(self, x, state, lengths)
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
@@ -195,6 +198,14 @@ class Layer(nn.Module):
     def _set_input_size(self, input_size: int, state: State | None) -> None:
         self.input_size = input_size
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Say that TorchScript cannot compile a layer, when it asks."""
+        msg = (
+            f"{type(self).__name__}: got torch.jit.script, which would compile the code of every step and cannot; "
+            f"expected torch.compile or torch.export. Or load the state_dict into torch.nn's layer, and script that"
+        )
+        raise AnyRNNError(msg)
+
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults, as torch.nn does."""
         options = (
@@ -209,6 +220,24 @@ class Layer(nn.Module):
 
     def _sizes_repr(self) -> list[str]:
         return [] if self.input_size is None else [str(self.input_size)]
+
+
+def is_proxy(x: object) -> bool:
+    """Whether x stands for a tensor in a graph that `torch.fx` traces."""
+    fx = sys.modules.get("torch.fx")  # who traces has it
+    return fx is not None and isinstance(x, fx.Proxy)
+
+
+def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
+    """Put a call of a layer into a graph of `torch.fx` as one node, as it does with the layers of torch.nn."""
+    path = x.tracer.path_of_module(module)
+    if not path:
+        msg = (
+            f"{type(module).__name__}: got torch.fx.symbolic_trace of the layer itself, expected that of a model that "
+            f"holds it, in whose graph the layer is one node: torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
+        )
+        raise AnyRNNError(msg)
+    return x.tracer.create_proxy("call_module", path, (x, state), {} if lengths is None else {"lengths": lengths})
 
 
 class Recurrent(Layer):

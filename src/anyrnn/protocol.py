@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
@@ -58,7 +59,7 @@ class Signature:
         """Give the states the structure that the cell uses, or that of a named tuple that was `given`."""
         if self.bare:
             return states[0]
-        kind = type(given) if self.kind is tuple and _is_named(type(given)) else self.kind
+        kind: type[Any] = type(given) if self.kind is tuple and _is_named(type(given)) else self.kind
         return states if kind is tuple else kind(*states)
 
     def step(self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -246,7 +247,7 @@ def _is_named(kind: type) -> bool:
 
 
 def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
-    """The named tuple that the annotation of `state` in ``forward(self, x: Tensor, state: LSTMState)`` names, if any."""
+    """The named tuple that is the annotation of `state` in ``forward(self, x: Tensor, state: LSTMState)``, if any."""
     try:
         _, state, *_ = inspect.signature(cell.forward).parameters
         kind = typing.get_type_hints(cell.forward).get(state)
@@ -301,11 +302,17 @@ def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: flo
 
 
 def _is_uninitialized(tensor: Tensor) -> bool:
-    return isinstance(tensor, UninitializedTensorMixin)
+    return isinstance(tensor, UninitializedParameter | UninitializedBuffer)
 
 
 def _is_lazy(cell: nn.Module) -> bool:
     return any(_is_uninitialized(t) for t in chain(cell.parameters(), cell.buffers()))
+
+
+def _is_lazy_itself(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and any(
+        t is not None and _is_uninitialized(t) for t in chain(module._parameters.values(), module._buffers.values())
+    )
 
 
 def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> None:
@@ -314,16 +321,17 @@ def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> Non
     A copy of the cell runs the step and shows what each of them is given; the cell itself runs nothing.
     """
     twin = copy.deepcopy(cell)
-    modules, seen = dict(cell.named_modules()), []
+    modules: dict[str, Any] = dict(cell.named_modules())
+    seen: list[tuple[str, Any, Any]] = []
     for name, module in twin.named_modules():
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        if _is_lazy_itself(module):
             module.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: seen.append((name, args, kwargs)), with_kwargs=True
             )
     _one_step(twin, input_size, candidate, 0.0)
     for name, args, kwargs in seen:
         module = modules[name]
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        if _is_lazy_itself(module):
             module._infer_parameters(module, args, kwargs)
 
 

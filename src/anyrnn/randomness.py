@@ -43,7 +43,7 @@ def own_random_numbers() -> Iterator[None]:
 
 def _differ(a: Any, b: Any) -> bool:
     """Compare two states of NumPy's generator: name, key, position, and the pair of normal numbers."""
-    return a[2:] != b[2:] or a[1].tobytes() != b[1].tobytes()
+    return bool(a[2:] != b[2:] or a[1].tobytes() != b[1].tobytes())
 
 
 class _Redirected(TorchDispatchMode):

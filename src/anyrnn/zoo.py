@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn import cells
+from anyrnn.dropin import TorchLSTMNames, TorchNames
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
@@ -149,7 +150,7 @@ def _signature_of(cell: cells.Cell) -> Signature:
     return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, cell.output_size, has_output=False)
 
 
-class _DropIn(CellLayer):
+class _DropIn(TorchNames, CellLayer):
     """A layer called with torch.nn's argument names."""
 
     def forward(
@@ -220,7 +221,7 @@ class RNN(_DropIn):
         return [f"{self.input_size}, {self.hidden_size}"]  # torch.nn.RNN does not show its nonlinearity
 
 
-class LSTM(_DropIn):
+class LSTM(TorchLSTMNames, _DropIn):
     """Long short-term memory (LSTM), optionally with a projection: a drop-in `torch.nn.LSTM`.
 
     Constructor, parameter names and shapes, initial values under the same seed, `state_dict`, `repr`, call and

@@ -205,7 +205,7 @@ def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
 def replayed(
     loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more, if that is on."""
+    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more if that is on."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         return _replayed(loop, layout, tensors, grads, needed, again)
