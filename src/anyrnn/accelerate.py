@@ -114,7 +114,7 @@ class _Swapped:
         weights = [getattr(self, name, None) for name in vars(self)["_flat_weights_names"]]
         refs = [None if w is None else weakref.ref(w) for w in weights]
         vars(before).update(_flat_weights=weights, _flat_weight_refs=refs)
-        return before.__reduce_ex__(protocol)
+        return before.__reduce_ex__(min(protocol, 1))  # later ones insist on the class of what is written
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Be torch's layer again, which TorchScript can compile."""

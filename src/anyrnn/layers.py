@@ -231,10 +231,13 @@ def is_proxy(x: object) -> bool:
 def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
     """Put a call of a layer into a graph of `torch.fx` as one node, as it does with the layers of torch.nn."""
     path = x.tracer.path_of_module(module)
-    if not path:
+    own = "forward" in vars(module) or type(module).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
+    if own or not path:
+        got = "a layer whose `forward` is not this package's own" if own else "the layer itself"
         msg = (
-            f"{type(module).__name__}: got torch.fx.symbolic_trace of the layer itself, expected that of a model that "
-            f"holds it, in whose graph the layer is one node: torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
+            f"{type(module).__name__}: got torch.fx.symbolic_trace of {got}, expected that of a model in whose graph "
+            f"the layer is one node: a torch.fx.Tracer whose is_leaf_module says so of it, or for the layer alone "
+            f"torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
         )
         raise AnyRNNError(msg)
     return x.tracer.create_proxy("call_module", path, (x, state), {} if lengths is None else {"lengths": lengths})
