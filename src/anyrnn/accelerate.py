@@ -206,7 +206,8 @@ def restore(model: nn.Module) -> tuple[str, ...]:
             for key in (*vars(layer)[_MARK], _MARK):
                 delattr(layer, key)
             layer.__class__ = _parametrized_alike(layer, type(layer)._torchs)
-            layer._init_flat_weights()
+            with torch.no_grad():  # what a parametrization computes with gradients could not be copied
+                layer._init_flat_weights()
             restored.append(name)
     return tuple(restored)
 
