@@ -27,7 +27,7 @@ from anyrnn.cells.base import origin_of
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Form, Signature, caching_nothing, describe, kind_of, stated_sizes
+from anyrnn.protocol import Form, Signature, caching_nothing, describe, kind_of, stated_sizes, untold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,14 +124,18 @@ def described(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form |
 
 @_constant_to_dynamo
 def _signature_fields(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None) -> tuple[Any, ...]:
+    """The fields of a signature, but for the class of a named tuple, which a constant of a program cannot be."""
     known = signatures.get(cell, {}).get(signature_key(cell, input_size, state_sizes, form))
     if known is not None:
-        return astuple(known)
+        return astuple(known)[:4]
     if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
         # torch.export watches every call of a module, and loses count of those that fail, as some may here.
         msg = f"{type(cell).__name__}: what a step returns is not known; expected an ordinary call before torch.export"
         raise AnyRNNError(msg)
-    return astuple(describe(cell, input_size, state_sizes, form))
+    found = describe(cell, input_size, state_sizes, form)
+    if not found.settled:
+        raise AnyRNNError(untold(cell, found))
+    return astuple(found)[:4]
 
 
 def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
