@@ -258,7 +258,7 @@ def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
 
 def _probe(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
     """Run a step and read what it returned: a signature, and whether it shows the structure of the state."""
-    subject = copy.deepcopy(cell) if _is_lazy(cell) else cell
+    subject = _copy_of(cell) if _is_lazy(cell) else cell
     given, result = _one_step(subject, input_size, candidate, fill)
     output, new, state = _read(result, len(candidate.sizes), candidate.bare)
     for k, (value, size) in enumerate(zip(new, candidate.sizes, strict=True)):
@@ -280,7 +280,7 @@ def _probe(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float)
 def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[object, object]:
     """Run a step on made up numbers: the state that it was given, and what it returned."""
     like, sizes = placement(cell), candidate.sizes
-    held = [*cell.parameters(), *cell.buffers()]
+    held = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
     with (
         torch.inference_mode(False),
         # With gradients, since a step may ask for some; a cell made in inference mode can have none.
@@ -309,6 +309,12 @@ def _is_lazy(cell: nn.Module) -> bool:
     return any(_is_uninitialized(t) for t in chain(cell.parameters(), cell.buffers()))
 
 
+def _copy_of(cell: nn.Module) -> nn.Module:
+    """A copy of a cell with lazy modules. Their buffers have no way of being copied."""
+    lazy = [b for b in cell.buffers() if _is_uninitialized(b)]
+    return copy.deepcopy(cell, {id(b): UninitializedBuffer(b.requires_grad, b.device, b.dtype) for b in lazy})
+
+
 def _is_lazy_itself(module: nn.Module) -> bool:
     return isinstance(module, LazyModuleMixin) and any(
         t is not None and _is_uninitialized(t) for t in chain(module._parameters.values(), module._buffers.values())
@@ -320,7 +326,7 @@ def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> Non
 
     A copy of the cell runs the step and shows what each of them is given; the cell itself runs nothing.
     """
-    twin = copy.deepcopy(cell)
+    twin = _copy_of(cell)
     modules: dict[str, Any] = dict(cell.named_modules())
     seen: list[tuple[str, Any, Any]] = []
     for name, module in twin.named_modules():
