@@ -312,7 +312,8 @@ def _is_lazy(cell: nn.Module) -> bool:
 def _copy_of(cell: nn.Module) -> nn.Module:
     """A copy of a cell with lazy modules. Their buffers have no way of being copied."""
     lazy = [b for b in cell.buffers() if _is_uninitialized(b)]
-    return copy.deepcopy(cell, {id(b): UninitializedBuffer(b.requires_grad, b.device, b.dtype) for b in lazy})
+    make: Any = UninitializedBuffer
+    return copy.deepcopy(cell, {id(b): make(device=b.device, dtype=b.dtype) for b in lazy})
 
 
 def _is_lazy_itself(module: nn.Module) -> bool:

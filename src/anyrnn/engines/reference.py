@@ -33,26 +33,23 @@ class ReferenceEngine:
         return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
 
 
-def _run_full(call: Call, copies: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run all rows at every step.
 
-    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output of before.
-    States are copied where a step was seen to write into them (`copies`), which most never do.
+    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
+    copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
     """
-    T, states = len(call.x), call.states
-    copies = copies or torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # writes go unseen there
+    T, states = len(call.x), tuple(s.clone() for s in call.states)
     inputs = call.x.unbind(0) if T else ()
+    copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
-        given = states if outputs and not copies else tuple(s.clone() for s in states)
+        given = tuple(s.clone() for s in states) if copies else states
         versions = [_version(s) for s in given]
         output, new = call.signature.step(call.cell, inputs[t].clone(), given)
-        if not copies and versions != [_version(s) for s in given]:
-            if outputs:  # the last one is the state that was written into
-                return _run_full(call, copies=True)
-            copies = True
+        copies = copies or versions != [_version(s) for s in given]
         states = _keep_dtype(new, states)
-        outputs.append(output)
+        outputs.append(output.clone())
     if not outputs:
         return call.without_steps()
     # A cell may have passed a state through, or returned it twice.
@@ -74,7 +71,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     lengths, order = lengths.cpu().sort(descending=True, stable=True)
     back = order.argsort().to(call.x.device)
     order = order.to(call.x.device)
-    x = call.x.index_select(1, order)
+    inputs = call.x.index_select(1, order).unbind(0) if T else ()
     states = tuple(s.index_select(0, order) for s in call.states)
     active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
     outputs: list[Tensor] = []
@@ -82,7 +79,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
         n = active[t]
         if n == 0:
             continue
-        output, new = call.signature.step(call.cell, x[t, :n], tuple(s[:n] for s in states))
+        output, new = call.signature.step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
         new = _keep_dtype(new, states)
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
         outputs.append(F.pad(output, (0, 0, 0, B - n)))
