@@ -5,6 +5,8 @@ import dataclasses
 import io
 import itertools
 import pickle
+import subprocess
+import sys
 import warnings
 from types import MappingProxyType
 
@@ -111,8 +113,8 @@ def test_outputs_states_and_gradients_are_the_same_before_and_after(kind, shape)
     before = results(layer)
     report = anyrnn.accelerate(layer)
     assert len(report.swapped) == 1
-    assert type(layer) is OURS[KINDS[kind][0]]
-    assert not isinstance(layer, nn.RNNBase)
+    assert isinstance(layer, OURS[KINDS[kind][0]])
+    assert isinstance(layer, KINDS[kind][0])
     with anyrnn.engine("torch"):  # the engine that compiles nothing, so that the table may be long
         close(results(layer), before)
     assert anyrnn.restore(layer) == ("",)
@@ -223,7 +225,7 @@ def test_layers_and_weights_in_several_places_stay_shared():
     assert model.by_name["again"] is model.stack[1]
     assert model.unregistered[0] is model.by_name["decoder"]
     assert model.stack[0].weight_hh_l0 is model.stack[1].weight_hh_l0
-    assert not any(isinstance(module, nn.RNNBase) for module in model.modules())
+    assert all(isinstance(module, anyrnn.layers.Layer) for module in model.modules() if isinstance(module, nn.RNNBase))
     anyrnn.restore(model)
     assert same_objects(list(model.modules()), modules)
     assert [type(m).__name__ for m in modules] == [type(m).__name__ for m in Tagger().modules()]
@@ -331,7 +333,7 @@ def test_computed_weights_are_carried_over(kind, change, when):
         anyrnn.accelerate(layer)
         for name in list(layer.parametrizations):
             parametrize.remove_parametrizations(layer, name)
-        assert type(layer) is OURS[KINDS[kind][0]]
+        assert isinstance(layer, OURS[KINDS[kind][0]])
         close(results(layer)[:2], want[:2])
         anyrnn.restore(layer)
         assert type(layer) is KINDS[kind][0]
@@ -442,25 +444,207 @@ def saved(model):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved], ids=["deepcopy", "pickle", "torch.save"]
-)
-def test_copies_of_an_accelerated_model_work_and_can_be_restored(copied):
+IN_FILES = {"pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}
+
+
+def test_a_deepcopy_of_an_accelerated_model_works_and_can_be_restored():
     model = Tagger()
     anyrnn.accelerate(model)
     x, lengths = torch.randn(T, B, I, dtype=torch.float64), torch.tensor([2, 5, 4])
     want = model(x, lengths)
-    twin = copied(model)
+    twin = copy.deepcopy(model)
     close([twin(x, lengths)], [want], atol=0)
+    assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
     assert twin.by_name["again"] is twin.stack[1]
     assert twin.unregistered[0] is twin.by_name["decoder"]
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
     assert anyrnn.restore(twin) == LAYERS_OF_TAGGER
     close([twin(x, lengths)], [want])
-    assert isinstance(twin.stack[0], nn.GRU)
+    assert type(twin.stack[0]) is nn.GRU
     assert isinstance(model.stack[0], anyrnn.GRU)
     close([model(x, lengths)], [want], atol=0)
     close([saved(twin)(x, lengths)], [twin(x, lengths)], atol=0)
+
+
+@pytest.mark.parametrize("way", IN_FILES)
+def test_what_comes_out_of_a_file_is_the_model_of_before(way):
+    model, plainly = Tagger(), Tagger()
+    anyrnn.accelerate(model)
+    x, lengths = torch.randn(T, B, I, dtype=torch.float64), torch.tensor([2, 5, 4])
+    model(x, lengths)
+    twin = IN_FILES[way](model)
+    assert [type(m) for m in twin.modules()] == [type(m) for m in plainly.modules()]
+    assert [set(vars(m)) for m in twin.modules()] == [set(vars(m)) for m in plainly.modules()]
+    close([twin(x, lengths)], [plainly(x, lengths)], atol=0)
+    assert twin.by_name["again"] is twin.stack[1]
+    assert twin.unregistered[0] is twin.by_name["decoder"]
+    assert same_objects(twin.stack[0]._flat_weights, list(twin.stack[0].parameters()))
+    assert anyrnn.restore(twin) == ()
+    assert tuple(found.name for found in anyrnn.accelerate(twin).swapped) == LAYERS_OF_TAGGER
+    assert isinstance(model.stack[0], anyrnn.GRU)
+
+
+def test_a_file_can_be_read_by_a_process_without_this_package(tmp_path):
+    """As PyTorch's word_language_model example saves its model, with a hook and a shared weight."""
+    model = nn.Sequential(made("LSTM", num_layers=2), made("GRU"))
+    model[0].weight_hh_l1 = model[0].weight_hh_l0
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    want = model[0](x)[0]
+    anyrnn.accelerate(model)
+    model[0](x)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save((x, want), tmp_path / "data.pt")
+    code = (
+        "import sys, torch\n"
+        "model, (x, want) = (torch.load(name, weights_only=False) for name in ('model.pt', 'data.pt'))\n"
+        "lstm = model[0]\n"
+        "assert type(lstm) is torch.nn.LSTM and type(model[1]) is torch.nn.GRU\n"
+        "assert lstm.weight_hh_l1 is lstm.weight_hh_l0 is lstm._flat_weights[5]\n"
+        "assert torch.equal(lstm(x)[0], want)\n"
+        "assert not any(name.startswith('anyrnn') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True)
+
+
+def test_a_parametrized_layer_goes_into_no_file_and_can_still_be_copied():
+    layer = made("GRU")
+    anyrnn.accelerate(layer)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(layer)
+    anyrnn.restore(layer)
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(layer)
+    twin = copy.deepcopy(layer)
+    close(results(twin), results(layer), atol=0)
+    with torch.no_grad():
+        twin.parametrizations.weight_hh_l0.original0.mul_(2)
+    assert not torch.equal(results(twin)[0], results(layer)[0])
+
+
+class Delegating(nn.LSTM):
+    """Counts its calls, works on twice its input, and asks torch's names for what they say."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.calls = 0
+
+    def forward(self, x, hx=None):
+        self.calls += 1
+        self.flatten_parameters()
+        assert all(
+            w is getattr(self, name) for w, name in zip(self._flat_weights, self._flat_weights_names, strict=True)
+        )
+        output, state = super().forward(2 * x, hx)
+        return output + 1, state
+
+
+class OfGRU(nn.GRU):
+    """Nothing but a name."""
+
+
+class Checking(nn.GRU):
+    def check_forward_args(self, *args):
+        super().check_forward_args(*args)
+
+
+class HasCell(nn.GRU):
+    def cell(self):
+        return 3
+
+
+def test_subclasses_that_are_vouched_for_keep_their_own_methods():
+    model = nn.ModuleList([Delegating(I, H, 2).double(), OfGRU(I, H).double(), nn.RNN(I, H).double()])
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    want = [layer(x) for layer in model]
+    assert len(anyrnn.accelerate(model, classes=(OfGRU,)).swapped) == 2
+    assert type(model[0]) is Delegating
+    report = anyrnn.accelerate(model, classes=(Delegating,))
+    assert [found.name for found in report.swapped] == ["0"]
+    for layer, before, kind in zip(model, want, (Delegating, OfGRU, nn.RNN), strict=True):
+        assert isinstance(layer, kind)
+        assert isinstance(layer, anyrnn.layers.Layer)
+        close(flat(layer(x)), flat(before))
+        assert type(saved(layer)) is kind
+    assert model[0].calls == 2
+    assert copy.deepcopy(model)[0].calls == 2
+    assert anyrnn.explain(model[0], x).parts[0].engine == "cpu"
+    assert anyrnn.restore(model) == ("0", "1", "2")
+    assert [type(layer) for layer in model] == [Delegating, OfGRU, nn.RNN]
+    for layer, before in zip(model, want, strict=True):
+        close(flat(layer(x)), flat(before), atol=0)
+
+
+def test_subclasses_whose_methods_would_be_lost_are_left_alone_though_vouched_for():
+    model = nn.ModuleList([Checking(I, H), HasCell(I, H), OwnForward(I, H)])
+    report = anyrnn.accelerate(model, classes=(Checking, HasCell))
+    assert [found.reason for found in report.left] == [
+        "its class Checking has a 'check_forward_args' of its own, which the swap would break",
+        "its class HasCell has a 'cell' of its own, which the swap would break",
+        "it is of another class, OwnForward, which may compute something else",
+    ]
+    for wrong in (nn.Linear, "LSTM", anyrnn.LSTM):
+        with pytest.raises(anyrnn.AnyRNNError, match=r"among classes, expected subclasses of nn\.RNN, nn\.LSTM"):
+            anyrnn.accelerate(model, classes=(wrong,))
+
+
+@every_kind
+@every_shape
+def test_what_torchs_layers_show_is_shown_by_swapped_layers_and_by_this_packages(kind, shape):
+    layer, swapped = made(kind, **shape), made(kind, **shape)
+    anyrnn.accelerate(swapped)
+    options = shape | KINDS[kind][1]
+    ours = OURS[KINDS[kind][0]](I, H, dtype=torch.float64, **options)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    hx, sizes = state_of(layer, *((T,) if shape["batch_first"] else (B,))), torch.tensor([3, 1])
+    for other in (swapped, ours):
+        assert (other.mode, other.proj_size) == (layer.mode, layer.proj_size)
+        assert other._flat_weights_names == layer._flat_weights_names
+        assert other._all_weights == layer._all_weights
+        assert [w.shape for w in other._flat_weights] == [w.shape for w in layer._flat_weights]
+        assert [ref() for ref in other._flat_weight_refs] == other._flat_weights
+        for batch_sizes in (None, sizes):
+            assert other.get_expected_hidden_size(x, batch_sizes) == layer.get_expected_hidden_size(x, batch_sizes)
+        other.check_input(x, None)
+        other.check_forward_args(x, hx, None)
+        with pytest.raises(RuntimeError, match="Expected hidden"):
+            other.check_forward_args(x[:, :1], hx, None) if not shape["batch_first"] else other.check_forward_args(
+                x[:1], hx, None
+            )
+        turned = torch.arange(flat(hx)[0].shape[1]).flip(0)
+        close(flat(other.permute_hidden(hx, turned)), flat(layer.permute_hidden(hx, turned)), atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_torch_jit_gets_torchs_layers():
+    model = nn.Sequential(made("GRU"))
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    want = flat(model(x))
+    anyrnn.accelerate(model)
+    close(flat(torch.jit.script(model)(x)), want, atol=0)
+    assert type(model[0]) is nn.GRU
+
+
+def test_torch_fx_sees_one_node():
+    model = Tagger()
+    anyrnn.accelerate(model)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    traced = torch.fx.symbolic_trace(nn.Sequential(model.stack[0]))
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "output"]
+    wide = x.repeat(1, 1, 3)
+    close(flat(traced(wide)), flat(model.stack[0](wide)), atol=0)
+
+
+def test_quantization_passes_a_swapped_layer_by_and_takes_a_restored_one():
+    from torch.ao.quantization import quantize_dynamic  # noqa: PLC0415
+
+    model = nn.Sequential(made("LSTM", dtype=torch.float32))
+    anyrnn.accelerate(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        assert isinstance(quantize_dynamic(model, {nn.LSTM})[0], anyrnn.LSTM)
+        anyrnn.restore(model)
+        assert "quantized" in type(quantize_dynamic(model, {nn.LSTM})[0]).__module__
 
 
 def test_what_happens_in_between_stays():

@@ -432,3 +432,98 @@ def test_dropout_acts_between_layers_while_training_only():
     close([final[0]], [first[-1]])  # the state is not dropped
     layer.eval()
     close([layer(x)[0]], [plain_layer(layer, x, torch.zeros(2, B, H, dtype=torch.float64))[0]])
+
+
+@auto
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_batch_without_steps_keeps_its_graph(case, engine, direction):
+    """Else a process of several that gets such a batch would leave the others waiting for its gradients."""
+    cell = case.cell()
+    bare = anyrnn.protocol.describe(cell, I).bare
+    for steps, lengths in ((0, None), (T, (0,) * B), (0, (0,) * B)):
+        x, *states = leaves(x_of(T=steps).fill_(torch.nan), *flat(state_of(cell)))
+        with anyrnn.engine(engine):
+            output, final = anyrnn.scan(cell, x, states[0] if bare else tuple(states), lengths, direction == "backward")
+        for part in (output, *flat(final)):
+            found = torch.autograd.grad(part.sum(), [x, *cell.parameters()], retain_graph=True)
+            assert all((g == 0).all() for g in found)
+        found = torch.autograd.grad(loss_of(output, *flat(final)), states)
+        close(found, torch.autograd.grad(loss_of(output.detach(), *(s.clone() for s in states)), states), atol=0)
+        with torch.no_grad(), anyrnn.engine(engine):
+            assert not anyrnn.scan(cell, x, lengths=lengths)[0].requires_grad
+
+
+def test_a_layer_whose_batch_has_no_steps_can_be_trained_and_differentiated_twice():
+    for layer in (anyrnn.LSTM(I, H, 2, bidirectional=True), CASES[19].layer(num_layers=2).float()):
+        layer.zero_grad()
+        x = x_of().float().requires_grad_()
+        output, final = layer(x, lengths=[0] * B)
+        (first,) = torch.autograd.grad(output.sum() + sum(s.sum() for s in flat(final)), x, create_graph=True)
+        (first.sum() + output.sum()).backward()
+        assert all((p.grad == 0).all() for p in layer.parameters())
+
+
+class Writing(torch.nn.Module):
+    """Writes into what it is given: at every step, from the third step on, or where x says so."""
+
+    def __init__(self, when, pair):
+        super().__init__()
+        self.hidden_size, self.when, self.pair, self.count = H, when, pair, 0
+        self.W = torch.nn.Linear(I, H)
+
+    def forward(self, x, state):
+        self.count += self.when == "late"
+        if self.when == "always" or self.count > 2 or (self.when == "x" and x[0, 0] > 0):
+            x.mul_(0.5).add_(1)
+            for h in state if self.pair else (state,):
+                h.mul_(0.9).add_(self.W(x))
+            return state
+        new = 0.5 * (state[0] if self.pair else state) + self.W(x)
+        return (new, state[1]) if self.pair else new
+
+
+@pytest.mark.parametrize("given", ["nothing", "leaves", "no leaves"])
+@pytest.mark.parametrize("pair", [False, True], ids=["one state", "pair"])
+@pytest.mark.parametrize("when", ["always", "late", "x"])
+@pytest.mark.parametrize("engine", ["auto", "reference", "cpu"])
+@pytest.mark.parametrize("lengths", [None, (2, 4, 4)], ids=str)
+def test_a_step_that_writes_into_what_it_is_given_writes_into_copies(given, pair, when, engine, lengths):
+    """Nothing of the caller's changes, and no output of before, also where plain PyTorch would refuse to write."""
+    if engine == "cpu" and when != "always":
+        pytest.skip("it counts, or looks at numbers: none for machine code")
+    cell, count = Writing(when, pair).double(), 2 if pair else 1
+    cell.state_sizes = (H, H) if pair else H
+    x, *states = leaves(x_of(), *(torch.randn(B, H, dtype=torch.float64) for _ in range(count)))
+    if given == "nothing":
+        for t in (x, *states):
+            t.requires_grad_(False)
+    inputs = [t + 0 if given == "no leaves" else t for t in (x, *states)]
+    before = [t.detach().clone() for t in inputs]
+    trained = [t for t in (x, *states, *cell.parameters()) if t.requires_grad]
+
+    cell.count, rows, current = 0, torch.tensor(lengths or (T,) * B), [t.clone() for t in inputs[1:]]
+    outputs = []
+    for t in range(T):  # the plain loop, on copies
+        valid = (rows > t).unsqueeze(1)
+        # Rows whose turn is over come last, so that the rows of a step are the first ones.
+        order = rows.argsort(descending=True, stable=True)[: int(valid.sum())]
+        parts = [s[order].clone() for s in current]
+        new = flat(cell(inputs[0][t][order].clone(), tuple(parts) if pair else parts[0]))
+        current = [s.index_copy(0, order, n) for s, n in zip(current, new, strict=True)]
+        outputs.append(torch.where(valid, current[0], 0.0))
+    want = [torch.stack(outputs), *current]
+
+    cell.count = 0
+    with anyrnn.engine(engine):
+        anyrnn.scan(cell, x.detach())  # what is looked at and traced, is now
+        cell.count = 0
+        output, final = anyrnn.scan(cell, inputs[0], tuple(inputs[1:]) if pair else inputs[1], lengths)
+    close(inputs, before, atol=0)
+    got = [output, *flat(final)]
+    close(got, want)
+    close(gradients(trained, loss_of(*got)), gradients(trained, loss_of(*want)))
+    with torch.inference_mode(), anyrnn.engine(engine):
+        cell.count = 0
+        output, final = anyrnn.scan(cell, before[0], tuple(before[1:]) if pair else before[1], lengths)
+        close([output.clone(), *(s.clone() for s in flat(final))], want)
+    close(inputs, before, atol=0)

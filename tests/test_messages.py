@@ -148,6 +148,10 @@ CALLS = {
         lambda: lstm()(x(), lengths=["a", "b", "c"]),
         "LSTM: lengths is ['a', 'b', 'c'], expected 3 integers from 0 to 4",
     ),
+    "on meta": (
+        lambda: lstm()(x(), lengths=torch.tensor([1, 2, 3], device="meta")),
+        "LSTM: lengths are on meta, where they have no values; expected 3 integers from 0 to 4",
+    ),
     "beside a packed sequence": (
         lambda: lstm()(nn.utils.rnn.pack_sequence([x(T, I)]), lengths=[4]),
         "LSTM: got lengths beside a PackedSequence, which has its own; expected only one of them",
@@ -448,3 +452,95 @@ def test_nothing_is_changed_by_a_call_that_is_refused():
         message(bad)
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
     assert layer(x())[0].shape == (T, B, 4)
+
+
+def grown():
+    layer = anyrnn.Recurrent(nn.GRUCell(I, H))
+    layer.cells.append(nn.GRUCell(I, H))
+    return layer
+
+
+def of_other_sizes(layer):
+    layer.weight_hh_l0 = nn.Parameter(torch.zeros(4 * 7, 7))
+    return layer
+
+
+class Grown(nn.Module):
+    """Its sizes are the layer's word, so that nothing says that it has changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.W = nn.Linear(I, H)
+
+    def forward(self, x, h):
+        return torch.tanh(self.W(x) + h.sum(1, keepdim=True))
+
+
+def grown_inside():
+    layer = anyrnn.Recurrent(Grown(), I, state_sizes=H)
+    layer(x())
+    layer.cell().W = nn.Linear(I, 7)
+    return layer
+
+
+CHANGED = {
+    "a cell too many": (
+        lambda: grown()(x()),
+        "Recurrent: it has 2 cells, expected 1, one for each of 1 layers and 1 directions; for more, make a new layer",
+    ),
+    "a weight of another size": (
+        lambda: of_other_sizes(lstm())(x()),
+        "LSTM: weight_hh_l0 has shape (28, 7), expected (20, 5); for other sizes make a new layer",
+    ),
+    "a step of another size": (
+        lambda: grown_inside()(x()),
+        "Grown: a step returned the state (3, 7), expected (3, 5), as it was given. If the cell was changed after its "
+        "layer was made, change its `hidden_size` or `state_sizes` along, or make a new layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_layer_that_was_changed_to_what_cannot_be_says_so(name):
+    call, text = CHANGED[name]
+    assert message(call) == text
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("make", [lstm, lambda: anyrnn.Recurrent(nn.GRUCell(I, H))], ids=["LSTM", "Recurrent"])
+def test_torchscript_is_told_that_it_cannot(make):
+    for model in (make(), nn.Sequential(make())):
+        assert "got torch.jit.script, which would compile the code of every step" in message(
+            lambda model=model: torch.jit.script(model)
+        )
+
+
+class Own(anyrnn.GRU):
+    def forward(self, x, hx=None):
+        return super().forward(2 * x, hx)
+
+
+class Model(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, anyrnn.ManyToOne(anyrnn.Recurrent(nn.GRUCell(H, 3)), 2)
+
+    def forward(self, x, state, lengths):
+        output, state = self.layer(x, state, lengths=lengths)
+        return self.head(output, lengths=lengths)[0] + state.mean()
+
+
+@pytest.mark.parametrize("make", [lambda: anyrnn.GRU(I, H), lambda: anyrnn.Recurrent(nn.GRUCell(I, H))])
+def test_a_layer_is_one_node_in_a_graph_of_torch_fx(make):
+    model, lengths = Model(make()), [4, 2, 0]
+    traced = torch.fx.symbolic_trace(model)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert called == ["layer", "head"]
+    inputs = torch.randn(T, B, I), torch.randn(1, B, H), lengths
+    assert torch.equal(traced(*inputs), model(*inputs))
+    assert "got torch.fx.symbolic_trace of the layer itself" in message(lambda: torch.fx.symbolic_trace(make()))
+
+
+def test_a_layer_with_a_forward_of_its_own_is_no_node_which_would_run_it_twice():
+    text = message(lambda: torch.fx.symbolic_trace(nn.Sequential(Own(I, H))))
+    assert text.startswith("Own: got torch.fx.symbolic_trace of a layer whose `forward` is not this package's own")

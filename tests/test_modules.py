@@ -525,3 +525,142 @@ def test_an_output_is_a_tensor_of_its_own_also_where_a_cell_passes_it_through(en
             with anyrnn.engine(engine), torch.set_grad_enabled(grad):
                 anyrnn.scan(cell, x)[0].mul_(2)
         close([x, cell.b.detach()], kept, atol=0)
+
+
+@every_named
+def test_a_cell_of_a_layer_is_in_the_mode_of_the_layer(make):
+    layer = made(make)
+    for mode in (True, False, True):
+        layer.train(mode)
+        result(layer)
+        assert layer.cell().training is layer.cell(1, reverse=True).training is mode
+        assert all(layer._cell(k, False).training is mode for k in range(2))
+
+
+class Reading(anyrnn.GRUCell):
+    """Its step depends on the mode."""
+
+    def step(self, x, h):
+        return super().step(x, h) if self.training else h + 1
+
+
+class OfReading(anyrnn.GRU):
+    cell_type = Reading
+
+
+@both_engines
+def test_a_step_that_asks_for_the_mode_gets_the_layers(engine):
+    layer, plainly = OfReading(I, H), anyrnn.GRU(I, H)
+    plainly.load_state_dict(layer.state_dict())
+    x = torch.randn(T, B, I)
+    with anyrnn.engine(engine):
+        for _ in range(2):
+            close([layer.train()(x)[0]], [plainly(x)[0]], atol=1e-6)
+            assert (layer.eval()(x)[1] == T).all()
+
+
+@both_engines
+@pytest.mark.parametrize("value", [(1, 2), None, nn.Linear(1, 1), "text"], ids=str)
+def test_an_attribute_of_a_cell_may_have_any_name(engine, value):
+    x = torch.randn(T, B, I)
+    for cell in (nn.GRUCell(I, H), anyrnn.GRUCell(I, H)):
+        plainly = copy.deepcopy(cell)
+        cell._origin = value
+        with anyrnn.engine(engine):
+            close(anyrnn.Recurrent(cell)(x), anyrnn.Recurrent(plainly)(x), atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
+@pytest.mark.usefixtures("one_process")
+@both_engines
+def test_distributed_data_parallel_goes_on_where_a_batch_has_no_steps(engine):
+    layer = made(anyrnn.GRU)
+    parallel = nn.parallel.DistributedDataParallel(layer)
+    for lengths in ([2, 4, 3], [0] * B, [0] * B, [2, 4, 3]):
+        layer.zero_grad()
+        with anyrnn.engine(engine):
+            output, state = parallel(x_of(), lengths=lengths)
+        loss_of(output, state).backward()
+        assert all(bool(p.grad.abs().max() > 0) is (max(lengths) > 0) for p in layer.parameters())
+
+
+# ---- Layers of ours inside a cell ----
+
+
+class OverInput(nn.Module):
+    """A recurrent layer runs over the features of x, at every step."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.hidden_size, self.inner = H, inner(1, 4)
+        self.w = nn.Linear(4 + H, H)
+
+    def forward(self, x, h):
+        _, e = self.inner(x.t().unsqueeze(-1))
+        return torch.tanh(self.w(torch.cat((flat(e)[0][0], h), 1)))
+
+
+class OverState(OverInput):
+    """... over the features of h."""
+
+    def forward(self, x, h):
+        _, e = self.inner(h.t().unsqueeze(-1), lengths=[H] * len(h))
+        return torch.tanh(self.w(torch.cat((flat(e)[0][0], torch.tanh(h) + x.sum(1, keepdim=True)), 1)))
+
+
+class OverOutput(nn.Module):
+    """... over what the step returns, and no state depends on it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.hidden_size, self.inner = H, inner(H, 4)
+        self.w = nn.Linear(I + H, H)
+
+    def forward(self, x, h):
+        h = torch.tanh(self.w(torch.cat((x, h), 1)))
+        return self.inner(h.unsqueeze(0))[0][0], h
+
+
+INNER = {
+    "GRU": anyrnn.GRU,
+    "LSTM": anyrnn.LSTM,
+    "Recurrent": lambda i, h: anyrnn.Recurrent(nn.GRUCell(i, h)),
+    "plain own cell": lambda i, h: anyrnn.Recurrent(lambda size: OfOne(size, h), i),
+}
+
+
+class OfOne(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.W, self.U = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x, h):
+        return torch.tanh(self.W(x) + self.U(h))
+
+
+@pytest.mark.parametrize("kind", [OverInput, OverState, OverOutput])
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_layer_inside_a_cell_gives_what_it_gives_in_plain_python(kind, inner, warm):
+    torch.manual_seed(2)
+    cell, x = kind(INNER[inner]).double(), x_of()
+    layer = anyrnn.Recurrent(cell, I)
+    if warm:
+        cell.inner(torch.zeros(2, 1, cell.inner.input_size, dtype=torch.float64))
+    for lengths in (None, [2, 4, 0]):
+        found = []
+        for engine in ("reference", "auto", "auto"):
+            leaf = x.clone().requires_grad_()
+            with anyrnn.engine(engine):
+                output, final = layer(leaf, lengths=lengths)
+            found.append([output, final, *gradients([leaf, *cell.parameters()], loss_of(output, final))])
+        close(found[1], found[0])
+        close(found[2], found[0])
+    changed = next(cell.inner.parameters())
+    with torch.no_grad():
+        changed.mul_(-2)
+    with anyrnn.engine("reference"):
+        want = layer(x)
+    assert not torch.allclose(want[0], found[0][0])
+    close(layer(x), want)

@@ -1,9 +1,13 @@
 """Derivatives of derivatives, torch.func, checkpoints, autocast: exact, or by an engine that can."""
 
+import contextlib
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import anyrnn
@@ -214,3 +218,100 @@ def test_where_torch_func_transforms_a_call_the_reference_runs_it_and_explain_sa
     with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match=r"asked for by name .* torch\.func transforms"):
         grad(output)(x)
     assert len(told) == 4
+
+
+# ---- Many gradients at once, and contexts around a call ----
+
+BATCHED = ("LSTM", "GRU-reset-before", "nn.GRUCell", "ConcatLSTM", "MixedSizes", "NormLSTM", "LowRank")
+batched = [(case, engine) for case, engine in PAIRS if case.name in BATCHED]
+
+
+@pytest.mark.parametrize(("case", "engine"), batched, ids=ids(batched))
+@pytest.mark.parametrize("lengths", [None, (3, 1)], ids=str)
+def test_gradients_of_many_outputs_at_once(case, engine, lengths):
+    cell = case.cell()
+    x, *states = (t.detach().requires_grad_() for t in (x_of(3, 2), *flat(state_of(cell, 2))))
+    bare = anyrnn.protocol.describe(cell, I).bare
+
+    def output(*inputs):
+        with anyrnn.engine(engine):
+            output, final = anyrnn.scan(cell, inputs[0], inputs[1] if bare else inputs[1:], lengths)
+        return torch.cat([output.flatten(), *(s.flatten() for s in flat(final))])
+
+    jacobian = torch.autograd.functional.jacobian
+    with anyrnn.engine("reference"):
+        want = [jacobian(lambda *a: torch.cat([t.flatten() for t in scan_of(cell, a, bare, lengths)]), (x, *states))]
+    close(jacobian(output, (x, *states), vectorize=True), want[0])
+    y = output(x, *states)
+    inputs = [x, *states, *cell.parameters()]
+    one_by_one = [torch.autograd.grad(each, inputs, retain_graph=True, allow_unused=True) for each in y]
+    for create_graph in (False, True):
+        found = torch.autograd.grad(
+            y, inputs, torch.eye(len(y), dtype=y.dtype), is_grads_batched=True, retain_graph=True, allow_unused=True,
+            create_graph=create_graph,
+        )  # fmt: skip
+        for k, g in enumerate(found):
+            rows = [row[k] for row in one_by_one]
+            if g is None:
+                assert all(row is None for row in rows)
+            else:
+                close([g], [torch.stack([torch.zeros_like(inputs[k]) if row is None else row for row in rows])])
+
+
+def scan_of(cell, inputs, bare, lengths):
+    with anyrnn.engine("reference"):
+        output, final = anyrnn.scan(cell, inputs[0], inputs[1] if bare else inputs[1:], lengths)
+    return output, *flat(final)
+
+
+def test_a_vectorised_hessian():
+    layer = anyrnn.GRU(I, 3, dtype=torch.float64).requires_grad_(False)
+    x = x_of(3, 2)
+    hessian = torch.autograd.functional.hessian
+    want = hessian(lambda x: layer(x)[0].square().sum(), x)
+    for outer in ("reverse-mode", "forward-mode"):
+        close([hessian(lambda x: layer(x)[0].square().sum(), x, vectorize=True, outer_jacobian_strategy=outer)], [want])
+
+
+CONTEXTS = {
+    "device meta": lambda: torch.device("meta"),
+    "default device meta": lambda: default(torch.set_default_device, "meta", None),
+    "default dtype": lambda: default(torch.set_default_dtype, torch.float16, torch.float32),
+}
+
+
+@contextlib.contextmanager
+def default(set_it, inside, after):
+    set_it(inside)
+    try:
+        yield
+    finally:
+        set_it(after)
+
+
+few = [(case, engine) for case, engine in PAIRS if case.name in FEW]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(("case", "engine"), few, ids=ids(few))
+def test_defaults_of_devices_and_types_are_not_those_of_a_call(context, case, engine):
+    """Also where the first call, the one for which a cell is described and traced, is made below them."""
+    cell, x, lengths = case.cell(), x_of(), [2, 4, 0]
+    layer = case.layer(bidirectional=True)
+    packed = pack_padded_sequence(x, torch.tensor([4, 2, 1]))
+    found = []
+    for around in (CONTEXTS[context], contextlib.nullcontext):
+        twin, stack = copy.deepcopy(cell), copy.deepcopy(layer)
+        point = x.clone().requires_grad_()
+        with around(), anyrnn.engine(engine):
+            results = []
+            for reverse in (False, True):
+                output, final = anyrnn.scan(twin, point, lengths=lengths, reverse=reverse)
+                results += [output, *flat(final)]
+            output, final = stack(point, lengths=lengths)
+            results += [output, anyrnn.output_at(output, lengths, bidirectional=True), *flat(final)]
+            results += [stack(packed)[0].data]
+            grads = gradients([point, *twin.parameters(), *stack.parameters()], sum(r.square().sum() for r in results))
+        assert all(r.dtype == torch.float64 and r.device.type == "cpu" for r in results)
+        found.append([*results, *grads])
+    close(*found)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.layers import Layer
+from anyrnn.layers import Layer, is_proxy, node_of
 from anyrnn.protocol import placement
 from anyrnn.scan import check_lengths
 
@@ -113,6 +113,8 @@ class ManyToOne(nn.Module):
         self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
     ) -> tuple[Tensor, State]:
         """Return the prediction (B, out_features), or (out_features,) if x is unbatched, and the final state."""
+        if is_proxy(x):
+            return node_of(self, x, state, lengths)  # type: ignore[no-any-return]
         output, state = self.layer(x, state, lengths=lengths)
         batch_first = self.layer.batch_first
         if isinstance(output, PackedSequence):
@@ -121,7 +123,7 @@ class ManyToOne(nn.Module):
         batched = output.dim() == 3
         if not batched:
             output = output.unsqueeze(0 if batch_first else 1)
-            lengths = None if lengths is None else torch.as_tensor(lengths).reshape(-1)
+            lengths = None if lengths is None else torch.as_tensor(lengths, device="cpu").reshape(-1)
         y: Tensor = self.linear(self._pooled(output, lengths, batch_first))
         return (y if batched else y.squeeze(0)), state
 

@@ -7,9 +7,12 @@ exit of `Layer._apply_layer`, once.
 
 from __future__ import annotations
 
+import operator
+import sys
 import warnings
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described
-from anyrnn.protocol import Signature, State, describe, placement
+from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
 from anyrnn.scan import Lengths, check_input, check_lengths, check_state
 
 if TYPE_CHECKING:
@@ -65,6 +68,7 @@ class Layer(nn.Module):
     @property
     def output_size(self) -> int:
         """The number of features of the output: the directions side by side."""
+        self._settle(None)
         return self.num_directions * self._signature(self.num_layers - 1).output_size
 
     @abstractmethod
@@ -84,12 +88,17 @@ class Layer(nn.Module):
         return self.cell(layer, reverse)
 
     @abstractmethod
-    def _signature(self, layer: int) -> Signature:
-        """What the cells of a layer take and return."""
+    def _signature(self, layer: int, reverse: bool = False) -> Signature:
+        """What the cell of a layer and direction takes and returns."""
+
+    def _settle(self, state: State | None) -> None:
+        """See that the signatures are those of the present cells; `state` is the one that a call was given, if any."""
 
     def _apply_layer(
         self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
     ) -> tuple[Tensor | PackedSequence, State]:
+        if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
+            return node_of(self, x, state, lengths)
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
@@ -103,7 +112,7 @@ class Layer(nn.Module):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (T, B, D*O)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        return self._outer(x, packed, batched), self._stack(finals, batched)
+        return self._outer(x, packed, batched), self._stack(finals, batched, state)
 
     def _calls(
         self, layer: int, x: Tensor, states: Sequence[tuple[Tensor, ...]], lengths: Tensor | None, from_zero: bool
@@ -112,7 +121,10 @@ class Layer(nn.Module):
         for direction in range(self.num_directions):
             reverse = direction == 1
             state = states[layer * self.num_directions + direction]
-            call = Call(self._cell(layer, reverse), self._signature(layer), x, state, lengths, reverse, from_zero)
+            cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
+            if not signature.settled:
+                raise AnyRNNError(untold(cell, signature))
+            call = Call(cell, signature, x, state, lengths, reverse, from_zero)
             yield choose(call), call
 
     def _canonical(
@@ -133,7 +145,8 @@ class Layer(nn.Module):
                 raise AnyRNNError(msg)
             batched, batch_first = x.dim() == 3, self.batch_first
         if self.input_size is None:
-            self._set_input_size(x.shape[-1])
+            self._set_input_size(x.shape[-1], state)
+        self._settle(state)
         like = placement(self, x)
         check_input(name, x, self.input_size, like)
         if not batched:
@@ -142,7 +155,7 @@ class Layer(nn.Module):
             x = x.transpose(0, 1)
         T, B, _ = x.shape
         if not batched and isinstance(lengths, int | Tensor):
-            lengths = torch.as_tensor(lengths).reshape(-1)
+            lengths = lengths.reshape(-1) if isinstance(lengths, Tensor) else [lengths]
         return (
             x,
             self._initial(state, B, batched, x, like.dtype),
@@ -164,26 +177,34 @@ class Layer(nn.Module):
             stacked = tuple(s.unsqueeze(1) for s in stacked)
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
 
-    def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool) -> State:
+    def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, given: State | None) -> State:
         if len(finals) == 1:
             stacked = tuple(final.unsqueeze(0) for final in finals[0])
         else:
             stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
-        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked))
+        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), given)
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         if packed is not None:
             # As the input was packed, so that its indices hold for the output.
             if packed.sorted_indices is not None:
                 output = output.index_select(1, packed.sorted_indices)
-            lengths = (packed.batch_sizes.unsqueeze(1) > torch.arange(output.shape[1])).sum(0)
+            lengths = (packed.batch_sizes.unsqueeze(1) > torch.arange(output.shape[1], device="cpu")).sum(0)
             return packed._replace(data=pack_padded_sequence(output, lengths).data)
         if not batched:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
 
-    def _set_input_size(self, input_size: int) -> None:
+    def _set_input_size(self, input_size: int, state: State | None) -> None:
         self.input_size = input_size
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Say that TorchScript cannot compile a layer, when it asks."""
+        msg = (
+            f"{type(self).__name__}: got torch.jit.script, which would compile the code of every step and cannot; "
+            f"expected torch.compile or torch.export. Or load the state_dict into torch.nn's layer, and script that"
+        )
+        raise AnyRNNError(msg)
 
     def extra_repr(self) -> str:
         """Show the options that differ from their defaults, as torch.nn does."""
@@ -199,6 +220,27 @@ class Layer(nn.Module):
 
     def _sizes_repr(self) -> list[str]:
         return [] if self.input_size is None else [str(self.input_size)]
+
+
+def is_proxy(x: object) -> bool:
+    """Whether x stands for a tensor in a graph that `torch.fx` traces."""
+    fx = sys.modules.get("torch.fx")  # who traces has it
+    return fx is not None and isinstance(x, fx.Proxy)
+
+
+def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
+    """Put a call of a layer into a graph of `torch.fx` as one node, as it does with the layers of torch.nn."""
+    path = x.tracer.path_of_module(module)
+    own = "forward" in vars(module) or type(module).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
+    if own or not path:
+        got = "a layer whose `forward` is not this package's own" if own else "the layer itself"
+        msg = (
+            f"{type(module).__name__}: got torch.fx.symbolic_trace of {got}, expected that of a model in whose graph "
+            f"the layer is one node: a torch.fx.Tracer whose is_leaf_module says so of it, or for the layer alone "
+            f"torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
+        )
+        raise AnyRNNError(msg)
+    return x.tracer.create_proxy("call_module", path, (x, state), {} if lengths is None else {"lengths": lengths})
 
 
 class Recurrent(Layer):
@@ -271,20 +313,17 @@ class Recurrent(Layer):
         if not single and input_size is None:
             msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
             raise AnyRNNError(msg)
-        self._state_sizes = state_sizes
-        self._signatures: list[Signature] = []
+        self._state_sizes = tuple(state_sizes) if isinstance(state_sizes, list) else state_sizes
+        self._seen: list[_Seen] = []
         self.cells = nn.ModuleList()
         for _ in range(num_layers):
             for _ in range(self.num_directions):
                 self.cells.append(cell if isinstance(cell, nn.Module) else _made(cell, input_size))
+                if input_size is not None:
+                    self._seen.append(_see(self.cells[-1], input_size, self._state_sizes, None))
             if input_size is not None:
-                self._signatures.append(describe(self.cells[-1], input_size, state_sizes))
-                input_size = self.num_directions * self._signatures[-1].output_size
-        if any(s.state_sizes != self._signatures[0].state_sizes for s in self._signatures):
-            msg = (
-                f"Recurrent: the layers' states have sizes {[s.state_sizes for s in self._signatures]}, expected equal"
-            )
-            raise AnyRNNError(msg)
+                input_size = self.num_directions * self._seen[-1].signature.output_size
+        self._check_alike()
 
     def forward(
         self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
@@ -297,15 +336,60 @@ class Recurrent(Layer):
         self._check_place(layer, reverse)
         return self.cells[layer * self.num_directions + reverse]
 
-    def _signature(self, layer: int) -> Signature:
-        if not self._signatures:
+    def _signature(self, layer: int, reverse: bool = False) -> Signature:
+        if not self._seen:
             msg = "Recurrent: the size of its input is not known before the first call; pass input_size="
             raise AnyRNNError(msg)
-        return self._signatures[layer]
+        return self._seen[layer * self.num_directions + reverse].signature
 
-    def _set_input_size(self, input_size: int) -> None:
-        self._signatures = [described(self.cells[0], input_size, self._state_sizes)]
-        super()._set_input_size(input_size)
+    def _set_input_size(self, input_size: int, state: State | None) -> None:
+        self._seen = [_see(self.cells[0], input_size, self._state_sizes, form_of(state))]
+        super()._set_input_size(input_size, state)
+
+    def _settle(self, state: State | None) -> None:
+        """Look at cells again that were replaced or have grown, or of which a step has not shown the state's form."""
+        if not self._seen:
+            return
+        if len(self.cells) != len(self._seen):
+            msg = (
+                f"Recurrent: it has {len(self.cells)} cells, expected {len(self._seen)}, one for each of "
+                f"{self.num_layers} layers and {self.num_directions} directions; for more, make a new layer"
+            )
+            raise AnyRNNError(msg)
+        input_size, changed = self.input_size, False
+        for k, cell in enumerate(self.cells):
+            seen = self._seen[k]
+            if not seen.signature.settled or not seen.is_still(cell, input_size):
+                again = _see(cell, operator.index(input_size), self._state_sizes, form_of(state))  # type: ignore[arg-type]
+                self._seen[k], changed = again, True
+            if (k + 1) % self.num_directions == 0:
+                input_size = self.num_directions * self._seen[k].signature.output_size
+        if changed:
+            self._check_alike()
+
+    def _check_alike(self) -> None:
+        found = [seen.signature for seen in self._seen]
+        if any((s.state_sizes, s.bare) != (found[0].state_sizes, found[0].bare) for s in found):
+            msg = f"Recurrent: the layers' states have sizes {[s.state_sizes for s in found]}, expected equal"
+            raise AnyRNNError(msg)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A cell as it was when its signature was found."""
+
+    cell: nn.Module
+    sizes: int | tuple[int, ...] | None
+    input_size: int
+    signature: Signature
+
+    def is_still(self, cell: nn.Module, input_size: int | None) -> bool:
+        """Whether this is the same cell, with the same sizes of x and state."""
+        return cell is self.cell and self.input_size == input_size and self.sizes == stated_sizes(cell)
+
+
+def _see(cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None, form: Form | None) -> _Seen:
+    return _Seen(cell, stated_sizes(cell), input_size, described(cell, input_size, state_sizes, form))
 
 
 def _made(factory: Callable[[int], nn.Module], input_size: int | None) -> nn.Module:

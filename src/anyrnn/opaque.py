@@ -16,21 +16,23 @@ import secrets
 import threading
 from collections import OrderedDict
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from anyrnn.cells.base import origin_of
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Signature, caching_nothing, describe
+from anyrnn.protocol import Form, Signature, caching_nothing, describe, kind_of, stated_sizes, untold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+Sizes: TypeAlias = "int | tuple[int, ...] | None"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,7 +65,7 @@ class OpaqueEngine:
             list(call.states),
             call.lengths,
             weights,
-            number_of(call.cell.__dict__.get("_origin", call.cell)),
+            number_of(origin_of(call.cell)),
             call.reverse,
             signature.bare,
             signature.has_output,
@@ -103,27 +105,37 @@ def _step_by_step() -> bool:
     return torch.compiler.is_exporting() and select._wanted.get() == "reference"
 
 
-#: What `anyrnn.scan` has found out about cells, by the size of the input.
-signatures: WeakKeyDictionary[nn.Module, dict[int, Signature]] = WeakKeyDictionary()
+#: What `anyrnn.scan` has found out about cells, by the size of the input and what the sizes of the state hang on.
+signatures: WeakKeyDictionary[nn.Module, dict[object, Signature]] = WeakKeyDictionary()
 
 
-def described(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> Signature:
+def signature_key(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None) -> object:
+    """By what `anyrnn.scan` knows the signature of a cell: a cell that has grown has another."""
+    named = form is not None and form[0] not in (tuple, Tensor)
+    return input_size, stated_sizes(cell) if state_sizes is None else state_sizes, form if named else None
+
+
+def described(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None = None) -> Signature:
     """Find the signature of a cell with `describe`, whose steps are run, not traced, where PyTorch traces."""
     if torch.compiler.is_compiling():
-        return Signature(*_signature_fields(cell, input_size, state_sizes))
-    return describe(cell, input_size, state_sizes)
+        return Signature(*_signature_fields(cell, input_size, state_sizes, form))
+    return describe(cell, input_size, state_sizes, form)
 
 
 @_constant_to_dynamo
-def _signature_fields(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None) -> tuple[Any, ...]:
-    known = signatures.get(cell, {}).get(input_size)
+def _signature_fields(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None) -> tuple[Any, ...]:
+    """The fields of a signature, but for the class of a named tuple, which a constant of a program cannot be."""
+    known = signatures.get(cell, {}).get(signature_key(cell, input_size, state_sizes, form))
     if known is not None:
-        return astuple(known)
+        return astuple(known)[:4]
     if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
         # torch.export watches every call of a module, and loses count of those that fail, as some may here.
         msg = f"{type(cell).__name__}: what a step returns is not known; expected an ordinary call before torch.export"
         raise AnyRNNError(msg)
-    return astuple(describe(cell, input_size, state_sizes))
+    found = describe(cell, input_size, state_sizes, form)
+    if not found.settled:
+        raise AnyRNNError(untold(cell, found))
+    return astuple(found)[:4]
 
 
 def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
@@ -291,7 +303,7 @@ def _run(
         raise AnyRNNError(msg)
     if lengths is not None:
         lengths = valid_lengths(type(cell).__name__, lengths, len(x))
-    signature = Signature(tuple(s.shape[1] for s in states), bare, output_size, has_output)
+    signature = Signature(tuple(s.shape[1] for s in states), bare, output_size, has_output, kind_of(cell))
     with _lowered(x.device.type, autocast):
         if number not in _checked:
             _check_reach(cell, signature, x, states, weights)

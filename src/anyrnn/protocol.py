@@ -8,15 +8,22 @@ are always tuples; this file is the only place that knows the two outer forms.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import copy
+import inspect
+import typing
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.randomness import own_random_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,36 +43,69 @@ class Signature:
         bare: The state is one tensor, not a tuple.
         output_size: The size of the output of a step.
         has_output: A step returns ``(output, new_state)``; otherwise its output is the first state variable.
+        kind: The class of the tuple: `tuple`, or a named tuple of the user's.
+        settled: A step has shown which structure the state has. A step that hands back its state untouched shows
+            nothing, and another step has to be looked at.
     """
 
     state_sizes: tuple[int, ...]
     bare: bool
     output_size: int
     has_output: bool
+    kind: type[tuple[Any, ...]] = tuple
+    settled: bool = True
 
-    def wrap(self, states: tuple[Tensor, ...]) -> State:
-        """Give the states the structure that the cell uses."""
-        return states[0] if self.bare else states
+    def wrap(self, states: tuple[Tensor, ...], given: object = None) -> State:
+        """Give the states the structure that the cell uses, or that of a named tuple that was `given`."""
+        if self.bare:
+            return states[0]
+        kind: type[Any] = type(given) if self.kind is tuple and _is_named(type(given)) else self.kind
+        return states if kind is tuple else kind(*states)
 
     def step(self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run ``cell`` for one step: ``x (B, I)`` and states ``(B, size)`` to output ``(B, O)`` and new states."""
+        """Run ``cell`` for one step: ``x (B, I)`` and states ``(B, size)`` to output ``(B, O)`` and new states.
+
+        Raises:
+            AnyRNNError: if the new states have another form than the old ones.
+        """
         result = cell(x, self.wrap(states))
         if self.has_output:
-            output, new = result
-            return output, (new,) if self.bare else tuple(new)
-        if self.bare:
-            return result, (result,)
-        return result[0], tuple(result)
+            output, after = result
+            new = (after,) if self.bare else tuple(after)
+        else:
+            new = (result,) if self.bare else tuple(result)
+            output = new[0]
+        if len(new) != len(states) or any(n.shape != s.shape for n, s in zip(new, states, strict=True)):
+            got = ", ".join(str(tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__ for n in new)
+            msg = (
+                f"{type(cell).__name__}: a step returned the state {got}, expected "
+                f"{', '.join(str(tuple(s.shape)) for s in states)}, as it was given. If the cell was changed after its "
+                f"layer was made, change its `hidden_size` or `state_sizes` along, or make a new layer"
+            )
+            raise AnyRNNError(msg)
+        return output, new
 
 
-def describe(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None = None) -> Signature:
+#: What the state of a call looks like: the class of the tuple and how many tensors are in it; (Tensor, 1) for a tensor.
+Form: TypeAlias = "tuple[type, int]"
+
+_kinds: WeakKeyDictionary[nn.Module, type[tuple[Any, ...]]] = WeakKeyDictionary()
+
+
+def describe(
+    cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None = None, form: Form | None = None
+) -> Signature:
     """Find the signature of a cell.
 
     The sizes of the state are ``state_sizes`` if given, else ``cell.state_sizes``, else ``cell.hidden_size`` for
     each of one to four state variables, whichever makes a step work. The cell is run for one step on a few rows
     of zeros. The step is real, not on fake tensors: those take two seconds to import, and refuse cells that keep
-    plain tensors as attributes. It leaves no gradient, the random state is put back, and buffers that the cell
-    updates are copies; hooks and counters of the cell's own see it.
+    plain tensors as attributes. It leaves no gradient, random numbers are left alone, and buffers that the cell
+    updates are copies; hooks and counters of the cell's own see it. Lazy modules in the cell get their parameters.
+
+    Where a step hands back its state untouched, it tells nothing about the state's structure. Then another is run, on
+    other numbers, and if that tells nothing either, `form`, the form of a state that was given, decides. Without one
+    the signature is not `settled`.
 
     Raises:
         AnyRNNError: if no sizes are known, or a step fails or returns something that fits neither form.
@@ -75,12 +115,66 @@ def describe(cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] 
         msg = f"a cell is an nn.Module with forward(x, state); got {cell!r}"
         raise AnyRNNError(msg)
     failures: dict[str, Exception] = {}
-    for sizes, bare in _candidates(cell, name, state_sizes):
+    untold: list[tuple[_Candidate, Signature]] = []
+    for candidate in _candidates(cell, name, state_sizes, form):
         try:
-            return _probe(cell, input_size, sizes, bare)
+            signature, told = _probe(cell, input_size, candidate, fill=0.0)
         except Exception as cause:  # noqa: BLE001 - a cell may raise anything when its state has another form
-            failures[f"{'one tensor' if bare else 'a tuple'} {', '.join(f'(B, {size})' for size in sizes)}"] = cause
-    raise AnyRNNError(_failed(cell, input_size, failures))
+            failures[str(candidate)] = cause
+            continue
+        if told:
+            return _found(cell, input_size, candidate, signature)
+        untold.append((candidate, signature))
+    if not untold:
+        raise AnyRNNError(_failed(cell, input_size, failures))
+    for candidate, _ in untold if len(untold) > 1 else ():
+        with contextlib.suppress(Exception):
+            signature, told = _probe(cell, input_size, candidate, fill=0.5)
+            if told:
+                return _found(cell, input_size, candidate, signature)
+    fitting = [pair for pair in untold if form == pair[0].form] or untold
+    candidate, signature = fitting[0]
+    return _found(cell, input_size, candidate, replace(signature, settled=len(fitting) == 1))
+
+
+def untold(cell: nn.Module, signature: Signature) -> str:
+    """Say that the structure of a state is not known."""
+    size = signature.state_sizes[0]
+    return (
+        f"{type(cell).__name__}: a step returned the state that it was given, so that it does not tell whether that is "
+        f"one tensor or a tuple; expected state_sizes={size} (one tensor) or state_sizes={(size, size)} (a tuple), or "
+        f"an initial state"
+    )
+
+
+def stated_sizes(cell: nn.Module) -> int | tuple[int, ...] | None:
+    """The sizes of the state that a cell states itself, by which it is seen that they changed."""
+    sizes = getattr(cell, "state_sizes", None)
+    if sizes is None:
+        sizes = getattr(cell, "hidden_size", None)
+    return tuple(sizes) if isinstance(sizes, list) else sizes
+
+
+def form_of(state: object) -> Form | None:
+    """The form of a state that was given; None if it is no state."""
+    if isinstance(state, Tensor):
+        return Tensor, 1
+    if isinstance(state, tuple | list):
+        return (type(state) if _is_named(type(state)) else tuple), len(state)
+    return None
+
+
+def kind_of(cell: nn.Module) -> type[tuple[Any, ...]]:
+    """The class of the tuple of states that a cell takes, for those who know the cell's signature but for this."""
+    return _kinds.get(cell) or _declared_kind(cell) or tuple
+
+
+def _found(cell: nn.Module, input_size: int, candidate: _Candidate, signature: Signature) -> Signature:
+    if _is_lazy(cell):
+        _materialize(cell, input_size, candidate)
+    if signature.kind is not tuple:
+        _kinds[cell] = signature.kind
+    return signature
 
 
 def _failed(cell: nn.Module, input_size: int, failures: Mapping[str, Exception]) -> str:
@@ -105,12 +199,30 @@ def _failed(cell: nn.Module, input_size: int, failures: Mapping[str, Exception])
     )
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A form that the state of a cell may have."""
+
+    sizes: tuple[int, ...]
+    bare: bool
+    kind: type[tuple[Any, ...]] = tuple
+
+    @property
+    def form(self) -> Form:
+        return (Tensor, 1) if self.bare else (self.kind, len(self.sizes))
+
+    def __str__(self) -> str:
+        named = "one tensor" if self.bare else "a tuple" if self.kind is tuple else f"a {self.kind.__name__}"
+        return f"{named} {', '.join(f'(B, {size})' for size in self.sizes)}"
+
+
 def _candidates(
-    cell: nn.Module, name: str, state_sizes: int | Sequence[int] | None
-) -> Iterator[tuple[tuple[int, ...], bool]]:
+    cell: nn.Module, name: str, state_sizes: int | Sequence[int] | None, form: Form | None
+) -> Iterator[_Candidate]:
     sizes = getattr(cell, "state_sizes", None) if state_sizes is None else state_sizes
+    named = next((k for k in (type(sizes), form and form[0], _declared_kind(cell)) if k and _is_named(k)), None)
     if sizes is not None:
-        yield ((sizes,), True) if isinstance(sizes, int) else (tuple(sizes), False)
+        yield _Candidate((sizes,), True) if isinstance(sizes, int) else _Candidate(tuple(sizes), False, named or tuple)
         return
     size = getattr(cell, "hidden_size", None)
     if not isinstance(size, int):
@@ -119,35 +231,115 @@ def _candidates(
             f"give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
         )
         raise AnyRNNError(msg)
+    if named is not None:
+        yield _Candidate((size,) * len(named._fields), False, named)  # type: ignore[attr-defined]
+        return
     # The pair comes first: a cell that indexes its state would take the rows of a bare tensor for its states.
-    yield (size, size), False
-    yield (size,), True
-    yield (size,) * 3, False
-    yield (size,) * 4, False
-    yield (size,), False
+    yield _Candidate((size, size), False)
+    yield _Candidate((size,), True)
+    yield _Candidate((size,) * 3, False)
+    yield _Candidate((size,) * 4, False)
+    yield _Candidate((size,), False)
 
 
-def _probe(cell: nn.Module, input_size: int, sizes: tuple[int, ...], bare: bool) -> Signature:
-    like = placement(cell)
-    x = like.new_zeros(_PROBE_BATCH, input_size)
-    states = tuple(like.new_zeros(_PROBE_BATCH, size) for size in sizes)
-    devices = [like.device] if like.device.type == "cuda" else []
-    buffers = {key: value.clone() for key, value in cell.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), caching_nothing():
-        arguments = (x, states[0] if bare else states)
-        # A cell without buffers may be a script module, which functional_call refuses.
-        result = torch.func.functional_call(cell, buffers, arguments) if buffers else cell(*arguments)
-    output, new = _read(result, len(sizes), bare)
-    for k, (value, size) in enumerate(zip(new, sizes, strict=True)):
+def _is_named(kind: type) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
+    """The named tuple that is the annotation of `state` in ``forward(self, x: Tensor, state: LSTMState)``, if any."""
+    try:
+        _, state, *_ = inspect.signature(cell.forward).parameters
+        kind = typing.get_type_hints(cell.forward).get(state)
+    except Exception:  # noqa: BLE001 - annotations may name what is not there, and script modules have none
+        return None
+    return kind if isinstance(kind, type) and _is_named(kind) else None
+
+
+def _probe(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
+    """Run a step and read what it returned: a signature, and whether it shows the structure of the state."""
+    subject = _copy_of(cell) if _is_lazy(cell) else cell
+    given, result = _one_step(subject, input_size, candidate, fill)
+    output, new, state = _read(result, len(candidate.sizes), candidate.bare)
+    for k, (value, size) in enumerate(zip(new, candidate.sizes, strict=True)):
         if value.shape != (_PROBE_BATCH, size):
             msg = f"returned state {k} of shape {_shape(value)}, expected (B, {size})"
             raise AnyRNNError(msg)
+    kind = candidate.kind
+    if kind is tuple and _is_named(type(state)):
+        kind = type(state)  # type: ignore[assignment]
+    told = state is not given
     if output is None:
-        return Signature(sizes, bare, sizes[0], has_output=False)
+        return Signature(candidate.sizes, candidate.bare, candidate.sizes[0], has_output=False, kind=kind), told
     if output.dim() != 2 or len(output) != _PROBE_BATCH:
         msg = f"returned an output of shape {_shape(output)}, expected (B, size)"
         raise AnyRNNError(msg)
-    return Signature(sizes, bare, output.shape[1], has_output=True)
+    return Signature(candidate.sizes, candidate.bare, output.shape[1], has_output=True, kind=kind), told
+
+
+def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[object, object]:
+    """Run a step on made up numbers: the state that it was given, and what it returned."""
+    like, sizes = placement(cell), candidate.sizes
+    held = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
+    with (
+        torch.inference_mode(False),
+        # With gradients, since a step may ask for some; a cell made in inference mode can have none.
+        torch.set_grad_enabled(not any(t.is_inference() for t in held)),
+        own_random_numbers(),
+        caching_nothing(),
+    ):
+        x = like.new_full((_PROBE_BATCH, input_size), fill)
+        states = tuple(like.new_full((_PROBE_BATCH, size), fill) for size in sizes)
+        state = states[0] if candidate.bare else states if candidate.kind is tuple else candidate.kind(*states)
+        buffers = {key: value.clone() for key, value in cell.named_buffers() if not _is_uninitialized(value)}
+        # A cell without buffers may be a script module, which functional_call refuses.
+        if buffers:
+            return state, torch.func.functional_call(cell, buffers, (x, state))
+        return state, cell(x, state)
+
+
+# ---- Lazy modules, which get their parameters when they see their first input ----
+
+
+def _is_uninitialized(tensor: Tensor) -> bool:
+    return isinstance(tensor, UninitializedParameter | UninitializedBuffer)
+
+
+def _is_lazy(cell: nn.Module) -> bool:
+    return any(_is_uninitialized(t) for t in chain(cell.parameters(), cell.buffers()))
+
+
+def _copy_of(cell: nn.Module) -> nn.Module:
+    """A copy of a cell with lazy modules. Their buffers have no way of being copied."""
+    lazy = [b for b in cell.buffers() if _is_uninitialized(b)]
+    make: Any = UninitializedBuffer
+    return copy.deepcopy(cell, {id(b): make(device=b.device, dtype=b.dtype) for b in lazy})
+
+
+def _is_lazy_itself(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and any(
+        t is not None and _is_uninitialized(t) for t in chain(module._parameters.values(), module._buffers.values())
+    )
+
+
+def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> None:
+    """Give the lazy modules of a cell their parameters, as a first step would: initialised once, drawn as usual.
+
+    A copy of the cell runs the step and shows what each of them is given; the cell itself runs nothing.
+    """
+    twin = _copy_of(cell)
+    modules: dict[str, Any] = dict(cell.named_modules())
+    seen: list[tuple[str, Any, Any]] = []
+    for name, module in twin.named_modules():
+        if _is_lazy_itself(module):
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: seen.append((name, args, kwargs)), with_kwargs=True
+            )
+    _one_step(twin, input_size, candidate, 0.0)
+    for name, args, kwargs in seen:
+        module = modules[name]
+        if _is_lazy_itself(module):
+            module._infer_parameters(module, args, kwargs)
 
 
 @contextlib.contextmanager
@@ -165,15 +357,15 @@ def caching_nothing() -> Iterator[None]:
             parametrize._cache.pop(key, None)
 
 
-def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Tell the two return forms apart by structure: (output or None, states)."""
+def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...], object]:
+    """Tell the two return forms apart by structure: (output or None, states, the states as they were returned)."""
     states = _as_states(result, count, bare)
     if states is not None:
-        return None, states
+        return None, states, result
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
         states = _as_states(result[1], count, bare)
         if states is not None:
-            return result[0], states
+            return result[0], states, result[1]
     msg = f"returned {_structure(result)}"
     raise AnyRNNError(msg)
 
@@ -190,7 +382,8 @@ def placement(module: nn.Module, x: Tensor | None = None) -> Tensor:
     """Return a tensor with the dtype and device of a module: those of its parameters, else buffers, else `x`."""
     found = next(chain(_floating(module, "_parameters"), _floating(module, "_buffers")), None)
     if found is not None:
-        return found
+        # A lazy parameter has a type and a place, and nothing else.
+        return torch.empty(0, dtype=found.dtype, device=found.device) if _is_uninitialized(found) else found
     return x if x is not None and x.is_floating_point() else torch.empty(0)
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from anyrnn.cells.base import ORIGIN
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _INDIRECT = frozenset(
 )
 
 #: What a module keeps for itself, and what differs from call to call in a layer's cells.
-_TORCHS = ({"_origin", "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
+_TORCHS = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
 
 _ATOMS = (bool, int, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)

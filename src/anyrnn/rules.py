@@ -606,11 +606,6 @@ def _like(number: float) -> Rule:
     return lambda lo, x, *_, **__: lo.constant(number, x.codes.shape, x.batched)
 
 
-def _expand_to(lo: Lowering, value: Value | float, like: Value) -> Value:
-    """A value in the shape of another one."""
-    return lo.pointwise("where", lo.mask(lo.constant(1, like.codes.shape, like.batched)), value, 0)
-
-
 def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
     return lo.constant(number, x.codes.shape, x.batched)
 
@@ -666,8 +661,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "copy": lambda lo, x, y: Value(np.broadcast_to(lo.number(y).codes, x.codes.shape), x.batched),
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "alias"), _same),
-        # In place on memory that a step has just made, whatever was there.
-        "copy": lambda lo, x, source, *_: _expand_to(lo, source, x),
         **{"zeros_like": _like(0), "empty_like": _like(math.nan), "ones_like": _like(1), "full_like": _full_like},
     }
 )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.opaque import choose, described, signatures, valid_lengths
-from anyrnn.protocol import Signature, State, describe, placement
+from anyrnn.opaque import choose, described, signature_key, signatures, valid_lengths
+from anyrnn.protocol import Signature, State, describe, form_of, placement, untold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,16 +69,22 @@ def scan(
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
     call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None)
     output, states = choose(call).engine.run(call)
-    return output, signature.wrap(states)
+    return output, signature.wrap(states, state)
 
 
 def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Signature:
+    sizes, form = _sizes_of(cell, state), form_of(state)
     if torch.compiler.is_compiling():
-        return described(cell, operator.index(input_size), _sizes_of(cell, state))  # an int, not a symbol
+        return described(cell, operator.index(input_size), sizes, form)  # an int, not a symbol
     known = signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
-    if input_size not in known:
-        known[input_size] = describe(cell, input_size, _sizes_of(cell, state))
-    return known[input_size]
+    key = signature_key(cell, input_size, sizes, form)
+    signature = known.get(key)
+    if signature is None:
+        signature = describe(cell, input_size, sizes, form)
+        if not signature.settled:
+            raise AnyRNNError(untold(cell, signature))
+        known[key] = signature
+    return signature
 
 
 def _sizes_of(cell: nn.Module, state: State | None) -> int | tuple[int, ...] | None:
@@ -156,8 +162,11 @@ def check_lengths(name: str, lengths: Lengths | None, T: int, B: int) -> Tensor 
     """
     if lengths is None:
         return None
-    try:
-        tensor = torch.as_tensor(lengths)
+    if isinstance(lengths, Tensor) and lengths.is_meta:
+        msg = f"{name}: lengths are on meta, where they have no values; expected {B} integers from 0 to {T}"
+        raise AnyRNNError(msg)
+    try:  # on the CPU, whatever torch.set_default_device says
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError) as cause:
         msg = f"{name}: lengths is {lengths!r}, expected {B} integers from 0 to {T}"
         raise AnyRNNError(msg) from cause

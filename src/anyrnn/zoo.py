@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn import cells
+from anyrnn.dropin import TorchLSTMNames, TorchNames
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
@@ -76,8 +77,18 @@ class CellLayer(Layer):
     def cell(self, layer: int = 0, reverse: bool = False) -> cells.Cell:
         """Return the cell of a layer (0 is the first) and direction, computing with the layer's own tensors."""
         self._check_place(layer, reverse)
-        template = self._templates[layer]
-        return template.bound({key: getattr(self, _named(key, layer, reverse)) for key in template._parameters})
+        template, suffix = self._templates[layer], _suffix(layer, reverse)
+        found = {key: getattr(self, key + suffix) for key in template._parameters}
+        for key, want in template._parameters.items():
+            if want is not None and found[key].shape != want.shape:
+                msg = (
+                    f"{type(self).__name__}: {key + suffix} has shape {tuple(found[key].shape)}, expected "
+                    f"{tuple(want.shape)}; for other sizes make a new layer"
+                )
+                raise AnyRNNError(msg)
+        cell = template.bound(found)
+        cell.training = self.training
+        return cell
 
     def _cell(self, layer: int, reverse: bool) -> cells.Cell:
         """The cell of the last call, if its parameters are still the layer's: it is known by its engine already."""
@@ -86,7 +97,8 @@ class CellLayer(Layer):
         known = self._bound.get((layer, reverse))
         if known is not None:
             own, suffix = self._parameters, _suffix(layer, reverse)
-            if all(own.get(key + suffix) is parameter for key, parameter in known._parameters.items()):
+            same = all(own.get(key + suffix) is parameter for key, parameter in known._parameters.items())
+            if same and known.training is self.training:
                 return known
         cell = self.cell(layer, reverse)
         # Others, as under `torch.func.functional_call` or parametrizations, are another set in every call.
@@ -107,7 +119,7 @@ class CellLayer(Layer):
         pairs = [(layer, d == 1) for layer in range(self.num_layers) for d in range(self.num_directions)]
         return [[getattr(self, _named(key, *pair)) for key in self._templates[pair[0]]._parameters] for pair in pairs]
 
-    def _signature(self, layer: int) -> Signature:
+    def _signature(self, layer: int, reverse: bool = False) -> Signature:
         return self._signatures[layer]
 
     def _refuse_parametric(self, template: cells.Cell) -> None:
@@ -138,7 +150,7 @@ def _signature_of(cell: cells.Cell) -> Signature:
     return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, cell.output_size, has_output=False)
 
 
-class _DropIn(CellLayer):
+class _DropIn(TorchNames, CellLayer):
     """A layer called with torch.nn's argument names."""
 
     def forward(
@@ -209,7 +221,7 @@ class RNN(_DropIn):
         return [f"{self.input_size}, {self.hidden_size}"]  # torch.nn.RNN does not show its nonlinearity
 
 
-class LSTM(_DropIn):
+class LSTM(TorchLSTMNames, _DropIn):
     """Long short-term memory (LSTM), optionally with a projection: a drop-in `torch.nn.LSTM`.
 
     Constructor, parameter names and shapes, initial values under the same seed, `state_dict`, `repr`, call and

@@ -23,6 +23,16 @@ Activation: TypeAlias = Callable[[Tensor], Tensor]
 Scheme: TypeAlias = "Mapping[str, Callable[[Tensor], Any]] | Callable[[Cell], None]"
 
 
+#: Under this name a bound cell keeps the cell that it came from. It is no identifier: nobody's attribute has this name.
+ORIGIN = "bound from"
+
+
+def origin_of(cell: nn.Module) -> nn.Module:
+    """The cell that a bound one came from, of which all that are bound are known; else the cell itself."""
+    origin: nn.Module = cell.__dict__.get(ORIGIN, cell)
+    return origin
+
+
 class CellOptions(TypedDict, total=False):
     """The keyword-only options that every cell of the package takes: see `Cell`."""
 
@@ -199,7 +209,8 @@ class Cell(nn.Module):
         The copy is shallow, takes two microseconds, and leaves this cell alone: safe from several threads.
         """
         cell = self.__new__(type(self))
-        cell.__dict__.update(self.__dict__, _parameters=dict(parameters), _origin=self)
+        cell.__dict__.update(self.__dict__, _parameters=dict(parameters))
+        cell.__dict__[ORIGIN] = self
         return cell
 
     def extra_repr(self) -> str:

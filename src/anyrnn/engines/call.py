@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -37,9 +39,22 @@ class Call:
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def without_steps(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The result where no row has a step: zeros (T, B, O), and copies of the initial states."""
+        """The result where no row has a step: zeros (T, B, O), and copies of the initial states.
+
+        They hang on everything that a step would read, with gradients of zero: a process that gets such a batch has to
+        take its part in the backward pass as all others do.
+        """
         T, B, _ = self.x.shape
-        return self.x.new_zeros(T, B, self.signature.output_size), tuple(s.clone() for s in self.states)
+        output = self.x.new_zeros(T, B, self.signature.output_size)
+        states = tuple(s.clone() for s in self.states)
+        if not torch.is_grad_enabled():
+            return output, states
+        read = [t for t in (self.x, *self.states, *self.cell.parameters()) if t.requires_grad]
+        nothing = [t.reshape(-1)[:0].sum() for t in read]  # zero, whatever is in them
+        for zero in nothing:
+            output = output + zero.to(output.dtype)
+            states = tuple(s + zero.to(s.dtype) for s in states)
+        return output, states
 
 
 class Engine(Protocol):

@@ -34,16 +34,31 @@ class ReferenceEngine:
 
 
 def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    T, states = len(call.x), call.states
+    """Run all rows at every step.
+
+    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
+    copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
+    """
+    T, states = len(call.x), tuple(s.clone() for s in call.states)
+    inputs = call.x.unbind(0) if T else ()
+    copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
-        output, new = call.signature.step(call.cell, call.x[t], states)
+        given = tuple(s.clone() for s in states) if copies else states
+        versions = [_version(s) for s in given]
+        output, new = call.signature.step(call.cell, inputs[t].clone(), given)
+        copies = copies or versions != [_version(s) for s in given]
         states = _keep_dtype(new, states)
-        outputs.append(output)
+        outputs.append(output.clone())
     if not outputs:
         return call.without_steps()
     # A cell may have passed a state through, or returned it twice.
     return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -56,15 +71,15 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     lengths, order = lengths.cpu().sort(descending=True, stable=True)
     back = order.argsort().to(call.x.device)
     order = order.to(call.x.device)
-    x = call.x.index_select(1, order)
+    inputs = call.x.index_select(1, order).unbind(0) if T else ()
     states = tuple(s.index_select(0, order) for s in call.states)
-    active = (lengths > torch.arange(T).unsqueeze(1)).sum(1).tolist()
+    active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
     outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         n = active[t]
         if n == 0:
             continue
-        output, new = call.signature.step(call.cell, x[t, :n], tuple(s[:n] for s in states))
+        output, new = call.signature.step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
         new = _keep_dtype(new, states)
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
         outputs.append(F.pad(output, (0, 0, 0, B - n)))
@@ -77,4 +92,4 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keep the state in its own precision where a step, under autocast, returns a lower one."""
-    return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    return tuple(n if n.dtype == o.dtype else n.to(o.dtype) for n, o in zip(new, old, strict=True))

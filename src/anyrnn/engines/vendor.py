@@ -124,6 +124,6 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _flip_valid(x: Tensor, lengths: Tensor) -> Tensor:
     """Reverse each row (T, B, :) within its valid steps."""
-    t = torch.arange(len(x)).unsqueeze(1)
+    t = torch.arange(len(x), device="cpu").unsqueeze(1)
     index = torch.where(t < lengths, lengths - 1 - t, t).to(x.device)  # (T, B)
     return x.gather(0, index.unsqueeze(2).expand_as(x))

@@ -208,7 +208,16 @@ def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
 def replayed(
     loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more."""
+    """The gradients by PyTorch's autograd through the program, step by step: differentiable once more if that is on."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        return _replayed(loop, layout, tensors, grads, needed, again)
+
+
+def _replayed(
+    loop: Loop, layout: Layout, tensors: Sequence[Tensor], grads: Sequence[Tensor | None], needed: Sequence[bool],
+    again: bool,
+) -> list[Tensor | None]:  # fmt: skip
     tensors = [t.view_as(t) for t in tensors]  # a tensor may be here twice: each place has a gradient of its own
     streams, states, vectors, matrices = loop.grouped(tensors)
     turned = [m.t() if transposed else m for m, transposed in zip(matrices, loop.transposed, strict=True)]
@@ -216,7 +225,7 @@ def replayed(
     pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
     wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
     found = torch.autograd.grad(
-        [p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=True, allow_unused=True
+        [p[0] for p in pairs], wanted, [p[1] for p in pairs], create_graph=again, allow_unused=True
     )
     remaining = iter(found)
     return [next(remaining) if n else None for n in needed]
@@ -234,7 +243,7 @@ def replay(
     outputs: list[list[Tensor]] = [[] for _ in program.outputs]
     for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
         rows = order[:n]
-        packed = torch.arange(offset, offset + n)
+        packed = torch.arange(offset, offset + n, device="cpu")
         known = {}
         for node in nodes:
             if node.is_leaf:

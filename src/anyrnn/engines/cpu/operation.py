@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.loop import Loop, forward
@@ -73,7 +74,9 @@ class _LoopFunction(torch.autograd.Function):
         if not any(needed):
             return (None,) * (3 + count)
         with without_autocast():
-            if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
+            # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only PyTorch
+            # knows (`is_grads_batched`, `jacobian(vectorize=True)`).
+            if torch.is_grad_enabled() or any(map(_is_batched, grads)):
                 found = replayed(loop, layout, kept[:count], grads, needed)
             else:
                 made = Pass(
@@ -98,3 +101,7 @@ def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
     tensor = tensor.to(device, dtype)
     tensor = tensor if tensor.layout is layout else tensor.to_dense()
     return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    return grad is not None and (is_batchedtensor(grad) or is_legacy_batchedtensor(grad))

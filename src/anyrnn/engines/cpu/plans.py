@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from anyrnn.cells.base import origin_of
 from anyrnn.engines.cpu.jit import LOCK
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
@@ -108,7 +109,7 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
         return _HOOKED
-    origin = cell.__dict__.get("_origin", cell)
+    origin = origin_of(cell)
     form = input_size, dtype, signature, torch.get_default_dtype()
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
