@@ -49,7 +49,7 @@ class Precision:
             tuple((name, w.dtype) for name, w in weights.items()),
             torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
             torch.is_grad_enabled(),
-            torch.backends.mkldnn.enabled,
+            torch._C._get_mkldnn_enabled(),
         )
 
 
