@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Signature, caching_nothing, describe
+from anyrnn.protocol import Signature, caching_nothing, describe, outside_inference_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -310,7 +310,7 @@ _LEFT_OUT = torch._C._dispatch_tls_local_exclude_set()
 def _dispatched_anew() -> Iterator[None]:
     """Let operations be dispatched as outside of an operator: within one, autograd and the like are left out."""
     included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, _LEFT_OUT), torch.inference_mode(False), torch.no_grad():
+    with torch._C._ForceDispatchKeyGuard(included, _LEFT_OUT), outside_inference_mode(), torch.no_grad():
         yield
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,15 @@ def caching_nothing() -> Iterator[None]:
     finally:  # one by one, since other threads may be using the cache, too
         for key in parametrize._cache.keys() - before:
             parametrize._cache.pop(key, None)
+
+
+def outside_inference_mode() -> contextlib.AbstractContextManager[Any]:
+    """Let tensors made meanwhile serve training as well.
+
+    The mode is left only where it is on: since Python 3.12 a profiler (cProfile) loses count of the calls around any
+    `with torch.inference_mode(...)`, whose methods report a return without a call.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
 def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import outside_inference_mode
 from anyrnn.split import Split, Steps, split
 from anyrnn.trace import trace
 
@@ -111,7 +112,7 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
 def _made(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
     try:
         # A plan made in inference mode serves training as well.
-        with torch.inference_mode(False), torch.enable_grad():
+        with outside_inference_mode(), torch.enable_grad():
             parts = split(trace(cell, signature, input_size, dtype))
             plan = Plan(parts)
             _ = plan.loop.derivative
