@@ -10,11 +10,8 @@ import anyrnn
 from anyrnn.engines.attempt import failure
 from zoo import CASES, FEW, LAYER_PAIRS, PAIRS, I, close, flat, gradients, ids, layer_state, loss_of, state_of, x_of
 
-# PyTorch's own remarks: on importing its forward mode, and on torch.nn's cells under vmap.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning"),
-]
+# PyTorch's own remark on torch.nn's cells under vmap.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")
 
 every = pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
 # The reference differentiates by PyTorch alone: a few cells show that it is left to.

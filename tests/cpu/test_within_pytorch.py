@@ -346,7 +346,7 @@ def test_weights_of_other_modules_are_refused():
         anyrnn.scan(cell, torch.zeros(2, 2, I, dtype=DOUBLE))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("how", ["script", "trace"])
 def test_torchscript_is_refused(how):
     cell, x, h = nn.RNNCell(I, H), torch.randn(4, 3, I), torch.zeros(3, H)
