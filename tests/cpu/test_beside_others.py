@@ -30,10 +30,10 @@ def distance(layer, x):
 
 def made(layer):
     torch.manual_seed(1)
-    return layer(8, 24, num_layers=2, bidirectional=True).double()
+    return layer(4, 8, bidirectional=True).double()
 
 def drawn():
-    return torch.randn(30, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(30, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 """
 
 WORKERS = (
