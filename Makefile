@@ -6,10 +6,14 @@ RUN ?= runs/japanese-vowels
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY := $(VENV)/.ready-$(VERSION)
+# Each process keeps to neighbouring tests, which share fixtures and compiled cells; who is done takes from the other.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
 # A processor without AVX-512: what oneDNN and our compiler may use. It takes one with AVX2 to play it.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ANYRNN_CPU=x86-64-v3
-ON_AVX2 := tests/cpu/test_any_cell.py tests/cpu/test_engine.py tests/test_transforms.py
+ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_random_cells.py tests/cpu/test_machine.py \
+	tests/test_transforms.py::test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on \
+	tests/test_transforms.py::test_a_precision_is_refused_where_pytorchs_own_network_fails_in_it_and_auto_does_not_meet_it
 
 .PHONY: demo test test-avx2 test-torch check format bench clean
 
@@ -17,11 +21,11 @@ demo: $(READY)  ## train and compare six recurrent networks on real data, write 
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
 
 test: $(READY)  ## run every test, and some once more as on a processor without AVX-512
-	$(BIN)/pytest -n auto
-	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(BIN)/pytest -n auto $(ON_AVX2); fi
+	$(PYTEST)
+	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
 
 test-avx2: $(READY)  ## run every test as on a processor without AVX-512
-	$(AVX2) $(BIN)/pytest -n auto
+	$(AVX2) $(PYTEST)
 
 test-torch:  ## run every test with another PyTorch, in an environment of its own: make test-torch TORCH=2.14.1
 	@[ -n "$(TORCH)" ] || { echo "Which PyTorch? Try: make test-torch TORCH=2.14.1"; exit 1; }

@@ -53,7 +53,7 @@ def main():
     torch.set_num_threads(2)
     layer = made(anyrnn.LSTM)
     assert distance(layer, drawn()) < 1e-10
-    loader = DataLoader(Data(layer), batch_size=2, num_workers=2, multiprocessing_context=sys.argv[1], timeout=30)
+    loader = DataLoader(Data(layer), batch_size=2, num_workers=2, multiprocessing_context=sys.argv[1], timeout=150)
     for rows in loader:
         assert all((row < 1e-10).all() for row in rows), rows
     assert distance(layer, drawn()) < 1e-10
