@@ -1,17 +1,35 @@
 # Two commands need nothing but python3 (3.11 or newer), make and git: `make demo` and `make test`.
-# Whichever runs first makes .venv; the other reuses it.
+# Whichever runs first makes .venv; the other reuses it. Another Python (make test PYTHON=python3.13) makes it anew.
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
 RUN ?= runs/japanese-vowels
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+READY := $(VENV)/.ready-$(VERSION)
+# Each process keeps to neighbouring tests, which share fixtures and compiled cells; who is done takes from the other.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
-.PHONY: demo test check format bench clean
+# A processor without AVX-512: what oneDNN and our compiler may use. It takes one with AVX2 to play it.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ANYRNN_CPU=x86-64-v3
+ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_random_cells.py tests/cpu/test_machine.py \
+	tests/test_transforms.py::test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on \
+	tests/test_transforms.py::test_a_precision_is_refused_where_pytorchs_own_network_fails_in_it_and_auto_does_not_meet_it
+
+.PHONY: demo test test-avx2 test-torch check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
 
-test: $(READY)  ## run every test
-	$(BIN)/pytest -n auto
+test: $(READY)  ## run every test, and some once more as on a processor without AVX-512
+	$(PYTEST)
+	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
+
+test-avx2: $(READY)  ## run every test as on a processor without AVX-512
+	$(AVX2) $(PYTEST)
+
+test-torch:  ## run every test with another PyTorch, in an environment of its own: make test-torch TORCH=2.14.1
+	@[ -n "$(TORCH)" ] || { echo "Which PyTorch? Try: make test-torch TORCH=2.14.1"; exit 1; }
+	$(MAKE) test VENV=.venv-torch-$(TORCH) TORCH=$(TORCH)
 
 check: $(READY)  ## lint, format, types, import direction
 	$(BIN)/ruff check .
@@ -31,10 +49,12 @@ bench: $(READY)  ## measure, side by side, what the README claims about speed
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "anyrnn needs Python 3.11 or newer; got $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@[ -e $(BIN)/python$(VERSION) ] || rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	sed '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[dev]'
 	@touch $@
 
-clean:  ## remove the environment and everything that was built
-	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache build dist runs
+clean:  ## remove the environments and everything that was built
+	rm -rf .venv .venv-torch-* .mypy_cache .ruff_cache .import_linter_cache build dist runs

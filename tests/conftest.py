@@ -11,6 +11,10 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     # PyTorch says this once a process, of torch.nn.LSTM too: its own kernel is another one with a projection.
     config.addinivalue_line("filterwarnings", "ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+    # And this of its own: torch.func calls TorchScript at its first use, a few tests hand us a module of TorchScript.
+    # The category depends on the version of PyTorch, the words on that of Python.
+    says = r"ignore:`torch\.jit\.[a-z_]+` is (deprecated|not supported in Python 3\.14\+)"
+    config.addinivalue_line("filterwarnings", says)
     if not hasattr(config, "workerinput"):  # the processes of pytest-xdist share their parent's
         os.environ["ANYRNN_CACHE"] = tempfile.mkdtemp(prefix="anyrnn-tests-")
 

@@ -368,9 +368,7 @@ class LazyRNN(nn.modules.lazy.LazyModuleMixin, nn.RNN):
 
 
 def scripted():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.script(nn.Sequential(nn.GRU(I, H, dtype=torch.float64)))
+    return torch.jit.script(nn.Sequential(nn.GRU(I, H, dtype=torch.float64)))
 
 
 def quantized():

@@ -198,8 +198,7 @@ def test_a_cell_may_call_a_script_module():
         def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
             return torch.tanh(self.weight(x) + h)
 
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
-        cell = torch.jit.script(Scripted())
+    cell = torch.jit.script(Scripted())
     x = torch.randn(T, B, I)
     assert anyrnn.Recurrent(cell, I)(x)[0].shape == (T, B, H)
 

@@ -11,13 +11,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import anyrnn
+from anyrnn.engines.attempt import failure
 from zoo import CASES, FEW, LAYER_PAIRS, PAIRS, I, close, flat, gradients, ids, layer_state, loss_of, state_of, x_of
 
-# PyTorch's own remarks: on importing its forward mode, and on torch.nn's cells under vmap.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning"),
-]
+# PyTorch's own remark on torch.nn's cells under vmap.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")
 
 every = pytest.mark.parametrize(("case", "engine"), PAIRS, ids=ids(PAIRS))
 # The reference differentiates by PyTorch alone: a few cells show that it is left to.
@@ -165,6 +163,12 @@ def test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on(case, eng
     layer, x = case.layer().float(), x_of().float()
     want, _ = layer(torch.cat((x, x)), lengths=[6, 8, 4])
     with anyrnn.engine(engine), torch.autocast("cpu", torch.bfloat16):
+        if engine == "torch" and not kernel_works(case):
+            with pytest.raises(
+                anyrnn.AnyRNNError, match="does not work in this precision on this processor: could not"
+            ):
+                layer(x)
+            return
         first, state = layer(x)
         second, state = layer(x, state, lengths=[2, 4, 0])
         mixed, _ = layer(x.bfloat16(), state)
@@ -173,6 +177,67 @@ def test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on(case, eng
     torch.testing.assert_close(got, want, rtol=0, atol=0.1)  # eight bits of mantissa
     loss_of(first.float(), second.float(), mixed.float()).backward()
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+def kernel_works(case) -> bool:
+    """Whether torch.nn's own network of this kind runs under autocast to bfloat16 on this processor."""
+    return "LSTM" not in case.name or case.name == "LSTM-projected" or works(torch.float32, torch.bfloat16, True)
+
+
+def works(dtype, autocast, trained, network=nn.LSTM) -> bool:
+    """Whether torch.nn's network itself computes in these types on this processor."""
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        try:
+            output, _ = network(I, 3, dtype=dtype)(x_of().to(dtype))
+            return not trained or output.sum().backward() is None
+        except RuntimeError:
+            return False
+
+
+@pytest.mark.parametrize("network", [nn.LSTM, nn.GRU, nn.RNN], ids=lambda n: n.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("trained", [True, False], ids=["training", "no_grad"])
+def test_a_precision_is_refused_where_pytorchs_own_network_fails_in_it_and_auto_does_not_meet_it(
+    network, dtype, autocast, trained
+):
+    """As oneDNN's LSTM in float16, or in bfloat16 on a processor without AVX-512."""
+    torch.manual_seed(0)
+    expected = works(dtype, autocast, trained, network)
+    layer, x = getattr(anyrnn, network.__name__)(I, 3, dtype=dtype), x_of().to(dtype)
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with anyrnn.engine("torch"):
+            if expected:
+                layer(x)
+            else:
+                with pytest.raises(anyrnn.AnyRNNError, match="does not work in this precision on this processor"):
+                    layer(x)
+        with anyrnn.engine("auto"):
+            output, _ = layer(x)
+    assert output.isfinite().all()
+
+
+def test_the_try_of_a_precision_leaves_nothing_behind_and_is_made_once(monkeypatch):
+    """It sees none of what the caller has set up, and what is set up sees nothing of it."""
+    layer, x, able, seen = anyrnn.LSTM(I, 3), x_of().float(), works(torch.float32, torch.bfloat16, True), []
+    counted, kernel = [], torch._VF.lstm
+    monkeypatch.setattr(torch._VF, "lstm", lambda *args: counted.append(args[0].shape[0]) or kernel(*args))
+    failure.cache_clear()
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.dtype) or t, lambda t: t)
+    torch.manual_seed(5)
+    want = torch.get_rng_state()
+    with anyrnn.engine("torch"), torch.autocast("cpu", torch.bfloat16), hooks, torch.device("meta"):
+        for _ in range(2):
+            if able:
+                assert anyrnn.explain(layer, x).parts[0].engine == "torch"
+            else:
+                with pytest.raises(anyrnn.AnyRNNError, match="does not work in this precision"):
+                    anyrnn.explain(layer, x)
+    assert counted == [1]
+    assert seen == []
+    assert torch.get_rng_state().equal(want)
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
 
 
 def test_eval_mode_gradients_are_those_of_training_mode():

@@ -27,7 +27,16 @@ from anyrnn.cells.base import origin_of
 from anyrnn.engines import select
 from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Form, Signature, caching_nothing, describe, kind_of, stated_sizes, untold
+from anyrnn.protocol import (
+    Form,
+    Signature,
+    caching_nothing,
+    describe,
+    kind_of,
+    outside_inference_mode,
+    stated_sizes,
+    untold,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -322,7 +331,7 @@ _LEFT_OUT = torch._C._dispatch_tls_local_exclude_set()
 def _dispatched_anew() -> Iterator[None]:
     """Let operations be dispatched as outside of an operator: within one, autograd and the like are left out."""
     included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, _LEFT_OUT), torch.inference_mode(False), torch.no_grad():
+    with torch._C._ForceDispatchKeyGuard(included, _LEFT_OUT), outside_inference_mode(), torch.no_grad():
         yield
 
 

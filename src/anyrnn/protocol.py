@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.randomness import own_random_numbers
+from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,8 +101,8 @@ def describe(
     The sizes of the state are ``state_sizes`` if given, else ``cell.state_sizes``, else ``cell.hidden_size`` for
     each of one to four state variables, whichever makes a step work. The cell is run for one step on a few rows
     of zeros. The step is real, not on fake tensors: those take two seconds to import, and refuse cells that keep
-    plain tensors as attributes. It leaves no gradient, random numbers are left alone, and buffers that the cell
-    updates are copies; hooks and counters of the cell's own see it. Lazy modules in the cell get their parameters.
+    plain tensors as attributes. It leaves no gradient, random numbers are left alone, and what the cell updates
+    (buffers, counters, logs) are copies; hooks see it. Lazy modules in the cell get their parameters.
 
     Where a step hands back its state untouched, it tells nothing about the state's structure. Then another is run, on
     other numbers, and if that tells nothing either, `form`, the form of a state that was given, decides. Without one
@@ -291,11 +292,8 @@ def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: flo
         x = like.new_full((_PROBE_BATCH, input_size), fill)
         states = tuple(like.new_full((_PROBE_BATCH, size), fill) for size in sizes)
         state = states[0] if candidate.bare else states if candidate.kind is tuple else candidate.kind(*states)
-        buffers = {key: value.clone() for key, value in cell.named_buffers() if not _is_uninitialized(value)}
-        # A cell without buffers may be a script module, which functional_call refuses.
-        if buffers:
-            return state, torch.func.functional_call(cell, buffers, (x, state))
-        return state, cell(x, state)
+        scripted = any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules())
+        return state, (cell if scripted else twin_of(cell, to_probe=True))(x, state)
 
 
 # ---- Lazy modules, which get their parameters when they see their first input ----
@@ -355,6 +353,15 @@ def caching_nothing() -> Iterator[None]:
     finally:  # one by one, since other threads may be using the cache, too
         for key in parametrize._cache.keys() - before:
             parametrize._cache.pop(key, None)
+
+
+def outside_inference_mode() -> contextlib.AbstractContextManager[Any]:
+    """Let tensors made meanwhile serve training as well.
+
+    The mode is left only where it is on: since Python 3.12 a profiler (cProfile) loses count of the calls around any
+    `with torch.inference_mode(...)`, whose methods report a return without a call.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
 def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...], object]:

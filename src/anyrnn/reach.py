@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN
 from anyrnn.errors import AnyRNNError
+from anyrnn.twin import TRUSTED, is_trusted, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -57,18 +58,12 @@ _IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "
 _HEAP = 1 << 9  # the flag of classes that are no part of an interpreter or extension
 _MISSING = object()
 
-_TRUSTED = ("torch", "anyrnn")
 _STANDARD = sysconfig.get_paths()["stdlib"], "<frozen "
-_FOLDERS = tuple(str(sys.modules[name].__file__).removesuffix("__init__.py") for name in _TRUSTED)
-
-
-def is_trusted(module: str | None) -> bool:
-    """Whether code comes from PyTorch or from this package: nobody changes it while it runs."""
-    return (module or "").partition(".")[0] in _TRUSTED
+_FOLDERS = tuple(str(sys.modules[name].__file__).removesuffix("__init__.py") for name in TRUSTED)
 
 
 def is_trusted_file(name: str) -> bool:
-    """The same, by the name of its file."""
+    """Whether code comes from PyTorch or from this package, by the name of its file."""
     return name.startswith(_FOLDERS)
 
 
@@ -115,18 +110,6 @@ class Reach:
 def _names_of(code: types.CodeType) -> frozenset[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*map(_names_of, inner))
-
-
-def slots_of(kind: type) -> tuple[str, ...]:
-    """The names of a class's slots, as attributes."""
-    found: list[str] = []
-    for cls in kind.__mro__:
-        names = cls.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if name not in ("__dict__", "__weakref__"):
-                hidden = name.startswith("__") and not name.endswith("__")
-                found.append(f"_{cls.__name__.lstrip('_')}{name}" if hidden else name)
-    return tuple(found)
 
 
 class Sight:

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
+from anyrnn.randomness import own_random_numbers
 from anyrnn.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.twin import twin_of
 from anyrnn.witness import MOMENTARY, Number, Witness
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
 
     from anyrnn.protocol import Signature
 
-_OURS = ("protocol", "reach", "twin", "witness")  # what runs in a trace and is not the cell's
+_OURS = (
+    "opaque_function",
+    "protocol",
+    "randomness",
+    "reach",
+    "twin",
+    "witness",
+)  # what runs in a trace and is not the cell's
 
 #: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
@@ -504,7 +512,7 @@ class _Tracer:
         witness = Witness(batch if batch > 1 else None, self.witnessed)
         try:
             with (
-                torch.enable_grad(), torch.autocast("cpu", enabled=False), _own_random_numbers(like.device),
+                torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(),
                 caching_nothing(), recorded(recorder.note_function, recorder.is_varying), witness, recorder, watch,
             ):  # fmt: skip
                 output, new = signature.step(twin, x, tuple(states))
@@ -598,18 +606,13 @@ _MACHINERY = frozenset({__file__, *(str(sys.modules[f"anyrnn.{name}"].__file__) 
 
 
 @contextlib.contextmanager
-def _own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leave the random numbers of the process alone, and see to it that a step draws none but PyTorch's."""
+def _no_random_numbers() -> Iterator[None]:
+    """Leave the random numbers of the process alone, and refuse a step that draws others than PyTorch's."""
     before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            after = random.getstate(), np.random.get_state()
-            drawn = before[0] != after[0] or any(np.any(a != b) for a, b in zip(before[1], after[1], strict=True))
-            if drawn:
-                random.setstate(before[0])
-                np.random.set_state(before[1])
+    with own_random_numbers():
+        yield
+        after = random.getstate(), np.random.get_state()
+        drawn = before[0] != after[0] or any(np.any(a != b) for a, b in zip(before[1], after[1], strict=True))
     if drawn:
         msg = "it draws random numbers of Python's or NumPy's: draw them with torch, in the shape of x"
         raise AnyRNNError(msg)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.reach import is_trusted, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,16 +24,41 @@ if TYPE_CHECKING:
 _COPIED = (bytearray, random.Random, torch.Generator)  # copied whole, by their own means
 
 
-def twin_of(cell: nn.Module) -> nn.Module:
+TRUSTED = ("torch", "anyrnn")
+
+
+def is_trusted(module: str | None) -> bool:
+    """Whether code comes from PyTorch or from this package: nobody changes it while it runs."""
+    return (module or "").partition(".")[0] in _TRUSTED
+
+
+def slots_of(kind: type) -> tuple[str, ...]:
+    """The names of a class's slots, as attributes."""
+    found: list[str] = []
+    for cls in kind.__mro__:
+        names = cls.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__"):
+                hidden = name.startswith("__") and not name.endswith("__")
+                found.append(f"_{cls.__name__.lstrip('_')}{name}" if hidden else name)
+    return tuple(found)
+
+
+def twin_of(cell: nn.Module, *, to_probe: bool = False) -> nn.Module:
     """Return a cell of the same class with copies of all that a step could change, and its tensors without a graph.
 
+    Args:
+        cell: The cell.
+        to_probe: For a step like any other: parameters may have gradients, buffers are copies, and an iterator among
+            the attributes, which cannot be copied, is shared.
+
     Raises:
-        AnyRNNError: for TorchScript, and for an iterator among its attributes, which cannot be copied.
+        AnyRNNError: for TorchScript, and for such an iterator.
     """
     if any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules()):
         msg = "it is TorchScript, which cannot be looked into"
         raise AnyRNNError(msg)
-    twin = _Twins().of(cell)
+    twin = _Twins(to_probe).of(cell)
     assert isinstance(twin, nn.Module)
     return twin
 
@@ -42,7 +66,8 @@ def twin_of(cell: nn.Module) -> nn.Module:
 class _Twins:
     """The copies made so far, so that what is shared stays shared."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_probe: bool) -> None:
+        self._to_probe = to_probe
         self._known: dict[int, Any] = {}
         self._tensors: dict[int, Tensor] = {}
         self._cells: dict[int, types.CellType] = {}
@@ -81,6 +106,8 @@ class _Twins:
         if isinstance(value, _COPIED) or kind.__module__.partition(".")[0] == "numpy":
             return _copied(value)
         if kind.__module__ in ("itertools", "builtins") and hasattr(kind, "__next__"):
+            if self._to_probe:
+                return value
             msg = f"it holds a {kind.__name__}, an iterator, which goes on whenever it is asked"
             raise AnyRNNError(msg)
         return self._object(value)
@@ -112,7 +139,15 @@ class _Twins:
         return made
 
     def _tensor(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else self._tensors.setdefault(id(tensor), tensor.detach())
+        plain = tensor is not None and type(tensor) in (nn.Parameter, Tensor) and not tensor.is_inference()
+        if tensor is None or (self._to_probe and not plain):
+            return tensor
+        if id(tensor) not in self._tensors:
+            made = tensor.detach()
+            if self._to_probe:
+                made = nn.Parameter(made, tensor.requires_grad) if type(tensor) is nn.Parameter else made.clone()
+            self._tensors[id(tensor)] = made
+        return self._tensors[id(tensor)]
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         """A function that remembers (a closure) gets a memory of its own."""

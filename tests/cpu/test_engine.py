@@ -55,6 +55,11 @@ GRID = [
     if (case.name, SIZES[(k + step) % len(SIZES)]) not in UNFIT
 ]
 
+FIRST = [
+    (case, next(size for other, size, dtype in GRID if other is case and dtype == DOUBLE and size >= 3))
+    for case in CASES
+]
+
 
 @pytest.mark.parametrize("case, size, dtype", GRID, ids=ids(GRID))
 def test_every_cell_is_what_the_reference_says(case, size, dtype, runs):
@@ -64,9 +69,10 @@ def test_every_cell_is_what_the_reference_says(case, size, dtype, runs):
     assert len(runs) == 2 * len(CALLS)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids([(case,) for case in CASES]))
-def test_without_gradients_the_same_comes_out_and_less_is_kept(case, runs):
-    cell = made(case, 17, DOUBLE)
+# The sizes are those of the test above, whose code is there.
+@pytest.mark.parametrize("case, size", FIRST, ids=ids(FIRST))
+def test_without_gradients_the_same_comes_out_and_less_is_kept(case, size, runs):
+    cell = made(case, size, DOUBLE)
     for call in CALLS:
         trained, _ = results("cpu", cell, call, DOUBLE)
         with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
+from anyrnn.engines.attempt import Precision, failure
 
 if TYPE_CHECKING:
     from anyrnn.engines.call import Call
@@ -37,6 +38,8 @@ class TorchEngine:
         dtypes = {t.dtype for t in (call.x, *call.states, *_weights(cell))}
         if len(dtypes) > 1 and not torch.is_autocast_enabled(call.x.device.type):
             return f"x, state and weights differ in dtype ({', '.join(sorted(map(str, dtypes)))})"
+        if call.x.device.type == "cpu":
+            return _unable_here(call)
         return None
 
     def anatomy(self, call: Call) -> None:
@@ -73,6 +76,15 @@ def kernel_of(cell: nn.Module) -> str | None:
         return f"rnn_{cell.nonlinearity}"
     known: dict[object, str] = {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru"}
     return known.get(forward)
+
+
+def _unable_here(call: Call) -> str | None:
+    low = torch.is_autocast_enabled("cpu") or call.x.dtype not in (torch.float32, torch.float64)
+    if not low:  # works on every processor
+        return None
+    names = {n: w for n in _NAMES if isinstance(w := getattr(call.cell, n, None), Tensor)}
+    said = failure(Precision.of(str(kernel_of(call.cell)), call.x, call.states, names))
+    return None if said is None else f"PyTorch's kernel does not work in this precision on this processor: {said}"
 
 
 def _weights(cell: nn.Module) -> list[Tensor]:

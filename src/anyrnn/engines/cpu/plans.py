@@ -20,6 +20,7 @@ from anyrnn.cells.base import origin_of
 from anyrnn.engines.cpu.jit import LOCK
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import outside_inference_mode
 from anyrnn.reach import Reach, Sight
 from anyrnn.split import Split, Steps, split
 from anyrnn.trace import trace
@@ -184,7 +185,7 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
     ran: set[CodeType] = set()
     try:
         # A plan made in inference mode serves training as well.
-        with torch.inference_mode(False), torch.enable_grad():
+        with outside_inference_mode(), torch.enable_grad():
             plan = Plan(split(trace(cell, signature, input_size, dtype, ran, inputs)))
             _ = plan.loop.derivative
     except AnyRNNError as reason:
