@@ -13,6 +13,7 @@ import enum
 import functools
 import io
 import logging
+import random
 import re
 import sys
 import sysconfig
@@ -319,6 +320,11 @@ class _Walk:
             self.sight.watch_numbers(value, content)
             return kind, content
         named = f" in `{where}`" if where else ""
+        if isinstance(value, random.Random):
+            msg = (
+                f"it draws random numbers from a generator of Python's{named}: draw them with torch, in the shape of x"
+            )
+            raise AnyRNNError(msg)
         if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
             msg = f"it holds{named} a {kind.__name__}, an iterator, which goes on whenever it is asked"
             raise AnyRNNError(msg)

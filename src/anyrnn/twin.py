@@ -29,7 +29,7 @@ TRUSTED = ("torch", "anyrnn")
 
 def is_trusted(module: str | None) -> bool:
     """Whether code comes from PyTorch or from this package: nobody changes it while it runs."""
-    return (module or "").partition(".")[0] in _TRUSTED
+    return (module or "").partition(".")[0] in TRUSTED
 
 
 def slots_of(kind: type) -> tuple[str, ...]:
@@ -168,6 +168,10 @@ class _Twins:
         """An object of a class written in Python, with its attributes; anything else is shared."""
         kind = type(value)
         names = list(slots_of(kind))
+        if kind is types.SimpleNamespace:
+            space = self._known[id(value)] = types.SimpleNamespace()
+            vars(space).update(self._items(vars(value)))
+            return space
         if isinstance(value, type | types.ModuleType) or any("__new__" in vars(c) for c in kind.__mro__[:-1]):
             return value
         if not (hasattr(value, "__dict__") or names) or kind.__module__ in ("logging", "threading", "_thread"):
