@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyrnn import contraction
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
@@ -282,8 +283,20 @@ def trace(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.d
         if len(graphs) == 2:  # with other numbers and another number of rows
             _check_same(*graphs)
             return graphs[0]
-    msg = f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
-    raise AnyRNNError(msg)
+    raise AnyRNNError(_moved(graph))
+
+
+def _moved(graph: Graph) -> str:
+    """Say which operation moves the batch, if it is one; else a size happens to be a multiple of each batch tried."""
+    weights = set(graph.weights.values())
+    for step in graph.steps:
+        for ref in step.outputs:
+            if ref not in weights and any(size and size % graph.batch == 0 for size in graph.shapes[ref][1:]):
+                return (
+                    f"`{step.op}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
+                    f"dimension throughout; keep it first, as in h @ W or (a.unsqueeze(-1) * W).sum(1)"
+                )
+    return f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
 
 
 def _check_same(a: Graph, b: Graph) -> None:
@@ -339,7 +352,7 @@ def _trace(
     locals_seen: dict[Ref, str] = {}
 
     def note_locals(frame: FrameType, event: str, _: object) -> None:
-        if event == "return" and not frame.f_code.co_filename.startswith((_TORCH, "<", __file__)):
+        if event == "return" and not frame.f_code.co_filename.startswith((_TORCH, "<", __file__, contraction.__file__)):
             for name, value in frame.f_locals.items():
                 if isinstance(value, Tensor) and id(value) in recorder.refs:
                     locals_seen.setdefault(recorder.refs[id(value)], name)
@@ -349,7 +362,8 @@ def _trace(
         functions = recorded(recorder.note_function, recorder.is_varying)
         with torch.enable_grad(), torch.random.fork_rng(devices=devices), caching_nothing(), functions, recorder:
             sys.setprofile(note_locals)
-            output, new = signature.step(twin, x, tuple(states))
+            with contraction.Contractions():
+                output, new = signature.step(twin, x, tuple(states))
     except AnyRNNError:
         raise
     except Exception as cause:
