@@ -1,7 +1,7 @@
 """`einsum` of rows and a matrix as the product that it is.
 
-PyTorch computes ``einsum("bi,ij->bj", h, W)`` as a product of batches of matrices, with the batch moved elsewhere. While
-a step is recorded, it is ``h @ W``.
+PyTorch computes ``einsum("bi,ij->bj", h, W)`` as a product of batches of matrices, with the batch moved elsewhere.
+While a step is recorded, it is ``h @ W``.
 """
 
 from __future__ import annotations
