@@ -88,7 +88,7 @@ class Types:
     def constant(self, ref: Ref, number: float) -> float:
         """A number as a tensor of its type holds it."""
         dtype = self.graph.dtypes[ref]
-        held: float = torch.tensor(number).to(dtype).item()
+        held: float = torch.tensor(number, dtype=torch.float64).to(dtype).item()
         if float(held).is_integer():
             self._ranges[ref] = int(held), int(held)
         return float(held)

@@ -88,6 +88,8 @@ def unsupported(step: Step) -> str:
         hint = "; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
     elif torch.Tag.nondeterministic_seeded in step.op.tags:
         hint = "; draw random numbers in the shape of x, not of the state"
+    elif name in ("bmm", "baddbmm", "mv", "dot"):
+        hint = ", a product of values that are no weight; write it as (a * b).sum(-1)"
     return f"`aten.{name}` in the loop{hint}"
 
 
@@ -553,7 +555,7 @@ def _alike(values: Sequence[Value]) -> Sequence[Value]:
 def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
     inner = list(size[1:]) if x.batched else list(size)
     if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
-        msg = "across the batch"
+        msg = "across the batch, as Linear does with (B, S, K); apply it to each part of the features by itself"
         raise ValueError(msg)
     return Value(x.codes.reshape(inner), x.batched)
 

@@ -215,7 +215,9 @@ class _Loop:
             return False
         inputs = [r for r in step.inputs if self.kinds[r] == _BEFORE]
         if step.short_name in ("addmm", "mm"):
-            return self.kinds[self._operands(step)[2]] == _ONCE and self.kinds[self._operands(step)[1]] == _BEFORE
+            _, rows, matrix = self._operands(step)
+            whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) takes B S rows
+            return whole and self.kinds[matrix] == _ONCE and self.kinds[rows] == _BEFORE
         return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
     def _stream(self, ref: Ref) -> Value:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyrnn.contraction import Contractions
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
@@ -366,8 +367,20 @@ def trace(
             _check_same(first.graph, tracer.run(1, fill=2, before=None).graph)
             _check_replay(first.graph, second)
             return first.graph
-    msg = f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
-    raise AnyRNNError(msg)
+    raise AnyRNNError(_moved(traced.graph))
+
+
+def _moved(graph: Graph) -> str:
+    """Say which operation moves the batch, if it is one; else a size happens to be a multiple of each batch tried."""
+    weights = set(graph.weights.values())
+    for step in graph.steps:
+        for ref in step.outputs:
+            if ref not in weights and any(size and size % graph.batch == 0 for size in graph.shapes[ref][1:]):
+                return (
+                    f"`{step.op}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
+                    f"dimension throughout; keep it first, as in h @ W or (a.unsqueeze(-1) * W).sum(1)"
+                )
+    return f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
 
 
 def _check_questions(ran: Iterable[CodeType], witnessed: set[str]) -> None:
@@ -512,8 +525,8 @@ class _Tracer:
         witness = Witness(batch if batch > 1 else None, self.witnessed)
         try:
             with (
-                torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(),
-                caching_nothing(), recorded(recorder.note_function, recorder.is_varying), witness, recorder, watch,
+                torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
+                recorded(recorder.note_function, recorder.is_varying), Contractions(), witness, recorder, watch,
             ):  # fmt: skip
                 output, new = signature.step(twin, x, tuple(states))
             results = [(recorder.ref(t), t) for t in ((output, *new) if signature.has_output else new)]
