@@ -220,7 +220,7 @@ class Data(Dataset):
 def main():
     torch.set_num_threads(2)
     torch.ones(2_000_000).add_(1)
-    print(record())
+    print(record(), flush=True)  # what is not written yet is written by the child, too
     if sys.argv[1] == "os.fork":
         child = os.fork()
         if not child:
