@@ -49,7 +49,7 @@ class Signature:
 
     def step(self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run ``cell`` for one step: ``x (B, I)`` and states ``(B, size)`` to output ``(B, O)`` and new states."""
-        result = cell(x, self.wrap(states))
+        result = cell(x, states[0] if self.bare else states)
         if self.has_output:
             output, new = result
             return output, (new,) if self.bare else tuple(new)

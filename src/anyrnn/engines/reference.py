@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from anyrnn.engines.call import Call
@@ -34,16 +36,27 @@ class ReferenceEngine:
 
 
 def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    T, states = len(call.x), call.states
+    step, cell, states = call.signature.step, call.cell, call.states
     outputs: list[Tensor] = []
-    for t in reversed(range(T)) if call.reverse else range(T):
-        output, new = call.signature.step(call.cell, call.x[t], states)
+    for x in _steps(call.x, call.reverse):
+        output, new = step(cell, x, states)
         states = _keep_dtype(new, states)
         outputs.append(output)
     if not outputs:
         return call.without_steps()
     # A cell may have passed a state through, or returned it twice.
     return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
+
+
+def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
+    """The rows (B, I) of each step, in running order: copies, so that a cell may write to what it is given."""
+    if x.requires_grad and torch.is_grad_enabled():
+        # Not x[t]: the gradient of each would be as large as x. And PyTorch lets nobody write to one of several views.
+        rows = [row.clone() for row in x.unbind(0)]
+    else:
+        x = x.clone()
+        rows = [x[t] for t in range(len(x))]
+    return rows[::-1] if reverse else rows
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -77,4 +90,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keep the state in its own precision where a step, under autocast, returns a lower one."""
-    return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    for n, o in zip(new, old, strict=True):
+        if n.dtype is not o.dtype:
+            return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    return new

@@ -1,0 +1,150 @@
+"""A whole stack of torch.nn's RNN, LSTM or GRU by one call of PyTorch's kernel, where that is the fastest way.
+
+For a few steps the time of a call is the time of its preparations: machine code reads every weight once to put it in
+order, and around it is Python. PyTorch's kernel does neither, so it is faster, up to a number of steps that depends on
+how much work a step is. That number comes from a table of measurements (`benchmarks/short.py`), and is never found by
+timing while a program runs: the same program gives the same numbers again. (To keep ordered weights from one call to
+the next would be no cure: a change through ``weight.data`` leaves no trace that a later call could see.)
+
+Here is the rule, and a way past all preparations of `Layer._apply_layer` for the layers that have nothing else to
+prepare. What is not plainly the same computation, on plain tensors, is left to the engines.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as hooks
+
+from anyrnn import cells
+from anyrnn.engines.vendor import kernel_of, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.nn.utils.rnn import PackedSequence
+
+    from anyrnn.engines.call import Call
+    from anyrnn.protocol import State
+    from anyrnn.zoo import CellLayer
+
+_TENSORS = frozenset({Tensor, nn.Parameter})
+_CELLS = frozenset({cells.RNNCell, cells.LSTMCell, cells.GRUCell, nn.RNNCell, nn.LSTMCell, nn.GRUCell})
+_MOST_STEPS = 16
+
+
+def is_faster(kind: str, T: int, B: int, H: int, training: bool) -> bool:
+    """Whether PyTorch's kernel ("rnn_tanh", "rnn_relu", "lstm", "gru") is faster than machine code: the rule."""
+    return T <= _MOST_STEPS
+
+
+def preference(call: Call) -> str | None:
+    """Say why PyTorch's kernel is to run a call that machine code could run as well; None if it is not."""
+    T, B, I = call.x.shape
+    if not 0 < T <= _MOST_STEPS or not B or call.lengths is not None or type(call.cell) not in _CELLS:
+        return None
+    kind = kernel_of(call.cell)
+    if kind is None or not _is_plain_context() or _has_hooks(call.cell):
+        return None
+    weights = weights_of(call.cell)
+    H, rows = call.states[0].shape[1], weights[0].shape[0]
+    if [w.shape for w in weights] not in ([(rows, I), (rows, H)], [(rows, I), (rows, H), (rows,), (rows,)]):
+        return None
+    tensors = (call.x, *call.states, *weights)
+    if not all(map(_is_plain, tensors)) or not is_faster(kind, T, B, H, _is_training(tensors)):
+        return None
+    return f"PyTorch's kernel is faster for so few steps (T={T})"
+
+
+def run(layer: CellLayer, x: Tensor | PackedSequence, hx: State | None) -> tuple[Tensor, State] | None:
+    """Run a layer by one call of PyTorch's kernel: what it returns; None where `preference` would not have it so.
+
+    Args:
+        layer: The layer; it is not called below torch.compile, and with the engine "auto".
+        x: Its input as given: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or anything else.
+        hx: Its initial state as given; None for zeros.
+    """
+    if not isinstance(x, Tensor) or not _is_plain_context() or not _is_plain(x):
+        return None
+    batched, batch_first = x.dim() == 3, layer.batch_first
+    if not batched:
+        if x.dim() != 2:
+            return None
+        x, batch_first = x.unsqueeze(1), False
+    first, second, I = x.shape
+    T, B = (second, first) if batch_first else (first, second)
+    if not 0 < T <= _MOST_STEPS or not B or I != layer.input_size:
+        return None
+    templates, D = layer._templates, 2 if layer.bidirectional else 1
+    kind, H = kernel_of(templates[0]), layer.hidden_size
+    if kind is None or any(_has_hooks(t) or kernel_of(t) != kind for t in templates):
+        return None
+    own, weights = layer._parameters, []
+    for key, shape in layer._shapes.items():
+        weight = own.get(key)
+        if weight is None or not _is_plain(weight) or weight.shape != shape:
+            return None
+        weights.append(weight)
+    count = len(weights) // (len(templates) * D)
+    if count not in (2, 4):  # a projection
+        return None
+    states = _states(kind, hx, x, (len(templates) * D, B, H), batched)
+    if states is None or not is_faster(kind, T, B, H, _is_training(chain((x, *states), weights))):
+        return None
+    result = getattr(torch._VF, kind)(
+        x, states if kind == "lstm" else states[0], weights, count == 4, len(templates), layer.dropout, layer.training,
+        layer.bidirectional, batch_first,
+    )  # fmt: skip
+    output, *new = result if batched else (result[0].squeeze(1), *(s.squeeze(1) for s in result[1:]))
+    return output, tuple(new) if kind == "lstm" else new[0]
+
+
+def _states(
+    kind: str, hx: State | None, x: Tensor, shape: tuple[int, int, int], batched: bool
+) -> tuple[Tensor, ...] | None:
+    """The initial states as the kernel takes them; None if they are not of that form."""
+    count = 2 if kind == "lstm" else 1
+    if hx is None:
+        return (x.new_zeros(shape),) * count
+    states: Any = (hx,) if count == 1 else hx
+    if type(states) is not tuple or len(states) != count or not all(map(_is_plain, states)):
+        return None
+    if not batched:
+        states = tuple(s.unsqueeze(1) for s in states)
+    return states if all(s.shape == shape for s in states) else None
+
+
+def _is_training(tensors: Iterable[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _is_plain(t: object) -> bool:
+    """Whether a value is a tensor with numbers in the memory of this machine, of the type that was measured."""
+    return (
+        type(t) in _TENSORS
+        and t.dtype is torch.float32  # type: ignore[attr-defined]
+        and t.is_cpu  # type: ignore[attr-defined]
+        and t.layout is torch.strided  # type: ignore[attr-defined]
+        and not t.is_nested  # type: ignore[attr-defined]
+    )
+
+
+def _is_plain_context() -> bool:
+    """Whether nothing is active around a call that changes what operations do, or wants to see every step of a cell."""
+    return not (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+        or hooks._has_any_global_hook()
+    )
+
+
+def _has_hooks(cell: nn.Module) -> bool:
+    return bool(cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks)
