@@ -61,7 +61,9 @@ def kernel_of(cell: nn.Module) -> str | None:
     if any(name in own for name in _METHODS):
         return None
     if isinstance(cell, cells.Cell):
-        if any(getattr(type(cell), name) is not getattr(cells.Cell, name) for name in ("forward", "affine", "parameter")):
+        if any(
+            getattr(type(cell), name) is not getattr(cells.Cell, name) for name in ("forward", "affine", "parameter")
+        ):
             return None
         step = type(cell).step
         if step is cells.RNNCell.step:
