@@ -1,4 +1,4 @@
-"""Few steps: "auto" takes PyTorch's kernel by a rule, in one call for the whole stack, and only where nothing differs."""
+"""Few steps: "auto" takes PyTorch's kernel by a rule, in one call for the whole stack, where nothing differs by it."""
 
 import copy
 import itertools
@@ -176,12 +176,17 @@ def test_a_weight_changed_between_two_calls_is_seen(taken: list[bool]):
 
 def test_a_cell_of_a_subclass_is_its_own():
     class Scaled(anyrnn.GRU):
+        is_ready = False
+
         def cell(self, layer: int = 0, reverse: bool = False):
             cell = super().cell(layer, reverse)
+            if not self.is_ready:  # its constructor fills the parameters by this very method
+                return cell
             return cell.bound({k: 2 * v for k, v in cell._parameters.items()})
 
     torch.manual_seed(0)
     layer, x = Scaled(I, H), torch.randn(T, B, I)
+    layer.is_ready = True
     torch.testing.assert_close(layer(x)[0], on("reference", layer, x)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -226,7 +231,7 @@ def test_explain_says_so_and_what_it_says_happens(taken: list[bool], monkeypatch
     monkeypatch.setattr(whole, "run", lambda *args: ran.append((done := run(*args)) is not None) or done)
     for kind, T, B, H, grad in itertools.product(
         ("RNN", "LSTM", "GRU"), (1, 2, 4, 12, 16, 17), (1, 8), (32, 400), (0, 1)
-    ):  # noqa: N806
+    ):
         layer, x = getattr(anyrnn, kind)(4, H, num_layers=2), torch.randn(T, B, 4)
         with torch.set_grad_enabled(bool(grad)):
             said = {part.engine for part in anyrnn.explain(layer, x).parts}
@@ -256,8 +261,8 @@ def test_an_accelerated_layer_goes_the_same_way(taken: list[bool]):
 def test_the_rule_is_one_of_sizes_alone(monkeypatch):
     monkeypatch.undo()
     kernels = ("rnn_tanh", "rnn_relu", "lstm", "gru")
-    for kernel, training, B, H in itertools.product(kernels, (False, True), (1, 3, 64), (1, 32, 512)):  # noqa: N806
-        steps = [whole.is_faster(kernel, T, B, H, training) for T in range(1, 30)]  # noqa: N806
+    for kernel, training, B, H in itertools.product(kernels, (False, True), (1, 3, 64), (1, 32, 512)):
+        steps = [whole.is_faster(kernel, T, B, H, training) for T in range(1, 30)]
         assert steps == sorted(steps, reverse=True), "faster up to a number of steps"
         assert not any(steps[16:])
     assert select.wanted_name() == "auto"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,21 @@ if TYPE_CHECKING:
 
     from anyrnn.engines.call import Call
     from anyrnn.protocol import State
-    from anyrnn.zoo import CellLayer
+
+
+class Stack(Protocol):
+    """What is to be known of a layer: torch.nn's options, its cells, and the names and shapes of its weights."""
+
+    input_size: int | None
+    hidden_size: int
+    batch_first: bool
+    bidirectional: bool
+    dropout: float
+    training: bool
+    _parameters: dict[str, nn.Parameter | None]
+    _templates: tuple[cells.Cell, ...]
+    _shapes: dict[str, torch.Size]
+
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _CELLS = frozenset({cells.RNNCell, cells.LSTMCell, cells.GRUCell, nn.RNNCell, nn.LSTMCell, nn.GRUCell})
@@ -61,14 +75,14 @@ _MOST_STEPS = 16
 def is_faster(kernel: str, T: int, B: int, H: int, training: bool) -> bool:
     """Whether PyTorch's kernel ("rnn_tanh", "rnn_relu", "lstm", "gru") is faster than machine code: the rule."""
     key = kernel.partition("_")[0], training
-    if B == 1 and H >= _WIDE and T <= _STEPS_OF_WIDE[key]:
+    if B == 1 and H >= _WIDE and _STEPS_OF_WIDE[key] >= T:
         return True
-    return next((units >= B * H for steps, units in _UNITS[key] if T <= steps), False)
+    return next((units >= B * H for steps, units in _UNITS[key] if steps >= T), False)
 
 
 def preference(call: Call) -> str | None:
     """Say why PyTorch's kernel is to run a call that machine code could run as well; None if it is not."""
-    T, B, I = call.x.shape
+    T, B, features = call.x.shape
     if not 0 < T <= _MOST_STEPS or not B or call.lengths is not None or type(call.cell) not in _CELLS:
         return None
     kind = kernel_of(call.cell)
@@ -76,7 +90,10 @@ def preference(call: Call) -> str | None:
         return None
     weights = weights_of(call.cell)
     H, rows = call.states[0].shape[1], weights[0].shape[0]
-    if [w.shape for w in weights] not in ([(rows, I), (rows, H)], [(rows, I), (rows, H), (rows,), (rows,)]):
+    if [w.shape for w in weights] not in (
+        [(rows, features), (rows, H)],
+        [(rows, features), (rows, H), (rows,), (rows,)],
+    ):
         return None
     tensors = (call.x, *call.states, *weights)
     if not all(map(_is_plain, tensors)) or not is_faster(kind, T, B, H, _is_training(tensors)):
@@ -84,7 +101,7 @@ def preference(call: Call) -> str | None:
     return f"PyTorch's kernel is faster for so few steps (T={T})"
 
 
-def run(layer: CellLayer, x: Tensor | PackedSequence, hx: State | None) -> tuple[Tensor, State] | None:
+def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Tensor, State] | None:
     """Run a layer by one call of PyTorch's kernel: what it returns; None where `preference` would not have it so.
 
     Args:
@@ -99,9 +116,9 @@ def run(layer: CellLayer, x: Tensor | PackedSequence, hx: State | None) -> tuple
         if x.dim() != 2:
             return None
         x, batch_first = x.unsqueeze(1), False
-    first, second, I = x.shape
+    first, second, features = x.shape
     T, B = (second, first) if batch_first else (first, second)
-    if not 0 < T <= _MOST_STEPS or not B or I != layer.input_size:
+    if not 0 < T <= _MOST_STEPS or not B or layer.input_size != features:
         return None
     templates, D = layer._templates, 2 if layer.bidirectional else 1
     kind, H = kernel_of(templates[0]), layer.hidden_size
