@@ -30,12 +30,6 @@ KINDS, SIZES, BATCHES = ("RNN", "LSTM", "GRU"), (32, 64, 128, 256, 512), (1, 8, 
 STEPS = (1, 2, 3, 4, 6, 8, 12, 16)
 LIMIT = 0.95  # of torch.nn's speed, at least
 
-#: Sets of vector instructions, by what limits both sides to them: oneDNN's variable and ours.
-LEVELS: dict[str, dict[str, str]] = {
-    "all": {},
-    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ANYRNN_CPU": "x86-64-v3"},
-}
-
 
 def forward(layer: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
@@ -78,7 +72,7 @@ def measure(level: str, threads: int, kinds: list[str], seconds: float, rounds: 
 
 
 def in_process(level: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
-    environment = {**os.environ, **LEVELS[level], "OMP_NUM_THREADS": str(threads), "ANYRNN_ENGINE": "auto"}
+    environment = {**os.environ, **record.LEVELS[level], "OMP_NUM_THREADS": str(threads), "ANYRNN_ENGINE": "auto"}
     command = [sys.executable, __file__, "--child", level, str(threads), "--seconds", str(arguments.seconds)]
     command += ["--rounds", str(arguments.rounds), "--far", str(arguments.far), "--kinds", *arguments.kinds]
     found: list[Row] = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
@@ -133,7 +127,9 @@ def text(data: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="a run for each (default: 1 2)")
-    parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS, help="a run for each")
+    parser.add_argument(
+        "--levels", nargs="+", default=list(record.LEVELS), choices=record.LEVELS, help="a run for each"
+    )
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seconds", type=float, default=0.03, help="for each contender and kind of call, about")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender, at least 2")
