@@ -93,9 +93,9 @@ LAYOUTS: dict[str, Callable[[int, int], Tensor]] = {
 
 
 @pytest.mark.parametrize(
-    "size", [(800, 96, 95), (900, 256, 12), (3200, 700, 1), (12800, 1, 200), (3200, 4, 200), (1, 1500, 1500)], ids=str
+    "size", [(900, 256, 12), (2000, 1100, 1), (12800, 1, 200), (3200, 4, 200), (1, 1500, 1500)], ids=str
 )
-@pytest.mark.parametrize("given", ["whole", "columns", "misaligned"])
+@pytest.mark.parametrize("given", ["whole", "columns"])
 @pytest.mark.parametrize("weight", LAYOUTS)
 def test_the_gradient_of_a_stream_has_no_slow_layout(weight: str, given: str, size: tuple[int, int, int]):
     n, k, m = size
