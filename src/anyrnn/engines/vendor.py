@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 #: What computes a step. A cell that has one of these set on the object computes something else.
-_METHODS = ("forward", "step", "affine", "parameter")
+_METHODS = frozenset({"forward", "step", "affine", "parameter"})
 
 
 class TorchEngine:
@@ -57,15 +57,13 @@ class TorchEngine:
 def kernel_of(cell: nn.Module) -> str | None:
     """Name the kernel of `torch._VF` that computes this very cell; None if there is none."""
     # Told by its methods, not by its class: a subclass may compute something else, and a parametrized cell is one, too.
-    own = vars(cell)
-    if any(name in own for name in _METHODS):
+    if not _METHODS.isdisjoint(vars(cell)):
         return None
     if isinstance(cell, cells.Cell):
-        if any(
-            getattr(type(cell), name) is not getattr(cells.Cell, name) for name in ("forward", "affine", "parameter")
-        ):
+        cls, base = type(cell), cells.Cell
+        if cls.forward is not base.forward or cls.affine is not base.affine or cls.parameter is not base.parameter:
             return None
-        step = type(cell).step
+        step = cls.step
         if step is cells.RNNCell.step:
             functions: dict[object, str] = {torch.tanh: "rnn_tanh", torch.relu: "rnn_relu"}
             return functions.get(cell.activations["h"])

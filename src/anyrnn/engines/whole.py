@@ -13,7 +13,6 @@ prepare. What is not plainly the same computation, on plain tensors, is left to 
 from __future__ import annotations
 
 import math
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -47,7 +46,11 @@ class Stack(Protocol):
     _shapes: dict[str, torch.Size]
 
 
+_DTYPE = torch.float32  # what was measured
 _TENSORS = frozenset({Tensor, nn.Parameter})
+_is_autocast, _tracing_state = torch.is_autocast_enabled, torch._C._get_tracing_state
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_functorch_level = torch._C._functorch.maybe_current_level
 _CELLS = frozenset({cells.RNNCell, cells.LSTMCell, cells.GRUCell, nn.RNNCell, nn.LSTMCell, nn.GRUCell})
 
 #: Up to how many steps PyTorch's kernel is faster, and then up to how many units of all rows together (B H): by kind
@@ -70,6 +73,9 @@ _STEPS_OF_WIDE: Mapping[tuple[str, bool], int] = {
 }  # fmt: skip
 
 _MOST_STEPS = 16
+
+_KINDS = {"rnn_tanh": "rnn", "rnn_relu": "rnn", "lstm": "lstm", "gru": "gru"}
+_FUNCTIONS = {kernel: getattr(torch._VF, kernel) for kernel in _KINDS}
 
 
 def is_faster(kernel: str, T: int, B: int, H: int, training: bool) -> bool:
@@ -121,27 +127,38 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
     if not 0 < T <= _MOST_STEPS or not B or layer.input_size != features:
         return None
     templates, D = layer._templates, 2 if layer.bidirectional else 1
-    kind, H = kernel_of(templates[0]), layer.hidden_size
-    if kind is None or any(_has_hooks(t) or kernel_of(t) != kind for t in templates):
+    kernel, H = kernel_of(templates[0]), layer.hidden_size
+    if kernel is None or _has_hooks(templates[0]):
         return None
-    own, weights = layer._parameters, []
-    for key, shape in layer._shapes.items():
-        weight = own.get(key)
-        if weight is None or not _is_plain(weight) or weight.shape != shape:
+    for template in templates[1:]:
+        if kernel_of(template) != kernel or _has_hooks(template):
             return None
+    own, weights, training = layer._parameters, [], x.requires_grad
+    for key, shape in layer._shapes.items():
+        weight: Any = own.get(key)
+        # `_is_plain`, written out: this is most of what a call costs.
+        if type(weight) not in _TENSORS or weight.shape != shape or weight.dtype is not _DTYPE:
+            return None
+        if not weight.is_cpu or weight.layout is not torch.strided:
+            return None
+        training = training or weight.requires_grad
         weights.append(weight)
     count = len(weights) // (len(templates) * D)
     if count not in (2, 4):  # a projection
         return None
-    states = _states(kind, hx, x, (len(templates) * D, B, H), batched)
-    if states is None or not is_faster(kind, T, B, H, _is_training(chain((x, *states), weights))):
+    states = _states(kernel, hx, x, (len(templates) * D, B, H), batched)
+    if states is None:
         return None
-    result = getattr(torch._VF, kind)(
-        x, states if kind == "lstm" else states[0], weights, count == 4, len(templates), layer.dropout, layer.training,
+    if hx is not None:
+        training = training or any(s.requires_grad for s in states)
+    if not is_faster(kernel, T, B, H, training and torch.is_grad_enabled()):
+        return None
+    result = _FUNCTIONS[kernel](
+        x, states if kernel == "lstm" else states[0], weights, count == 4, len(templates), layer.dropout, layer.training,
         layer.bidirectional, batch_first,
     )  # fmt: skip
     output, *new = result if batched else (result[0].squeeze(1), *(s.squeeze(1) for s in result[1:]))
-    return output, tuple(new) if kind == "lstm" else new[0]
+    return output, tuple(new) if kernel == "lstm" else new[0]
 
 
 def _states(
@@ -167,7 +184,7 @@ def _is_plain(t: object) -> bool:
     """Whether a value is a tensor with numbers in the memory of this machine, of the type that was measured."""
     return (
         type(t) in _TENSORS
-        and t.dtype is torch.float32  # type: ignore[attr-defined]
+        and t.dtype is _DTYPE  # type: ignore[attr-defined]
         and t.is_cpu  # type: ignore[attr-defined]
         and t.layout is torch.strided  # type: ignore[attr-defined]
         and not t.is_nested  # type: ignore[attr-defined]
@@ -177,11 +194,11 @@ def _is_plain(t: object) -> bool:
 def _is_plain_context() -> bool:
     """Whether nothing is active around a call that changes what operations do, or wants to see every step of a cell."""
     return not (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._get_tracing_state() is not None
+        _is_autocast("cpu")
+        or _dispatch_modes()
+        or _function_modes()
+        or _functorch_level() is not None
+        or _tracing_state() is not None
         or forward_ad._current_level >= 0
         or hooks._has_any_global_hook()
     )
