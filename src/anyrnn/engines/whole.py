@@ -61,8 +61,8 @@ _UNITS: Mapping[tuple[str, bool], tuple[tuple[int, float], ...]] = {
     ("rnn", True): ((1, math.inf), (3, 4096), (4, 2048), (6, 128)),
     ("gru", False): ((1, math.inf), (2, 2048), (3, 512), (4, 128)),
     ("gru", True): ((1, math.inf), (2, 64)),
-    ("lstm", False): ((3, 512), (16, 256)),
-    ("lstm", True): ((3, 256), (12, 64)),
+    ("lstm", False): ((2, 2048), (16, 256)),
+    ("lstm", True): ((4, 256), (12, 64)),
 }
 
 #: Up to how many steps it is faster for one row with weights beyond the second cache: to put these in order is then
@@ -154,8 +154,8 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
     if not is_faster(kernel, T, B, H, training and torch.is_grad_enabled()):
         return None
     result = _FUNCTIONS[kernel](
-        x, states if kernel == "lstm" else states[0], weights, count == 4, len(templates), layer.dropout, layer.training,
-        layer.bidirectional, batch_first,
+        x, states if kernel == "lstm" else states[0], weights, count == 4, len(templates), layer.dropout,
+        layer.training, layer.bidirectional, batch_first,
     )  # fmt: skip
     output, *new = result if batched else (result[0].squeeze(1), *(s.squeeze(1) for s in result[1:]))
     return output, tuple(new) if kernel == "lstm" else new[0]
