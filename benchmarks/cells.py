@@ -86,3 +86,19 @@ class NotebookLSTM(nn.Module):
         i = torch.sigmoid(self.input_gate(both))
         c = f * c + i * torch.tanh(self.candidate(both))
         return torch.sigmoid(self.output_gate(both)) * torch.tanh(c), c
+
+
+class ConcatLSTM(nn.Module):
+    """One linear layer for all gates, on x and h side by side: the form of other notebooks."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.gates = nn.Linear(input_size + hidden_size, 4 * hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute h and c (B, H) from x (B, I) and the h and c before."""
+        h, c = state
+        i, f, g, o = self.gates(torch.cat((x, h), dim=1)).chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c

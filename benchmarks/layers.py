@@ -27,7 +27,7 @@ from anyrnn.workbench import bench, peers
 from anyrnn.workbench.peers import Arrange, Contender, Problem
 
 Shape = tuple[int, int, int, int]  # B, T, I, H
-Row = dict[str, Any]  # case, B, T, I, H, steps, threads, kind, cell, by, first, and a bench.Timing
+Row = dict[str, Any]  # level, case, B, T, I, H, steps, threads, kind, cell, by, first, and a bench.Timing
 
 SHAPES: tuple[Shape, ...] = (
     (1, 100, 16, 32),
@@ -37,6 +37,7 @@ SHAPES: tuple[Shape, ...] = (
     (32, 100, 64, 128),
     (32, 100, 256, 256),
     (64, 50, 512, 512),
+    (32, 20, 1024, 1024),
     (256, 50, 64, 64),
 )
 SHORT: tuple[Shape, ...] = ((1, 5, 16, 32), (32, 5, 64, 128), (32, 5, 256, 256))
@@ -84,9 +85,9 @@ def padded(module: nn.Module, problem: Problem) -> peers.Run:
 def own_cell(name: str, problem: Problem, H: int, compile_loop: bool) -> list[Contender]:
     """Make the group of a cell that PyTorch has no kernel for: our layer, and the same cell in a loop."""
     make, adopt = OWN[name]
-    cell = make(problem.x.shape[2], H)
-    by_hand = anyrnn.Recurrent(cell, input_size=problem.x.shape[2])
-    layer, arrange = (by_hand, list) if adopt is None else adopt(cell)
+    layers = 2 if name.endswith("2 layers") else 1
+    by_hand = anyrnn.Recurrent(lambda size: make(size, H), input_size=problem.x.shape[2], num_layers=layers)
+    layer, arrange = (by_hand, list) if adopt is None else adopt(by_hand.cell())
     group = [
         peers.ours(layer, problem, f"{name} | anyrnn"),
         peers.python_loop(by_hand, problem, f"{name} | Python loop", arrange),
@@ -133,6 +134,8 @@ OWN: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[Any], tuple[Laye
     "LayerNorm LSTM": (cells.LayerNormLSTM, None),
     "reset-before GRU": (cells.ResetBeforeGRU, adopt_reset_before),
     "notebook LSTM": (cells.NotebookLSTM, None),
+    "concat LSTM": (cells.ConcatLSTM, None),
+    "concat LSTM, 2 layers": (cells.ConcatLSTM, None),
 }
 
 
@@ -156,7 +159,7 @@ def products(shape: Shape) -> list[list[Contender]]:
 # ---- A process for each number of threads ----
 
 
-def measure(threads: int, seconds: float, rounds: int, compile_loops: bool) -> list[Row]:
+def measure(level: str, threads: int, seconds: float, rounds: int, compile_loops: bool) -> list[Row]:
     """Measure everything in this process, with a number of threads."""
     rows: list[Row] = []
     cases = [("full", s) for s in SHAPES] + [("ragged", s) for s in SHAPES if s[0] > 1] + [("short", s) for s in SHORT]
@@ -171,23 +174,31 @@ def measure(threads: int, seconds: float, rounds: int, compile_loops: bool) -> l
                 groups += products(shape)
             for each in bench.measure(groups, seconds, threads, rounds):
                 cell, _, by = each.name.partition(" | ")
-                where = {"case": case, **dict(zip("BTIH", shape, strict=True)), "steps": steps, "threads": threads}
+                where = {
+                    "level": level,
+                    "case": case,
+                    **dict(zip("BTIH", shape, strict=True)),
+                    "steps": steps,
+                    "threads": threads,
+                }
                 rows += [
                     {**where, "kind": kind, "cell": cell, "by": by, "first": each.first[kind], **asdict(timing)}
                     for kind, timing in each.timing.items()
                 ]
             took = time.monotonic() - start
             print(
-                f"threads {threads}, {number}/{len(cases)}: {case} {shape}, {took:.0f} s", file=sys.stderr, flush=True
+                f"vectors {level}, threads {threads}, {number}/{len(cases)}: {case} {shape}, {took:.0f} s",
+                file=sys.stderr,
+                flush=True,
             )
     return rows
 
 
-def in_process(threads: int, arguments: argparse.Namespace) -> list[Row]:
+def in_process(level: str, threads: int, arguments: argparse.Namespace) -> list[Row]:
     """Start the process; every library in it finds that number of threads where it looks for one."""
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), str(threads))  # NPROC is XLA's
-    environment = {**os.environ, **counts, "JAX_PLATFORMS": "cpu", "ANYRNN_ENGINE": "auto"}
-    command = [sys.executable, __file__, "--child", str(threads), "--seconds", str(arguments.seconds)]
+    environment = {**os.environ, **record.LEVELS[level], **counts, "JAX_PLATFORMS": "cpu", "ANYRNN_ENGINE": "auto"}
+    command = [sys.executable, __file__, "--child", level, str(threads), "--seconds", str(arguments.seconds)]
     command += ["--rounds", str(arguments.rounds), *(["--compile"] if arguments.compile else [])]
     found: list[Row] = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     return found
@@ -199,13 +210,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.15, help="for each contender and kind of call, about")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender, at least 2")
     parser.add_argument("--compile", action="store_true", help=f"torch.compile of the loops too, at {COMPILE_SHAPE}")
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--levels", nargs="+", default=list(record.LEVELS), choices=record.LEVELS, help="vectors")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
-        json.dump(measure(arguments.child, arguments.seconds, arguments.rounds, arguments.compile), sys.stdout)
+        level, threads = arguments.child
+        json.dump(measure(level, int(threads), arguments.seconds, arguments.rounds, arguments.compile), sys.stdout)
         return
     start = time.monotonic()
-    rows = [row for threads in arguments.threads for row in in_process(threads, arguments)]
+    runs = [(level, threads) for level in arguments.levels for threads in arguments.threads]
+    rows = [row for level, threads in runs for row in in_process(level, threads, arguments)]
     took = round(time.monotonic() - start)
     record.write("layers", {"seconds": arguments.seconds, "rounds": arguments.rounds, "took": took, "rows": rows})
 

@@ -11,7 +11,7 @@ Row = dict[str, Any]
 Target = tuple[float | None, float | None]  # the mean over the shapes, and the worst of them
 
 CALLS = {"training": "forward + backward", "forward": "forward"}
-LOOPS = ("peephole LSTM", "LayerNorm LSTM", "reset-before GRU", "notebook LSTM")
+LOOPS = ("peephole LSTM", "LayerNorm LSTM", "reset-before GRU", "notebook LSTM", "concat LSTM", "concat LSTM, 2 layers")
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 PRODUCT = {"case": "full", "B": 32, "T": 100, "I": 256, "H": 256}
 
@@ -158,13 +158,16 @@ def times(rows: list[Row]) -> str:
 
 def text(data: dict[str, Any]) -> Iterator[str]:
     """Make the section of results.md."""
-    rows = data["rows"]
-    judged = {
-        "### Times as long as anyrnn's layer": speed_claims(rows),
-        "### Times as long as anyrnn's LSTM": cost_claims(rows),
-        "### Rate of training": rate_claims(rows),
-    }
-    found = {title: list(claims) for title, claims in judged.items()}
+    levels: dict[str, list[Row]] = {}
+    for row in data["rows"]:
+        levels.setdefault(row.get("level", "all"), []).append(row)
+    found: dict[str, list[Claim]] = {}
+    for level, rows in levels.items():
+        behind = "" if level == "all" else f", both limited to {level}"
+        found[f"### Times as long as anyrnn's layer{behind}"] = list(speed_claims(rows))
+        found[f"### Times as long as anyrnn's LSTM{behind}"] = list(cost_claims(rows))
+        found[f"### Rate of training{behind}"] = list(rate_claims(rows))
+    rows = levels.get("all", [])  # of which the details are shown
     yield "## Layers"
     yield (
         f"`python benchmarks/layers.py --seconds {data['seconds']} --rounds {data['rounds']}` took {data['took']} s. "

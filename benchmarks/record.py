@@ -18,7 +18,13 @@ from anyrnn.workbench.doctor import machine
 HERE = Path(__file__).parent
 
 #: A section of results.json, and the module that makes text of it.
-SECTIONS = {"layers": "layers_report", "start": "start", "memory": "memory"}
+SECTIONS = {"layers": "layers_report", "short": "short", "start": "start", "memory": "memory"}
+
+#: Sets of vector instructions, by what limits both sides to them: oneDNN's variable and ours.
+LEVELS: dict[str, dict[str, str]] = {
+    "all": {},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ANYRNN_CPU": "x86-64-v3"},
+}
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Signature:
         Raises:
             AnyRNNError: if the new states have another form than the old ones.
         """
-        result = cell(x, self.wrap(states))
+        result = cell(x, states[0] if self.bare else self.wrap(states))
         if self.has_output:
             output, after = result
             new = (after,) if self.bare else tuple(after)

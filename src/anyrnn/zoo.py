@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from anyrnn import cells
 from anyrnn.dropin import TorchLSTMNames, TorchNames
+from anyrnn.engines import whole
+from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
@@ -50,6 +52,7 @@ class CellLayer(Layer):
             raise AnyRNNError(msg)
         self.bias = bias
         templates: list[cells.Cell] = []
+        self._shapes: dict[str, torch.Size] = {}
         for layer in range(num_layers):
             size = self.num_directions * templates[0].output_size if templates else input_size
             template = self.cell_type(size, hidden_size, bias, device="meta", dtype=dtype, **cell_options)
@@ -59,6 +62,7 @@ class CellLayer(Layer):
                 for key, value in template.named_parameters():
                     parameter = nn.Parameter(torch.empty(value.shape, device=device, dtype=value.dtype))
                     self.register_parameter(_named(key, layer, direction == 1), parameter)
+                    self._shapes[_named(key, layer, direction == 1)] = value.shape
         # Not registered as submodules: they own no parameters, and would show in repr and state_dict. What they hold
         # is: an activation that is a module follows the layer to another device and into evaluation mode.
         object.__setattr__(self, "_templates", tuple(templates))
@@ -161,6 +165,10 @@ class _DropIn(TorchNames, CellLayer):
         lengths: Lengths | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run the layer; see `Recurrent` for shapes. Returns the output and the final state."""
+        if lengths is None and not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
+            done = whole.run(self, input, hx) if wanted_name() == "auto" else None
+            if done is not None:
+                return done
         return self._apply_layer(input, hx, lengths)
 
 

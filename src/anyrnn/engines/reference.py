@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from anyrnn.engines.call import Call
@@ -39,14 +41,13 @@ def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
     copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
     """
-    T, states = len(call.x), tuple(s.clone() for s in call.states)
-    inputs = call.x.unbind(0) if T else ()
+    step, cell, states = call.signature.step, call.cell, tuple(s.clone() for s in call.states)
     copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
-    for t in reversed(range(T)) if call.reverse else range(T):
+    for x in _steps(call.x, call.reverse):
         given = tuple(s.clone() for s in states) if copies else states
         versions = [_version(s) for s in given]
-        output, new = call.signature.step(call.cell, inputs[t].clone(), given)
+        output, new = step(cell, x, given)
         copies = copies or versions != [_version(s) for s in given]
         states = _keep_dtype(new, states)
         outputs.append(output.clone())
@@ -59,6 +60,17 @@ def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
 def _version(tensor: Tensor) -> int:
     """How often a tensor was written into."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
+    """The rows (B, I) of each step, in running order: copies, so that a cell may write to what it is given."""
+    if x.requires_grad and torch.is_grad_enabled():
+        # Not x[t]: the gradient of each would be as large as x. And PyTorch lets nobody write to one of several views.
+        rows = [row.clone() for row in x.unbind(0)]
+    else:
+        x = x.clone()
+        rows = [x[t] for t in range(len(x))]
+    return rows[::-1] if reverse else rows
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -92,4 +104,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Keep the state in its own precision where a step, under autocast, returns a lower one."""
-    return tuple(n if n.dtype == o.dtype else n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    for n, o in zip(new, old, strict=True):
+        if n.dtype is not o.dtype:
+            return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+    return new

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.engines import whole
 from anyrnn.engines.cpu.engine import CpuEngine
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine, kernel_of
@@ -74,13 +75,22 @@ def engine(name: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def wanted_name() -> str:
+    """The engine that is asked for here and now: "auto" or a name in `ENGINES`.
+
+    Raises:
+        AnyRNNError: for an unknown name in the environment.
+    """
+    return _wanted.get() or _known(os.environ.get("ANYRNN_ENGINE") or "auto", "ANYRNN_ENGINE")
+
+
 def choose(call: Call) -> Choice:
     """Choose the engine for a call.
 
     Raises:
         AnyRNNError: if an engine was asked for by name and cannot run the call.
     """
-    wanted = _wanted.get() or _known(os.environ.get("ANYRNN_ENGINE") or "auto", "ANYRNN_ENGINE")
+    wanted = wanted_name()
     if wanted != "auto":
         chosen = ENGINES[wanted]
         refusal = chosen.refusal(call)
@@ -88,6 +98,9 @@ def choose(call: Call) -> Choice:
             return Choice(chosen, "asked for by name", {})
         msg = f"engine {wanted!r} was asked for by name and cannot run this call: {refusal}. 'auto' falls back."
         raise AnyRNNError(msg)
+    preference = whole.preference(call)
+    if preference is not None:
+        return Choice(ENGINES["torch"], preference, {})
     refused: dict[str, str] = {}
     for each in ENGINES.values():
         refusal = each.refusal(call)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
+#: What computes a step. A cell that has one of these set on the object computes something else.
+_METHODS = frozenset({"forward", "step", "affine", "parameter"})
+
 
 class TorchEngine:
     """Runs torch.nn's three networks, one layer and direction a call."""
@@ -35,7 +38,7 @@ class TorchEngine:
             return "PyTorch cannot pack a ragged batch on the meta device"
         if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
             return "PyTorch's kernels have no rule for torch.func transforms or forward-mode derivatives"
-        dtypes = {t.dtype for t in (call.x, *call.states, *_weights(cell))}
+        dtypes = {t.dtype for t in (call.x, *call.states, *weights_of(cell))}
         if len(dtypes) > 1 and not torch.is_autocast_enabled(call.x.device.type):
             return f"x, state and weights differ in dtype ({', '.join(sorted(map(str, dtypes)))})"
         if call.x.device.type == "cpu":
@@ -57,12 +60,13 @@ class TorchEngine:
 def kernel_of(cell: nn.Module) -> str | None:
     """Name the kernel of `torch._VF` that computes this very cell; None if there is none."""
     # Told by its methods, not by its class: a subclass may compute something else, and a parametrized cell is one, too.
-    if "forward" in vars(cell):
+    if not _METHODS.isdisjoint(vars(cell)):
         return None
     if isinstance(cell, cells.Cell):
-        if type(cell).forward is not cells.Cell.forward or type(cell).affine is not cells.Cell.affine:
+        cls, base = type(cell), cells.Cell
+        if cls.forward is not base.forward or cls.affine is not base.affine or cls.parameter is not base.parameter:
             return None
-        step = type(cell).step
+        step = cls.step
         if step is cells.RNNCell.step:
             functions: dict[object, str] = {torch.tanh: "rnn_tanh", torch.relu: "rnn_relu"}
             return functions.get(cell.activations["h"])
@@ -87,7 +91,8 @@ def _unable_here(call: Call) -> str | None:
     return None if said is None else f"PyTorch's kernel does not work in this precision on this processor: {said}"
 
 
-def _weights(cell: nn.Module) -> list[Tensor]:
+def weights_of(cell: nn.Module) -> list[Tensor]:
+    """The weights of a cell in the order in which the kernels take them."""
     return [w for w in (getattr(cell, name, None) for name in _NAMES) if isinstance(w, Tensor)]
 
 
@@ -98,7 +103,7 @@ def _kernel(
     hx = [s.unsqueeze(0) for s in states]
     has_biases = getattr(cell, "bias_ih", None) is not None
     # Always in training mode: cuDNN refuses a backward pass in the other, and without dropout they do not differ.
-    settings = (_weights(cell), has_biases, 1, 0.0, True, False)
+    settings = (weights_of(cell), has_biases, 1, 0.0, True, False)
     layout = (False,) if batch_sizes is None else ()
     data = (x,) if batch_sizes is None else (x, batch_sizes)
     function = getattr(torch._VF, str(kernel))
