@@ -17,7 +17,7 @@ from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
-from anyrnn.engines.cpu.slots import Packed, packed_of
+from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
 from anyrnn.program import Program
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Loaded:
     @functools.cached_property
     def places(self) -> list[int]:
         """Where each packed matrix begins, in bytes, and where they all end."""
-        return [self.itemsize * n for n in itertools.accumulate((p.size(self.lanes) for p in self.packed), initial=0)]
+        sizes = (p.size(LINE // self.itemsize) for p in self.packed)
+        return [self.itemsize * n for n in itertools.accumulate(sizes, initial=0)]
 
     @functools.cached_property
     def pack(self) -> int:
