@@ -15,10 +15,10 @@ from llvmlite import ir
 
 from anyrnn.engines.cpu.layout import STEP_TABLES
 from anyrnn.engines.cpu.products import Products
-from anyrnn.engines.cpu.slots import LINE, packed_of
+from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.program import REDUCTIONS, Node
+from anyrnn.program import REDUCTIONS
 
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
@@ -235,38 +235,32 @@ class _Emitter(LoopWriter):
         bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", 0): order}
         tile = Tile(self, group, bases)
         if group.dots:
-            self._product_tiles(b, number, group, tile, start, end, pointers[:count])
+            self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])
         else:
             tile.emit(b, I64(0), group.width, start, b.sub(end, start))
         b.ret_void()
         return function, arrays
 
     def _product_tiles(
-        self, b: ir.IRBuilder, number: int, group: Group, tile: Tile, start: ir.Value, end: ir.Value,
-        packed: list[ir.Value],
-    ) -> None:  # fmt: skip
+        self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
+    ) -> None:
         """Run over the lines of columns, several at once, and over the rows, in tiles of nearly equal heights."""
-        products = Products(self, group, f"group{number}_products")
-        sums = b.alloca(self.vector, products.size // self.lanes)
-        sums.align = LINE
-        rows_of, weights_of = (b.alloca(PTR, n) for n in (products.rows * len(group.operands), len(packed)))
-        count = b.sub(end, start)
+        products = Products(self, b, tile.group, f"group{number}_products")
+        shapes = (1, products.lines_of_one), (products.rows, products.lines)
         with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
-            for branch, most, lines in zip(
-                branches, (1, products.rows), (products.lines_of_one, products.lines), strict=True
-            ):
+            for branch, (most, lines) in zip(branches, shapes, strict=True):
                 with branch:
                     tiles = b.sdiv(b.add(count, I64(most - 1)), I64(most))
-                    for first, last, at_once, columns in self._edges(group.width, lines):
+                    for first, last, at_once, columns in self._edges(tile.group.width, lines):
                         with self.loop(b, I64(first), I64(last), at_once) as line:
-                            self._find_weights(b, group, weights_of, packed, line.index)
+                            products.find_weights(b, packed, line.index)
+                            unit = b.mul(line.index, I64(self.line))
                             with self.loop(b, I64(0), tiles, 1) as t:
-                                ends = [b.sdiv(b.mul(x, count), tiles) for x in (t.index, b.add(t.index, I64(1)))]
-                                row, height = b.add(start, ends[0]), b.sub(ends[1], ends[0])
-                                tile.find_rows(b, rows_of, products.rows, row, height)
-                                self._multiply(b, products, most, height, at_once, columns, (rows_of, weights_of), sums)
-                                tile.emit(b, b.mul(line.index, I64(self.line)), at_once * columns, row, height,
-                                          (products, at_once, sums))
+                                low, high = (b.sdiv(b.mul(x, count), tiles) for x in (t.index, b.add(t.index, I64(1))))
+                                row, height = b.add(start, low), b.sub(high, low)
+                                tile.find_rows(b, products, row, height)
+                                products.emit(b, most, height, at_once, columns)
+                                tile.emit(b, unit, at_once * columns, row, height, products, at_once)
 
     def _edges(self, width: int, at_once: int) -> list[tuple[int, int, int, int]]:
         """Ranges of lines: first, last, how many at once, and the columns of each."""
@@ -275,35 +269,6 @@ class _Emitter(LoopWriter):
         edges = [(0, several, at_once, self.line), (several, whole, 1, self.line)]
         edges += [(whole, whole + 1, 1, width % self.line)] if width % self.line else []
         return [edge for edge in edges if edge[0] < edge[1]]
-
-    def _find_weights(
-        self, b: ir.IRBuilder, group: Group, table: ir.Value, packed: list[ir.Value], line: ir.Value
-    ) -> None:
-        """Write down where the weights of a line are."""
-        widths = [operand.width for operand, users in group.operands for _ in users]
-        for k, (base, width) in enumerate(zip(packed, widths, strict=True)):
-            here = self.at(b, base, b.mul(line, I64(width * self.line)))
-            b.store(here, b.gep(table, [I64(k)], source_etype=PTR))
-
-    def _multiply(
-        self, b: ir.IRBuilder, products: Products, most: int, height: ir.Value, lines: int, columns: int,
-        tables: tuple[ir.Value, ir.Value], sums: ir.Value,
-    ) -> None:  # fmt: skip
-        """Compute the products of a tile, whatever its height."""
-        vectors = -(-columns // self.lanes)
-        if most == 1:
-            products.call(b, 1, lines, vectors, tables, sums)
-            return
-        done = b.append_basic_block("done")
-        cases = {rows: b.append_basic_block(f"rows{rows}") for rows in range(1, most + 1)}
-        choice = b.switch(height, cases[most])
-        for rows, block in cases.items():
-            if rows < most:
-                choice.add_case(I64(rows), block)
-            b.position_at_end(block)
-            products.call(b, rows, lines, vectors, tables, sums)
-            b.branch(done)
-        b.position_at_end(done)
 
 
 def _terms(group: Group) -> int:

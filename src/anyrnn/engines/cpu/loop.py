@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.layout import Layout
     from anyrnn.engines.cpu.machine import Machine
 
+_SMALL = 1 << 19  # multiplications that one more thread is not worth: some 20 us, of which waking it can take all
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -60,6 +62,16 @@ class Loaded:
         """Both, in the calling thread."""
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("whole"))
 
+    def _parts(self, layout: Layout) -> int:
+        """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
+        return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
+
+    @functools.cached_property
+    def work(self) -> int:
+        """What a row takes in a step, in multiplications; the others on a number count as eight."""
+        nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
+        return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
+
     def run(
         self,
         layout: Layout,
@@ -77,7 +89,7 @@ class Loaded:
         Written are `outputs`, the `carries` of states in place, which begin as these, and the `sequences` of others.
         """
         like = states[0]
-        parts = 1 if layout.B == 1 else max(1, min(threads.count(), layout.B))
+        parts = self._parts(layout)
         total = self.schedule.total_width
         # First the matrices, then room for each row.
         *packed, end = self.places

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.engines.cpu.math import FUNCTIONS
-from anyrnn.engines.cpu.writer import I32, I64, PTR
+from anyrnn.engines.cpu.writer import I32, I64
 from anyrnn.program import MASKS, REDUCTIONS, Node
 
 if TYPE_CHECKING:
@@ -27,21 +27,19 @@ class Tile:
 
     def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, int], ir.Value]) -> None:
         self.e, self.group, self.bases = writer, group, bases
-        self.inside = set(group.nodes)
 
-    def find_rows(self, b: ir.IRBuilder, table: ir.Value, most: int, row: ir.Value, height: ir.Value) -> None:
-        """Write down where the rows of each operand are that a tile multiplies."""
+    def find_rows(self, b: ir.IRBuilder, products: Products, row: ir.Value, height: ir.Value) -> None:
+        """Tell where the rows of each operand are that a tile multiplies."""
         e = self.e
         with e.loop(b, I64(0), height, 1) as r:
             self._go_to(b, b.add(row, r.index), I64(0), None)
             for k, (operand, _) in enumerate(self.group.operands):
                 array, first = e.array_of(operand)
-                place = b.gep(table, [b.add(I64(k * most), r.index)], source_etype=PTR)
-                b.store(e.at(b, self._row_of(array), first), place)
+                products.find_row(b, k, r.index, e.at(b, self._row_of(array), first))
 
     def emit(
         self, b: ir.IRBuilder, unit: ir.Value, columns: int, row: ir.Value, height: ir.Value,
-        products: tuple[Products, int, ir.Value] | None = None,
+        products: Products | None = None, lines: int = 0,
     ) -> None:  # fmt: skip
         """Write the arithmetic of some rows and columns.
 
@@ -51,36 +49,35 @@ class Tile:
             columns: How many.
             row: The first row.
             height: How many.
-            products: The products, of how many lines they are, and where.
+            products: The products, if the group has any.
+            lines: Of how many lines they are.
         """
         lanes = self.e.lanes
         whole = columns // lanes
         with self.e.loop(b, I64(0), I64(whole), 1) as v:
-            self._emit_vector(b, unit, v.index, None, row, height, products)
+            self._go_to(b, row, b.add(unit, b.mul(v.index, I64(lanes))), None)
+            self._emit_vector(row, height, products, lines, v.index)
         if columns % lanes:
-            self._emit_vector(b, unit, I64(whole), self.e.mask(columns % lanes), row, height, products)
+            self._go_to(b, row, b.add(unit, I64(whole * lanes)), self.e.mask(columns % lanes))
+            self._emit_vector(row, height, products, lines, I64(whole))
 
     def _emit_vector(
-        self, b: ir.IRBuilder, first: ir.Value, vector: ir.Value, mask: ir.Value | None, row: ir.Value,
-        height: ir.Value, products: tuple[Products, int, ir.Value] | None,
-    ) -> None:  # fmt: skip
-        e, group = self.e, self.group
-        unit = b.add(first, b.mul(vector, I64(e.lanes)))
+        self, row: ir.Value, height: ir.Value, products: Products | None, lines: int, vector: ir.Value
+    ) -> None:
+        """Write the arithmetic of a vector of all rows."""
+        e, b, group = self.e, self.b, self.group
         with e.loop(b, I64(0), height, 1, [e.constant(0.0)] * len(group.totals)) as r:
-            self._go_to(b, b.add(row, r.index), unit, mask)
+            self._go_to(b, b.add(row, r.index), self.unit, self.mask)
             values = {}
             if products is not None:
-                writer, lines, sums = products
-                at = b.mul(b.add(b.mul(vector, I64(writer.rows)), r.index), I64(e.lanes))
+                at = e.at(b, products.sums, b.mul(b.add(b.mul(vector, I64(products.rows)), r.index), I64(e.lanes)))
                 for k, dot in enumerate(group.dots):
-                    place = e.at(b, sums, b.add(at, I64(writer.place(k, lines, 0, 0))))
-                    values[dot] = e.load(b, place, None)
+                    values[dot] = e.load(b, e.at(b, at, products.place(k, lines, 0, 0)), None)
             self._arithmetic(values)
             added = [self._value(node, values) for node, _ in group.totals]
             r.values = [b.fadd(total, value) for total, value in zip(r.values, added, strict=True)]
-        self._go_to(b, row, unit, mask)
         for (_, at), value in zip(group.totals, r.results or [], strict=True):
-            pointer = e.at(b, self.bases["total", 0], b.add(unit, I64(at)))
+            pointer = e.at(b, self.bases["total", 0], b.add(self.unit, I64(at)))
             self._store(b.fadd(self._load(pointer), value), pointer)
 
     def _go_to(self, b: ir.IRBuilder, row: ir.Value, unit: ir.Value, mask: ir.Value | None) -> None:
