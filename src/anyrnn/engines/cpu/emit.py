@@ -244,23 +244,34 @@ class _Emitter(LoopWriter):
     def _product_tiles(
         self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
     ) -> None:
-        """Run over the lines of columns, several at once, and over the rows, in tiles of nearly equal heights."""
+        """Run over the lines of columns, several at once, and over the rows: tiles of pairs, then a last row."""
         products = Products(self, b, tile.group, f"group{number}_products")
         shapes = (1, products.lines_of_one), (products.rows, products.lines)
+        pairs = b.sdiv(count, I64(2))
         with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
             for branch, (most, lines) in zip(branches, shapes, strict=True):
                 with branch:
-                    tiles = b.sdiv(b.add(count, I64(most - 1)), I64(most))
+                    per_tile = max(1, most // 2)
+                    tiles = b.sdiv(b.add(pairs, I64(per_tile - 1)), I64(per_tile))  # of nearly equal heights
+                    several = I64(1) if most == 1 else b.add(tiles, b.srem(count, I64(2)))
                     for first, last, at_once, columns in self._edges(tile.group.width, lines):
                         with self.loop(b, I64(first), I64(last), at_once) as line:
                             products.find_weights(b, packed, line.index)
                             unit = b.mul(line.index, I64(self.line))
-                            with self.loop(b, I64(0), tiles, 1) as t:
-                                low, high = (b.sdiv(b.mul(x, count), tiles) for x in (t.index, b.add(t.index, I64(1))))
-                                row, height = b.add(start, low), b.sub(high, low)
+                            with self.loop(b, I64(0), several, 1) as t:
+                                row, height = start, I64(1)
+                                if most > 1:
+                                    low = self._edge(b, t.index, tiles, pairs, count)
+                                    high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
+                                    row, height = b.add(start, low), b.sub(high, low)
                                 tile.find_rows(b, products, row, height)
                                 products.emit(b, most, height, at_once, columns)
                                 tile.emit(b, unit, at_once * columns, row, height, products, at_once)
+
+    def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
+        """Where a tile of rows begins: after as many pairs as fall to those before it; the last row is by itself."""
+        inside = b.mul(b.sdiv(b.mul(t, pairs), tiles), I64(2))
+        return b.select(b.icmp_signed(">", t, tiles), count, inside)
 
     def _edges(self, width: int, at_once: int) -> list[tuple[int, int, int, int]]:
         """Ranges of lines: first, last, how many at once, and the columns of each."""

@@ -86,7 +86,7 @@ class Products:
             self._call(b, 1, lines, vectors)
             return
         done = b.append_basic_block("done")
-        cases = {rows: b.append_basic_block(f"rows{rows}") for rows in range(1, most + 1)}
+        cases = {rows: b.append_basic_block(f"rows{rows}") for rows in (1, *range(2, most + 1, 2))}
         choice = b.switch(height, cases[most])
         for rows, block in cases.items():
             if rows < most:
@@ -176,9 +176,9 @@ def _shape(machine: Machine, count: int, vectors: int, lines: int) -> tuple[int,
     room = _accumulators(machine)
     together = count * vectors
     if room // together >= 4:
-        rows = min(_MOST, room // together)
+        rows = min(_MOST, room // together // 2 * 2)
         return rows, max(1, min(lines, room // (together * rows)))
-    return max(1, min(_MOST, room // vectors)), 1
+    return max(2, min(_MOST, room // vectors // 2 * 2)), 1
 
 
 def _chunks(count: int, most: int) -> list[tuple[int, int]]:
