@@ -8,7 +8,14 @@ import pytest
 import torch
 from fences import assert_whole, fenced, within
 
+from anyrnn.engines.cpu import loop
 from anyrnn.engines.cpu.loop import Loaded
+
+
+@pytest.fixture(autouse=True)
+def threads_for_little_work(monkeypatch):
+    """Let small tests run on several threads too."""
+    monkeypatch.setattr(loop, "_SMALL", 1)
 
 
 @pytest.fixture

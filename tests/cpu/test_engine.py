@@ -9,7 +9,7 @@ from fences import FENCE, assert_whole, fenced, within
 
 import anyrnn
 from anyrnn.engines import select
-from anyrnn.engines.cpu import threads
+from anyrnn.engines.cpu import loop, threads
 from anyrnn.engines.cpu.layout import layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.engines.cpu.machine import Machine
@@ -36,7 +36,7 @@ def test_a_fence_shows_what_is_written_over_it():
 def test_what_machine_code_does_not_write_shows_as_nan(monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setattr(threads, "parallel", lambda *_: None)
-    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(3, 2, I, dtype=DOUBLE)
+    cell, x = made(CASES[2], 5, DOUBLE), torch.randn(3, 4, I, dtype=DOUBLE)
     with anyrnn.engine("cpu"):
         output, state = anyrnn.scan(cell, x)
     assert all(t.isnan().all() for t in (output, *state))
@@ -129,6 +129,20 @@ def test_two_threads_compute_the_same_and_repeat_bit_by_bit(case):
             one = first
     for a, b in zip(first, one, strict=True):
         assert_near(a, b, 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "most"),
+    [(900, 1, 1), (900, 2, 1), (900, 3, 1), (900, 4, 2), (900, 7, 2), (1, 16, 1), (4, 16, 1), (40, 16, 2)],
+)
+def test_threads_run_where_they_have_two_rows_and_enough_work_each(T, B, most, monkeypatch):
+    monkeypatch.setattr(loop, "_SMALL", 1 << 19)
+    torch.set_num_threads(2)
+    parallel, parts = threads.parallel, [1]
+    monkeypatch.setattr(threads, "parallel", lambda code, data, n: (parts.append(n), parallel(code, data, n)))
+    with anyrnn.engine("cpu"), torch.no_grad():
+        anyrnn.LSTM(16, 16)(torch.randn(T, B, 16))
+    assert max(parts) == most
 
 
 def test_python_threads_do_not_meet():

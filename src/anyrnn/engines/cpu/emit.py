@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.engines.cpu.layout import STEP_TABLES
+from anyrnn.engines.cpu.products import Products
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.program import REDUCTIONS, Node
+from anyrnn.program import REDUCTIONS
 
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
@@ -70,28 +71,26 @@ class _Emitter(LoopWriter):
         slots, part, parts = function.args
         for number, packed in enumerate(self.packed):
             target = self.pointer(b, slots, "packed", number)
-            blocks = -(-packed.width // self.lanes)
-            share = [b.sdiv(b.mul(p, I64(blocks)), parts) for p in (part, b.add(part, I64(1)))]
-            for k, (matrix, row, col, transposed) in enumerate(packed.sources):
-                strides = [self.slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
-                down, along = reversed(strides) if transposed else strides
-                start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
-                base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
-                first = self.at(b, target, k * self.lanes)
-                sizes = [I64(packed.rows), I64(packed.width), I64(len(packed.sources) * self.lanes)]
-                b.call(copy, [base, first, down, along, *sizes, *share])
+            lines = -(-packed.width // self.line)
+            share = [b.sdiv(b.mul(p, I64(lines)), parts) for p in (part, b.add(part, I64(1)))]
+            matrix, row, col, transposed = packed.source
+            strides = [self.slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
+            down, along = reversed(strides) if transposed else strides
+            start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
+            base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
+            b.call(copy, [base, target, down, along, I64(packed.rows), I64(packed.width), *share])
         b.ret_void()
 
     def _emit_copy(self) -> ir.Function:
-        """A function that copies blocks of columns of a matrix: (row, column) to [block][row][lane]."""
-        function, b = self.function("copy", [PTR, PTR, *[I64] * 7])
+        """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line]."""
+        function, b = self.function("copy", [PTR, PTR, *[I64] * 6])
         function.linkage = "internal"
-        base, target, down, along, rows, width, step, first, last = function.args
-        n = self.lanes
-        with self.loop(b, first, last, 1) as block:
-            column = b.mul(block.index, I64(n))
+        base, target, down, along, rows, width, first, last = function.args
+        n, size = self.lanes, self.line
+        with self.loop(b, first, last, 1) as line, self.loop(b, I64(0), I64(size), n) as vector:
+            column = b.add(b.mul(line.index, I64(size)), vector.index)
             source = self.at(b, base, b.mul(column, along))
-            sink = self.at(b, target, b.mul(b.mul(block.index, rows), step))
+            sink = self.at(b, target, b.add(b.mul(b.mul(line.index, rows), I64(size)), vector.index))
             inside = b.sub(width, column)
             whole = b.icmp_signed(">=", inside, I64(n))
             vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
@@ -99,20 +98,23 @@ class _Emitter(LoopWriter):
             with b.if_else(vectors) as (near, far):
                 with near, self.loop(b, I64(0), rows, 1) as row:
                     value = self.load(b, self.at(b, source, b.mul(row.index, down)), None)
-                    self.store(b, value, self.at(b, sink, b.mul(row.index, step)), None)
+                    self.store(b, value, self.at(b, sink, b.mul(row.index, I64(size))), None)
                 with far:
                     done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
                     with self.loop(b, I64(0), done, n) as row:
                         lines = [self.at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
                         for k, value in enumerate(self._transposed(b, [self.load(b, x, None) for x in lines])):
-                            self.store(b, value, self.at(b, sink, b.mul(b.add(row.index, I64(k)), step)), None)
+                            at = b.mul(b.add(row.index, I64(k)), I64(size))
+                            self.store(b, value, self.at(b, sink, at), None)
                     with self.loop(b, done, rows, 1) as row, self.loop(b, I64(0), I64(n), 1) as lane:
                         there = b.icmp_signed("<", lane.index, inside)
                         at = b.add(b.mul(row.index, down), b.mul(b.select(there, lane.index, I64(0)), along))
-                        value = b.select(
-                            there, b.load(self.at(b, source, at), typ=self.real), ir.Constant(self.real, 0.0)
-                        )
-                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, step), lane.index)))
+                        # Where there is no column any more, not even the first one of the line may be read.
+                        at = b.select(there, at, I64(0))
+                        place = b.select(there, source, base)
+                        value = b.load(self.at(b, place, at), typ=self.real)
+                        value = b.select(there, value, ir.Constant(self.real, 0.0))
+                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, I64(size)), lane.index)))
         b.ret_void()
         return function
 
@@ -189,7 +191,7 @@ class _Emitter(LoopWriter):
         pairs = zip(groups, self.schedule.groups, strict=True)
         for with_products, run in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
             calls = [
-                (function, [fixed["order", 0], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
+                (function, [fixed["order", 0], *itertools.islice(matrices, _terms(group)), *map(base, arrays)])
                 for (function, arrays), group in run
             ]
             if with_products or len(calls) == 1:
@@ -221,72 +223,65 @@ class _Emitter(LoopWriter):
 
     # ---- Groups ----
 
-    def _tile(self, group: Group) -> tuple[int, int]:
-        """Rows and blocks of a tile: as many accumulators as the registers hold beside weights and a broadcast."""
-        count = len(group.dots)
-        if count == 0:
-            return 1, 1
-        free = self.machine.registers - 2
-        blocks = max(1, min((free // 8) // count, -(-group.width // self.lanes)))
-        rows = max(1, min(8, (free - count * blocks) // (count * blocks)))
-        return rows, blocks
-
     def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, int]]]:
         arrays = self._arrays_of(group)
-        operands = group.operands
-        types = [I64, I64, *[PTR] * (1 + len(operands) + len(arrays))]
+        count = _terms(group)
+        types = [I64, I64, *[PTR] * (1 + count + len(arrays))]
         function, b = self.function(f"group{number}", types)
         function.linkage = "internal"
         for arg in function.args[2:]:
             arg.add_attribute("noalias")
         start, end, order, *pointers = function.args
-        packed = dict(zip((o for o, _ in operands), pointers[: len(operands)], strict=True))
-        bases = dict(zip(arrays, pointers[len(operands) :], strict=True)) | {("order", 0): order}
-        rows, blocks = self._tile(group)
-        single = max(blocks, -(-8 // max(len(group.dots), 1))) if group.dots else 1
-        few = b.icmp_signed("==", b.sub(end, start), I64(1))
-        if group.dots and single > blocks:
-            with b.if_else(few) as (one, many):
-                with one:
-                    self._blocks(b, group, single, [1], start, end, packed, bases)
-                with many:
-                    self._blocks(b, group, blocks, _row_counts(rows), start, end, packed, bases)
+        bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", 0): order}
+        tile = Tile(self, group, bases)
+        if group.dots:
+            self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])
         else:
-            self._blocks(b, group, blocks, _row_counts(rows), start, end, packed, bases)
+            tile.emit(b, I64(0), group.width, start, b.sub(end, start))
         b.ret_void()
         return function, arrays
 
-    def _blocks(
-        self, b: ir.IRBuilder, group: Group, at_once: int, row_counts: list[int], start: ir.Value, end: ir.Value,
-        packed: dict[Node, ir.Value], bases: dict[tuple[str, int], ir.Value],
-    ) -> None:  # fmt: skip
-        """Run over the blocks of units, several at once, then one by one, then the last one under a mask."""
-        whole = group.width // self.lanes
-        at_once = max(1, min(at_once, whole))
-        edges = [(0, whole - whole % at_once, at_once), (whole - whole % at_once, whole, 1)]
-        for first, last, count in edges:
-            if first < last:
-                with self.loop(b, I64(first), I64(last), count) as block:
-                    self._rows(b, group, block.index, count, None, row_counts, start, end, packed, bases)
-        if group.width % self.lanes:
-            mask = self.mask(group.width % self.lanes)
-            self._rows(b, group, I64(whole), 1, mask, row_counts, start, end, packed, bases)
+    def _product_tiles(
+        self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
+    ) -> None:
+        """Run over the lines of columns, several at once, and over the rows: tiles of pairs, then a last row."""
+        products = Products(self, b, tile.group, f"group{number}_products")
+        shapes = (1, products.lines_of_one), (products.rows, products.lines)
+        pairs = b.sdiv(count, I64(2))
+        with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
+            for branch, (most, lines) in zip(branches, shapes, strict=True):
+                with branch:
+                    per_tile = max(1, most // 2)
+                    tiles = b.sdiv(b.add(pairs, I64(per_tile - 1)), I64(per_tile))  # of nearly equal heights
+                    several = I64(1) if most == 1 else b.add(tiles, b.srem(count, I64(2)))
+                    for first, last, at_once, columns in self._edges(tile.group.width, lines):
+                        with self.loop(b, I64(first), I64(last), at_once) as line:
+                            products.find_weights(b, packed, line.index)
+                            unit = b.mul(line.index, I64(self.line))
+                            with self.loop(b, I64(0), several, 1) as t:
+                                row, height = start, I64(1)
+                                if most > 1:
+                                    low = self._edge(b, t.index, tiles, pairs, count)
+                                    high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
+                                    row, height = b.add(start, low), b.sub(high, low)
+                                tile.find_rows(b, products, row, height)
+                                products.emit(b, most, height, at_once, columns)
+                                tile.emit(b, unit, at_once * columns, row, height, products, at_once)
 
-    def _rows(
-        self, b: ir.IRBuilder, group: Group, block: ir.Value, blocks: int, mask: ir.Value | None,
-        row_counts: list[int], start: ir.Value, end: ir.Value,
-        packed: dict[Node, ir.Value], bases: dict[tuple[str, int], ir.Value],
-    ) -> None:  # fmt: skip
-        """Run over the rows, as many at once as there are left for."""
-        row = start
-        for rows in row_counts:
-            left = b.sub(end, row)
-            stop = b.add(row, b.sub(left, b.srem(left, I64(rows)))) if rows > 1 else end
-            with self.loop(b, row, stop, rows) as loop:
-                Tile(self, b, group, loop.index, rows, block, blocks, mask, packed, bases).emit()
-            row = stop
+    def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
+        """Where a tile of rows begins: after as many pairs as fall to those before it; the last row is by itself."""
+        inside = b.mul(b.sdiv(b.mul(t, pairs), tiles), I64(2))
+        return b.select(b.icmp_signed(">", t, tiles), count, inside)
+
+    def _edges(self, width: int, at_once: int) -> list[tuple[int, int, int, int]]:
+        """Ranges of lines: first, last, how many at once, and the columns of each."""
+        whole = width // self.line
+        several = whole - whole % at_once
+        edges = [(0, several, at_once, self.line), (several, whole, 1, self.line)]
+        edges += [(whole, whole + 1, 1, width % self.line)] if width % self.line else []
+        return [edge for edge in edges if edge[0] < edge[1]]
 
 
-def _row_counts(rows: int) -> list[int]:
-    """How many rows at once: whole tiles, then pairs (two rows still keep the multipliers busy), then the last."""
-    return [rows, 2, 1] if rows > 2 else [2, 1] if rows == 2 else [1]
+def _terms(group: Group) -> int:
+    """How many products of a value and a part of a matrix a group sums up."""
+    return sum(len(users) for _, users in group.operands)

@@ -17,7 +17,7 @@ from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.layout import padded_rows
 from anyrnn.engines.cpu.memory import empty
 from anyrnn.engines.cpu.schedule import Schedule, Storage, schedule
-from anyrnn.engines.cpu.slots import Packed, packed_of
+from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
 from anyrnn.gradient_paths import GradientPaths
 from anyrnn.program import Program
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.jit import Compiled
     from anyrnn.engines.cpu.layout import Layout
     from anyrnn.engines.cpu.machine import Machine
+
+_SMALL = 1 << 19  # multiplications that one more thread is not worth: some 20 us, of which waking it can take all
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Loaded:
     @functools.cached_property
     def places(self) -> list[int]:
         """Where each packed matrix begins, in bytes, and where they all end."""
-        return [self.itemsize * n for n in itertools.accumulate((p.size(self.lanes) for p in self.packed), initial=0)]
+        sizes = (p.size(LINE // self.itemsize) for p in self.packed)
+        return [self.itemsize * n for n in itertools.accumulate(sizes, initial=0)]
 
     @functools.cached_property
     def pack(self) -> int:
@@ -59,6 +62,16 @@ class Loaded:
     def whole(self) -> Callable[[int], None]:
         """Both, in the calling thread."""
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("whole"))
+
+    def _parts(self, layout: Layout) -> int:
+        """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
+        return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
+
+    @functools.cached_property
+    def work(self) -> int:
+        """What a row takes in a step, in multiplications; the others on a number count as eight."""
+        nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
+        return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
 
     def run(
         self,
@@ -77,12 +90,12 @@ class Loaded:
         Written are `outputs`, the `carries` of states in place, which begin as these, and the `sequences` of others.
         """
         like = states[0]
-        parts = 1 if layout.B == 1 else max(1, min(threads.count(), layout.B))
+        parts = self._parts(layout)
         total = self.schedule.total_width
         # First the matrices, then room for each row.
         *packed, end = self.places
         workspace = empty(like, end // self.itemsize + layout.B * self.schedule.scratch + self.lanes)
-        totals = like.new_zeros(parts, total) if total else workspace
+        totals = like.new_zeros(parts, total)
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
         values += [s.data_ptr() for s in streams]
@@ -101,7 +114,7 @@ class Loaded:
         if packed:
             threads.parallel(self.pack, pointer, parts)
         threads.parallel(self.main, pointer, parts)
-        return totals.sum(0)
+        return totals.sum(0) if total else totals[0]
 
 
 def load(program: Program, storage: Storage, backward: bool, double: bool, machine: Machine) -> Loaded:

@@ -27,31 +27,35 @@ class Slots:
         return self.names.index((kind, number))
 
 
+#: The bytes of a line of the cache, which is what packed matrices are made of.
+LINE = 64
+
+
 @dataclass(frozen=True)
 class Packed:
-    """A matrix in the order in which a group reads it: [block of units][row of the matrix][product][lane].
+    """A part of a matrix in the order in which products read it: [line of columns][row][column of the line].
 
     Attributes:
-        sources: For each product: matrix, first row, first column, transposed.
+        source: Matrix, first row, first column, transposed.
         rows: The number of rows.
-        width: The number of columns that are used.
+        width: The number of columns; the last line is filled up with zeros.
     """
 
-    sources: tuple[tuple[int, int, int, bool], ...]
+    source: tuple[int, int, int, bool]
     rows: int
     width: int
 
-    def size(self, lanes: int) -> int:
-        """Return how many numbers it takes."""
-        return -(-self.width // lanes) * self.rows * len(self.sources) * lanes
+    def size(self, line: int) -> int:
+        """Return how many numbers it takes, of which a line has so many."""
+        return -(-self.width // line) * self.rows * line
 
 
 def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
-    """Return the packed matrices that a schedule reads, in order."""
+    """Return the packed matrices that a schedule reads, in order: those of all products that take a value."""
     found = []
     for group in schedule.groups:
         for operand, users in group.operands:
-            found.append(Packed(tuple(dot.attr[k] for dot, k in users), operand.width, group.width))
+            found += [Packed(dot.attr[k], operand.width, group.width) for dot, k in users]
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""The tile: some rows by some blocks of units, whose products stay in registers until they are done."""
+"""The arithmetic of a group on its products: what a step computes for each row, a vector of units at a time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anyrnn.program import MASKS, REDUCTIONS, Node
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anyrnn.engines.cpu.products import Products
     from anyrnn.engines.cpu.schedule import Group, Place
     from anyrnn.engines.cpu.writer import LoopWriter
 
@@ -22,89 +23,86 @@ _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 
 
 class Tile:
-    """R rows by U blocks of units: products in registers, then the arithmetic on them, then the stores."""
+    """The arithmetic of a group: a vector of units of one row at a time, from its products to what is stored."""
 
-    def __init__(
-        self, writer: LoopWriter, b: ir.IRBuilder, group: Group, row: ir.Value, rows: int, block: ir.Value, blocks: int,
-        mask: ir.Value | None, packed: dict[Node, ir.Value], bases: dict[tuple[str, int], ir.Value],
+    def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, int], ir.Value]) -> None:
+        self.e, self.group, self.bases = writer, group, bases
+
+    def find_rows(self, b: ir.IRBuilder, products: Products, row: ir.Value, height: ir.Value) -> None:
+        """Tell where the rows of each operand are that a tile multiplies."""
+        e = self.e
+        with e.loop(b, I64(0), height, 1) as r:
+            self._go_to(b, b.add(row, r.index), I64(0), None)
+            for k, (operand, _) in enumerate(self.group.operands):
+                array, first = e.array_of(operand)
+                products.find_row(b, k, r.index, e.at(b, self._row_of(array), first))
+
+    def emit(
+        self, b: ir.IRBuilder, unit: ir.Value, columns: int, row: ir.Value, height: ir.Value,
+        products: Products | None = None, lines: int = 0,
     ) -> None:  # fmt: skip
-        self.e, self.b, self.group = writer, b, group
-        self.rows, self.block, self.blocks = rows, block, blocks
-        self.mask, self.packed, self.bases = mask, packed, bases
-        self.shared: dict[tuple[Node, int], ir.Value] = {}
-        self.sorted_rows = [b.add(row, I64(r)) for r in range(rows)]
-        self.batch_rows = [writer.element(b, bases["order", 0], r) for r in self.sorted_rows]
+        """Write the arithmetic of some rows and columns.
 
-    def emit(self) -> None:
-        """Write the tile."""
-        sums = self._products()
-        inside = set(self.group.nodes)
-        totals: dict[tuple[int, int], ir.Value] = {}
-        for u in range(self.blocks):
-            for r in range(self.rows):
-                values = {dot: sums[dot, r, u] for dot in self.group.dots}
-                self._arithmetic(values, inside, r, u)
-                for node, at in self.group.totals:
-                    value = self._value(node, values, inside, r, u)
-                    known = totals.get((at, u))
-                    totals[at, u] = value if known is None else self.b.fadd(known, value)
-        for (at, u), value in totals.items():
-            pointer = self.e.at(self.b, self.bases["total", 0], self.b.add(self._unit(u), I64(at)))
-            self._store(self.b.fadd(self._load(pointer), value), pointer)
+        Args:
+            b: Where to write.
+            unit: The first column.
+            columns: How many.
+            row: The first row.
+            height: How many.
+            products: The products, if the group has any.
+            lines: Of how many lines they are.
+        """
+        lanes = self.e.lanes
+        whole = columns // lanes
+        with self.e.loop(b, I64(0), I64(whole), 1) as v:
+            self._go_to(b, row, b.add(unit, b.mul(v.index, I64(lanes))), None)
+            self._emit_vector(row, height, products, lines, v.index)
+        if columns % lanes:
+            self._go_to(b, row, b.add(unit, I64(whole * lanes)), self.e.mask(columns % lanes))
+            self._emit_vector(row, height, products, lines, I64(whole))
 
-    def _products(self) -> dict[tuple[Node, int, int], ir.Value]:
-        e, b = self.e, self.b
-        keys = [(dot, r, u) for dot in self.group.dots for r in range(self.rows) for u in range(self.blocks)]
-        sums: dict[tuple[Node, int, int], ir.Value] = dict.fromkeys(keys, e.constant(0.0))
-        for operand, users in self.group.operands:
-            array, first = e.array_of(operand)
-            stride = e.stride(array)
-            rows = [e.at(b, self._row_of(array, r, stride), first) for r in range(self.rows)]
-            size = operand.width * len(users) * e.lanes  # numbers of a block
-            starts = [
-                e.at(b, self.packed[operand], b.mul(b.add(self.block, I64(u)), I64(size))) for u in range(self.blocks)
-            ]
-            # A product that takes a value twice, with different parts of the matrix, has one sum.
-            dots = dict.fromkeys(dot for dot, _ in users)
-            mine = [(dot, r, u) for dot in dots for r in range(self.rows) for u in range(self.blocks)]
-            with e.loop(b, I64(0), I64(operand.width), 1, [sums[key] for key in mine]) as k:
-                at = b.mul(k.index, I64(len(users) * e.lanes))
-                now = dict(zip(mine, k.values, strict=True))
-                weights = {
-                    (n, u): e.load(b, e.at(b, starts[u], b.add(at, I64(n * e.lanes))), None)
-                    for n in range(len(users)) for u in range(self.blocks)
-                }  # fmt: skip
-                for r in range(self.rows):
-                    x = e.splat(b, b.load(e.at(b, rows[r], k.index), typ=e.real))
-                    for n, (dot, _) in enumerate(users):
-                        for u in range(self.blocks):
-                            product = b.fmul(x, weights[n, u], flags=("contract",))
-                            now[dot, r, u] = b.fadd(now[dot, r, u], product, flags=("contract",))
-                k.values = [now[key] for key in mine]
-            sums.update(zip(mine, k.results or [], strict=True))
-        return sums
+    def _emit_vector(
+        self, row: ir.Value, height: ir.Value, products: Products | None, lines: int, vector: ir.Value
+    ) -> None:
+        """Write the arithmetic of a vector of all rows."""
+        e, b, group = self.e, self.b, self.group
+        with e.loop(b, I64(0), height, 1, [e.constant(0.0)] * len(group.totals)) as r:
+            self._go_to(b, b.add(row, r.index), self.unit, self.mask)
+            values = {}
+            if products is not None:
+                at = e.at(b, products.sums, b.mul(b.add(b.mul(vector, I64(products.rows)), r.index), I64(e.lanes)))
+                for k, dot in enumerate(group.dots):
+                    values[dot] = e.load(b, e.at(b, at, products.place(k, lines, 0, 0)), None)
+            self._arithmetic(values)
+            added = [self._value(node, values) for node, _ in group.totals]
+            r.values = [b.fadd(total, value) for total, value in zip(r.values, added, strict=True)]
+        for (_, at), value in zip(group.totals, r.results or [], strict=True):
+            pointer = e.at(b, self.bases["total", 0], b.add(self.unit, I64(at)))
+            self._store(b.fadd(self._load(pointer), value), pointer)
 
-    def _row_of(self, array: tuple[str, int], r: int, stride: int) -> ir.Value:
-        rows = self.batch_rows if self.e.is_padded(array) else self.sorted_rows
-        return self.e.at(self.b, self.bases[array], self.b.mul(rows[r], I64(stride)))
+    def _go_to(self, b: ir.IRBuilder, row: ir.Value, unit: ir.Value, mask: ir.Value | None) -> None:
+        self.b, self.unit, self.mask = b, unit, mask
+        self.sorted_row = row
+        self.batch_row = self.e.element(b, self.bases["order", 0], row)
 
-    def _unit(self, u: int) -> ir.Value:
-        return self.b.mul(self.b.add(self.block, I64(u)), I64(self.e.lanes))
+    def _row_of(self, array: tuple[str, int]) -> ir.Value:
+        row = self.batch_row if self.e.is_padded(array) else self.sorted_row
+        return self.e.at(self.b, self.bases[array], self.b.mul(row, I64(self.e.stride(array))))
 
-    def _arithmetic(self, values: dict[Node, ir.Value], inside: set[Node], r: int, u: int) -> None:
+    def _arithmetic(self, values: dict[Node, ir.Value]) -> None:
         e, b = self.e, self.b
         for node in self.group.nodes:
             if node not in values:
-                values[node] = self._compute(node, values, inside, r, u)
+                values[node] = self._compute(node, values)
         for reduction, parts, first in self.group.partial:
-            self._add_partial(reduction, [self._value(p, values, inside, r, u) for p in parts], first, r, u)
+            self._add_partial(reduction, [self._value(p, values) for p in parts], first)
         for node, _ in self.group.totals:
-            self._value(node, values, inside, r, u)  # read before a new state is written over it
-        stored = [(self._value(n, values, inside, r, u), place, n) for n, place in self.group.stores]
+            self._value(node, values)  # read before a new state is written over it
+        stored = [(self._value(n, values), place, n) for n, place in self.group.stores]
         for value, place, node in stored:
             if node.op in MASKS:
                 value = b.select(value, e.constant(1.0), e.constant(0.0))  # noqa: PLW2901
-            self._store(value, self._address(place, r, u))
+            self._store(value, self._address(place))
 
     def _load(self, pointer: ir.Value) -> ir.Value:
         if self.group.width == 1:
@@ -117,11 +115,10 @@ class Tile:
         else:
             self.e.store(self.b, value, pointer, self.mask)
 
-    def _address(self, place: Place, r: int, u: int) -> ir.Value:
-        row = self._row_of(place.array, r, self.e.stride(place.array))
-        return self.e.at(self.b, row, self.b.add(self._unit(u), I64(place.first)))
+    def _address(self, place: Place) -> ir.Value:
+        return self.e.at(self.b, self._row_of(place.array), self.b.add(self.unit, I64(place.first)))
 
-    def _value(self, node: Node, values: dict[Node, ir.Value], inside: set[Node], r: int, u: int) -> ir.Value:
+    def _value(self, node: Node, values: dict[Node, ir.Value]) -> ir.Value:
         """A value of this tile: computed here, or read from memory."""
         if node in values:
             return values[node]
@@ -129,27 +126,23 @@ class Tile:
         if node.op == "constant":
             return e.constant(node.attr[0])
         if node.op == "vector":
-            key = (node, u)
-            if key not in self.shared:
-                base = e.at(b, self.bases["vector", node.attr[0]], node.attr[1])
-                if node.width == 1:
-                    self.shared[key] = e.splat(b, b.load(base, typ=e.real))
-                else:
-                    self.shared[key] = e.load(b, e.at(b, base, self._unit(u)), self.mask)
-            return self.shared[key]
+            base = e.at(b, self.bases["vector", node.attr[0]], node.attr[1])
+            if node.width == 1:
+                return e.splat(b, b.load(base, typ=e.real))
+            return e.load(b, e.at(b, base, self.unit), self.mask)
         array, first = e.array_of(node)
-        row = e.at(b, self._row_of(array, r, e.stride(array)), first)
-        value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self._unit(u)))
+        row = e.at(b, self._row_of(array), first)
+        value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self.unit))
         if node.op in MASKS:
             value = b.fcmp_unordered("!=", value, e.constant(0.0))
         values[node] = value
         return value
 
-    def _compute(self, node: Node, values: dict[Node, ir.Value], inside: set[Node], r: int, u: int) -> ir.Value:
+    def _compute(self, node: Node, values: dict[Node, ir.Value]) -> ir.Value:
         _e, b = self.e, self.b
         if node.op in REDUCTIONS:
-            return self._finish(node, r)
-        args = [self._value(a, values, inside, r, u) for a in node.args]
+            return self._finish(node)
+        args = [self._value(a, values) for a in node.args]
         if node.op in _ARITHMETIC:
             return getattr(b, _ARITHMETIC[node.op])(*args, flags=("contract",))
         if node.op in _COMPARE:
@@ -166,7 +159,7 @@ class Tile:
             return args[0]
         return FUNCTIONS[node.op](b, *args)
 
-    def _add_partial(self, reduction: Node, parts: list[ir.Value], first: bool, r: int, u: int) -> None:
+    def _add_partial(self, reduction: Node, parts: list[ir.Value], first: bool) -> None:
         """Add to the lanes of a reduction; the first block of the first group begins it."""
         e, b = self.e, self.b
         combine = self._combine(reduction)
@@ -176,11 +169,11 @@ class Tile:
             value = combine(value, part)
         if self.mask is not None:
             value = b.select(self.mask, value, neutral)
-        row = self._row_of(("scratch", 0), r, e.schedule.scratch)
+        row = self._row_of(("scratch", 0))
         pointer = e.at(b, row, e.schedule.partials[reduction])
         old = e.load(b, pointer, None)
         if first:
-            begins = b.icmp_signed("==", b.add(self.block, I64(u)), I64(0))
+            begins = b.icmp_signed("==", self.unit, I64(0))
             old = b.select(begins, neutral, old)
         e.store(b, combine(old, value), pointer, None)
 
@@ -189,9 +182,9 @@ class Tile:
             return partial(self.b.fadd)
         return partial(FUNCTIONS["maximum"], self.b)
 
-    def _finish(self, reduction: Node, r: int) -> ir.Value:
+    def _finish(self, reduction: Node) -> ir.Value:
         e, b = self.e, self.b
-        row = self._row_of(("scratch", 0), r, e.schedule.scratch)
+        row = self._row_of(("scratch", 0))
         value = e.load(b, e.at(b, row, e.schedule.partials[reduction]), None)
         width = e.lanes
         while width > 1:  # halves onto each other

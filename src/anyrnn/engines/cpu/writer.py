@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from anyrnn.engines.cpu.slots import slots_of
+from anyrnn.engines.cpu.slots import LINE, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +39,7 @@ class Writer:
         self.real = ir.DoubleType() if double else ir.FloatType()
         self.bytes = 8 if double else 4
         self.vector = ir.VectorType(self.real, self.lanes)
+        self.line = LINE // self.bytes
         self.module = ir.Module("anyrnn")
 
     def at(self, b: ir.IRBuilder, base: ir.Value, index: ir.Value | int) -> ir.Value:
@@ -49,6 +50,10 @@ class Writer:
     def element(self, b: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
         """Read a number of a table of integers."""
         return b.load(b.gep(array, [index], source_etype=I64), typ=I64)
+
+    def address(self, b: ir.IRBuilder, table: ir.Value, index: int) -> ir.Value:
+        """Read an address of a table of addresses."""
+        return b.load(b.gep(table, [I64(index)], source_etype=PTR), typ=PTR)
 
     def splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
         """Put one number into all lanes."""
