@@ -83,11 +83,12 @@ class CellLayer(Layer):
         self._check_place(layer, reverse)
         template, suffix = self._templates[layer], _suffix(layer, reverse)
         found = {key: getattr(self, key + suffix) for key in template._parameters}
-        for key, want in template._parameters.items():
-            if want is not None and found[key].shape != want.shape:
+        for key, weight in found.items():
+            want = self._shapes.get(key + suffix)
+            if want is not None and weight.shape != want:
                 msg = (
-                    f"{type(self).__name__}: {key + suffix} has shape {tuple(found[key].shape)}, expected "
-                    f"{tuple(want.shape)}; for other sizes make a new layer"
+                    f"{type(self).__name__}: {key + suffix} has shape {tuple(weight.shape)}, expected "
+                    f"{tuple(want)}; for other sizes make a new layer"
                 )
                 raise AnyRNNError(msg)
         cell = template.bound(found)

@@ -170,7 +170,7 @@ def test_python_threads_do_not_meet():
 
 # ---- Every operation, and the rest ----
 
-BINARY = {"add", "sub", "mul", "div", "pow", "maximum", "minimum"} | MASKS - {"logical_not"}
+BINARY = {"add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"} | MASKS - {"logical_not"}
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)

@@ -637,7 +637,8 @@ def test_foreign_tracers_see_the_plain_loop(tracer, warm):
     assert got.shape == want.shape
     if tracer is not fake:
         torch.testing.assert_close(got, want)
-    assert engine_of(layer, x) == "cpu"
+    with anyrnn.engine("cpu"):  # nothing broken was remembered
+        torch.testing.assert_close(layer(x)[0], want)
 
 
 class Packed(torch.Tensor):
@@ -790,7 +791,8 @@ thread = threading.Thread(target=layer, args=(torch.zeros(1, 1, 2),))
 thread.start(); started.wait()
 child = os.fork()
 if not child:
-    anyrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))
+    with anyrnn.engine("cpu"):
+        anyrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))
     os._exit(0)
 thread.join()
 print(os.waitpid(child, 0)[1])
@@ -799,8 +801,14 @@ print(os.waitpid(child, 0)[1])
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_that_forks_during_a_trace_leaves_no_lock_behind():
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # GNU's OpenMP hangs in a child of a process that used its pool
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _FORK], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-W", "ignore", "-c", _FORK],
+        env=alone,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     assert done.stdout.strip() == "0"
 
