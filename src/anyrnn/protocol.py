@@ -288,6 +288,8 @@ def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: flo
         torch.set_grad_enabled(not any(t.is_inference() for t in held)),
         own_random_numbers(),
         caching_nothing(),
+        # Hooks of the caller's see nothing of this graph; and detached it does not hold on to itself.
+        torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda t: t),
     ):
         x = like.new_full((_PROBE_BATCH, input_size), fill)
         states = tuple(like.new_full((_PROBE_BATCH, size), fill) for size in sizes)

@@ -98,7 +98,10 @@ STEPS = {
     "a part changed in place, then read": lambda c, x, h: in_place(c.W(x), lambda v: v[:, :1].mul_(2)).tanh() + 0 * h,
     "columns written": written,
     "dropout of nothing": lambda c, x, h: torch.tanh(c.W(F.dropout(x, 0.0)) + h),
-    "batch norm that is fixed": lambda c, x, h: torch.tanh(c.W(c.norm.eval()(x)) + h),
+    "batch norm that is fixed": lambda c, x, h: torch.tanh(
+        c.W(F.batch_norm(x, c.norm.running_mean, c.norm.running_var)) + h
+    ),
+    "batch norm that is fixed by the step": lambda c, x, h: torch.tanh(c.W(c.norm.eval()(x)) + h),
     "a buffer that says how often": lambda c, x, h: torch.tanh(c.W(x).repeat_interleave(c.order, 1) + h),
     "a group norm in the loop": lambda c, x, h: torch.tanh(F.group_norm(c.W(x) + h, 1)),
     "a group norm before a product": lambda c, x, h: torch.tanh(c.W(F.group_norm(x, 1)) + h),
@@ -146,6 +149,7 @@ REFUSED = {
     "a buffer replaced": "in the place of a weight or buffer",
     "a buffer changed in place": "changes a weight or buffer",
     "a view of a buffer changed": "changes a weight or buffer",
+    "batch norm that is fixed by the step": "changes the attribute `norm.training`",
     "batch norm in training": "changes the running statistics",
 }
 

@@ -23,7 +23,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
 from anyrnn.reach import Reach, Sight
 from anyrnn.split import Split, Steps, split
-from anyrnn.trace import trace
+from anyrnn.trace import check_one_row, trace
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -186,7 +186,9 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
     try:
         # A plan made in inference mode serves training as well.
         with outside_inference_mode(), torch.enable_grad():
-            plan = Plan(split(trace(cell, signature, input_size, dtype, ran, inputs)))
+            graph = trace(cell, signature, input_size, dtype, ran, inputs)
+            plan = Plan(split(graph))
+            check_one_row(graph, cell, signature, inputs)
             _ = plan.loop.derivative
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
