@@ -12,8 +12,8 @@ from anyrnn.derive import derive
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering
 from anyrnn.program import Builder, Node, Program, evaluate
+from anyrnn.recorder import Recorder
 from anyrnn.rules import RULES, WHOLE, elementary, lower
-from anyrnn.trace import Recorder
 
 B = 11
 #: Where the operations have kinks, jumps and edges, and numbers between them.

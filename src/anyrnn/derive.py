@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from anyrnn.graph import Ref
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
+from anyrnn.recorder import Recorder
 from anyrnn.rules import elementary, expand, lower
-from anyrnn.trace import Recorder, Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.trace import Graph, Ref, Step
+from anyrnn.graph import Graph, Ref, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

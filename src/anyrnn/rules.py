@@ -23,7 +23,7 @@ from anyrnn.program import Builder, Node, Program, filled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anyrnn.trace import Step
+    from anyrnn.graph import Step
 
 Rule = Callable[..., "Value | list[Value]"]
 

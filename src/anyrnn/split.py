@@ -21,10 +21,10 @@ from torch.utils import _pytree as pytree
 
 from anyrnn.dtypes import Types
 from anyrnn.errors import AnyRNNError
+from anyrnn.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 from anyrnn.lower import Lowering, Value
 from anyrnn.program import Builder, Node, Program
 from anyrnn.rules import RULES, lower
-from anyrnn.trace import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -17,317 +17,36 @@ import dis
 import functools
 import random
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyrnn.contraction import Contractions
 from anyrnn.errors import AnyRNNError
+from anyrnn.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, run_steps, scaled
 from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
 from anyrnn.randomness import own_random_numbers
 from anyrnn.reach import Reach, Sight, is_standard_file, is_trusted_file
+from anyrnn.recorder import Recorder
 from anyrnn.twin import twin_of
 from anyrnn.witness import MOMENTARY, Number, Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import CodeType, FrameType
 
     from anyrnn.protocol import Signature
 
-_OURS = (
-    "opaque_function",
-    "protocol",
-    "randomness",
-    "reach",
-    "twin",
-    "witness",
-)  # what runs in a trace and is not the cell's
+#: The package's own code that runs in a trace and is not the cell's.
+_OURS = ("contraction", "opaque_function", "protocol", "randomness", "reach", "recorder", "twin", "witness")
 
 #: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
-
-#: The names of arguments of ATen operations that are shapes, or sizes of the batch.
-SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
-
-
-#: The classes of tensors that are nothing but numbers in memory.
-PLAIN = (Tensor, nn.Parameter, nn.Buffer)
-
-#: In-place operations that do not read what they change.
-_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal"))
-
-
-class Ref(int):
-    """A tensor in a graph, by number."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One ATen operation: `args` and `kwargs` with a Ref in the place of each tensor, and the tensors it returns."""
-
-    op: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: tuple[Ref, ...]
-    many: bool
-
-    @property
-    def inputs(self) -> Iterator[Ref]:
-        """The tensors it reads."""
-        for value in pytree.tree_leaves((self.args, dict(self.kwargs))):
-            if isinstance(value, Ref):
-                yield value
-
-    @property
-    def short_name(self) -> str:
-        """The operation without its namespace and overload, such as "add"."""
-        return self.op._schema.name.removeprefix("aten::")
-
-    @property
-    def name(self) -> str:
-        """The operation without its namespace, such as "add.Tensor"."""
-        return str(self.op).removeprefix("aten.")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A step of a cell.
-
-    Attributes:
-        x: The input.
-        states: The state variables before the step.
-        weights: Parameters, buffers and tensor attributes, by dotted name.
-        steps: The operations, in order.
-        output: The output of the step; None if it is the first new state.
-        new_states: The state variables after the step.
-        batch: The batch size of the trace.
-        shapes: The shape of every tensor.
-        dtypes: The type of every tensor.
-        names: The local variables of the cell's code that hold a tensor.
-    """
-
-    x: Ref
-    states: tuple[Ref, ...]
-    weights: Mapping[str, Ref]
-    steps: tuple[Step, ...]
-    output: Ref | None
-    new_states: tuple[Ref, ...]
-    batch: int
-    shapes: Mapping[Ref, tuple[int, ...]]
-    dtypes: Mapping[Ref, torch.dtype]
-    names: Mapping[Ref, str]
-
-    def __str__(self) -> str:
-        """One operation a line."""
-
-        def show(value: Any) -> str:
-            if isinstance(value, Ref):
-                return self.names.get(value, f"t{int(value)}")
-            if isinstance(value, list | tuple):
-                return f"[{', '.join(show(v) for v in value)}]"
-            return str(value)
-
-        lines = []
-        for step in self.steps:
-            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in step.outputs)
-            args = ", ".join([*map(show, step.args), *(f"{k}={show(v)}" for k, v in step.kwargs.items())])
-            lines.append(f"{', '.join(map(show, step.outputs))} = {step.name}({args})  # {shapes}")
-        return "\n".join(lines)
-
-
-class Recorder(TorchDispatchMode):
-    """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
-
-    def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._unwritten: set[int] = set()  # memory that nobody has written to
-        self.refs: dict[int, Ref] = {}
-        self.shapes: dict[Ref, tuple[int, ...]] = {}
-        self.dtypes: dict[Ref, torch.dtype] = {}
-        self.steps: list[Step] = []
-        self.weights: dict[str, Ref] = {}
-        self._name_of = name_of
-        self._kept: list[Tensor] = []  # so that no id is used twice
-        self._stale: set[int] = set()
-        self.varying: set[Ref] = set()  # what depends on the input or the state
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Leave `__torch_dispatch__` as it is: the usual wrapper imports torch._dynamo, which takes seconds."""
-        return False
-
-    def ref(self, tensor: Tensor) -> Ref:
-        """Return the number of a tensor, giving it one if it is new."""
-        found = self.refs.get(id(tensor))
-        if found is None:
-            return self._number(tensor)
-        if id(tensor) in self._stale:
-            msg = "it reads a tensor after a part of it was changed in place"
-            raise AnyRNNError(msg)
-        return found
-
-    def _number(self, tensor: Tensor) -> Ref:
-        ref = self.refs[id(tensor)] = self._fresh(tensor)
-        self._kept.append(tensor)
-        return ref
-
-    def _fresh(self, tensor: Tensor) -> Ref:
-        """A number for what a tensor is before it is detached."""
-        ref = Ref(len(self.shapes))
-        self.shapes[ref] = tuple(tensor.shape)
-        self.dtypes[ref] = tensor.dtype
-        return ref
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operation and write it down."""
-        kwargs = dict(kwargs or {})
-        if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
-            number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
-            args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
-            self._let_check(args[0])
-            return func(*args, **kwargs)
-        frozen = self._name_of is not None and not torch.is_grad_enabled()
-        if frozen and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
-            msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
-            raise AnyRNNError(msg)
-        for tensor in tensors:
-            if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_meta:
-                kind = f"{type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
-                msg = f"`{func}` takes a {kind}, which is no plain array of numbers"
-                raise AnyRNNError(msg)
-            if id(tensor) not in self.refs:
-                self._name(tensor)
-        if any(isinstance(v, torch.Generator) for v in kwargs.values()):
-            msg = f"`{func}` draws random numbers from a generator of the cell's own"
-            raise AnyRNNError(msg)
-        if func._schema.is_mutable:
-            return self._in_place(func, args, kwargs)
-        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
-            msg = f"`{func}` changes the running statistics"
-            raise AnyRNNError(msg)
-        result = func(*args, **kwargs)
-        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        self._check_read(func, tensors, outputs)
-        if not outputs:
-            msg = (
-                f"`{func}`: a Python number is taken from a tensor (.item(), float(), if): compute with tensors, "
-                f"e.g. torch.where"
-            )
-            raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
-        self._note(func, recorded[0], recorded[1], result, frozen)
-        return result
-
-    def _check_read(self, func: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Check that no memory is read that nobody has written to."""
-        if "empty" in func._schema.name:
-            self._unwritten.update(map(_memory, outputs))
-            return
-        is_view = self._unwritten.issuperset(map(_memory, outputs))
-        if not self._unwritten.isdisjoint(map(_memory, tensors)) and not (outputs and is_view):
-            msg = f"`{func}` reads memory that nobody has written to"
-            raise AnyRNNError(msg)
-
-    def check_written(self, results: Iterable[Tensor]) -> None:
-        """Check that what a step returns was written."""
-        if not self._unwritten.isdisjoint(map(_memory, results)):
-            msg = "it returns memory that nobody has written to"
-            raise AnyRNNError(msg)
-
-    def named(self) -> Iterator[tuple[Ref, Tensor]]:
-        """The tensors of the graph."""
-        return ((self.refs[id(t)], t) for t in self._kept)
-
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frozen: bool = False) -> None:
-        """Write a step down; `frozen` ends the path of gradients at what it gives."""
-        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if frozen:
-            refs = tuple(self._fresh(o) for o in outputs)
-            detach = torch.ops.aten.detach.default
-            after = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
-        else:
-            refs, after = tuple(self.ref(o) for o in outputs), []
-        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *after]
-        for step in steps:
-            if self.varying.intersection(step.inputs):
-                self.varying.update(step.outputs)
-        self.steps += steps
-
-    def note_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Write a call of an autograd.Function down."""
-        for tensor in args:
-            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
-                self._name(tensor)
-        self._note(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
-
-    def is_varying(self, tensor: Tensor) -> bool:
-        """Whether a tensor depends on the input or the state."""
-        return self.refs.get(id(tensor)) in self.varying
-
-    def _let_check(self, info: Tensor) -> None:
-        """Have an operation of linear algebra check its own result, as its caller just did."""
-        ref = self.ref(info)
-        for k, step in enumerate(self.steps):
-            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
-                names = [a.name for a in step.op._schema.arguments]
-                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
-                given = {} if len(args) > names.index("check_errors") else {"check_errors": True}
-                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **given})
-
-    def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
-        packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        plain = getattr(packet, func._overloadname, None)
-        written = args
-        if func is torch.ops.aten.bernoulli_.float:
-            plain, written = torch.ops.aten.bernoulli.p, (*args, *([] if kwargs or args[1:] else [0.5]))
-        target = args[0] if args else None
-        if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
-            msg = f"`{func}` changes a tensor in place"
-            raise AnyRNNError(msg)
-        others = [t for t in pytree.tree_leaves((args[1:], dict(kwargs))) if isinstance(t, Tensor)]
-        self._check_read(func, others, ())
-        storage = _memory(target)
-        if storage in self._unwritten:
-            whole = target.numel() * target.itemsize == target.untyped_storage().nbytes()
-            if func._schema.name not in _OVERWRITING or not whole:
-                msg = f"`{func}` reads or keeps memory that nobody has written to"
-                raise AnyRNNError(msg)
-            self._unwritten.discard(storage)
-        views = [t for t in self._kept if _memory(t) == storage]
-        if any(self.refs[id(t)] in self.weights.values() for t in views):
-            msg = f"`{func}` changes a weight or buffer"
-            raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (written, dict(kwargs)))
-        func(*args, **kwargs)
-        self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
-        self._stale.discard(id(target))
-        self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
-        if self.varying.intersection(self.steps[-1].inputs):
-            self.varying.update(self.steps[-1].outputs)
-        return target
-
-    def _name(self, tensor: Tensor) -> None:
-        if self._name_of is None:
-            msg = "a tensor turned up that is not part of the graph"
-            raise AnyRNNError(msg)
-        name = self._name_of(tensor)
-        if name in self.weights:  # reached by another way than the attribute, as in a closure
-            self.refs[id(tensor)] = self.weights[name]
-        else:
-            self.weights[name] = self._number(tensor)
 
 
 def trace(
@@ -426,13 +145,6 @@ def _check_same(a: Graph, b: Graph) -> None:
         raise AnyRNNError(msg)
 
 
-def scaled(value: Any, batch: int, rows: int) -> Any:
-    """A shape or a size, with another number of rows in the place of the batch; anything else as it is."""
-    if isinstance(value, list | tuple):
-        return [scaled(n, batch, rows) for n in value]
-    return value // batch * rows if type(value) is int and value % batch == 0 < value else value
-
-
 def _text(step: Step, batch: int, rows: int) -> str:
     """A step as text, for another number of rows."""
     args = [
@@ -453,18 +165,6 @@ def _check_replay(graph: Graph, traced: _Traced) -> None:
             if not torch.allclose(tensors[ref], expected, rtol=1e-4, atol=1e-5, equal_nan=True):
                 msg = "it computes something outside of PyTorch's operations: run again, they give other numbers"
                 raise AnyRNNError(msg)
-
-
-def run_steps(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
-    """Run a whole graph, adding what it computes to `tensors`."""
-    for step in graph.steps:
-        args = [
-            scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value
-            for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
-        ]
-        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(step.kwargs)))
-        result = step.op(*args, **kwargs)
-        tensors.update(zip(step.outputs, result if step.many else (result,), strict=True))
 
 
 @dataclass(frozen=True)
@@ -654,15 +354,3 @@ def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
             if isinstance(value, Tensor):
                 found[f"{prefix}.{key}" if prefix else key] = value
     return found
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _apart(a: Tensor, b: Tensor) -> bool:
-    """Whether two views (B, n) of one tensor are different columns of it."""
-    if a.dim() != 2 or a.stride() != b.stride() or a.stride(1) != 1:
-        return False
-    first, second = (t.storage_offset() % t.stride(0) for t in (a, b))
-    return first + a.shape[1] <= second or second + b.shape[1] <= first

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyrnn.engines.cpu.plans import Plan
-    from anyrnn.trace import Step
+    from anyrnn.graph import Step
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from anyrnn.engines.cpu.anatomy import Anatomy, anatomy_of
 from anyrnn.engines.cpu.layout import Layout, layout
 from anyrnn.engines.cpu.operation import run, without_autocast
 from anyrnn.engines.cpu.plans import Plan, plan_of
-from anyrnn.trace import PLAIN
+from anyrnn.graph import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyrnn.engines.call import Call
+    from anyrnn.graph import Ref
     from anyrnn.split import Steps
-    from anyrnn.trace import Ref
 
 
 class CpuEngine:

@@ -13,7 +13,7 @@ from anyrnn.engines.cpu.gradients import Pass, backward, replayed
 from anyrnn.engines.cpu.loop import Loop, forward
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.errors import AnyRNNError
-from anyrnn.trace import PLAIN
+from anyrnn.graph import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,117 @@
+"""A cell's step as a graph of ATen operations: what a trace gives, and what is split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: The names of arguments of ATen operations that are shapes, or sizes of the batch.
+SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
+
+
+#: The classes of tensors that are nothing but numbers in memory.
+PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+
+
+class Ref(int):
+    """A tensor in a graph, by number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ATen operation: `args` and `kwargs` with a Ref in the place of each tensor, and the tensors it returns."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[Ref, ...]
+    many: bool
+
+    @property
+    def inputs(self) -> Iterator[Ref]:
+        """The tensors it reads."""
+        for value in pytree.tree_leaves((self.args, dict(self.kwargs))):
+            if isinstance(value, Ref):
+                yield value
+
+    @property
+    def short_name(self) -> str:
+        """The operation without its namespace and overload, such as "add"."""
+        return self.op._schema.name.removeprefix("aten::")
+
+    @property
+    def name(self) -> str:
+        """The operation without its namespace, such as "add.Tensor"."""
+        return str(self.op).removeprefix("aten.")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A step of a cell.
+
+    Attributes:
+        x: The input.
+        states: The state variables before the step.
+        weights: Parameters, buffers and tensor attributes, by dotted name.
+        steps: The operations, in order.
+        output: The output of the step; None if it is the first new state.
+        new_states: The state variables after the step.
+        batch: The batch size of the trace.
+        shapes: The shape of every tensor.
+        dtypes: The type of every tensor.
+        names: The local variables of the cell's code that hold a tensor.
+    """
+
+    x: Ref
+    states: tuple[Ref, ...]
+    weights: Mapping[str, Ref]
+    steps: tuple[Step, ...]
+    output: Ref | None
+    new_states: tuple[Ref, ...]
+    batch: int
+    shapes: Mapping[Ref, tuple[int, ...]]
+    dtypes: Mapping[Ref, torch.dtype]
+    names: Mapping[Ref, str]
+
+    def __str__(self) -> str:
+        """One operation a line."""
+
+        def show(value: Any) -> str:
+            if isinstance(value, Ref):
+                return self.names.get(value, f"t{int(value)}")
+            if isinstance(value, list | tuple):
+                return f"[{', '.join(show(v) for v in value)}]"
+            return str(value)
+
+        lines = []
+        for step in self.steps:
+            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in step.outputs)
+            args = ", ".join([*map(show, step.args), *(f"{k}={show(v)}" for k, v in step.kwargs.items())])
+            lines.append(f"{', '.join(map(show, step.outputs))} = {step.name}({args})  # {shapes}")
+        return "\n".join(lines)
+
+
+def scaled(value: Any, batch: int, rows: int) -> Any:
+    """A shape or a size, with another number of rows in the place of the batch; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [scaled(n, batch, rows) for n in value]
+    return value // batch * rows if type(value) is int and value % batch == 0 < value else value
+
+
+def run_steps(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
+    """Run a whole graph, adding what it computes to `tensors`."""
+    for step in graph.steps:
+        args = [
+            scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value
+            for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+        ]
+        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(step.kwargs)))
+        result = step.op(*args, **kwargs)
+        tensors.update(zip(step.outputs, result if step.many else (result,), strict=True))

@@ -1,0 +1,219 @@
+"""Writes operations down while they run: a dispatch mode below whatever the code of a step calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.graph import PLAIN, Ref, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+#: In-place operations that do not read what they change.
+_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal"))
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
+
+    def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._unwritten: set[int] = set()  # memory that nobody has written to
+        self.refs: dict[int, Ref] = {}
+        self.shapes: dict[Ref, tuple[int, ...]] = {}
+        self.dtypes: dict[Ref, torch.dtype] = {}
+        self.steps: list[Step] = []
+        self.weights: dict[str, Ref] = {}
+        self._name_of = name_of
+        self._kept: list[Tensor] = []  # so that no id is used twice
+        self._stale: set[int] = set()
+        self.varying: set[Ref] = set()  # what depends on the input or the state
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave `__torch_dispatch__` as it is: the usual wrapper imports torch._dynamo, which takes seconds."""
+        return False
+
+    def ref(self, tensor: Tensor) -> Ref:
+        """Return the number of a tensor, giving it one if it is new."""
+        found = self.refs.get(id(tensor))
+        if found is None:
+            return self._number(tensor)
+        if id(tensor) in self._stale:
+            msg = "it reads a tensor after a part of it was changed in place"
+            raise AnyRNNError(msg)
+        return found
+
+    def _number(self, tensor: Tensor) -> Ref:
+        ref = self.refs[id(tensor)] = self._fresh(tensor)
+        self._kept.append(tensor)
+        return ref
+
+    def _fresh(self, tensor: Tensor) -> Ref:
+        """A number for what a tensor is before it is detached."""
+        ref = Ref(len(self.shapes))
+        self.shapes[ref] = tuple(tensor.shape)
+        self.dtypes[ref] = tensor.dtype
+        return ref
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and write it down."""
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
+            number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
+            args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
+            self._let_check(args[0])
+            return func(*args, **kwargs)
+        frozen = self._name_of is not None and not torch.is_grad_enabled()
+        if frozen and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
+            msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
+            raise AnyRNNError(msg)
+        for tensor in tensors:
+            if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_meta:
+                kind = f"{type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
+                msg = f"`{func}` takes a {kind}, which is no plain array of numbers"
+                raise AnyRNNError(msg)
+            if id(tensor) not in self.refs:
+                self._name(tensor)
+        if any(isinstance(v, torch.Generator) for v in kwargs.values()):
+            msg = f"`{func}` draws random numbers from a generator of the cell's own"
+            raise AnyRNNError(msg)
+        if func._schema.is_mutable:
+            return self._in_place(func, args, kwargs)
+        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
+            msg = f"`{func}` changes the running statistics"
+            raise AnyRNNError(msg)
+        result = func(*args, **kwargs)
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        self._check_read(func, tensors, outputs)
+        if not outputs:
+            msg = (
+                f"`{func}`: a Python number is taken from a tensor (.item(), float(), if): compute with tensors, "
+                f"e.g. torch.where"
+            )
+            raise AnyRNNError(msg)
+        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
+        self._note(func, recorded[0], recorded[1], result, frozen)
+        return result
+
+    def _check_read(self, func: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Check that no memory is read that nobody has written to."""
+        if "empty" in func._schema.name:
+            self._unwritten.update(map(_memory, outputs))
+            return
+        is_view = self._unwritten.issuperset(map(_memory, outputs))
+        if not self._unwritten.isdisjoint(map(_memory, tensors)) and not (outputs and is_view):
+            msg = f"`{func}` reads memory that nobody has written to"
+            raise AnyRNNError(msg)
+
+    def check_written(self, results: Iterable[Tensor]) -> None:
+        """Check that what a step returns was written."""
+        if not self._unwritten.isdisjoint(map(_memory, results)):
+            msg = "it returns memory that nobody has written to"
+            raise AnyRNNError(msg)
+
+    def named(self) -> Iterator[tuple[Ref, Tensor]]:
+        """The tensors of the graph."""
+        return ((self.refs[id(t)], t) for t in self._kept)
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frozen: bool = False) -> None:
+        """Write a step down; `frozen` ends the path of gradients at what it gives."""
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        if frozen:
+            refs = tuple(self._fresh(o) for o in outputs)
+            detach = torch.ops.aten.detach.default
+            after = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+        else:
+            refs, after = tuple(self.ref(o) for o in outputs), []
+        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *after]
+        for step in steps:
+            if self.varying.intersection(step.inputs):
+                self.varying.update(step.outputs)
+        self.steps += steps
+
+    def note_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Write a call of an autograd.Function down."""
+        for tensor in args:
+            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+                self._name(tensor)
+        self._note(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
+
+    def is_varying(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the input or the state."""
+        return self.refs.get(id(tensor)) in self.varying
+
+    def _let_check(self, info: Tensor) -> None:
+        """Have an operation of linear algebra check its own result, as its caller just did."""
+        ref = self.ref(info)
+        for k, step in enumerate(self.steps):
+            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
+                names = [a.name for a in step.op._schema.arguments]
+                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
+                given = {} if len(args) > names.index("check_errors") else {"check_errors": True}
+                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **given})
+
+    def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
+        packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        plain = getattr(packet, func._overloadname, None)
+        written = args
+        if func is torch.ops.aten.bernoulli_.float:
+            plain, written = torch.ops.aten.bernoulli.p, (*args, *([] if kwargs or args[1:] else [0.5]))
+        target = args[0] if args else None
+        if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
+            msg = f"`{func}` changes a tensor in place"
+            raise AnyRNNError(msg)
+        others = [t for t in pytree.tree_leaves((args[1:], dict(kwargs))) if isinstance(t, Tensor)]
+        self._check_read(func, others, ())
+        storage = _memory(target)
+        if storage in self._unwritten:
+            whole = target.numel() * target.itemsize == target.untyped_storage().nbytes()
+            if func._schema.name not in _OVERWRITING or not whole:
+                msg = f"`{func}` reads or keeps memory that nobody has written to"
+                raise AnyRNNError(msg)
+            self._unwritten.discard(storage)
+        views = [t for t in self._kept if _memory(t) == storage]
+        if any(self.refs[id(t)] in self.weights.values() for t in views):
+            msg = f"`{func}` changes a weight or buffer"
+            raise AnyRNNError(msg)
+        recorded = pytree.tree_map_only(Tensor, self.ref, (written, dict(kwargs)))
+        func(*args, **kwargs)
+        self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
+        self._stale.discard(id(target))
+        self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
+        if self.varying.intersection(self.steps[-1].inputs):
+            self.varying.update(self.steps[-1].outputs)
+        return target
+
+    def _name(self, tensor: Tensor) -> None:
+        if self._name_of is None:
+            msg = "a tensor turned up that is not part of the graph"
+            raise AnyRNNError(msg)
+        name = self._name_of(tensor)
+        if name in self.weights:  # reached by another way than the attribute, as in a closure
+            self.refs[id(tensor)] = self.weights[name]
+        else:
+            self.weights[name] = self._number(tensor)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _apart(a: Tensor, b: Tensor) -> bool:
+    """Whether two views (B, n) of one tensor are different columns of it."""
+    if a.dim() != 2 or a.stride() != b.stride() or a.stride(1) != 1:
+        return False
+    first, second = (t.storage_offset() % t.stride(0) for t in (a, b))
+    return first + a.shape[1] <= second or second + b.shape[1] <= first
