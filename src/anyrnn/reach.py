@@ -270,7 +270,8 @@ class _Walk:
 
     def _wrapper(self, value: Any, where: str) -> Hashable:
         """A thing that calls, or leads to, other things."""
-        return value.__class__, self._parts(_WRAPPERS[value.__class__], value, where)
+        parts = next(parts for kind, parts in _WRAPPERS.items() if isinstance(value, kind))
+        return value.__class__, self._parts(parts, value, where), self._attributes(value, where)
 
     def _function(self, function: types.FunctionType, where: str) -> Hashable:
         code = function.__code__

@@ -29,18 +29,35 @@ _HARMLESS = frozenset(
     {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device", "layout", "itemsize"}
     | {"element_size", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_complex", "is_floating_point"}
     | {"is_tensor", "is_signed", "is_same_size", "is_nested", "is_mkldnn", "is_mps", "is_xpu", "is_conj", "is_neg"}
-    | {"is_inference", "get_device", "__len__", "result_type", "broadcast_shapes", "names", "_is_view", "is_sparse_csr"}
+    | {
+        "is_inference",
+        "get_device",
+        "__len__",
+        "result_type",
+        "promote_types",
+        "can_cast",
+        "broadcast_shapes",
+        "names",
+        "_is_view",
+        "is_sparse_csr",
+    }
     | {"is_storage", "has_names", "__class__", "__repr__", "__hash__", "__format__"}
 )
 #: What may be done though no tensor comes back: it is written down, or seen, as operations are.
 _DONE = frozenset({"__setitem__", "_assert_async", "_check", "_set_grad_enabled"})
 
-#: Functions of PyTorch whose answer belongs to the moment of the call. Named by code that ran, they are refused.
+#: Functions whose answer belongs to the moment of the call. Named by code that ran, they are refused.
 MOMENTARY = frozenset(
     {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"}
-    | {"get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "get_num_threads", "is_compiling"}
-    | {"is_dynamo_compiling", "is_scripting", "is_tracing", "is_exporting", "is_anomaly_enabled", "get_rng_state"}
-    | {"set_rng_state", "initial_seed", "manual_seed", "fork_rng", "current_thread", "get_ident", "getpid"}
+    | {
+        "get_autocast_dtype",
+        "get_autocast_cpu_dtype",
+        "get_autocast_gpu_dtype",
+        "get_num_threads",
+        "is_anomaly_enabled",
+    }
+    | {"get_rng_state", "set_rng_state", "initial_seed", "manual_seed", "fork_rng", "urandom", "environ", "getenv"}
+    | {"current_thread", "get_ident", "getpid", "perf_counter", "monotonic", "process_time", "time_ns"}
 )
 
 
