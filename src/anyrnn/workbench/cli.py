@@ -5,7 +5,6 @@ Each command reads its arguments, calls the functions that Python users call, an
 """
 
 import csv
-import math
 import shlex
 import sys
 import tempfile
@@ -473,12 +472,8 @@ def _listed(names: str) -> list[str]:
 def _write_csv(file: IO[str], inputs: Inputs, predictions: Predictions) -> None:
     writer = csv.writer(file, lineterminator="\n")
     if predictions.labels is None or predictions.probabilities is None:
-        # Nine digits of the differences: of numbers near 1.7e9 the first ones are the same.
-        spread = max(predictions.values) - min(predictions.values)
-        same = max(map(abs, predictions.values)) / spread if spread else 1.0
-        digits = min(17, 9 + max(0, int(math.log10(same))))
         writer.writerow(("id", "prediction"))
-        writer.writerows(zip(inputs.ids, (f"{value:.{digits}g}" for value in predictions.values), strict=True))
+        writer.writerows(zip(inputs.ids, (f"{value:.9g}" for value in predictions.values), strict=True))
         return
     writer.writerow(("id", "prediction", "probability"))
     highest = (f"{value:.4f}" for value in predictions.probabilities.amax(1).tolist())

@@ -54,7 +54,8 @@ class Dataset:
         split: A sentence that says where the split came from.
         notes: Decisions that reading took and that the user may want otherwise, a sentence each.
         attribution: Whom to name when the data or results from it are shown.
-        columns: Which column of a table was what, for new tables to be read alike; None for other formats.
+        id_column: The column of the table that names the sequence of a row; None if the file is no table.
+        time_column: The column that sorts the rows of a sequence; None if none does.
         missing: The values that were read as missing, which are NaN in the sequences; None: none may be missing.
     """
 
@@ -67,7 +68,8 @@ class Dataset:
     split: str
     notes: tuple[str, ...] = ()
     attribution: str | None = None
-    columns: Columns | None = None
+    id_column: str | None = None
+    time_column: str | None = None
     missing: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -194,7 +196,8 @@ def load(
         test=held_out,
         split=how,
         attribution=_ATTRIBUTION if shipped else None,
-        columns=None if own.rows is None else dataclasses.replace(columns, features=own.features),
+        id_column=id_column,
+        time_column=time_column,
         missing=None if absent is None else absent.texts,
     )
     if classes is not None:

@@ -171,34 +171,25 @@ class Model:
         """Predict the class or the number of each sequence.
 
         Args:
-            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`.
+            sequences: (T, I) tensors as read, not scaled, with the features in the order of `features`.
 
         Raises:
             AnyRNNError: for a sequence of another shape, or one that is not all finite. NaN is taken as missing where
                 values could be missing in training, too.
         """
-        scaled: list[Tensor] = []
-        for k, given in enumerate(sequences):
-            try:
-                x = torch.as_tensor(given).double()
-            except (TypeError, ValueError, RuntimeError) as cause:
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} is {type(given).__name__}, expected a tensor or an array (T, "
-                    f"{len(self.features)}) of numbers"
-                ) from cause
+        for k, x in enumerate(sequences):
             if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} has shape {tuple(x.shape)}, expected (T, "
                     f"{len(self.features)}), one column for each of the features that the network was trained "
                     f"on: {', '.join(self.features)}"
                 )
-            if not (x.isfinite() | (x.isnan() if self.scaler.missing is not None else False)).all():
+            if not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
                     f"fill or drop them first"
                 )
-            scaled.append(self.scaler(x))
-        return self.read(outputs(self.module, scaled))
+        return self.read(outputs(self.module, [self.scaler(x) for x in sequences]))
 
     def read(self, outputs: Tensor) -> Predictions:
         """Turn the head's output (N, out_features) into predictions."""
