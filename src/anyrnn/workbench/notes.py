@@ -26,7 +26,7 @@ def notes_on_classes(own: Parsed, classes: Collection[str]) -> Iterator[str]:
         if name.lower() in BLANK:
             yield (
                 f"class {name!r} of {counts[name]} sequences is read as a class; if it means that the class is "
-                f"missing, say missing={name!r} (--missing {name!r})"
+                f"missing, say missing={name!r} (--missing {name})"
             )
 
 
@@ -109,28 +109,30 @@ def _missing(files: Sequence[Parsed], scaler: Scaler) -> Iterator[str]:
 
 def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Iterator[str]:
     in_training = set(train.ids)
-    steps = torch.cat(train.x).numpy()
+    steps = [torch.cat(file.x).numpy() for file in files]  # (sum of T_i, I) each
+    ends = [np.cumsum([len(x) for x in file.x]) for file in files]
+    fitted = np.repeat([id_ in in_training for id_ in files[0].ids], [len(x) for x in files[0].x])
+    cells = sum(map(len, steps))
     many = 0
     for k, name in enumerate(files[0].features):
-        column = steps[:, k]
+        column = steps[0][fitted, k]
         low, high = bulk(column[~np.isnan(column)])
         far: list[tuple[float, str]] = []
         for number, file in enumerate(files):
-            for i, x in enumerate(file.x):
-                values = x[:, k].numpy()
-                outside = (values < low) | (values > high)
-                if not outside.any():
-                    continue
-                if number or file.ids[i] not in in_training:  # new data may go a little further
-                    outside &= np.abs(values - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
-                far += [(float(values[t]), file.cell(i, int(t), k)) for t in np.flatnonzero(outside)]
+            values = steps[number][:, k]
+            outside = (values < low) | (values > high)
+            # New data may go a little further.
+            further = np.abs(values - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
+            outside &= further if number else further | fitted
+            for row in np.flatnonzero(outside):
+                i = int(np.searchsorted(ends[number], row, side="right"))
+                far.append((float(values[row]), file.cell(i, int(row - ends[number][i]) + len(file.x[i]), k)))
         if far:
             many += 1
             if many <= _MOST_FEATURES:
-                cells = sum(len(x) for file in files for x in file.x)
                 yield (
-                    f"feature {name!r}: {_far(far, cells, 'cell', low, high)}. It does not decide the scale, and is "
-                    f"scaled by its logarithm{_if_missing(far)}"
+                    f"feature {name!r}: {_far(far, cells, 'cell', low, high)}. Such cells do not decide the scale, and "
+                    f"are scaled by their logarithm{_if_missing(far)}"
                 )
     if many > _MOST_FEATURES:
         yield f"{many - _MOST_FEATURES} more features have cells far from the others"

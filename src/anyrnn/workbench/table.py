@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.parsed import BLANK, NOT_A_NAME, Missing, Parsed, Value, did_you_mean, listed
-from anyrnn.workbench.text import check_csv, check_kind, first_line_hint, ragged_row
+from anyrnn.workbench.text import check_csv, check_kind, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
@@ -111,12 +111,25 @@ def _unreadable(path: Path, error: pl.exceptions.PolarsError) -> AnyRNNError:
     reason = str(error).strip().split("\n", maxsplit=1)[0]
     if path.suffix.lower() == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
-    row = ragged_row(path, shorter=False)
-    if row is not None:
-        return AnyRNNError(row)
+    problem = ragged_row(path, shorter=False) or _unparsed(path, reason) or odd_quotes(path)
+    if problem is not None:
+        return AnyRNNError(problem)
     return AnyRNNError(
         f"{path}: this cannot be read as CSV: {reason}; "
         "expected a header, and as many fields in each row as in the header"
+    )
+
+
+def _unparsed(path: Path, reason: str) -> str | None:
+    """Where the text stands that polars took for a number, and could not read as one."""
+    found = re.fullmatch(r"could not parse `(.*)` as dtype `\w+` at column '(.*)' \(column number \d+\)", reason)
+    try:
+        column = pl.read_csv(path, glob=False, infer_schema=False)[found[2]] if found else pl.Series()
+    except pl.exceptions.PolarsError:
+        return None
+    row = _first(column == found[1]) if found else None
+    return (
+        f"{path}: data row {row + 1}: column {column.name!r} is {column[row]!r}, no number" if row is not None else None
     )
 
 
@@ -219,8 +232,8 @@ class _Table:
         doubtful = ids.filter(ids.str.to_lowercase().is_in(BLANK))
         if len(doubtful):
             self.notes.append(
-                f"id {doubtful[0]!r} has {(ids == doubtful[0]).sum()} rows: they are read as one sequence; if it means "
-                "that the id is missing, leave these rows out"
+                f"id {doubtful[0]!r} of {(ids == doubtful[0]).sum()} rows is read as the name of a sequence; if it "
+                "means that the id is missing, leave these rows out"
             )
         return ids
 

@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
@@ -77,30 +76,33 @@ def _not_text(path: Path) -> AnyRNNError:
 def ragged_row(path: Path, *, shorter: bool) -> str | None:
     """The first row of a CSV file with more fields than the header (or fewer, if `shorter`), as a message; or None."""
     csv.field_size_limit(1 << 30)
+    width, line, data_row = 0, 1, 0
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
-        width: int | None = None
-        for data_row, (line, fields) in enumerate(_rows(rows)):
-            if width is None:
-                width = len(fields)
-            elif len(fields) > width or (shorter and 0 < len(fields) < width):
-                return (
-                    f"{path}: data row {data_row} (line {line}) has {len(fields)} fields, expected {width} as in the "
-                    "header; quote a field that has a comma in it, or write as many fields as there are columns"
-                )
+        try:
+            for data_row, fields in enumerate(rows):
+                width = width or len(fields)
+                if len(fields) > width or (shorter and 0 < len(fields) < width):
+                    return (
+                        f"{path}: data row {data_row} (line {line}) has {len(fields)} fields, expected {width} as in "
+                        "the header; quote a field that has a comma in it, or write as many fields as there are columns"
+                    )
+                line = rows.line_num + 1
+        except csv.Error as error:
+            return f"{path}: line {line}: a quotation mark is not closed, or followed by text ({error}); close it"
     return None
 
 
-def _rows(rows: "csv._reader") -> Iterator[tuple[int, list[str]]]:  # type: ignore[name-defined]
-    while True:
-        line = rows.line_num + 1
-        try:
-            fields = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            return  # what polars says about a quote that is not closed will do
-        yield line, fields
+def odd_quotes(path: Path) -> str | None:
+    """The first line with a quotation mark that stands alone, as a message; or None."""
+    with path.open("rb") as file:
+        for line, content in enumerate(file, start=1):
+            if content.count(b'"') % 2:
+                return (
+                    f"{path}: line {line}: a quotation mark has no partner there; expected a field in quotation marks, "
+                    "or none; write two for one within a quoted field"
+                )
+    return None
 
 
 def first_line_hint(names: list[str]) -> str:
