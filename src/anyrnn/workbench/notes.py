@@ -122,7 +122,8 @@ def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Ite
             values = steps[number][:, k]
             outside = (values < low) | (values > high)
             # New data may go a little further.
-            further = np.abs(values - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
+            with np.errstate(over="ignore"):
+                further = np.abs(values - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
             outside &= further if number else further | fitted
             for row in np.flatnonzero(outside):
                 i = int(np.searchsorted(ends[number], row, side="right"))

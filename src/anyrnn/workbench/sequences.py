@@ -173,6 +173,7 @@ class Scaler:
             ) from error
 
 
+@np.errstate(over="ignore")  # the distance of 1e308 and -1e308 is infinite, and that is far enough
 def bulk(values: NDArray[np.float64]) -> tuple[float, float]:
     """The smallest and the largest of the values that decide the scale of a feature, (N,) without NaN.
 
@@ -193,18 +194,16 @@ def bulk(values: NDArray[np.float64]) -> tuple[float, float]:
                     rest, found = others, True
                     break
     centre, reach = _centre_and_reach(rest)
-    with np.errstate(over="ignore"):
-        rest = rest[np.abs(rest - centre) <= _REACHES * reach]
+    rest = rest[np.abs(rest - centre) <= _REACHES * reach]
     return float(rest.min()), float(rest.max())
 
 
 def _centre_and_reach(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:
     centre = _ranked(values, 0.5)
-    with np.errstate(over="ignore"):  # the distance of 1e308 and -1e308 is infinite, and that is far enough
-        distance = np.abs(values - centre)
-        reach = _ranked(distance, 0.95)
-        if not reach and distance.any():  # nearly all are the same value: the few others tell what is usual
-            reach = _ranked(distance[distance > 0], 0.5)
+    distance = np.abs(values - centre)
+    reach = _ranked(distance, 0.95)
+    if not reach and distance.any():  # nearly all are the same value: the few others tell what is usual
+        reach = _ranked(distance[distance > 0], 0.5)
     return centre, reach
 
 

@@ -41,17 +41,17 @@ def split(
     first = np.array([group[0] for group in groups])
     y = None if classes is None else whole.y.numpy()
     train, test, how = _drawn(len(groups), None if y is None else y[first], test_fraction, seed)
-    train, test = (np.concatenate([groups[k] for k in part]) for part in (train, test))
+    train, test = (np.concatenate([np.array([], dtype=int), *(groups[k] for k in part)]) for part in (train, test))
     if y is not None and len(groups) < count:  # the other pieces of a group may be of a class that training lacks
         lacking = np.setdiff1d(y, y[train])
         moved = [group for group in groups if group[0] in test and np.isin(y[group], lacking).any()]
         train = np.concatenate([train, *moved])
         test = np.setdiff1d(test, train)
-        if not len(test):
-            raise AnyRNNError(
-                f"{own.path}: no sequence is left for the test part: ids that differ in spelling only stay together, "
-                "and training needs every class; write the ids of a sequence one way, or give a test file"
-            )
+    if not len(test):
+        raise AnyRNNError(
+            f"{own.path}: no sequence is left for the test part: ids that differ in spelling only stay together, and "
+            "training needs every class; write the ids of a sequence one way, or give a test file"
+        )
     sentence = f"{len(test)} of {count} sequences, drawn at random{how} (seed {seed}), are the test part"
     return whole.subset(sorted(train.tolist())), whole.subset(sorted(test.tolist())), sentence
 
@@ -90,6 +90,8 @@ def _class_split(y: NDArray[Any], size: int, seed: int) -> tuple[NDArray[Any], N
     rest = np.flatnonzero(~alone)
     kinds = len(np.unique(y[rest]))
     size = min(size, len(rest) - kinds)
+    if size < 1:
+        return np.arange(len(y)), np.array([], dtype=int), ""
     if kinds <= size <= len(rest) - kinds:
         train, test = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest])
         if len(np.unique(y[train])) == kinds:

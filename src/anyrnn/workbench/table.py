@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.parsed import BLANK, NOT_A_NAME, Missing, Parsed, Value, did_you_mean, listed
-from anyrnn.workbench.text import check_csv, check_kind, first_line_hint, odd_quotes, ragged_row
+from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
@@ -27,6 +27,7 @@ _ROW = "\0row"  # our own column beside the file's: no text file can hold this n
 _BLANKS = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\u2060\ufeff" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
+_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # a panic of Rust code is no Exception
 _EXACT = 1 << 53  # whole numbers beyond are rounded by float64
 _NAMELESS = {"", "Unnamed: 0", "__index_level_0__"}  # how pandas writes its row numbers
 
@@ -87,12 +88,11 @@ def read_table(
 def _column_names(path: Path) -> list[str]:
     try:
         if path.suffix.lower() == ".parquet":
-            with path.open("rb") as file:
-                check_kind(file.read(16), str(path), "Parquet")
+            check_parquet(path)
             return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema().names()
         check_csv(path)
         names = pl.read_csv(path, n_rows=0, glob=False).columns
-    except pl.exceptions.PolarsError as error:
+    except _FAILURES as error:
         raise _unreadable(path, error) from error
     for name in names:  # polars renames the second 'a' to 'a_duplicated_0'
         twin = re.fullmatch(r"(.*)_duplicated_\d+", name)
@@ -107,7 +107,7 @@ def _column_names(path: Path) -> list[str]:
     return names
 
 
-def _unreadable(path: Path, error: pl.exceptions.PolarsError) -> AnyRNNError:
+def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
     reason = str(error).strip().split("\n", maxsplit=1)[0]
     if path.suffix.lower() == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
@@ -125,7 +125,7 @@ def _unparsed(path: Path, reason: str) -> str | None:
     found = re.fullmatch(r"could not parse `(.*)` as dtype `\w+` at column '(.*)' \(column number \d+\)", reason)
     try:
         column = pl.read_csv(path, glob=False, infer_schema=False)[found[2]] if found else pl.Series()
-    except pl.exceptions.PolarsError:
+    except _FAILURES:
         return None
     row = _first(column == found[1]) if found else None
     return (
@@ -188,7 +188,7 @@ def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
         else:
             # The whole file decides a column's type, and ids stay as they are written: 007 is not 7.
             frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides={roles.id: pl.String})
-    except pl.exceptions.PolarsError as error:
+    except _FAILURES as error:
         raise _unreadable(path, error) from error
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(_ROW))
     frame = frame.filter(~pl.all_horizontal(pl.exclude(_ROW).is_null()))  # blank lines
@@ -217,9 +217,13 @@ class _Table:
 
     def _ids(self) -> pl.Series:
         column = self.frame[self.roles.id]
-        if column.dtype.is_nested() or column.dtype == pl.Binary:
+        try:
+            text = column.cast(pl.String)
+            is_name = not (column.dtype.is_nested() or column.dtype == pl.Binary)
+        except pl.exceptions.PolarsError:  # a duration, and whatever else has no name
+            is_name = False
+        if not is_name:
             raise AnyRNNError(f"{self.path}: id column {column.name!r} holds {column.dtype}, expected text or numbers")
-        text = column.cast(pl.String)
         ids = text.str.strip_chars(_BLANKS)
         missing = _first(ids.is_null() | ids.is_in(NOT_A_NAME))
         if missing is not None:

@@ -1,4 +1,4 @@
-"""What a file really is, before a reader makes its own sense of it: text in UTF-8 with whole lines, or not."""
+"""What a file really is, before a reader makes its own sense of it: whole, and of the format that its name says."""
 
 import codecs
 import csv
@@ -29,6 +29,21 @@ def check_kind(start: bytes, path: str, expected: str) -> None:
     for magic, (kind, cure) in _KINDS.items():
         if start.startswith(magic) and kind != expected:
             raise AnyRNNError(f"{path}: this is {kind}, expected {expected}: {cure}")
+
+
+def check_parquet(path: Path) -> None:
+    """Refuse what is no Parquet, and a file that was cut off: polars goes by what it says at its end."""
+    with path.open("rb") as file:
+        start = file.read(16)
+        check_kind(start, str(path), "Parquet")
+        file.seek(max(0, path.stat().st_size - 8))
+        end = file.read()
+    footer = int.from_bytes(end[:4], "little")
+    if not (start.startswith(b"PAR1") and end.endswith(b"PAR1") and footer + 12 <= path.stat().st_size):
+        raise AnyRNNError(
+            f"{path}: this cannot be read as Parquet: it does not begin and end as Parquet does; check that the file "
+            "is complete"
+        )
 
 
 def check_csv(path: Path) -> None:
