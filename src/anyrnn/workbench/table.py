@@ -104,32 +104,19 @@ def _column_names(path: Path) -> list[str]:
     for character, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if len(names) == 1 and character in names[0]:
             raise AnyRNNError(f"{path}: the columns seem to be separated by {word}; expected commas")
-    return names
+    return _without_blanks(names)
 
 
 def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
     reason = str(error).strip().split("\n", maxsplit=1)[0]
     if path.suffix.lower() == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
-    problem = ragged_row(path, shorter=False) or _unparsed(path, reason) or odd_quotes(path)
+    problem = ragged_row(path, shorter=False) or odd_quotes(path)
     if problem is not None:
         return AnyRNNError(problem)
     return AnyRNNError(
         f"{path}: this cannot be read as CSV: {reason}; "
         "expected a header, and as many fields in each row as in the header"
-    )
-
-
-def _unparsed(path: Path, reason: str) -> str | None:
-    """Where the text stands that polars took for a number, and could not read as one."""
-    found = re.fullmatch(r"could not parse `(.*)` as dtype `\w+` at column '(.*)' \(column number \d+\)", reason)
-    try:
-        column = pl.read_csv(path, glob=False, infer_schema=False)[found[2]] if found else pl.Series()
-    except _FAILURES:
-        return None
-    row = _first(column == found[1]) if found else None
-    return (
-        f"{path}: data row {row + 1}: column {column.name!r} is {column[row]!r}, no number" if row is not None else None
     )
 
 
@@ -186,8 +173,7 @@ def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
         if path.suffix.lower() == ".parquet":
             frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
         else:
-            # The whole file decides a column's type, and ids stay as they are written: 007 is not 7.
-            frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides={roles.id: pl.String})
+            frame = _csv(path, roles.id)
     except _FAILURES as error:
         raise _unreadable(path, error) from error
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(_ROW))
@@ -195,6 +181,30 @@ def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
     if frame.is_empty():
         raise AnyRNNError(f"{path}: there is no row below the header, expected one for each step of each sequence")
     return frame
+
+
+def _csv(path: Path, id_column: str) -> pl.DataFrame:
+    """The whole file decides a column's type, and ids stay as they are written: 007 is not 7."""
+    written = pl.read_csv(path, glob=False, n_rows=0).columns
+    names = _without_blanks(written)
+    as_text = {written[names.index(id_column)]: pl.String}
+    while True:
+        try:
+            frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides=as_text)
+        except pl.exceptions.ComputeError as error:
+            # 46 digits, or those of other scripts, are a whole number to polars, which it then cannot read.
+            column = re.search(r"as dtype `i\d+` at column '(.*)' \(column number", str(error))
+            if column is None or column[1] in as_text or column[1] not in written:
+                raise
+            as_text[column[1]] = pl.String
+        else:
+            return frame.rename(dict(zip(written, names, strict=True)))
+
+
+def _without_blanks(names: list[str]) -> list[str]:
+    """Names of columns without the blank that follows a comma, if they are still different ones then."""
+    stripped = [name.strip(_BLANKS) for name in names]
+    return stripped if len(set(stripped)) == len(names) else names
 
 
 class _Table:
@@ -374,6 +384,8 @@ class _Table:
             stripped = text.str.strip_chars(_BLANKS)
             self._note_blanks(f"target {column.name!r}:", text, stripped)
             column = _without_markers(stripped)
+            if self.path.suffix.lower() != ".parquet":  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
+                column = _as_numbers(column)
         elif column.dtype.is_decimal():
             column = column.cast(pl.Float64)
         elif not (column.dtype.is_numeric() or column.dtype in _AS_NUMBERS):
@@ -406,6 +418,15 @@ def _without_markers(text: pl.Series) -> pl.Series:
     number = text.cast(pl.Float64, strict=False).is_not_null() & ~marker
     missing = marker if (number | marker | text.is_null()).all() else text.is_in(NOT_A_NAME)
     return text.zip_with(~missing, pl.Series([None], dtype=pl.String))
+
+
+def _as_numbers(text: pl.Series) -> pl.Series:
+    """A text target as numbers, if all of it is."""
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() > text.null_count() or text.null_count() == len(text):
+        return text
+    whole = text.str.contains(r"^[+-]?\d{1,18}$").all()
+    return text.str.strip_prefix("+").cast(pl.Int64) if whole else numbers
 
 
 def _first(mask: pl.Series) -> int | None:
