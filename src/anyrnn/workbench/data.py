@@ -448,6 +448,7 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
 
 def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
     numbers: list[float] = []
+    values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
     for value, place in zip(values, parsed.where, strict=True):
         try:
             number = float(value)

@@ -51,7 +51,7 @@ def notes_on_sequences(files: Sequence[Parsed], train: Sequences, test: Sequence
     yield from _missing(files, scaler)
     yield from _far_cells(files, train, scaler)
     if train.y.is_floating_point():
-        yield from _far_targets(files)
+        yield from _far_targets(files, train, test)
 
 
 def _ids(files: Sequence[Parsed]) -> Iterator[str]:
@@ -139,9 +139,10 @@ def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Ite
         yield f"{many - _MOST_FEATURES} more features have cells far from the others"
 
 
-def _far_targets(files: Sequence[Parsed]) -> Iterator[str]:
-    values = np.array([float(v or 0.0) for file in files for v in file.targets or ()], dtype=np.float64)
-    places = [place for file in files for place in file.where]
+def _far_targets(files: Sequence[Parsed], train: Sequences, test: Sequences) -> Iterator[str]:
+    values = torch.cat((train.y, test.y)).double().numpy()
+    known, new = (dict(zip(file.ids, file.where, strict=True)) for file in (files[0], files[-1]))
+    places = [*(known[id_] for id_ in train.ids), *(new[id_] for id_ in test.ids)]
     low, high = bulk(values)
     far = [(float(v), place) for v, place in zip(values, places, strict=True) if not low <= v <= high]
     if far:
