@@ -466,7 +466,7 @@ def _command() -> str:
 
 def _listed(names: str) -> list[str]:
     """Names between commas; one that has a comma itself is put in quotes: '"flow, m3/s",pressure'."""
-    return [name.strip() for name in next(csv.reader([names], skipinitialspace=True), [""])]
+    return [name.strip() for name in next(csv.reader([names], skipinitialspace=True), []) or [""]]
 
 
 def _write_csv(file: IO[str], inputs: Inputs, predictions: Predictions) -> None:
