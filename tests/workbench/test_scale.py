@@ -21,6 +21,7 @@ from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk, moments
 
 ROLES: dict[str, Any] = {"id_column": "id", "time_column": "t", "target_column": "y"}
 SMALL = Settings(hidden_size=16)
+QUICK = Settings(hidden_size=8, epochs=20)
 NEIGHBOUR = "1-nearest neighbour on summary statistics"
 OFFSETS = [0, 1767225600, 2**24 + 1, 1_700_000_000_000, 1_700_000_000_000_000]
 FORMATS = ["csv", "parquet", "ts", "Python"]
@@ -89,7 +90,12 @@ def test_targets_may_have_any_unit(tmp_path: Path, form: str, offset: float, uni
     rng = random.Random(0)
     x = [[i / 10 + rng.random() / 100 for _ in range(4)] for i in range(45)]
     plain, other = (
-        compare(dataset(tmp_path, form, x, [start + scale * (i + 0.25) for i in range(45)]), ["rnn"], seeds=1)
+        compare(
+            dataset(tmp_path, form, x, [start + scale * (i + 0.25) for i in range(45)]),
+            ["rnn"],
+            seeds=1,
+            settings=QUICK,
+        )
         if form == "csv"
         else dataset(tmp_path, form, x, [start + scale * (i + 0.25) for i in range(45)])
         for start, scale in ((0.0, 1.0), (offset, unit))
