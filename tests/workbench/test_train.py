@@ -108,7 +108,7 @@ def test_the_weights_do_not_depend_on_the_test_part(few: Dataset) -> None:
     one, other = (fit(data, "gru", settings=QUICK) for data in (few, replace(few, test=wild)))
     assert same_weights(one, other)
     assert one.entries[0].model.scaler == other.entries[0].model.scaler
-    assert one.entries[0].runs[0].score != other.entries[0].runs[0].score
+    assert one.entries[0].runs[0].predictions != other.entries[0].runs[0].predictions
 
 
 def test_gradients_are_clipped(few: Dataset) -> None:

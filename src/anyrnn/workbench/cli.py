@@ -82,7 +82,19 @@ TimeColumn = Annotated[
 ]
 Target = Annotated[str | None, typer.Option(help="Tables: the column to predict.")]
 Features = Annotated[
-    str | None, typer.Option(help="Tables: the columns to predict from, with commas. Without it: all others.")
+    str | None,
+    typer.Option(
+        help="Tables: the columns to predict from, with commas, a name that has one in quotes: "
+        "'\"flow, m3/s\",pulse'. Without it: all others."
+    ),
+]
+MissingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--missing",
+        help="Values that mean missing, with commas, such as -9999,NA. They, and empty cells, are filled with the last "
+        "value of the sequence, or the training mean. Without it a missing value is refused.",
+    ),
 ]
 TaskOption = Annotated[
     Task | None, typer.Option(help="Predict classes or a number, where the file's own answer is not wanted.")
@@ -155,6 +167,7 @@ def compare_command(
     target: Target = None,
     features: Features = None,
     task: TaskOption = None,
+    missing: MissingOption = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -169,7 +182,7 @@ def compare_command(
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
     settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
     folder = _destination(out, overwrite, dataset)
     finished: list[Results] = []
@@ -213,6 +226,7 @@ def fit_command(
     target: Target = None,
     features: Features = None,
     task: TaskOption = None,
+    missing: MissingOption = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -223,7 +237,7 @@ def fit_command(
       anyrnn fit japanese-vowels --cell gru --out runs/vowels
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
     settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
     folder = _destination(out, overwrite, dataset)
     with _shown(dataset) as tell:
@@ -266,6 +280,7 @@ def predict_command(
         id_column=id_column,
         time_column=time_column,
         target_column=target or trained.target,
+        missing=trained.scaler.missing,
     )
     predictions = trained.predict(inputs.x)
     if out is None:
@@ -345,6 +360,7 @@ def _dataset(
     target: str | None,
     features: str | None,
     task: Task | None,
+    missing: str | None,
 ) -> Dataset:
     dataset = load(
         data,
@@ -354,6 +370,7 @@ def _dataset(
         target_column=target,
         feature_columns=None if features is None else _listed(features),
         task=task,
+        missing=None if missing is None else _listed(missing),
     )
     lengths = [len(x) for part in (dataset.train, dataset.test) for x in part.x]
     steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
@@ -448,7 +465,8 @@ def _command() -> str:
 
 
 def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",")]
+    """Names between commas; one that has a comma itself is put in quotes: '"flow, m3/s",pressure'."""
+    return [name.strip() for name in next(csv.reader([names], skipinitialspace=True), []) or [""]]
 
 
 def _write_csv(file: IO[str], inputs: Inputs, predictions: Predictions) -> None:

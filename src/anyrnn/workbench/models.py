@@ -174,7 +174,8 @@ class Model:
             sequences: (T, I) tensors as read, not scaled, with the features in the order of `features`.
 
         Raises:
-            AnyRNNError: for a sequence of another shape, or one that is not all finite.
+            AnyRNNError: for a sequence of another shape, or one that is not all finite. NaN is taken as missing where
+                values could be missing in training, too.
         """
         for k, x in enumerate(sequences):
             if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
@@ -183,12 +184,12 @@ class Model:
                     f"{len(self.features)}), one column for each of the features that the network was trained "
                     f"on: {', '.join(self.features)}"
                 )
-            if not x.isfinite().all():
+            if not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
                     f"fill or drop them first"
                 )
-        return self.read(outputs(self.module, [self.scaler(x.float()) for x in sequences]))
+        return self.read(outputs(self.module, [self.scaler(x) for x in sequences]))
 
     def read(self, outputs: Tensor) -> Predictions:
         """Turn the head's output (N, out_features) into predictions."""
