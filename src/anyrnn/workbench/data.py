@@ -24,6 +24,7 @@ from anyrnn.workbench.parsed import Parsed, Task, Value, did_you_mean, listed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
+from anyrnn.workbench.unseen import Unseen, unseen
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
@@ -52,6 +53,8 @@ class Dataset:
         split: A sentence that says where the split came from.
         notes: Decisions that reading took and that the user may want otherwise, a sentence each.
         attribution: Whom to name when the data or results from it are shown.
+        id_column: The column of the table that names the sequence of a row; None if the file is no table.
+        time_column: The column that sorts the rows of a sequence; None if none does.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Dataset:
     split: str
     notes: tuple[str, ...] = ()
     attribution: str | None = None
+    id_column: str | None = None
+    time_column: str | None = None
 
     def __post_init__(self) -> None:
         for part in (self.train, self.test):
@@ -161,6 +166,8 @@ def load(
         split=split,
         notes=(*own.notes, *notes),
         attribution=_ATTRIBUTION if shipped else None,
+        id_column=id_column,
+        time_column=time_column,
     )
 
 
@@ -172,7 +179,8 @@ def load_for_prediction(
     id_column: str | None = None,
     time_column: str | None = None,
     target_column: str | None = None,
-) -> Inputs:
+    trained_time: str | None = None,
+) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
     Args:
@@ -181,13 +189,15 @@ def load_for_prediction(
         classes: The model's classes, None if it predicts a number.
         id_column: As for `load`; this and the other columns are not looked at for a .ts file.
         time_column: As for `load`.
-        target_column: As for `load`. If the file has it, `y` of the result holds it, so that predictions can be
-            scored; else `y` is None.
+        target_column: As for `load`. If the file has it, the result says of which sequences the truth is known, so
+            that their predictions can be scored, and why that of others is not.
+        trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
+            and it is noted if it is not there.
 
     Raises:
-        AnyRNNError: The file does not fit the model, or only some of its targets are there.
+        AnyRNNError: The file does not fit the model.
     """
-    columns = Columns(id_column, time_column, target_column, tuple(features))
+    columns = Columns(id_column, time_column, target_column, tuple(features), trained_time)
     source = os.fspath(source)
     parsed = _parsed(source, columns, part="TEST", need_target=False, owner="the model")
     if len(parsed.features) != len(features):
@@ -195,9 +205,7 @@ def load_for_prediction(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    if parsed.targets is None or all(value is None for value in parsed.targets):
-        return Inputs(parsed.x, None, parsed.ids)
-    return _encoded(parsed, None if classes is None else tuple(classes), trained_on="the model")
+    return unseen(parsed, classes, _label)
 
 
 def _parsed(source: str, columns: Columns, *, part: str = "TRAIN", need_target: bool = True, owner: str = "") -> Parsed:

@@ -5,6 +5,7 @@ A copy of the cell is run whose activation functions write down what they return
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -39,18 +40,23 @@ def gates(model: Model, part: Sequences, index: int) -> Gates | None:
     functions = cell.activations
     recorded: dict[str, list[Tensor]] = {name: [] for name in functions}
     cell.activations = {name: _recorder(functions[name], recorded[name]) for name in functions}
-    x = model.scaler(part.x[index])
+    x = model.scaled(part.x[index])
     with torch.no_grad(), anyrnn.engine("reference"):
         output, _ = anyrnn.scan(cell, x.unsqueeze(1))
     # A cell that is new to `scan` is tried on a few rows first: the last T calls are the steps.
     steps = {name: torch.cat(calls[-len(x) :]) for name, calls in recorded.items()}
     shown = {name: "tanh(c)" if name == "h" and "h" not in cell.gates else name for name in steps}
-    y = part.y[index].item()
+    y, predicted = part.y[index].item(), model.predict([part.x[index]])
+    true, answer = (
+        alike(y, predicted.values[0])
+        if model.classes is None or predicted.labels is None
+        else (model.classes[int(y)], predicted.labels[0])
+    )
     return Gates(
         title=model.network.title,
         sequence=part.ids[index],
-        true=f"{y:g}" if model.classes is None else model.classes[int(y)],
-        predicted=str(model.predict([part.x[index]]).texts[0]),
+        true=true,
+        predicted=answer,
         matrices={**{shown[name]: values for name, values in steps.items()}, "h": output[:, 0]},
         ranges={shown[name]: _RANGES[functions[name]] for name in steps if functions[name] in _RANGES},
         inputs=x,
@@ -63,3 +69,12 @@ def _recorder(function: Callable[[Tensor], Tensor], calls: list[Tensor]) -> Call
         return calls[-1]
 
     return record
+
+
+def alike(*values: float) -> tuple[str, ...]:
+    """Write numbers that are to be compared with as many decimals each: four digits of the largest."""
+    largest = max(map(abs, values))
+    if largest == 0 or not 1e-4 <= largest < 1e9:
+        return tuple(f"{value:.4g}" for value in values)
+    decimals = max(0, 3 - math.floor(math.log10(largest)))
+    return tuple(f"{value:.{decimals}f}" for value in values)
