@@ -9,6 +9,8 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from anyrnn.errors import AnyRNNError
@@ -41,7 +43,8 @@ class Output(io.TextIOBase):
 
     @property
     def _stream(self) -> Any:
-        return getattr(sys, self._name)
+        stream = getattr(sys, self._name)
+        return getattr(stream, "rich_proxied_file", stream)  # while a progress bar is shown
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -112,7 +115,41 @@ def _drop(stream: Any) -> None:
         pass
 
 
-def occupy_standard_streams() -> None:
+@contextmanager
+def outlive(status: int) -> Iterator[None]:
+    """Run a command line inside a ``with`` block whose stdout and stderr may be closed, full or of any alphabet.
+
+    What other code writes to them, such as help texts, ends with this exit status if it cannot be written.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _occupy_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="anyrnn.plain")
+    try:
+        yield
+    except OSError:
+        if _flushes(sys.stdout):
+            raise  # it was something else
+        sys.exit(status)
+    except SystemExit as end:
+        if not _flushes(sys.stdout) and not end.code:
+            sys.exit(status)
+        raise
+
+
+def _flushes(stream: Any) -> bool:
+    """Whether all that was written to a stream has arrived; if not, the rest is dropped."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        _drop(stream)
+        return False
+    return True
+
+
+def _occupy_standard_streams() -> None:
     """Open what was closed before the start, so that no file of ours gets the number of stdout."""
     while True:
         number = os.open(os.devnull, os.O_RDWR)
