@@ -85,7 +85,7 @@ class Output(io.TextIOBase):
         if buffer is None and self._stream is not None:
             self._attempt("write", data.decode())
         else:
-            self._attempt("write", data, buffer)
+            self._attempt("write", data, stream=buffer)
             self._attempt("flush", stream=buffer)
         if self.failed is not None and self.failed.errno != errno.EPIPE:
             raise AnyRNNError(f"{self._name}: this cannot be written: {self.reason}; name a file (--out)")
