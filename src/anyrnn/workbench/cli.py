@@ -420,7 +420,7 @@ def _train_and_save(
         named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
         _say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
     if kept.trouble is not None:
-        _complain(f"{kept.trouble}; {kept}")
+        _complain(kept)
         raise typer.Exit(UNWRITTEN)
 
 

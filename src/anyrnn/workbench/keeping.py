@@ -68,9 +68,10 @@ class Kept:
     trouble: AnyRNNError | None = None
 
     def __str__(self) -> str:
+        """Say what became of it, if it is not where it was to be."""
         if self.folder is None:
-            return f"{self.trouble} Neither could they be kept anywhere else."
-        return f"they are kept in {self.folder}"
+            return f"{self.trouble}. Nor could the run be kept anywhere else: it is lost"
+        return f"{self.trouble}. The run is in {self.folder} instead"
 
 
 def keep(results: Results, folder: Path, *, overwrite: bool = False, numbered: bool = False) -> Kept:

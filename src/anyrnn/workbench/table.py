@@ -141,6 +141,8 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
     for name in (columns.id, time, target, *(columns.features or ())):
         if name is not None and name not in names:
             whose = f", a feature of {owner}," if owner and name in (columns.features or ()) else ""
+            if name == columns.id:
+                whose = ", the id (id_column, --id),"
             raise AnyRNNError(
                 f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}."
                 f"{did_you_mean(name, names)}"
