@@ -230,8 +230,7 @@ def test_a_folder_that_is_there_is_filled_and_not_replaced(results: Results, her
 def test_names_that_are_no_unicode_can_be_saved(results: Results, here: Path) -> None:
     odd = replace(results, dataset=replace(results.dataset, name="caf\udce9", target="\ud800"), command="anyrnn \udcff")
     run = open_run(odd.save("run"))
-    assert run.results["dataset"]["name"] == "caf\udce9"
-    assert run.model().target == "\ud800"
+    assert (run.results["dataset"]["name"], run.results["dataset"]["target"]) == ("caf\udce9", "\ud800")
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e18, 1e30, 1e37])
@@ -300,7 +299,7 @@ def process(shell: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
         ('"$A" predict RUN d.csv 2>&-', 0, rb""),
         ('"$A" predict RUN d.csv --out /proc/p.csv', 2, rb"anyrnn: /proc/p.csv: this cannot be written: .*\n"),
         ('"$A" predict RUN d.csv | true', 0, rb".*"),
-        ('"$A" --help > /dev/full', 1, rb""),
+        ('"$A" --help > /dev/full', 1, rb"anyrnn: stdout: not all could be written: No space left on device\n"),
         ('"$A" FIT --out run > /dev/full', 1, rb"anyrnn: stdout: not all could be written: No space left on device\n"),
         ('"$A" FIT --out run >&- 2>&-', 1, rb""),
         ('"$A" FIT --out run | head -c 1 > /dev/null', 0, rb""),

@@ -10,11 +10,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from anyrnn.errors import AnyRNNError
 
+_OF_STREAMS = {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}
 _PLAIN = {"µ": "u", "±": "+-", "…": "...", "“": '"', "”": '"', "–": "-", "×": "x", "\N{NO-BREAK SPACE}": " "}
 
 
@@ -128,9 +129,13 @@ def outlive(status: int) -> Iterator[None]:
             stream.reconfigure(errors="anyrnn.plain")
     try:
         yield
-    except OSError:
-        if _flushes(sys.stdout):
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OF_STREAMS:
             raise  # it was something else
+        _drop(sys.stdout)
+        if error.errno != errno.EPIPE and sys.stderr is not None:
+            with suppress(OSError):
+                sys.stderr.write(f"anyrnn: stdout: not all could be written: {error.strerror}\n")
         sys.exit(status)
     except SystemExit as end:
         if not _flushes(sys.stdout) and not end.code:
