@@ -205,7 +205,7 @@ class Results:
         """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
         rows = self._rows()
         first = 0  # of the costs that have room
-        while first < len(_COSTS) and _width(rows, first) > options.max_width:
+        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
             first += 1
         score = max(len(row[1]) for row, _ in rows)
         if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
@@ -360,6 +360,9 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
 
 
 def _width(rows: Sequence[tuple[tuple[str, ...], str]], first: int) -> int:
-    """Of the table from this column of costs on: each column as wide as its widest cell, and two blanks between."""
-    cells = [("network", "test accuracy", "", *_COSTS), *(row for row, _ in rows)]
+    """Of the table from this column of costs on: each column as wide as its widest cell, and two blanks between.
+
+    The rows are those of the networks; the long names of baselines may take several lines.
+    """
+    cells = [("network", "test accuracy", "baseline", *_COSTS), *(row for row, _ in rows)]
     return sum(max(len(row[k]) for row in cells) + 2 for k in (0, 1, 2, *range(3 + first, 3 + len(_COSTS))))
