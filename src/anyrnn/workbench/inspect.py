@@ -72,9 +72,11 @@ def _recorder(function: Callable[[Tensor], Tensor], calls: list[Tensor]) -> Call
 
 
 def alike(*values: float) -> tuple[str, ...]:
-    """Write numbers that are to be compared with as many decimals each: four digits of the largest."""
-    largest = max(map(abs, values))
-    if largest == 0 or not 1e-4 <= largest < 1e9:
+    """Write numbers that are to be compared with as many decimals each: three digits of their difference, or more."""
+    largest, apart = max(map(abs, values)), max(values) - min(values)
+    if largest == 0 or not math.isfinite(apart):
         return tuple(f"{value:.4g}" for value in values)
-    decimals = max(0, 3 - math.floor(math.log10(largest)))
-    return tuple(f"{value:.{decimals}f}" for value in values)
+    digits = min(17, max(4, math.ceil(math.log10(largest / apart)) + 3) if apart else 4)
+    decimals = digits - 1 - math.floor(math.log10(largest))
+    form = f".{max(decimals, 0)}f" if -6 <= decimals <= 9 else f".{digits}g"
+    return tuple(f"{value:{form}}" for value in values)
