@@ -451,23 +451,16 @@ PREDICTIONS = {
         {"features": ["a", "b", "c"], "classes": ["a", "b"]},
         "x.ts: got 2 channels, expected 3, the features of the model: a, b, c",
     ),
-    "an unknown class": (
-        "x.csv",
-        {"features": ["a", "b"], "classes": ["u", "w"], **ROLES},
-        "x.csv: id 'q': class 'v' is not among the classes of the model: u, w; no network can predict a class that "
-        "it was not trained on: leave the sequence out, or add some of its class to the training part",
-    ),
-    "some targets are missing": (
-        "some.csv",
+    "a feature is no number": (
+        "text.csv",
         {"features": ["a", "b"], "classes": ["u", "v"], **ROLES},
-        "some.csv: id 'z': target 'y' is missing here; expected one for each sequence: fill it in, or leave the "
-        "sequence out",
+        "text.csv: data row 1 (id 'z', t 0): feature 'b' is 'low', expected a number; write a number: the model needs "
+        "it",
     ),
-    "text for a number": (
-        "x.csv",
-        {"features": ["a", "b"], "classes": None, **ROLES},
-        "x.csv: id 'p': target 'y' is 'u', expected a finite number; "
-        "correct it, or read the target as classes: task='classification' (--task classification)",
+    "a value is missing": (
+        "gap.csv",
+        {"features": ["a", "b"], "classes": ["u", "v"], **ROLES},
+        "gap.csv: data row 1 (id 'z', t 0): feature 'b' is missing; fill it in or drop the row: the model needs it",
     ),
 }
 
@@ -476,7 +469,8 @@ PREDICTIONS = {
 def test_data_that_does_not_fit_the_model(folder: Path, case: str) -> None:
     name, options, expected = PREDICTIONS[case]
     (folder / "x.csv").write_text(TABLE)
-    (folder / "some.csv").write_text(TABLE + "z,0,1,1,\n")
+    (folder / "text.csv").write_text(TABLE.splitlines()[0] + "\nz,0,1,low,u\n")
+    (folder / "gap.csv").write_text(TABLE.splitlines()[0] + "\nz,0,1,,u\n")
     (folder / "x.ts").write_text(TS)
     assert message(load_for_prediction, name, **options) == expected
 

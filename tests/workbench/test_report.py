@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.inspect import alike
 from anyrnn.workbench.report import Gates, render
 
 TITLES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "peephole": "Peephole LSTM", "bilstm": "Bidirectional LSTM"}
@@ -513,3 +514,69 @@ def test_ticks_are_round_inside_the_range_and_written_alike(axis: charts.Axis, t
     ticks = axis.ticks(5)
     assert [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in ticks] == texts
     assert all(-1e-9 <= axis(value) <= 100 + 1e-9 for value, _ in ticks)
+
+
+def with_curve(results: dict[str, Any], scores: list[float | None]) -> dict[str, Any]:
+    """The same results, where the best network had these test scores on its way."""
+    changed = copy.deepcopy(results)
+    for run in next(m for m in changed["models"] if m["name"] == changed["best"])["runs"]:
+        for point, score in zip(run["history"], scores, strict=True):
+            point["test_score"] = score if point["epoch"] < len(scores) else run["score"]
+    return changed
+
+
+@pytest.mark.parametrize("number", [False, True])
+@pytest.mark.parametrize("peak", [1, 2, 6, 30])
+def test_the_curve_of_the_test_part_is_not_cut_where_it_is_best(number: bool, peak: int) -> None:
+    results = comparison({"lstm": [0.3 if number else 0.7]}, number=number)
+    best, worst = (0.05, 9.0) if number else (0.9, 0.1)
+    last = results["models"][0]["score_mean"]
+    scores = [best if e == peak else worst if e == peak - 1 else last for e in range(1, 31)]
+    html = render(with_curve(results, scores), None)
+    figure = next(f for f in re.findall(r'<figure class="card" id="progress">.*?</figure>', html, re.S))
+    ((x, y, said),) = re.findall(r'<circle class="s0 ring" cx="(\S+)" cy="(\S+)" r="4"><title>(.*?)</title>', figure)
+    frame = re.search(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"/></clipPath>', figure)
+    left, top, width, height = map(int, frame.groups())
+    assert left <= float(x) <= left + width
+    assert top <= float(y) <= top + height
+    if peak < 30:
+        assert said == f"LSTM: best after epoch {peak}"
+        assert re.search(
+            rf"LSTM was \S+( points)? better after epoch {peak} than at the end, which points to overf", html
+        )
+    else:
+        assert "overfitting" not in html
+
+
+def test_epochs_that_were_not_scored_leave_the_curve_whole() -> None:
+    scores = [0.5 + e / 100 if e in (1, 11, 21, 30) else None for e in range(1, 31)]
+    html = render(with_curve(comparison({"lstm": [0.8, 0.81]}), scores), None)
+    assert "Scored after 4 of the 30 epochs" in html
+    assert "✕" not in html
+    assert "Scored after" not in render(CASES["six models"], None)
+
+
+@pytest.mark.parametrize(
+    ("shortest", "longest", "text"),
+    [(7, 29, "of 7 to 29 steps."), (100, 100, "of 100 steps."), (1, 1, "of 1 step.")],
+)
+def test_lengths_that_are_all_the_same_are_said_once(shortest: int, longest: int, text: str) -> None:
+    results = copy.deepcopy(CASES["six models"])
+    results["dataset"].update(shortest=shortest, longest=longest)
+    assert f"to test on, {text}" in Page(render(results, None)).text
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((112.0, 108.657), ("112.00", "108.66")),
+        ((112.0, 1.25), ("112.0", "1.2")),
+        ((0.05, -0.0123456), ("0.05000", "-0.01235")),
+        ((1767225600.5, 1767225601.0), ("1767225600.500", "1767225601.000")),
+        ((0.0, 0.0), ("0", "0")),
+        ((1e-30, 2e-30), ("1e-30", "2e-30")),
+        ((5.0, 5.0), ("5.000", "5.000")),
+    ],
+)
+def test_numbers_that_are_compared_are_written_alike(values: tuple[float, ...], texts: tuple[str, ...]) -> None:
+    assert alike(*values) == texts

@@ -21,11 +21,12 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
-from anyrnn.workbench.parsed import Missing, Parsed, Task, Value, did_you_mean, listed
+from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.split import split
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
+from anyrnn.workbench.unseen import Unseen, unseen
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
@@ -217,7 +218,8 @@ def load_for_prediction(
     time_column: str | None = None,
     target_column: str | None = None,
     missing: str | float | Sequence[str | float] | None = None,
-) -> Inputs:
+    trained_time: str | None = None,
+) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
     Args:
@@ -226,14 +228,16 @@ def load_for_prediction(
         classes: The model's classes, None if it predicts a number.
         id_column: As for `load`; this and the other columns are not looked at for a .ts file.
         time_column: As for `load`.
-        target_column: As for `load`. If the file has it, `y` of the result holds it, so that predictions can be
-            scored; else `y` is None.
+        target_column: As for `load`. If the file has it, the result says of which sequences the truth is known, so
+            that their predictions can be scored, and why that of others is not.
         missing: As for `load`; for a model, `scaler.missing`.
+        trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
+            and it is noted if it is not there.
 
     Raises:
-        AnyRNNError: The file does not fit the model, or only some of its targets are there.
+        AnyRNNError: The file does not fit the model.
     """
-    columns = Columns(id_column, time_column, target_column, tuple(features))
+    columns = Columns(id_column, time_column, target_column, tuple(features), trained_time)
     absent = Missing.named(missing)
     parsed = _parsed(_source(source), columns, part="TEST", need_target=False, owner="the model", missing=absent)
     if len(parsed.features) != len(features):
@@ -241,9 +245,7 @@ def load_for_prediction(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    if parsed.targets is None or all(value is None for value in parsed.targets):
-        return Inputs(parsed.x, None, parsed.ids)
-    return _encoded(parsed, None if classes is None else tuple(classes), trained_on="the model")
+    return unseen(parsed, classes, _label)
 
 
 def _source(source: Source) -> str:
@@ -394,9 +396,9 @@ def _with_decimal_commas(
     """The targets as numbers if all of them are written so and some have a comma; None if they are not."""
     texts = [str(value) for value in values]
     with_comma = [text for text in texts if "," in text]
-    if not with_comma or not all(re.fullmatch(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?", text) for text in texts):
+    if not with_comma or not all(re.fullmatch(DECIMAL_COMMA, text) for text in texts):
         return None
-    if all(re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text) for text in with_comma):
+    if all(re.fullmatch(THOUSANDS_COMMA, text) for text in with_comma):
         place = parsed.where[texts.index(with_comma[0])]
         raise AnyRNNError(
             f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from anyrnn.workbench.parsed import BLANK, Parsed
-from anyrnn.workbench.sequences import Scaler, Sequences, bulk
+from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk
 from anyrnn.workbench.split import alike, spelling
 
 _MOST_FEATURES = 5  # a note each; that there are more is said in one
@@ -52,6 +52,33 @@ def notes_on_sequences(files: Sequence[Parsed], train: Sequences, test: Sequence
     yield from _far_cells(files, train, scaler)
     if train.y.is_floating_point():
         yield from _far_targets(files, train, test)
+
+
+def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> Iterator[str]:
+    """Cells of sequences to predict for that are far from what the network was trained on.
+
+    Args:
+        inputs: The sequences, as read.
+        features: Their features.
+        scaler: Of the trained network.
+    """
+    steps = torch.cat(inputs.x).numpy()  # (sum of T_i, I)
+    ends = np.cumsum([len(x) for x in inputs.x])
+    many = 0
+    for name, values, mean, std in zip(features, steps.T, scaler.mean, scaler.std, strict=True):
+        with np.errstate(over="ignore"):
+            far = np.flatnonzero(np.abs(values - mean) > scaler.linear_to * std)
+        many += len(far) > 0
+        if len(far) and many <= _MOST_FEATURES:
+            i = int(np.searchsorted(ends, far[0], side="right"))
+            lies = f"1 of {len(values)} cells lies" if len(far) == 1 else f"{len(far)} of {len(values)} cells lie"
+            yield (
+                f"feature {name!r}: {lies} more than {scaler.linear_to:g} standard deviations from the mean of the "
+                f"training part, {mean:.6g}; the first is {values[far[0]]:.9g}, step "
+                f"{far[0] - ends[i] + len(inputs.x[i]) + 1} of {inputs.ids[i]!r}: the network has seen nothing like it"
+            )
+    if many > _MOST_FEATURES:
+        yield f"{many - _MOST_FEATURES} more features have cells far from those of the training part"
 
 
 def _ids(files: Sequence[Parsed]) -> Iterator[str]:

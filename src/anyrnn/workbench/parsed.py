@@ -21,6 +21,9 @@ Value = str | bool | int | float | None  # a target as its file has it; None whe
 BLANK = frozenset({"", "?", "nan", "na", "n/a", "null", "none", "<na>", "nat"})  # ways to write "missing", lower case
 # What pandas and NumPy write for a missing value, in their spelling: nothing that anybody would choose as a name.
 NOT_A_NAME = frozenset({"", "nan", "NaN", "<NA>", "NaT"})
+# A number as half of the world writes it, whole or not, and one whose comma may set off the thousands instead.
+DECIMAL_COMMA = r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?"
+THOUSANDS_COMMA = r"[+-]?[1-9]\d{0,2},\d{3}"
 
 _MOST_NAMES = 20  # a message that lists more than this is no longer read
 

@@ -165,12 +165,13 @@ class Scaler:
             bound, missing = values.get("linear_to"), values.get("missing")
             if not (missing is None or (isinstance(missing, list) and all(isinstance(text, str) for text in missing))):
                 raise TypeError
-            return cls(mean, std, math.inf if bound is None else float(bound), None if missing is None else (*missing,))
+            linear_to = math.inf if bound is None else float(bound)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise AnyRNNError(
                 "scaler: expected {'mean': [numbers], 'std': [numbers]}, the file holds something else; "
                 "train the model again"
             ) from error
+        return cls(mean, std, linear_to, None if missing is None else (*missing,))
 
 
 @np.errstate(over="ignore")  # the distance of 1e308 and -1e308 is infinite, and that is far enough

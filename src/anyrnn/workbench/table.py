@@ -34,12 +34,16 @@ _NAMELESS = {"", "Unnamed: 0", "__index_level_0__"}  # how pandas writes its row
 
 @dataclass(frozen=True)
 class Columns:
-    """What the caller says about the columns; None: not said. Without features, all columns left over are."""
+    """What the caller says about the columns; None: not said. Without features, all columns left over are.
+
+    `usual_time` is that of another file: it is the time if it is there and no time was named.
+    """
 
     id: str | None = None
     time: str | None = None
     target: str | None = None
     features: tuple[str, ...] | None = None
+    usual_time: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,13 @@ def read_table(
         missing: What stands for a missing value and becomes NaN. None: a missing feature is refused.
     """
     roles = _roles(path, _column_names(path), columns, need_target=need_target, owner=owner)
-    table = _Table(path, roles, _frame(path, roles), missing)
+    table = _Table(path, roles, _frame(path, roles), missing, trained=not need_target)
     rows, lengths = table.order()
     matrix = np.stack([table.feature(name) for name in roles.features], axis=1)[rows]  # (rows, I)
     ends = np.cumsum(lengths)
     first_rows = rows[ends - lengths].tolist()
     ids = tuple(table.ids[row] for row in first_rows)
     targets = table.targets(first_rows) if roles.target else None
-    unsorted = () if roles.time else ("no time column was named: steps are in the order of the rows",)
     return Parsed(
         path=str(path),
         features=roles.features,
@@ -80,8 +83,17 @@ def read_table(
         target=roles.target or "target",
         targets=targets,
         task=None,
-        notes=(*unsorted, *table.notes),
+        notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[_ROW].to_numpy()[rows], ends[:-1])),
+    )
+
+
+def _unsorted(columns: Columns) -> str:
+    if columns.usual_time is None:
+        return "no time column was named: steps are in the order of the rows"
+    return (
+        f"column {columns.usual_time!r}, by which the steps were sorted in training, is not there: they are in the "
+        "order of the rows; --time names another (time_column)"
     )
 
 
@@ -130,13 +142,17 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
         hint = first_line_hint(names).lstrip()
         raise AnyRNNError(f"{path}: say {' and '.join(unsaid)}; the columns are {listed(names)}{hint and '. ' + hint}")
     target = columns.target if need_target or columns.target in names else None
-    for name in (columns.id, columns.time, target, *(columns.features or ())):
+    usual = columns.usual_time if columns.usual_time in names and columns.usual_time != columns.id else None
+    time = columns.time or usual
+    for name in (columns.id, time, target, *(columns.features or ())):
         if name is not None and name not in names:
             whose = f", a feature of {owner}," if owner and name in (columns.features or ()) else ""
+            if name == columns.id and not need_target:  # that of the training, unless the user said another
+                whose = ", the id (id_column, --id),"
             raise AnyRNNError(
-                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{_cure(name, names)}"
+                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{_likely(name, names)}"
             )
-    taken = [name for name in (columns.id, columns.time, target) if name is not None]
+    taken = [name for name in (columns.id, time, target) if name is not None]
     if len(set(taken)) < len(taken):
         raise AnyRNNError(f"{path}: id, time and target must be different columns, got {listed(taken)}")
     features = columns.features
@@ -157,10 +173,10 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
         if name in {columns.id, target}:
             part = "names the sequence" if name == columns.id else "is what is to be predicted"
             raise AnyRNNError(f"{path}: column {name!r} {part}; it cannot be a feature as well")
-    return _Roles(columns.id, columns.time, target, features)
+    return _Roles(columns.id, time, target, features)
 
 
-def _cure(name: str, names: list[str]) -> str:
+def _likely(name: str, names: list[str]) -> str:
     """The end of the message that a column is not there."""
     split = next((each for each in names if "," in each and name in map(str.strip, each.split(","))), None)
     if split is not None:
@@ -208,13 +224,19 @@ def _without_blanks(names: list[str]) -> list[str]:
 
 
 class _Table:
-    """The rows of one file, with what a message needs to name a place in it."""
+    """The rows of one file, with what a message needs to name a place in it.
 
-    def __init__(self, path: Path, roles: _Roles, frame: pl.DataFrame, missing: Missing | None) -> None:
+    `trained` is whether it is for a trained model, which needs all of its features, and no target.
+    """
+
+    def __init__(
+        self, path: Path, roles: _Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+    ) -> None:
         self.path = path
         self.roles = roles
         self.frame = frame
         self.missing = missing
+        self.trained = trained
         self.notes: list[str] = []
         self.ids = self._ids()
         self.times = self._times()
@@ -329,16 +351,14 @@ class _Table:
             if row is not None:
                 comma = "write a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text[row]) else "write a number"
                 raise AnyRNNError(
-                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; "
-                    f"{comma}, or name the features without it (feature_columns, --features)"
+                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; {self._cure(comma)}"
                 )
         elif column.dtype.is_numeric() or column.dtype in _AS_NUMBERS:
             numbers = column.cast(pl.Float64)
             self._note_rounding(column, numbers)
         else:
             raise AnyRNNError(
-                f"{self.path}: feature {name!r} holds {column.dtype}, expected numbers; "
-                "convert it, or name the features without it (feature_columns, --features)"
+                f"{self.path}: feature {name!r} holds {column.dtype}, expected numbers; {self._cure('convert it')}"
             )
         values = numbers.fill_null(math.nan).to_numpy()
         absent = np.isnan(values)
@@ -350,9 +370,8 @@ class _Table:
             row = int(absent.argmax())
             written = "" if column[row] is None else f" ({column[row]})"
             raise AnyRNNError(
-                f"{self.place(row)}: feature {name!r} is missing{written}; fill it in, drop the row, "
-                "or name the features without it (feature_columns, --features); missing='nan' (--missing nan) has "
-                "missing values filled"
+                f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row')}"
+                + ("" if self.trained else "; missing='nan' (--missing nan) has missing values filled")
             )
         infinite = np.isinf(values)
         if infinite.any():
@@ -376,8 +395,14 @@ class _Table:
         if row is not None:
             raise AnyRNNError(row)
 
+    def _cure(self, cure: str) -> str:
+        """What to do about a feature."""
+        if self.trained:
+            return f"{cure.replace(', ', ' or ')}: the model needs it"
+        return f"{cure}, or name the features without it (feature_columns, --features)"
+
     def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
-        """The target of each id, after checking that all of its rows agree."""
+        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
         column = self.frame[self.roles.target or ""]
         if column.dtype in _TEXT:
             text = column.cast(pl.String)
@@ -389,9 +414,11 @@ class _Table:
         elif column.dtype.is_decimal():
             column = column.cast(pl.Float64)
         elif not (column.dtype.is_numeric() or column.dtype in _AS_NUMBERS):
-            raise AnyRNNError(
-                f"{self.path}: target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
-            )
+            wrong = f"target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
+            if self.trained:
+                self.notes.append(f"{wrong}: nothing is scored")
+                return (None,) * len(first_rows)
+            raise AnyRNNError(f"{self.path}: {wrong}")
         if column.dtype.is_float():
             column = column.fill_nan(None)
         if self.missing is not None:
@@ -399,14 +426,20 @@ class _Table:
             column = column.zip_with(~pl.Series(absent, dtype=pl.Boolean), pl.Series([None], dtype=column.dtype))
         pairs = pl.DataFrame({"id": self.ids, "target": column})
         pairs = pairs.with_columns(expected=pl.col("target").first().over("id"))
-        row = _first(pairs["target"].ne_missing(pairs["expected"]))
-        if row is not None:
-            got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
-            raise AnyRNNError(
-                f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id; "
-                "a sequence has one target, repeated on each of its rows"
-            )
-        return tuple(column.gather(first_rows).to_list())
+        varies = pairs["target"].ne_missing(pairs["expected"])
+        row = _first(varies)
+        values = column.gather(first_rows).to_list()
+        if row is None:
+            return tuple(values)
+        got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
+        wrong = f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id"
+        if not self.trained:
+            raise AnyRNNError(f"{wrong}; a sequence has one target, repeated on each of its rows")
+        doubtful = set(self.ids.filter(varies))
+        self.notes.append(f"{wrong}: it counts as missing, as in all sequences in which it varies ({len(doubtful)})")
+        return tuple(
+            None if self.ids[row] in doubtful else value for row, value in zip(first_rows, values, strict=True)
+        )
 
 
 def _without_markers(text: pl.Series) -> pl.Series:
