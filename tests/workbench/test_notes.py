@@ -3,19 +3,24 @@
 import bz2
 import gzip
 import io
+import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench import load
+from anyrnn.workbench import load, load_for_prediction
 from anyrnn.workbench.cli import app
+from anyrnn.workbench.notes import notes_on_unseen
+from anyrnn.workbench.sequences import Inputs, Scaler
 from anyrnn.workbench.split import spelling
 
 ROLES: dict[str, Any] = {"id_column": "id", "time_column": "t", "target_column": "y"}
@@ -364,3 +369,41 @@ def test_a_label_that_may_be_two_classes_is_refused() -> None:
     Path("x.ts").write_text("@classLabel true Ab aB\n@data\n1:Ab\n2:aB\n3:ab\n")
     with pytest.raises(AnyRNNError, match=r"x.ts:5: got class 'ab', expected one of those"):
         load("x.ts")
+
+
+# Sequences to predict for
+
+
+def test_cells_unlike_those_of_the_training_are_said_when_predicting() -> None:
+    scaler = Scaler((80.0, 0.0), (2.0, 1.0), missing=("-9999",))
+    x = (torch.tensor([[80.0, 0.0], [math.nan, 1.0]]), torch.tensor([[100.0, 0.0], [100.125, -1.0], [1e6, 9.9]]))
+    assert list(notes_on_unseen(Inputs(x, None, ("p", "q")), ("a", "b"), scaler)) == [
+        "1 of 10 cells are missing: a network gets the last value of the sequence before them, or the training mean "
+        "where there is none",
+        "feature 'a': 2 of 5 cells lie more than 10 standard deviations from the mean of the training part, 80; the "
+        "first is 100.125, step 2 of 'q': the network has seen nothing like it",
+    ]
+    linear = replace(scaler, linear_to=math.inf)  # of an earlier version
+    assert len(list(notes_on_unseen(Inputs(x, None, ("p", "q")), ("a", "b"), linear))) == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "truth"),
+    [
+        (("1,5", "-2,25", "3"), [1.5, -2.25, 3.0]),
+        (("1,5", "1,500", "low"), [1.5, 1.5]),  # one comma that can only be that of decimals decides for all
+        (("1,500", "2,000", "7"), [7.0]),  # 1.5 or 1500: nobody knows
+        (("1_000", "2", "3"), [2.0, 3.0]),
+    ],
+)
+def test_decimal_commas_of_the_truth_are_read_as_in_training(
+    folder: Path, targets: tuple[str, ...], truth: list[float]
+) -> None:
+    rows = [f'{id_},{t},1,2,"{y}"' for id_, y in zip("pqr", targets, strict=True) for t in range(2)]
+    (folder / "x.csv").write_text("\n".join(["id,t,a,b,y", *rows, ""]))
+    options = {"id_column": "id", "time_column": "t", "target_column": "y"}
+    found = load_for_prediction("x.csv", features=("a", "b"), classes=None, **options)
+    assert found.truth is not None
+    assert found.truth.tolist() == truth
+    said = [note for note in found.notes if "decimal commas" in note or "not scored" in note]
+    assert len(said) == ("1,5" in targets) + (len(truth) < 3)

@@ -11,6 +11,7 @@ from anyrnn.workbench.parsed import BLANK, Parsed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk
 from anyrnn.workbench.split import alike, spelling
 
+_FILLED = "a network gets the last value of the sequence before them, or the training mean where there is none"
 _MOST_FEATURES = 5  # a note each; that there are more is said in one
 
 
@@ -55,7 +56,7 @@ def notes_on_sequences(files: Sequence[Parsed], train: Sequences, test: Sequence
 
 
 def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> Iterator[str]:
-    """Cells of sequences to predict for that are far from what the network was trained on.
+    """Cells of sequences to predict for that are missing, or far from what the network was trained on.
 
     Args:
         inputs: The sequences, as read.
@@ -64,6 +65,9 @@ def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> 
     """
     steps = torch.cat(inputs.x).numpy()  # (sum of T_i, I)
     ends = np.cumsum([len(x) for x in inputs.x])
+    absent = int(np.isnan(steps).sum())
+    if absent:
+        yield f"{absent} of {steps.size} cells are missing: {_FILLED}"
     many = 0
     for name, values, mean, std in zip(features, steps.T, scaler.mean, scaler.std, strict=True):
         with np.errstate(over="ignore"):
@@ -128,10 +132,7 @@ def _missing(files: Sequence[Parsed], scaler: Scaler) -> Iterator[str]:
         return
     order = np.argsort(-np.asarray(counts), kind="stable")
     worst = [f"{files[0].features[k]!r} {np.asarray(counts)[k]}" for k in order[:_MOST_FEATURES] if counts[k]]
-    yield (
-        f"{int(np.sum(counts))} of {cells} cells are missing ({', '.join(worst)}): a network gets the last value of "
-        "the sequence before them, or the training mean where there is none"
-    )
+    yield (f"{int(np.sum(counts))} of {cells} cells are missing ({', '.join(worst)}): {_FILLED}")
 
 
 def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Iterator[str]:
