@@ -56,18 +56,17 @@ FILES = {
     "a picture as .csv": (
         "x.csv",
         PNG,
-        "this is not text in UTF-8, it starts with b'\\x89PNG\\r\\n\\x1a\\n'; expected CSV: "
-        "save the table as CSV in UTF-8",
+        "line 1: this is not text in UTF-8: b'\\x89PNG'; save the table as CSV in UTF-8",
     ),
     "latin-1 as .csv": (
         "x.csv",
         "id,t,a,y\np,0,1,é\n".encode("latin-1"),
-        "this is not text in UTF-8, it starts with b'id,t,a,y'; expected CSV: save the table as CSV in UTF-8",
+        "line 2: this is not text in UTF-8: b'p,0,1,\\xe9'; save the table as CSV in UTF-8",
     ),
     "Parquet as .csv": (
         "x.csv",
         b"PAR1\x15\x04\x15\0PAR1",
-        "this is not text in UTF-8, it starts with b'PAR1\\x15\\x04\\x15\\x00'; expected CSV: rename it to .parquet",
+        "this is Parquet, expected CSV: rename it to .parquet",
     ),
     "a picture as .parquet": (
         "x.parquet",
@@ -169,14 +168,18 @@ TS_FILES = {
     ),
     "text": (TS + "1,2:3,x:a\n", ":7: the value of channel 2 at step 2 is 'x', expected a finite number"),
     "infinity": (TS + "1,2:3,inf:a\n", ":7: the value of channel 2 at step 2 is 'inf', expected a finite number"),
-    "too large for float32": (
-        TS + "1,2:3,1e39:a\n",
-        ":7: the value of channel 2 at step 2 is '1e39', expected a finite number",
+    "too large for float64": (
+        TS + "1,2:3,1e309:a\n",
+        ":7: the value of channel 2 at step 2 is '1e309', expected a finite number",
+    ),
+    "thousands set off": (
+        TS + "1,2:3,1_000:a\n",
+        ":7: the value of channel 2 at step 2 is '1_000', expected a finite number",
     ),
     "not UTF-8": (TS.encode() + b"1,2:3,4:\xe9\n", ":7: this is not text in UTF-8: b'1,2:3,4:\\xe9'"),
     "an undeclared class": (
-        TS + "1,2:3,4:A\n",
-        ":7: got class 'A', expected one of those that @classLabel names: a, b. Did you mean 'a'?",
+        TS + "1,2:3,4:ax\n",
+        ":7: got class 'ax', expected one of those that @classLabel names: a, b. Did you mean 'a'?",
     ),
     "a class missing": (
         TS + "1,2:3,4:?\n",
@@ -219,8 +222,8 @@ TABLES = {
     "blank lines alone": ("\n\n", "this cannot be read as CSV: "),
     "semicolons": ("id;t;a;y\n1;2;3;4\n", "the columns seem to be separated by semicolons; expected commas"),
     "more fields than the header": (
-        "id,t,a,y\n1,2,3,4,5\n",
-        "this cannot be read as CSV: ",
+        "id,t,a,y\n1,2,3,4\n\n1,2,3,4,5\n",
+        "data row 3 (line 4) has 5 fields, expected 4 as in the header; quote a field that has a comma in it",
     ),
     "two columns of one name": (
         "id,t,a,a,y\n1,2,3,4,5\n",
@@ -276,9 +279,9 @@ TABLES = {
     ),
     "a row cut short": (TABLE + "s,1\n", "data row 7 (id 's', t 1): feature 'a' is missing; fill it in"),
     "infinity": (TABLE + "s,1,-inf,1.5,v\n", "data row 7 (id 's', t 1): feature 'a' is -inf, expected a finite number"),
-    "too large for float32": (
-        TABLE + "s,1,1e39,1.5,v\n",
-        "data row 7 (id 's', t 1): feature 'a' is 1e+39, expected a finite number",
+    "too large for float64": (
+        TABLE + "s,1,1e309,1.5,v\n",
+        "data row 7 (id 's', t 1): feature 'a' is inf, expected a finite number",
     ),
     "target differs within an id": (
         TABLE + "s,1,1,1,u\n",
@@ -448,23 +451,16 @@ PREDICTIONS = {
         {"features": ["a", "b", "c"], "classes": ["a", "b"]},
         "x.ts: got 2 channels, expected 3, the features of the model: a, b, c",
     ),
-    "an unknown class": (
-        "x.csv",
-        {"features": ["a", "b"], "classes": ["u", "w"], **ROLES},
-        "x.csv: id 'q': class 'v' is not among the classes of the model: u, w; no network can predict a class that "
-        "it was not trained on: leave the sequence out, or add some of its class to the training part",
-    ),
-    "some targets are missing": (
-        "some.csv",
+    "a feature is no number": (
+        "text.csv",
         {"features": ["a", "b"], "classes": ["u", "v"], **ROLES},
-        "some.csv: id 'z': target 'y' is missing here; expected one for each sequence: fill it in, or leave the "
-        "sequence out",
+        "text.csv: data row 1 (id 'z', t 0): feature 'b' is 'low', expected a number; write a number: the model needs "
+        "it",
     ),
-    "text for a number": (
-        "x.csv",
-        {"features": ["a", "b"], "classes": None, **ROLES},
-        "x.csv: id 'p': target 'y' is 'u', expected a finite number; "
-        "correct it, or read the target as classes: task='classification' (--task classification)",
+    "a value is missing": (
+        "gap.csv",
+        {"features": ["a", "b"], "classes": ["u", "v"], **ROLES},
+        "gap.csv: data row 1 (id 'z', t 0): feature 'b' is missing; fill it in or drop the row: the model needs it",
     ),
 }
 
@@ -473,7 +469,8 @@ PREDICTIONS = {
 def test_data_that_does_not_fit_the_model(folder: Path, case: str) -> None:
     name, options, expected = PREDICTIONS[case]
     (folder / "x.csv").write_text(TABLE)
-    (folder / "some.csv").write_text(TABLE + "z,0,1,1,\n")
+    (folder / "text.csv").write_text(TABLE.splitlines()[0] + "\nz,0,1,low,u\n")
+    (folder / "gap.csv").write_text(TABLE.splitlines()[0] + "\nz,0,1,,u\n")
     (folder / "x.ts").write_text(TS)
     assert message(load_for_prediction, name, **options) == expected
 

@@ -297,7 +297,7 @@ LONG = ("compare", "japanese-vowels", "--hidden", "6", "--seeds", "1", "--out", 
 
 
 def test_an_interrupt_keeps_the_networks_that_were_finished_and_says_so(tmp_path: Path) -> None:
-    arguments = (*LONG, "--cells", "rnn,lstm,peephole-lstm", "--epochs", "30")
+    arguments = (*LONG, "--cells", "rnn,lstm,peephole-lstm", "--epochs", "15")
     status, stderr = interrupted(tmp_path, lambda line: line.startswith("[2/3] LSTM"), *arguments)
     assert status == 130
     # The LSTM's run has ended; whether its step was timed before the interrupt came is open.

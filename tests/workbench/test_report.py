@@ -4,7 +4,6 @@ import base64
 import copy
 import json
 import math
-import random
 import re
 import statistics
 import struct
@@ -16,104 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from made_results import CASES, NAN, comparison, gates
 
-from anyrnn.workbench import charts
 from anyrnn.workbench.report import Gates, render
-
-TITLES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU", "peephole": "Peephole LSTM", "bilstm": "Bidirectional LSTM"}
-
-
-def comparison(
-    right: dict[str, list[float]],
-    *,
-    classes: list[str] | None = None,
-    number: bool = False,
-    N: int = 200,
-    epochs: int = 30,
-    baselines: dict[str, float] | None = None,
-) -> dict[str, Any]:
-    """Make results as `anyrnn compare` does: for each model, the share of right answers (or the rmse) of each seed.
-
-    Predictions, scores and curves belong together: a score is counted from the predictions.
-    """
-    draw = random.Random(0)
-    classes = None if number else classes or ["ba", "da", "ga"]
-    targets = [draw.gauss(0, 1) if number else draw.randrange(len(classes)) for _ in range(N)]
-    models = []
-    for k, (name, shares) in enumerate(right.items()):
-        runs = [_run(seed, share, targets, classes, epochs, draw) for seed, share in enumerate(shares)]
-        scores = [run["score"] for run in runs]
-        known = all(score is not None for score in scores)
-        models.append(
-            {
-                "name": name,
-                "title": TITLES.get(name, name),
-                "layer": f"{name}(12, 100)",
-                "parameters": 12_345 * (k + 1),
-                "engines": ["cpu"],
-                "score_mean": statistics.fmean(scores) if known else None,
-                "score_std": statistics.stdev(scores) if known and len(scores) > 1 else None,
-                "train_seconds": 3.25 * (k + 1),
-                "step_microseconds": 40.5 / (k + 1),
-                "runs": runs,
-            }
-        )
-    sign = -1 if number else 1
-    best = max(models, key=lambda m: -math.inf if m["score_mean"] is None else sign * m["score_mean"])
-    return {
-        "format": 1,
-        "anyrnn": "0.1.0",
-        "torch": "2.13.0",
-        "threads": 2,
-        "machine": "AMD EPYC, Linux",
-        "command": "anyrnn compare data.csv --seeds 3",
-        "dataset": {
-            "name": "syllables",
-            "task": "regression" if number else "classification",
-            "target": "pitch" if number else "syllable",
-            "features": ["a", "b", "c"],
-            "classes": classes,
-            "train": 500,
-            "test": N,
-            "shortest": 7,
-            "longest": 29,
-            "split": "30 % of the sequences, drawn with seed 0",
-            "attribution": None,
-        },
-        "settings": {"hidden_size": 100, "epochs": epochs, "learning_rate": 0.001, "clip": None, "cells": list(right)},
-        "metric": {"name": "rmse" if number else "accuracy", "higher_is_better": not number},
-        "seeds": list(range(len(next(iter(right.values()))))),
-        "models": models,
-        "baselines": [{"name": n, "score": s} for n, s in (baselines or {}).items()],
-        "test_ids": [f"s{k}" for k in range(N)],
-        "test_targets": targets,
-        "best": best["name"],
-    }
-
-
-def _run(
-    seed: int, share: float, targets: list[float], classes: list[str] | None, epochs: int, draw: random.Random
-) -> dict[str, Any]:
-    diverged = math.isnan(share)
-    predictions: list[float | None]
-    if classes is None:
-        predictions = [None if diverged else t + draw.gauss(0, share) for t in targets]
-        score = (
-            None
-            if diverged
-            else math.sqrt(statistics.fmean((p - t) ** 2 for p, t in zip(predictions, targets, strict=True)))
-        )
-    else:
-        wrong = set(draw.sample(range(len(targets)), len(targets) if diverged else round((1 - share) * len(targets))))
-        predictions = [(t + 1) % len(classes) if k in wrong else t for k, t in enumerate(targets)]
-        score = 1 - len(wrong) / len(targets)
-    history = []
-    for epoch in range(1, epochs + 1):
-        loss = math.nan if diverged and epoch > epochs // 2 else 2 * math.exp(-epoch / 8) * draw.uniform(0.8, 1.2)
-        last = 0.0 if score is None else score
-        test = last + (1 if classes is None else -last) * math.exp(-epoch / 4) * draw.uniform(0.9, 1.1)
-        history.append({"epoch": epoch, "train_loss": loss, "test_score": None if score is None else test})
-    return {"seed": seed, "score": score, "seconds": 3.0, "history": history, "predictions": predictions}
 
 
 class Page(HTMLParser):
@@ -164,40 +68,6 @@ class Page(HTMLParser):
         """The cells of each row, by the first word or words of the row without the pills."""
         clean = [[" ".join(cell.replace("\N{NO-BREAK SPACE}", " ").split()) for cell in row] for row in self.rows]
         return {row[0]: row[1:] for row in clean}
-
-
-SIX = {
-    "rnn": [0.93, 0.935, 0.94],
-    "lstm": [0.97, 0.965, 0.96],
-    "gru": [0.968, 0.97, 0.972],
-    "peephole": [0.96, 0.955, 0.97],
-    "bilstm": [0.985, 0.975, 0.98],
-    "two-layer": [0.95, 0.97, 0.94],
-}
-NAN = math.nan
-SIMPLE = {"majority class": 0.3, "1-nearest neighbour on summary statistics": 0.8}
-CASES = {
-    "six models": comparison(SIX, N=370, baselines=SIMPLE),
-    "one model, one seed": comparison({"gru": [0.9]}, baselines=SIMPLE),
-    "no baselines": comparison({"gru": [0.9], "lstm": [0.8]}),
-    "fifty classes": comparison(SIX, classes=[f"word {k}" for k in range(50)], N=1500, baselines=SIMPLE),
-    "twelve models": comparison({f"my cell {k}": [0.9 - k / 100] for k in range(12)}, epochs=1),
-    "numbers": comparison({"rnn": [0.31, 0.33], "lstm": [0.25, 0.26]}, number=True, baselines={"mean": 1.0}),
-    "some diverged": comparison({"rnn": [0.3, NAN], "lstm": [0.2, 0.21], "gru": [NAN, NAN]}, number=True),
-    "diverged class": comparison({"rnn": [0.9, 0.91], "lstm": [NAN, 0.92]}, baselines=SIMPLE),
-    "all diverged": comparison({"rnn": [NAN], "lstm": [NAN]}, number=True, baselines={"mean": 1.0}),
-    "long names": comparison({"my.very.long.module:" + "Cell" * 20: [0.9]}, classes=["no", "yes " * 20]),
-}
-
-
-def gates(T: int = 9, H: int = 16) -> Gates:
-    torch.manual_seed(0)
-    matrices = {
-        "i": torch.rand(T, H),
-        "g": torch.rand(T, H) * 2 - 1,
-        "my own": tuple(map(tuple, torch.randn(T, H).tolist())),
-    }
-    return Gates("GRU", "s7", "ba", "da", matrices, {"i": (0, 1), "g": (-1, 1)}, torch.randn(T, 3))
 
 
 def percent(value: float) -> str:
@@ -496,20 +366,51 @@ def test_names_at_the_ends_of_curves_do_not_overlap() -> None:
         assert 0 < heights[0] < heights[-1] < 300
 
 
+def with_curve(results: dict[str, Any], scores: list[float | None]) -> dict[str, Any]:
+    """The same results, where the best network had these test scores on its way."""
+    changed = copy.deepcopy(results)
+    for run in next(m for m in changed["models"] if m["name"] == changed["best"])["runs"]:
+        for point, score in zip(run["history"], scores, strict=True):
+            point["test_score"] = score if point["epoch"] < len(scores) else run["score"]
+    return changed
+
+
+@pytest.mark.parametrize("number", [False, True])
+@pytest.mark.parametrize("peak", [1, 2, 6, 30])
+def test_the_curve_of_the_test_part_is_not_cut_where_it_is_best(number: bool, peak: int) -> None:
+    results = comparison({"lstm": [0.3 if number else 0.7]}, number=number)
+    best, worst = (0.05, 9.0) if number else (0.9, 0.1)
+    last = results["models"][0]["score_mean"]
+    scores = [best if e == peak else worst if e == peak - 1 else last for e in range(1, 31)]
+    html = render(with_curve(results, scores), None)
+    figure = next(f for f in re.findall(r'<figure class="card" id="progress">.*?</figure>', html, re.S))
+    ((x, y, said),) = re.findall(r'<circle class="s0 ring" cx="(\S+)" cy="(\S+)" r="4"><title>(.*?)</title>', figure)
+    frame = re.search(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"/></clipPath>', figure)
+    left, top, width, height = map(int, frame.groups())
+    assert left <= float(x) <= left + width
+    assert top <= float(y) <= top + height
+    if peak < 30:
+        assert said == f"LSTM: best after epoch {peak}"
+        assert re.search(
+            rf"LSTM was \S+( points)? better after epoch {peak} than at the end, which points to overf", html
+        )
+    else:
+        assert "overfitting" not in html
+
+
+def test_epochs_that_were_not_scored_leave_the_curve_whole() -> None:
+    scores = [0.5 + e / 100 if e in (1, 11, 21, 30) else None for e in range(1, 31)]
+    html = render(with_curve(comparison({"lstm": [0.8, 0.81]}), scores), None)
+    assert "Scored after 4 of the 30 epochs" in html
+    assert "✕" not in html
+    assert "Scored after" not in render(CASES["six models"], None)
+
+
 @pytest.mark.parametrize(
-    "axis, texts",
-    [
-        (charts.Axis(0, 1, 0, 100), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (charts.Axis(-0.1, 0.1, 0, 100), ["-0.10", "-0.05", "0.00", "0.05", "0.10"]),
-        (charts.Axis(0.962, 0.985, 0, 100, percent=True), ["96.5 %", "97.0 %", "97.5 %", "98.0 %", "98.5 %"]),
-        (charts.Axis(0, 7000, 0, 100), ["0", "1,000", "2,000", "3,000", "4,000", "5,000", "6,000", "7,000"]),
-        (charts.Axis(0, 2e-9, 0, 100), ["0", "5e-10", "1e-09", "1.5e-09", "2e-09"]),
-        (charts.Axis(0.0008, 2.3, 0, 100, log=True), ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
-        (charts.Axis(1e-12, 1e3, 0, 100, log=True), ["1e-12", "1e-09", "1e-06", "0.001", "1", "1e+03"]),
-        (charts.Axis(0.91, 0.99, 0, 100, log=True), ["0.92", "0.94", "0.96", "0.98"]),
-    ],
+    ("shortest", "longest", "text"),
+    [(7, 29, "of 7 to 29 steps."), (100, 100, "of 100 steps."), (1, 1, "of 1 step.")],
 )
-def test_ticks_are_round_inside_the_range_and_written_alike(axis: charts.Axis, texts: list[str]) -> None:
-    ticks = axis.ticks(5)
-    assert [text.replace("\N{NO-BREAK SPACE}", " ") for _, text in ticks] == texts
-    assert all(-1e-9 <= axis(value) <= 100 + 1e-9 for value, _ in ticks)
+def test_lengths_that_are_all_the_same_are_said_once(shortest: int, longest: int, text: str) -> None:
+    results = copy.deepcopy(CASES["six models"])
+    results["dataset"].update(shortest=shortest, longest=longest)
+    assert f"to test on, {text}" in Page(render(results, None)).text

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import statistics
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load
 from anyrnn.workbench.inspect import gates
 from anyrnn.workbench.models import NETWORKS, network
+from anyrnn.workbench.report import render
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.train import Settings, score, step_microseconds, train
 
@@ -108,7 +110,7 @@ def test_the_weights_do_not_depend_on_the_test_part(few: Dataset) -> None:
     one, other = (fit(data, "gru", settings=QUICK) for data in (few, replace(few, test=wild)))
     assert same_weights(one, other)
     assert one.entries[0].model.scaler == other.entries[0].model.scaler
-    assert one.entries[0].runs[0].score != other.entries[0].runs[0].score
+    assert one.entries[0].runs[0].predictions != other.entries[0].runs[0].predictions
 
 
 def test_gradients_are_clipped(few: Dataset) -> None:
@@ -148,11 +150,26 @@ def test_the_best_network_is_the_most_accurate_one_or_the_one_with_the_least_err
         assert results.to_dict()["best"] == results.best.model.network.name
 
 
-def test_the_verdict_names_a_baseline_that_is_not_beaten(few: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("right", "rival", "verdict"),
+    [
+        (9, 1.0, "No network: the baseline “majority class” wins with 100.0 %; the best network, RNN, gets 30.0 % of"),
+        (29, 0.93, "RNN gets 96.7 % of 30 test sequences right, but that is a tie with the baseline “majority class”"),
+        (29, 0.2, "RNN gets 96.7 % of 30 test sequences right."),
+    ],
+    ids=["the baseline wins", "a tie", "the network wins"],
+)
+def test_the_verdict_is_the_sentence_at_the_head_of_the_report(
+    few: Dataset, right: int, rival: float, verdict: str
+) -> None:
     results = compare(few, ["rnn"], seeds=1, settings=QUICK)
-    good, bad = (replace(b, score=s) for b, s in zip(results.baselines, (1.0, 0.0), strict=True))
-    assert "does not beat the baseline 'majority class': 1.000" in replace(results, baselines=(good, bad)).verdict
-    assert "baseline" not in replace(results, baselines=(bad,)).verdict
+    (entry,), y = results.entries, few.test.y.tolist()
+    run = replace(entry.runs[0], score=right / 30, predictions=tuple(y[:right] + [(k + 1) % 9 for k in y[right:]]))
+    baselines = tuple(replace(b, score=s) for b, s in zip(results.baselines, (rival, 0.0), strict=True))
+    results = replace(results, entries=(replace(entry, runs=(run,)),), baselines=baselines)
+    said = results.verdict.replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith(verdict)
+    assert results.verdict in re.sub("</?strong>", "", render(results.to_dict(), None))
 
 
 def test_the_spread_is_the_sample_standard_deviation_over_the_seeds(few: Dataset) -> None:

@@ -9,7 +9,7 @@ import base64
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -160,7 +160,12 @@ def strip_ticks(x: Axis) -> Markup:
 
 
 def curves(
-    lines: Sequence[Line], label: str, *, log: bool = False, zoom: bool = False, percent: bool = False
+    lines: Sequence[Line],
+    label: str,
+    *,
+    log: bool = False,
+    best: Callable[[Iterable[float]], float] | None = None,
+    percent: bool = False,
 ) -> Markup:
     """Draw learning curves: means as lines, the range over the runs as bands, names at the ends of the lines.
 
@@ -168,8 +173,8 @@ def curves(
         lines: One a model; one that ends before the others, since its runs diverged, ends in a cross.
         label: What the drawing is, for those who do not see it.
         log: A logarithmic value axis; values that are not positive have no place on it and are left out.
-        zoom: Leave out the range that only the first quarter of the epochs visits, so that the ends can be told
-            apart.
+        best: `min` or `max`: put a ring where the mean of each line is best, and leave out the worse range that only
+            the first quarter of the epochs visits, so that the ends can be told apart.
         percent: Values are shares, written in percent.
     """
     left, right, top, bottom = 52, _WIDTH - 130, 12, 290
@@ -178,7 +183,13 @@ def curves(
     if not kept:
         return Markup('<p class="soft">No run has a finite value.</p>')
     first, last = min(points[0][0] for _, points in kept), max(points[-1][0] for _, points in kept)
-    visited = [v for _, points in kept for e, *vs in points if not zoom or e >= first + (last - first) / 4 for v in vs]
+    visited = [v for _, points in kept for e, *vs in points if not best or e >= first + (last - first) / 4 for v in vs]
+    peaks: list[tuple[Line, int, float]] = []
+    if best is not None:
+        for line, points in kept:
+            value = best(mean for _, mean, *_ in points)
+            peaks.append((line, next(e for e, mean, *_ in points if mean == value), value))
+    visited += [value for *_, value in peaks]  # which may lie in the first quarter: it is what one looks for
     y = Axis(*(_log_span(visited) if log else span(visited, 0.05, percent=percent)), bottom, top, log, percent)
     x = Axis(first, max(last, first + 1), left, right)
     parts = [_horizontal_axis_grid(y, left, right)]
@@ -198,6 +209,9 @@ def curves(
         mean = Markup('<path class="{} line" d="{}h0"><title>{}</title></path>')
         parts.append(mean.format(_style(line), _path([(e, m) for e, m, _, _ in pixels]), line.title))
     parts.append(Markup("</g>"))
+    for line, e, value in peaks:
+        ring = Markup('<circle class="{} ring" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
+        parts.append(ring.format(_style(line), x(e), y(value), f"{line.title}: best after epoch {e}"))
     ends = [(min(max(y(points[-1][1]), top), bottom), x(points[-1][0]), line) for line, points in kept]
     ends.sort(key=lambda end: (end[0], end[2].colour))
     for (end_y, end_x, line), label_y in zip(ends, _spread([end[0] for end in ends], 15, bottom + 4), strict=True):

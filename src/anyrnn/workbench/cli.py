@@ -1,24 +1,22 @@
 """The command line: `anyrnn compare`, `fit`, `predict`, `bench` and `doctor`.
 
 Each command reads its arguments, calls the functions that Python users call, and shows what they return. An
-`AnyRNNError` becomes one line on stderr and exit status 2, an interrupt one sentence and exit status 130.
+`AnyRNNError` becomes one line on stderr and exit status 2, an interrupt one sentence and exit status 130 (143 for
+SIGTERM); 1 says that something could not be written where it was to go.
 """
 
 import csv
+import errno
 import shlex
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Annotated, Any, NoReturn
+from typing import IO, Annotated, Any, NoReturn, cast
 
 import typer
-from rich import progress
 from rich.console import Console
-from rich.table import Column
 from typer.core import TyperGroup
 
 import anyrnn
@@ -27,29 +25,47 @@ from anyrnn.workbench.bench import PEERS, Setting, bench
 from anyrnn.workbench.compare import Progress, Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
-from anyrnn.workbench.models import NETWORKS, Pool, Predictions
+from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
+from anyrnn.workbench.models import NETWORKS, Pool
+from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
+from anyrnn.workbench.progress import shown
 from anyrnn.workbench.runs import check_destination, open_run
-from anyrnn.workbench.sequences import Inputs
+from anyrnn.workbench.terminal import Output, outlive
 from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
+from anyrnn.workbench.written import check_file, csv_text, write_file
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells give a command that Ctrl-C ended
+UNWRITTEN = 1
 
-console = Console(highlight=False, markup=False)
-errors = Console(stderr=True, highlight=False, markup=False)
+out_stream, error_stream = Output("stdout"), Output("stderr")
+console = Console(file=cast("IO[str]", out_stream), highlight=False, markup=False)
+errors = Console(file=cast("IO[str]", error_stream), highlight=False, markup=False)
 
 
 class _Group(TyperGroup):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line, whatever stdout and stderr are."""
+        out_stream.failed = error_stream.failed = None
+        with outlive(UNWRITTEN):
+            return super().main(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and turn what the user can put right into one line."""
         try:
-            return super().invoke(ctx)
+            with ending_in_order():
+                result = super().invoke(ctx)
         except AnyRNNError as error:
-            message = " ".join(line.strip() for line in str(error).splitlines())
-            errors.print(f"anyrnn: {message}", soft_wrap=True)
+            _complain(error)
             raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            _interrupted("Nothing was written.")
+        except KeyboardInterrupt as interrupt:
+            _interrupted(interrupt, "Nothing was written.")
+        out_stream.flush()
+        if out_stream.failed is not None:
+            if out_stream.failed.errno != errno.EPIPE:  # whose reader has seen enough
+                _complain(f"stdout: not all could be written: {out_stream.reason}")
+            raise typer.Exit(UNWRITTEN)
+        return result
 
 
 app = typer.Typer(
@@ -82,7 +98,19 @@ TimeColumn = Annotated[
 ]
 Target = Annotated[str | None, typer.Option(help="Tables: the column to predict.")]
 Features = Annotated[
-    str | None, typer.Option(help="Tables: the columns to predict from, with commas. Without it: all others.")
+    str | None,
+    typer.Option(
+        help="Tables: the columns to predict from, with commas, a name that has one in quotes: "
+        "'\"flow, m3/s\",pulse'. Without it: all others."
+    ),
+]
+MissingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--missing",
+        help="Values that mean missing, with commas, such as -9999,NA. They, and empty cells, are filled with the last "
+        "value of the sequence, or the training mean. Without it a missing value is refused.",
+    ),
 ]
 TaskOption = Annotated[
     Task | None, typer.Option(help="Predict classes or a number, where the file's own answer is not wanted.")
@@ -107,6 +135,7 @@ Out = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it holds a run, and nothing else.")]
 
+_AS_TRAINED = "  [default: as in training]"
 _DEFAULT = Settings()
 _BENCH = Setting()
 
@@ -155,6 +184,7 @@ def compare_command(
     target: Target = None,
     features: Features = None,
     task: TaskOption = None,
+    missing: MissingOption = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -169,31 +199,21 @@ def compare_command(
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
     settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
-    folder = _destination(out, overwrite, dataset)
-    finished: list[Results] = []
-    try:
-        with _shown(dataset) as tell:
-            results = compare(
-                dataset,
-                _listed(cells),
-                seeds=seeds,
-                settings=settings,
-                command=_command(),
-                on_epoch=tell,
-                on_network=finished.append,
-            )
-        results.save(folder, overwrite=overwrite)
-    except KeyboardInterrupt:
-        if not finished:
-            raise
-        _interrupted(_keep(finished[-1], folder))
-    except AnyRNNError:
-        if finished:
-            errors.print(_keep(finished[-1], folder), soft_wrap=True)
-        raise
-    _show(results, folder)
+
+    def train(tell: Callable[[Progress], None], on_network: Callable[[Results], None]) -> Results:
+        return compare(
+            dataset,
+            _listed(cells),
+            seeds=seeds,
+            settings=settings,
+            command=_command(),
+            on_epoch=tell,
+            on_network=on_network,
+        )
+
+    _train_and_save(dataset, train, out, overwrite)
 
 
 @app.command("fit")
@@ -213,6 +233,7 @@ def fit_command(
     target: Target = None,
     features: Features = None,
     task: TaskOption = None,
+    missing: MissingOption = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -223,13 +244,13 @@ def fit_command(
       anyrnn fit japanese-vowels --cell gru --out runs/vowels
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
     settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
-    folder = _destination(out, overwrite, dataset)
-    with _shown(dataset) as tell:
-        results = fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
-    results.save(folder, overwrite=overwrite)
-    _show(results, folder)
+
+    def train(tell: Callable[[Progress], None], _: Callable[[Results], None]) -> Results:
+        return fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
+
+    _train_and_save(dataset, train, out, overwrite)
 
 
 @app.command("predict")
@@ -239,44 +260,63 @@ def predict_command(
     model: Annotated[
         str | None, typer.Option(help="Which network of a comparison.  [default: the best]", show_default=False)
     ] = None,
-    id_column: IdColumn = None,
-    time_column: TimeColumn = None,
-    target: Annotated[
+    cells: Annotated[
         str | None,
-        typer.Option(help="Tables: the column with the truth.  [default: the name it had in training]"),
+        typer.Option(
+            help="Cells of your own, module:Class with commas, that the models may have. Without it no code but "
+            "anyrnn's is run, whatever DIR says."
+        ),
     ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id", help=f"Tables: the column that names the sequence of a row.{_AS_TRAINED}")
+    ] = None,
+    time_column: Annotated[
+        str | None, typer.Option("--time", help=f"Tables: the column that orders the rows of a sequence.{_AS_TRAINED}")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help=f"Tables: the column with the truth.{_AS_TRAINED}")] = None,
     out: Annotated[Path | None, typer.Option(help="A .csv file to write; without it, stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
 ) -> None:
     """Predict for new sequences with a trained network.
 
-    The output is CSV: id, prediction and, for classes, the probability that the network gives it. If the file has
-    the true answers, the score is shown on stderr.
+    The output is CSV in UTF-8: id, prediction and, for classes, the probability that the network gives it. If the
+    file has true answers, the score of the sequences that have one is shown on stderr.
 
     \b
     Examples:
       anyrnn predict runs/vowels new.ts > predictions.csv
-      anyrnn predict runs/steps tomorrow.csv --id patient --time hour
+      anyrnn predict runs/steps tomorrow.csv --out predictions.csv
     """  # noqa: D301 - \b keeps the lines of the examples
-    trained = open_run(folder).model(model)
+    if out is not None:
+        check_file(out, overwrite)
+    _keep_off_path(folder)
+    own = [*([] if cells is None else _listed(cells)), *([] if model is None else [model])]  # what this line names
+    trained = open_run(folder, cells=own).model(model)
     inputs = load_for_prediction(
         data,
         features=trained.features,
         classes=trained.classes,
-        id_column=id_column,
+        id_column=id_column or trained.id_column,
         time_column=time_column,
         target_column=target or trained.target,
+        missing=trained.scaler.missing,
+        trained_time=trained.time_column,
     )
     predictions = trained.predict(inputs.x)
-    if out is None:
-        _write_csv(sys.stdout, inputs, predictions)
+    text = csv_text(inputs, predictions)
+    if out is not None:
+        write_file(out, text, overwrite)
+    elif out_stream.isatty():
+        out_stream.write(text)
     else:
-        with _whole_file(out, overwrite) as file:
-            _write_csv(file, inputs, predictions)
-    if inputs.y is not None:
+        out_stream.write_bytes(text.encode("utf-8", "backslashreplace"))
+    for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
+        errors.print(note, soft_wrap=True)
+    if inputs.truth is not None:
         name = "rmse" if trained.classes is None else "accuracy"
-        value = score(predictions.values, inputs.y, trained.classes)
-        errors.print(f"{name} {value:.4g} on {len(inputs)} sequences")
+        value = score([predictions.values[k] for k in inputs.known], inputs.truth, trained.classes)
+        of_all = "" if len(inputs.known) == len(inputs) else f" of {len(inputs)}"
+        errors.print(f"{name} {value:.4g} on {len(inputs.known)}{of_all} sequences", soft_wrap=True)
 
 
 @app.command("bench")
@@ -345,6 +385,7 @@ def _dataset(
     target: str | None,
     features: str | None,
     task: Task | None,
+    missing: str | None,
 ) -> Dataset:
     dataset = load(
         data,
@@ -354,6 +395,7 @@ def _dataset(
         target_column=target,
         feature_columns=None if features is None else _listed(features),
         task=task,
+        missing=None if missing is None else _listed(missing),
     )
     lengths = [len(x) for part in (dataset.train, dataset.test) for x in part.x]
     steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
@@ -367,80 +409,72 @@ def _dataset(
     return dataset
 
 
-def _destination(out: Path | None, overwrite: bool, dataset: Dataset) -> Path:
-    """Where the run will go. A place that will not do is found before the training, not after it."""
-    folder = out or Path("runs", dataset.name)
-    if out is None and not overwrite:
-        folder = _free(folder)
-    check_destination(folder, overwrite)
-    return folder
+def _train_and_save(
+    dataset: Dataset,
+    train: Callable[[Callable[[Progress], None], Callable[[Results], None]], Results],
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """Train; show what came out, then save it. What was finished outlives whatever comes in between."""
+    folder, numbered = out or Path("runs", dataset.name), out is None and not overwrite
+    check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
+    finished: list[Results] = []
+    try:
+        with shown(console, dataset) as tell:
+            finished.append(train(tell, finished.append))
+        _show(finished[-1])
+        kept = keep(finished[-1], folder, overwrite=overwrite, numbered=numbered)
+    except KeyboardInterrupt as interrupt:
+        if not finished:
+            raise
+        with undisturbed():
+            _interrupted(interrupt, _keep(finished[-1], folder))
+    except BaseException:
+        if finished:
+            errors.print(_keep(finished[-1], folder), soft_wrap=True)
+        raise
+    if kept.folder is not None:
+        _say(f"Report: {kept.folder / 'report.html'}")
+        own = finished[-1].best.model.network.name
+        named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
+        _say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
+    if kept.trouble is not None:
+        _complain(kept)
+        raise typer.Exit(UNWRITTEN)
 
 
-def _free(path: Path) -> Path:
-    """The path itself, or the first of path-2, path-3, ... that is not there."""
-    names = (path if k == 1 else path.with_name(f"{path.name}-{k}") for k in count(1))
-    return next(each for each in names if not each.exists())
-
-
-@contextmanager
-def _shown(dataset: Dataset) -> Iterator[Callable[[Progress], None]]:
-    """Show the progress of a comparison: a bar on a terminal, elsewhere a line for each training run."""
-    metric = "rmse" if dataset.classes is None else "accuracy"
-
-    def text(now: Progress) -> str:
-        return f"{now.network.title}, seed {now.seed}: {metric} {now.epoch.test_score:.4g}"
-
-    if console.is_terminal:
-        columns = (
-            progress.TextColumn("{task.description}", table_column=Column(min_width=40)),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("training", total=None)
-
-            def tell(now: Progress) -> None:
-                done = (now.run - 1) * now.epochs + now.epoch.epoch
-                bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
-
-            yield tell
-        return
-    start = time.monotonic()
-
-    def line(now: Progress) -> None:
-        if now.epoch.epoch == now.epochs:
-            left = (time.monotonic() - start) / now.run * (now.runs - now.run)
-            _say(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left")
-
-    yield line
-
-
-def _show(results: Results, folder: Path) -> None:
+def _show(results: Results) -> None:
     console.print()
     if console.is_terminal:
         console.print(results)
     else:
         _say(results.table())
     console.print()
-    for line in (
-        results.verdict,
-        f"Report: {folder / 'report.html'}",
-        f"Predict with the best one: anyrnn predict {shlex.quote(str(folder))} DATA",
-    ):
-        _say(line)
+    _say(results.verdict)
 
 
 def _keep(finished: Results, folder: Path) -> str:
     """Save the networks that have had all their runs beside the place of the whole run, and say so."""
-    partial = finished.save(_free(folder.with_name(f"{folder.name}.partial")))
+    kept = keep(finished, folder.absolute().with_name(f"{folder.absolute().name}.partial"), numbered=True)
     names = ", ".join(entry.model.network.title for entry in finished.entries)
-    return f"The networks that had all their runs ({names}) are kept in {partial}; nothing else was written."
+    if kept.folder is None:
+        return f"The networks that had all their runs ({names}) are lost: {kept}"
+    with suppress(ValueError):
+        kept = replace(kept, folder=kept.folder.relative_to(Path.cwd()))
+    return f"The networks that had all their runs ({names}) are kept in {kept.folder}; nothing else was written."
 
 
-def _interrupted(kept: str) -> NoReturn:
-    errors.print(f"Interrupted. {kept}", soft_wrap=True)
-    raise typer.Exit(INTERRUPTED)
+def _interrupted(interrupt: KeyboardInterrupt, kept: str) -> NoReturn:
+    what, status = ("Interrupted", INTERRUPTED)
+    if isinstance(interrupt, Ended):
+        what, status = f"Ended by {interrupt.name}", interrupt.status
+    errors.print(f"{what}. {kept}", soft_wrap=True)
+    raise typer.Exit(status)
+
+
+def _complain(error: object) -> None:
+    message = " ".join(line.strip() for line in str(error).splitlines())
+    errors.print(f"anyrnn: {message}", soft_wrap=True)
 
 
 def _command() -> str:
@@ -448,29 +482,11 @@ def _command() -> str:
 
 
 def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",")]
+    """Names between commas; one that has a comma itself is put in quotes: '"flow, m3/s",pressure'."""
+    return [name.strip() for name in next(csv.reader([names], skipinitialspace=True), []) or [""]]
 
 
-def _write_csv(file: IO[str], inputs: Inputs, predictions: Predictions) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    if predictions.labels is None or predictions.probabilities is None:
-        writer.writerow(("id", "prediction"))
-        writer.writerows(zip(inputs.ids, (f"{value:.9g}" for value in predictions.values), strict=True))
-        return
-    writer.writerow(("id", "prediction", "probability"))
-    highest = (f"{value:.4f}" for value in predictions.probabilities.amax(1).tolist())
-    writer.writerows(zip(inputs.ids, predictions.labels, highest, strict=True))
-
-
-@contextmanager
-def _whole_file(path: Path, overwrite: bool) -> Iterator[IO[str]]:
-    """Open a text file that appears under its name whole, at the end, or not at all."""
-    if path.exists() and not (overwrite and path.is_file()):
-        raise AnyRNNError(f"{path}: this is there already; choose another name, or overwrite it (--overwrite)")
-    if not path.parent.is_dir():
-        raise AnyRNNError(f"{path}: there is no folder {path.parent}; make it first")
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        part = Path(temporary, path.name)
-        with part.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        part.replace(path)
+def _keep_off_path(folder: Path) -> None:
+    """Import nothing from a run folder from now on, though someone stands in it: `python -m` has put it first."""
+    within = folder.resolve()
+    sys.path[:] = [place for place in sys.path if not Path(place or ".").resolve().is_relative_to(within)]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
@@ -24,10 +25,14 @@ from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import gates
 from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
 from anyrnn.workbench.report import render
-from anyrnn.workbench.runs import FORMAT, save_run
+from anyrnn.workbench.runs import save_run
+from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.verdict import Comparison, answer
 
 _SEEDS = 2**63  # what torch takes
+_COSTS = ("parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
+_LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,8 @@ class Results:
 
     @property
     def verdict(self) -> str:
-        """The answer in a sentence or two; the second one if a baseline is as good."""
-        best, rival = self.best, self._better(self.baselines, key=lambda baseline: baseline.score)
-        answer = f"Best: {best.model.network.title}, test {self.metric} {self._text(best.score_mean, best.score_std)}."
-        if self._better(rival.score, best.score_mean) != rival.score:
-            return answer
-        return f"{answer} It does not beat the baseline {rival.name!r}: {self._text(rival.score)}."
+        """The answer in a sentence: the one at the head of the report."""
+        return str(answer(Comparison(self.to_dict())))
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -135,26 +136,26 @@ class Results:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
         """Write the run folder: results.json, the models, report.html.
 
         Args:
             folder: Where; made if it is not there.
             overwrite: Replace the folder if it holds a run, and nothing else.
+            numbered: Write to the first of FOLDER, FOLDER-2, FOLDER-3, ... that is free.
 
         Returns:
             The folder.
 
         Raises:
-            AnyRNNError: if something else is there already.
+            AnyRNNError: if something else is there already, or the disk is full or fails.
         """
         results = self.to_dict()
         test = self.dataset.test
         longest = max(range(len(test)), key=lambda k: len(test.x[k]))  # the one with most to see
-        inside = gates(self.best.model, test, longest)
+        report = render(results, gates(self.best.model, test, longest))
         models = [entry.model for entry in self.entries]
-        save_run(Path(folder), results, models, render(results, inside), overwrite=overwrite)
-        return Path(folder)
+        return save_run(Path(folder), results, models, report, overwrite=overwrite, numbered=numbered)
 
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""
@@ -180,6 +181,8 @@ class Results:
                 "longest": max(steps),
                 "split": data.split,
                 "attribution": data.attribution,
+                "id_column": data.id_column,
+                "time_column": data.time_column,
             },
             "settings": asdict(self.settings),
             "metric": {
@@ -189,7 +192,7 @@ class Results:
             "seeds": list(self.seeds),
             "models": [_entry_dict(entry) for entry in self.entries],
             "unfinished": list(self.unfinished),
-            "baselines": [{"name": b.name, "score": b.score} for b in self.baselines],
+            "baselines": [asdict(baseline) for baseline in self.baselines],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
             "best": self.best.model.network.name,
@@ -198,26 +201,39 @@ class Results:
     def __str__(self) -> str:
         return self.table()
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
+        rows = self._rows()
+        first = 0  # of the costs that have room
+        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
+            first += 1
+        score = max(len(row[1]) for row, _ in rows)
+        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
+            for (name, value, mark, *_), style in rows:  # a name above its score
+                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
+            return
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("network")
-        for title in (f"test {self.metric}", "parameters", "training", "µs a step"):
+        table.add_column("network", overflow="fold")
+        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
+        for title in _COSTS[first:]:
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("")
+        table.add_column("", no_wrap=True)
+        for (name, value, mark, *cells), style in rows:
+            table.add_row(name, value, *cells[first:], mark, style=style)
+        yield table
+
+    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
+        """Of each row of the table the name, the score, the mark and the costs; and its style."""
+        comparison = Comparison(self.to_dict())
+        rows: list[tuple[tuple[str, ...], str]] = []
         for entry in self.entries:
-            best = entry is self.best
-            table.add_row(
-                entry.model.network.title,
-                self._text(entry.score_mean, entry.score_std),
-                f"{entry.parameters:,}",
-                f"{entry.train_seconds:.1f} s",
-                f"{entry.step_microseconds:.1f}",
-                "best" if best else "",
-                style="bold green" if best else None,
-            )
-        for baseline in self.baselines:
-            table.add_row(baseline.name, self._text(baseline.score), "", "", "", "baseline", style="dim")
-        return table
+            mark = comparison.mark(entry.model.network.name)
+            score = self._text(entry.score_mean, entry.score_std)
+            costs = (f"{entry.parameters:,}", f"{entry.train_seconds:.1f} s", f"{entry.step_microseconds:.1f}")
+            style = "bold green" if mark == "best" else ""
+            rows.append(((entry.model.network.title, score, mark, *costs), style))
+        none = ("",) * len(_COSTS)
+        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
 
     @property
     def _better(self) -> Callable[..., Any]:
@@ -341,3 +357,12 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
         "step_microseconds": entry.step_microseconds,
         "runs": [asdict(run) for run in entry.runs],
     }
+
+
+def _width(rows: Sequence[tuple[tuple[str, ...], str]], first: int) -> int:
+    """Of the table from this column of costs on: each column as wide as its widest cell, and two blanks between.
+
+    The rows are those of the networks; the long names of baselines may take several lines.
+    """
+    cells = [("network", "test accuracy", "baseline", *_COSTS), *(row for row, _ in rows)]
+    return sum(max(len(row[k]) for row in cells) + 2 for k in (0, 1, 2, *range(3 + first, 3 + len(_COSTS))))

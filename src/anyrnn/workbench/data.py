@@ -10,20 +10,23 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import Parsed, Task, Value, did_you_mean, listed
+from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
+from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
+from anyrnn.workbench.split import split
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
+from anyrnn.workbench.unseen import Unseen, unseen
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
@@ -52,6 +55,9 @@ class Dataset:
         split: A sentence that says where the split came from.
         notes: Decisions that reading took and that the user may want otherwise, a sentence each.
         attribution: Whom to name when the data or results from it are shown.
+        id_column: The column of the table that names the sequence of a row; None if the file is no table.
+        time_column: The column that sorts the rows of a sequence; None if none does.
+        missing: The values that were read as missing, which are NaN in the sequences; None: none may be missing.
     """
 
     name: str
@@ -63,6 +69,9 @@ class Dataset:
     split: str
     notes: tuple[str, ...] = ()
     attribution: str | None = None
+    id_column: str | None = None
+    time_column: str | None = None
+    missing: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for part in (self.train, self.test):
@@ -71,6 +80,25 @@ class Dataset:
                     f"{self.name}: got sequences of {part.x[0].shape[1]} features, expected {len(self.features)}: "
                     f"{listed(self.features)}"
                 )
+            for x, id_ in zip(part.x, part.ids, strict=True):
+                if not (x.isfinite() if self.missing is None else ~x.isinf()).all():
+                    raise AnyRNNError(
+                        f"{self.name}: sequence {id_!r} holds NaN or infinity, expected finite numbers: fill or drop "
+                        "them first"
+                    )
+            if part.y.is_floating_point() and not part.y.isfinite().all():
+                raise AnyRNNError(f"{self.name}: a target is NaN or infinite, expected finite numbers")
+        never = torch.cat(self.train.x).isnan().all(0)
+        if never.any():
+            raise AnyRNNError(
+                f"{self.name}: feature {self.features[int(never.int().argmax())]!r} is missing in every step of the "
+                "training part; name the features without it (feature_columns, --features)"
+            )
+
+    @cached_property
+    def scaler(self) -> Scaler:
+        """Fitted on the training part and nothing else."""
+        return Scaler.fit(self.train, self.missing)
 
     @property
     def task(self) -> Task:
@@ -89,6 +117,7 @@ def load(
     task: Task | None = None,
     test_fraction: float = 0.3,
     seed: int = 0,
+    missing: str | float | Sequence[str | float] | None = None,
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training and a test part.
 
@@ -112,6 +141,9 @@ def load(
         task: "classification" or "regression", where the file's own answer is not wanted.
         test_fraction: The share of the sequences in the test part, where we split.
         seed: Which split: the same seed gives the same one.
+        missing: The value, or the values, that stand for "missing" in features and target, such as -9999. Given it,
+            missing features are NaN in the result, empty cells and NaN among them; a network gets the last value of
+            the sequence in their place, or the training mean where there is none yet. Without it they are refused.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
@@ -122,7 +154,10 @@ def load(
         raise AnyRNNError(f"load: got test_fraction={test_fraction}, expected a share between 0 and 1, such as 0.3")
     if not 0 <= seed < 1 << 32:
         raise AnyRNNError(f"load: got seed={seed}, expected a whole number from 0 to 2**32 - 1")
-    source = os.fspath(source)
+    source, absent = _source(source), Missing.named(missing)
+    test = None if test is None else _source(test)
+    if isinstance(feature_columns, str):
+        raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
         id_column, time_column, target_column, None if feature_columns is None else tuple(feature_columns)
     )
@@ -131,37 +166,47 @@ def load(
             f"{source}: a .ts file has no columns to name; leave out --id, --time, --target and --features "
             "(id_column and the like), which are for tables"
         )
-    own = _parsed(source, columns)
+    own = _parsed(source, columns, missing=absent)
     if len(own.x) < 2:
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
             + ("" if id_column is None else f"; does column {id_column!r} say to which sequence a row belongs?")
         )
-    task, notes = _task(own, task)
+    own, task, notes = _task(own, task)
     classes = _classes(own) if task == "classification" else None
     train = _encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
+        apart = len(set(own.targets or ())) > 1
         raise AnyRNNError(
-            f"{own.path}: target {own.target!r} is {train.y[0]:g} for every sequence: there is nothing to predict"
+            f"{own.path}: target {own.target!r} is {train.y[0]:.17g} for every sequence"
+            + (", as far as float64 can tell: take a constant off it" if apart else ": there is nothing to predict")
         )
-    given, split = _given_test(source, test, own, columns)
+    given, how = _given_test(source, test, own, columns, absent)
     if given is None:
-        train, held_out, split = _split(train, classes, own, test_fraction, seed)
+        train, held_out, how = split(train, classes, own, test_fraction, seed)
     else:
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
     shipped = source == JAPANESE_VOWELS
-    return Dataset(
+    dataset = Dataset(
         name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", Path(source).stem, flags=re.IGNORECASE),
         features=own.features,
         classes=classes,
         target=own.target,
         train=train,
         test=held_out,
-        split=split,
-        notes=(*own.notes, *notes),
+        split=how,
         attribution=_ATTRIBUTION if shipped else None,
+        id_column=id_column,
+        time_column=time_column,
+        missing=None if absent is None else absent.texts,
     )
+    if classes is not None:
+        notes = (*notes, *notes_on_classes(own, classes))
+    of_test = () if given is None else tuple(note for note in given.notes if note not in own.notes)
+    files = (own,) if given is None else (own, given)
+    notes = (*own.notes, *of_test, *notes, *notes_on_sequences(files, train, held_out, dataset.scaler))
+    return dataclasses.replace(dataset, notes=notes)
 
 
 def load_for_prediction(
@@ -172,7 +217,9 @@ def load_for_prediction(
     id_column: str | None = None,
     time_column: str | None = None,
     target_column: str | None = None,
-) -> Inputs:
+    missing: str | float | Sequence[str | float] | None = None,
+    trained_time: str | None = None,
+) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
     Args:
@@ -181,42 +228,66 @@ def load_for_prediction(
         classes: The model's classes, None if it predicts a number.
         id_column: As for `load`; this and the other columns are not looked at for a .ts file.
         time_column: As for `load`.
-        target_column: As for `load`. If the file has it, `y` of the result holds it, so that predictions can be
-            scored; else `y` is None.
+        target_column: As for `load`. If the file has it, the result says of which sequences the truth is known, so
+            that their predictions can be scored, and why that of others is not.
+        missing: As for `load`; for a model, `scaler.missing`.
+        trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
+            and it is noted if it is not there.
 
     Raises:
-        AnyRNNError: The file does not fit the model, or only some of its targets are there.
+        AnyRNNError: The file does not fit the model.
     """
-    columns = Columns(id_column, time_column, target_column, tuple(features))
-    source = os.fspath(source)
-    parsed = _parsed(source, columns, part="TEST", need_target=False, owner="the model")
+    columns = Columns(id_column, time_column, target_column, tuple(features), trained_time)
+    absent = Missing.named(missing)
+    parsed = _parsed(_source(source), columns, part="TEST", need_target=False, owner="the model", missing=absent)
     if len(parsed.features) != len(features):
         raise AnyRNNError(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    if parsed.targets is None or all(value is None for value in parsed.targets):
-        return Inputs(parsed.x, None, parsed.ids)
-    return _encoded(parsed, None if classes is None else tuple(classes), trained_on="the model")
+    return unseen(parsed, classes, _label)
 
 
-def _parsed(source: str, columns: Columns, *, part: str = "TRAIN", need_target: bool = True, owner: str = "") -> Parsed:
+def _source(source: Source) -> str:
+    try:
+        return os.fsdecode(source)
+    except TypeError:
+        raise AnyRNNError(
+            f"load: got {type(source).__name__}, expected the path of a .ts, .csv or .parquet file, or "
+            f"{JAPANESE_VOWELS!r}; write a data frame as Parquet first, with a row for each step, or make a "
+            "workbench.Dataset of workbench.Sequences"
+        ) from None
+
+
+def _parsed(
+    source: str,
+    columns: Columns,
+    *,
+    part: str = "TRAIN",
+    need_target: bool = True,
+    owner: str = "",
+    missing: Missing | None = None,
+) -> Parsed:
     """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
     if source == JAPANESE_VOWELS:
         name = f"JapaneseVowels_{part}.ts"
         parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
         features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
         return dataclasses.replace(parsed, features=features, target="speaker")
-    path = _existing(Path(source))
+    path = Path(source)
     try:
+        path = _existing(path)
         if path.suffix.lower() == ".ts":
-            return parse_ts(path.read_bytes(), str(path))
-        return read_table(path, columns, need_target=need_target, owner=owner)
+            return parse_ts(path.read_bytes(), str(path), missing)
+        return read_table(path, columns, need_target=need_target, owner=owner, missing=missing)
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
 
 
 def _existing(path: Path) -> Path:
+    if not path.exists() and path.parts[:1] and path.parts[0].startswith("~"):
+        with suppress(RuntimeError):  # nobody's home
+            path = path.expanduser()
     formats = f"expected a .ts, .csv or .parquet file, or {JAPANESE_VOWELS!r}"
     if path.is_dir():
         inside = sorted(path.glob("*_TRAIN.ts"))
@@ -235,7 +306,9 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _given_test(source: str, test: Source | None, own: Parsed, columns: Columns) -> tuple[Parsed | None, str]:
+def _given_test(
+    source: str, test: str | None, own: Parsed, columns: Columns, missing: Missing | None
+) -> tuple[Parsed | None, str]:
     """The test part that is not ours to choose, if there is one, and the sentence about it."""
     if test is None and source == JAPANESE_VOWELS:
         return _parsed(source, columns, part="TEST"), (
@@ -247,13 +320,14 @@ def _given_test(source: str, test: Source | None, own: Parsed, columns: Columns)
         if name is None:
             return None, ""
         word = "TEST" if name[2] else "Test" if name[3] else "test"
-        test = Path(source).with_name(f"{name[1]}{word}.ts")
-        if not test.exists():
+        beside = Path(own.path).with_name(f"{name[1]}{word}.ts")
+        if not beside.exists():
             return None, ""
-        split = f"the test part is {test.name}, which lies beside the training file"
+        test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
     if (Path(test).suffix.lower() == ".ts") != (Path(own.path).suffix.lower() == ".ts"):
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
-    given = _parsed(os.fspath(test), dataclasses.replace(columns, features=own.features), part="TEST", owner=own.path)
+    wanted = dataclasses.replace(columns, features=own.features)
+    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing)
     if len(given.features) != len(own.features):
         raise AnyRNNError(
             f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"
@@ -280,25 +354,58 @@ def _targets(parsed: Parsed) -> list[str | bool | int | float]:
     return present
 
 
-def _task(parsed: Parsed, asked: Task | None) -> tuple[Task, tuple[str, ...]]:
-    """Classes or a number, and a note where we had to decide."""
+def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
+    """Classes or a number, and a note where we had to decide; numbers with decimal commas become numbers."""
     values = _targets(parsed)
     told = asked or parsed.task
-    if told:
-        return told, ()
-    if any(isinstance(value, float) for value in values):
-        return "regression", ()
+    notes: tuple[str, ...] = ()
+    if told != "classification" and any(isinstance(value, str) for value in values):
+        numbers = _with_decimal_commas(parsed, values)
+        if numbers is not None:
+            parsed, values = dataclasses.replace(parsed, targets=tuple(numbers)), numbers
+            notes = (
+                f"target {parsed.target!r} is written with decimal commas: read as numbers; task='classification' "
+                "(--task classification) reads it as classes",
+            )
+    if told or notes:
+        return parsed, told or "regression", notes
     if any(isinstance(value, str | bool) for value in values):
-        return "classification", ()
+        return parsed, "classification", ()
     distinct = len(set(values))
     few = max(2, min(_MOST_CLASSES, len(values) // 2))
+    if any(isinstance(value, float) for value in values):
+        if distinct > few or not all(float(value).is_integer() for value in values):
+            return parsed, "regression", ()
+        note = (
+            f"target {parsed.target!r} holds {distinct} distinct whole numbers, written as decimals such as "
+            f"{values[0]}: read as a number; task='classification' (--task classification) reads them as classes"
+        )
+        return parsed, "regression", (note,)
     task: Task = "classification" if distinct <= few else "regression"
     meaning, other = ("classes", "regression") if distinct <= few else ("a number", "classification")
     note = (
         f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} sequences: read as "
         f"{meaning}; task={other!r} (--task {other}) reads them the other way"
     )
-    return task, (note,)
+    return parsed, task, (note,)
+
+
+def _with_decimal_commas(
+    parsed: Parsed, values: list[str | bool | int | float]
+) -> list[str | bool | int | float] | None:
+    """The targets as numbers if all of them are written so and some have a comma; None if they are not."""
+    texts = [str(value) for value in values]
+    with_comma = [text for text in texts if "," in text]
+    if not with_comma or not all(re.fullmatch(DECIMAL_COMMA, text) for text in texts):
+        return None
+    if all(re.fullmatch(THOUSANDS_COMMA, text) for text in with_comma):
+        place = parsed.where[texts.index(with_comma[0])]
+        raise AnyRNNError(
+            f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "
+            "decimals; write a number without thousands separators and with a decimal point, or read the target as "
+            "classes: task='classification' (--task classification)"
+        )
+    return [float(text.replace(",", ".")) for text in texts]
 
 
 def _label(value: Value) -> str:
@@ -329,7 +436,7 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
     """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
     values = _targets(parsed)
     if classes is None:
-        return Sequences(parsed.x, torch.tensor(_numbers(parsed, values), dtype=torch.float32), parsed.ids)
+        return Sequences(parsed.x, torch.tensor(_numbers(parsed, values), dtype=torch.float64), parsed.ids)
     index = {label: i for i, label in enumerate(classes)}
     for value, place in zip(values, parsed.where, strict=True):
         if _label(value) not in index:
@@ -343,12 +450,13 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
 
 def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
     numbers: list[float] = []
+    values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
     for value, place in zip(values, parsed.where, strict=True):
         try:
             number = float(value)
-        except ValueError:
+        except (OverflowError, ValueError):
             number = math.nan
-        if not abs(number) <= torch.finfo(torch.float32).max:
+        if not math.isfinite(number):
             raise AnyRNNError(
                 f"{place}: target {parsed.target!r} is {value!r}, expected a finite number; "
                 "correct it, or read the target as classes: task='classification' (--task classification)"
@@ -361,47 +469,8 @@ def _check_overlap(train: Sequences, test: Sequences, given: Parsed) -> None:
     """A sequence of the same id and values in both parts makes the test score a memory test."""
     known = dict(zip(train.ids, train.x, strict=True))
     for x, id_, place in zip(test.x, test.ids, given.where, strict=True):
-        if id_ in known and torch.equal(x, known[id_]):
+        if id_ in known and torch.equal(x.nan_to_num(), known[id_].nan_to_num()):
             raise AnyRNNError(
                 f"{place}: this sequence is in the training file too, with the same id and the same values; "
                 "expected a test part that training does not see: take it out of one of the files"
             )
-
-
-def _split(
-    whole: Sequences, classes: tuple[str, ...] | None, own: Parsed, test_fraction: float, seed: int
-) -> tuple[Sequences, Sequences, str]:
-    """Whole sequences into two parts, such that training has every class."""
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415 - it takes a second to load
-
-    count = len(whole)
-    size = min(max(1, round(count * test_fraction)), count - 1)
-    if classes is None:
-        parts, how = train_test_split(np.arange(count), test_size=size, random_state=seed), ""
-    else:
-        if len(classes) == count:
-            raise AnyRNNError(
-                f"{own.path}: target {own.target!r} is different for each of the {count} sequences, expected classes "
-                "that some sequences share; is this the column to predict? Numbers are read with task='regression' "
-                "(--task regression)"
-            )
-        parts, how = _class_split(whole.y.numpy(), size, seed)
-    train, test = (whole.subset(sorted(part.tolist())) for part in parts)
-    return train, test, f"{len(test)} of {count} sequences, drawn at random{how} (seed {seed}), are the test part"
-
-
-def _class_split(y: NDArray[Any], size: int, seed: int) -> tuple[list[NDArray[Any]], str]:
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415 - as above
-
-    alone = np.bincount(y)[y] == 1  # the only one of its class: it has to be in training
-    rest = np.flatnonzero(~alone)
-    kinds = len(np.unique(y[rest]))
-    size = min(size, len(rest) - kinds)
-    if kinds <= size <= len(rest) - kinds:
-        train, test = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest])
-        if len(np.unique(y[train])) == kinds:
-            return [np.concatenate([train, np.flatnonzero(alone)]), test], " in the proportions of the classes"
-    shuffled = np.random.default_rng(seed).permutation(len(y))
-    first = np.unique(y[shuffled], return_index=True)[1]  # one of each class, which stays in training
-    test = np.delete(shuffled, first)[:size]
-    return [np.setdiff1d(shuffled, test), test], " from too few to keep the proportions of the classes"

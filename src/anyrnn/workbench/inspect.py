@@ -5,6 +5,7 @@ A copy of the cell is run whose activation functions write down what they return
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -45,12 +46,17 @@ def gates(model: Model, part: Sequences, index: int) -> Gates | None:
     # A cell that is new to `scan` is tried on a few rows first: the last T calls are the steps.
     steps = {name: torch.cat(calls[-len(x) :]) for name, calls in recorded.items()}
     shown = {name: "tanh(c)" if name == "h" and "h" not in cell.gates else name for name in steps}
-    y = part.y[index].item()
+    y, predicted = part.y[index].item(), model.predict([part.x[index]])
+    true, answer = (
+        alike(y, predicted.values[0])
+        if model.classes is None or predicted.labels is None
+        else (model.classes[int(y)], predicted.labels[0])
+    )
     return Gates(
         title=model.network.title,
         sequence=part.ids[index],
-        true=f"{y:g}" if model.classes is None else model.classes[int(y)],
-        predicted=str(model.predict([part.x[index]]).texts[0]),
+        true=true,
+        predicted=answer,
         matrices={**{shown[name]: values for name, values in steps.items()}, "h": output[:, 0]},
         ranges={shown[name]: _RANGES[functions[name]] for name in steps if functions[name] in _RANGES},
         inputs=x,
@@ -63,3 +69,14 @@ def _recorder(function: Callable[[Tensor], Tensor], calls: list[Tensor]) -> Call
         return calls[-1]
 
     return record
+
+
+def alike(*values: float) -> tuple[str, ...]:
+    """Write numbers that are to be compared with as many decimals each: three digits of their difference, or more."""
+    largest, apart = max(map(abs, values)), max(values) - min(values)
+    if largest == 0 or not math.isfinite(apart):
+        return tuple(f"{value:.4g}" for value in values)
+    digits = min(17, max(4, math.ceil(math.log10(largest / apart)) + 3) if apart else 4)
+    decimals = digits - 1 - math.floor(math.log10(largest))
+    form = f".{max(decimals, 0)}f" if -6 <= decimals <= 9 else f".{digits}g"
+    return tuple(f"{value:{form}}" for value in values)

@@ -4,6 +4,8 @@
 """
 
 import importlib
+import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -57,29 +59,35 @@ NETWORKS: Mapping[str, Network] = {
 }
 
 
-def network(name: str) -> Network:
+def is_network_name(name: object) -> bool:
+    """Whether this is a key of `NETWORKS` or of the form "module:Class"; neither can leave a folder as a file name."""
+    return isinstance(name, str) and (name in NETWORKS or _OWN.fullmatch(name) is not None)
+
+
+def network(name: str, *, never_from: Path | None = None) -> Network:
     """Find a network by name.
 
     Args:
         name: A key of `NETWORKS`, or "module:Class": a user's own cell, an `nn.Module` whose class is called as
             ``Class(input_size, hidden_size)``, in a module that Python or the current directory has.
+        never_from: A folder from which no module is imported, whatever the path of the interpreter says.
 
     Raises:
         AnyRNNError: if there is no such network, module or class.
     """
     if name in NETWORKS:
         return NETWORKS[name]
-    if not _OWN.fullmatch(name):
+    if not is_network_name(name):
         raise AnyRNNError(
             f"cell {name!r} is not known; the names are {', '.join(NETWORKS)}, and 'module:Class' takes a cell "
             f"class of your own.{did_you_mean(name, NETWORKS)}"
         )
-    cell_class = _own_cell_class(name)
+    cell_class = _own_cell_class(name, never_from)
 
     def layer(input_size: int, hidden_size: int) -> Layer:
         try:
             cell = cell_class(input_size, hidden_size)
-        except TypeError as cause:
+        except Exception as cause:  # a user's class may raise anything
             raise AnyRNNError(
                 f"cell {name!r}: {cell_class.__name__}({input_size}, {hidden_size}) failed: {cause}; "
                 f"expected a class that is called as Class(input_size, hidden_size)"
@@ -114,16 +122,20 @@ class Predictions:
         values: For each sequence the index of its class, or the number.
         labels: For each sequence the name of its class; None where a number is predicted.
         probabilities: (N, classes), or None where a number is predicted.
+        digits: How many of a number mean something: seven of what it differs from the mean of the training targets.
     """
 
     values: tuple[int, ...] | tuple[float, ...]
     labels: tuple[str, ...] | None
     probabilities: Tensor | None
+    digits: int = 9
 
     @property
     def texts(self) -> tuple[str, ...]:
         """For each sequence the label, or the number as text."""
-        return tuple(f"{value:g}" for value in self.values) if self.labels is None else self.labels
+        if self.labels is not None:
+            return self.labels
+        return tuple(f"{value:.{self.digits}g}" for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,8 @@ class Model:
         target_scale: Mean and standard deviation of the training targets where a number is predicted.
         seed: The seed of the training run.
         module: The trained `anyrnn.ManyToOne`.
+        id_column: The column that named the sequences of the table it was trained on; None if that was no table.
+        time_column: The column that sorted their steps; None if none did.
     """
 
     network: Network
@@ -153,6 +167,8 @@ class Model:
     target_scale: tuple[float, float] | None
     seed: int
     module: anyrnn.ManyToOne
+    id_column: str | None = None
+    time_column: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.scaler.mean) != len(self.features):
@@ -167,44 +183,68 @@ class Model:
         """The recurrent layer under the head."""
         return self.module.layer
 
-    def predict(self, sequences: Sequence[Tensor]) -> Predictions:
+    def predict(self, sequences: Sequence[Any]) -> Predictions:
         """Predict the class or the number of each sequence.
 
         Args:
-            sequences: (T, I) tensors as read, not scaled, with the features in the order of `features`.
+            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`.
 
         Raises:
-            AnyRNNError: for a sequence of another shape, or one that is not all finite.
+            AnyRNNError: for a sequence of another shape, or one that is not all finite, or so far from those of the
+                training that the network's answer is not. NaN is taken as missing where values could be missing in
+                training, too.
         """
-        for k, x in enumerate(sequences):
+        scaled: list[Tensor] = []
+        for k, given in enumerate(sequences):
+            try:
+                x = torch.as_tensor(given)
+            except (TypeError, ValueError, RuntimeError) as cause:
+                raise AnyRNNError(
+                    f"{self.network.name}: sequence {k} is a {type(given).__name__}, expected a tensor or an array "
+                    f"(T, {len(self.features)}): {cause}"
+                ) from cause
             if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} has shape {tuple(x.shape)}, expected (T, "
                     f"{len(self.features)}), one column for each of the features that the network was trained "
                     f"on: {', '.join(self.features)}"
                 )
-            if not x.isfinite().all():
+            if x.is_complex() or not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
                     f"fill or drop them first"
                 )
-        return self.read(outputs(self.module, [self.scaler(x.float()) for x in sequences]))
+            scaled.append(self.scaler(x))
+        answers = outputs(self.module, scaled)
+        wild = (~answers.isfinite().all(1)).nonzero().flatten().tolist()
+        if wild:
+            raise AnyRNNError(
+                f"{self.network.name}: the answer for sequence {wild[0]} is not finite; its largest feature is "
+                f"{scaled[wild[0]].abs().max():.3g} standard deviations from the mean of those that the network was "
+                "trained on; expected sequences like those"
+            )
+        return self.read(answers)
 
     def read(self, outputs: Tensor) -> Predictions:
         """Turn the head's output (N, out_features) into predictions."""
         if self.target_scale is not None:
             mean, std = self.target_scale
-            return Predictions(tuple((outputs[:, 0].double() * std + mean).tolist()), None, None)
+            digits = 7 + max(0, math.ceil(math.log10(max(abs(mean) / std, 1.0))))
+            return Predictions(tuple((outputs[:, 0].double() * std + mean).tolist()), None, None, min(digits, 17))
         classes = self.classes or ()
         indices = outputs.argmax(1).tolist()
         return Predictions(tuple(indices), tuple(classes[k] for k in indices), outputs.softmax(1))
 
 
-def _own_cell_class(name: str) -> Callable[[int, int], nn.Module]:
+def _own_cell_class(name: str, never_from: Path | None) -> Callable[[int, int], nn.Module]:
     module_name, _, class_name = name.partition(":")
-    with _current_directory_importable():
+    with _current_directory_importable(never_from):
         try:
+            if never_from is not None:
+                _check_origin(module_name, never_from)
             module = importlib.import_module(module_name)
+        except AnyRNNError as cause:
+            raise AnyRNNError(f"cell {name!r}: {cause}") from cause
         except Exception as cause:  # a user's module may raise anything
             raise AnyRNNError(
                 f"cell {name!r}: importing {module_name} failed: {type(cause).__name__}: {cause}; expected a "
@@ -220,11 +260,47 @@ def _own_cell_class(name: str) -> Callable[[int, int], nn.Module]:
     return cell_class
 
 
+def _check_origin(module_name: str, never_from: Path) -> None:
+    """Refuse a module that would come from this folder, a package of it at a time: finding one imports the one above.
+
+    A package whose parts lie in several folders counts as coming from all of them.
+    """
+    parts = module_name.split(".")
+    for depth in range(1, len(parts) + 1):
+        package = ".".join(parts[:depth])
+        if package in sys.modules:
+            continue
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            return  # importing it says so better
+        for place in (spec.origin, *(spec.submodule_search_locations or ())):
+            if place is not None and _lies_in(place, never_from):
+                raise AnyRNNError(
+                    f"{package} would come from {place}, in the folder of the run, and nothing is imported from "
+                    "there; if you trust it, copy the module to another folder and start from that one"
+                )
+
+
+def _lies_in(place: str, folder: Path) -> bool:
+    path = Path(place or ".")
+    return any(
+        each.is_relative_to(within) for each, within in ((path.absolute(), folder.absolute()), _resolved(path, folder))
+    )
+
+
+def _resolved(*paths: Path) -> tuple[Path, ...]:
+    return tuple(path.resolve() for path in paths)
+
+
 @contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+def _current_directory_importable(never_from: Path | None = None) -> Iterator[None]:
+    """Let modules of the current directory be found inside a ``with`` block, first of all; but none of `never_from`."""
+    before = list(sys.path)
+    during = [str(Path.cwd()), *before]
+    if never_from is not None:
+        during = [place for place in during if not _lies_in(place, never_from)]
+    sys.path[:] = during
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path[:] = [*before, *(place for place in sys.path if place not in during)]  # which a module may extend

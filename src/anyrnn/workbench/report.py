@@ -5,12 +5,10 @@ shows: no script, no font, nothing from a network, and a policy in its head that
 """
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
@@ -18,6 +16,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.verdict import Comparison, answer, number
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
@@ -78,20 +77,21 @@ def render(results: Mapping[str, object], gates: Gates | None) -> str:
     Returns:
         The page; the same results give the same text.
     """
-    comparison = _Comparison(results)
+    comparison = Comparison(results)
     rows, scale = _rows(comparison)
     template = resources.files("anyrnn.workbench").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         results=results,
         comparison=comparison,
-        answer=_answer(comparison),
+        answer=answer(comparison),
         notes=_notes(comparison),
         rows=rows,
         scale=scale,
         tie=_tie(comparison),
         loss=_curves(comparison, "train_loss"),
         score=_curves(comparison, "test_score"),
+        scored=_scored(comparison),
         mistakes=_mistakes(comparison),
         diverged=any(m.diverged for m in comparison.models),
         gates=gates,
@@ -100,190 +100,7 @@ def render(results: Mapping[str, object], gates: Gates | None) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Score:
-    """Writes a score: accuracies in percent, other metrics with decimals that suit the smallest of them."""
-
-    percent: bool
-    decimals: int
-
-    def __call__(self, value: float) -> str:
-        if not math.isfinite(value):
-            return "–"
-        return f"{100 * value:.{self.decimals}f}{_NBSP}%" if self.percent else f"{value:,.{self.decimals}f}"
-
-    def gap(self, value: float) -> str:
-        return f"{100 * value:.{self.decimals}f} points" if self.percent else f"{value:,.{self.decimals}f}"
-
-    def spread(self, value: float) -> str:
-        return f"{100 * value if self.percent else value:,.{self.decimals}f}"
-
-
-@dataclass(frozen=True)
-class _Model:
-    """One entry of results["models"], with every number that is not known as NaN."""
-
-    name: str
-    title: str
-    layer: str
-    engines: tuple[str, ...]
-    colour: int
-    parameters: int
-    mean: float
-    std: float
-    seconds: float
-    step: float
-    runs: tuple[Mapping[str, Any], ...]
-
-    @property
-    def diverged(self) -> dict[int, int]:
-        """By seed, the first epoch whose training loss is not finite, 0 if only the score is not."""
-        found = {}
-        for run in self.runs:
-            bad = [p["epoch"] for p in run["history"] if not math.isfinite(_number(p["train_loss"]))]
-            if bad or not math.isfinite(_number(run["score"])):
-                found[run["seed"]] = min(bad, default=0)
-        return found
-
-
-class _Comparison:
-    """results.json's dictionary, read once: the models from best to worst, and who is tied with the best."""
-
-    def __init__(self, results: Mapping[str, Any]) -> None:
-        dataset = results["dataset"]
-        self.test_ids: list[str] = results["test_ids"]
-        self.targets: list[float] = results["test_targets"]
-        self.classes: list[str] | None = dataset["classes"]
-        self.features: list[str] = dataset["features"]
-        self.seeds: list[int] = results["seeds"]
-        self.unfinished: list[str] = results.get("unfinished", [])
-        self.sign = 1 if results["metric"]["higher_is_better"] else -1
-        self.metric: str = results["metric"]["name"]
-        self.models = sorted(
-            (self._model(k, model) for k, model in enumerate(results["models"])), key=lambda m: self.rank(m.mean)
-        )
-        self.baselines = sorted(
-            ((b["name"], _number(b["score"])) for b in results["baselines"]), key=lambda b: self.rank(b[1])
-        )
-        self.epochs = max(len(run["history"]) for m in self.models for run in m.runs)
-        self.best = next(m for m in self.models if m.name == results["best"])
-        self.luck_seeds, self.luck_test = self._luck()
-        self.luck = max(self.luck_seeds, self.luck_test)
-        self.ties = [
-            m
-            for m in self.models
-            if m is not self.best and self.lead(self.best.mean, m.mean) <= self.luck  # false for NaN
-        ]
-        self.score = self._score()
-
-    def _luck(self) -> tuple[float, float]:
-        """Give the gap to the best that chance alone may make, by the seeds and by the choice of test sequences.
-
-        One width for all, so that no network is tied while a better one is not: twice the standard deviation over
-        the runs (the median over the networks, since that of two or three runs says little), and twice the standard
-        error of the best network's score over the test sequences.
-        """
-        stds = [m.std for m in self.models if math.isfinite(m.std)]
-        seeds = 2 * statistics.median(stds) if stds else 0.0
-        N, score = len(self.targets), self.best.mean
-        if N < 2 or not math.isfinite(score):
-            return seeds, math.inf
-        if self.metric == "accuracy":
-            # Agresti and Coull's two more right and two more wrong: all of 20 sequences right is not without error.
-            share = (score * N + 2) / (N + 4)
-            return seeds, 2 * math.sqrt(share * (1 - share) / (N + 4))
-        true = torch.tensor(self.targets, dtype=torch.float64)
-        predicted = torch.tensor([run["predictions"] for run in self.best.runs], dtype=torch.float64)
-        error = float((predicted - true).square().mean(0).std()) / math.sqrt(N)  # of the mean squared error
-        return seeds, error / score if score else 0.0  # its root has an error of 1 / (2 rmse) of that; twice
-
-    def lead(self, a: float, b: float) -> float:
-        """Give how much better the score a is than b."""
-        return self.sign * (a - b)
-
-    def rank(self, score: float) -> tuple[bool, float]:
-        """Give the key that sorts scores from best to worst, what is not known last."""
-        return (not math.isfinite(score), -self.sign * score)
-
-    def _score(self) -> _Score:
-        if self.metric == "accuracy":
-            return _Score(percent=True, decimals=1 if len(self.targets) < 2000 else 2)
-        sizes = [
-            abs(s) for s in (*(m.mean for m in self.models), *(s for _, s in self.baselines)) if math.isfinite(s) and s
-        ]
-        digits = 2 - math.floor(math.log10(min(sizes))) if sizes else 2
-        return _Score(percent=False, decimals=min(max(digits, 0), 9))
-
-    def _model(self, colour: int, model: Mapping[str, Any]) -> _Model:
-        runs = model["runs"]
-        return _Model(
-            name=model["name"],
-            title=model["title"],
-            layer=model["layer"],
-            engines=tuple(model.get("engines", ())),  # which an older run did not note
-            colour=colour,
-            parameters=model["parameters"],
-            mean=_number(model["score_mean"]),
-            std=_number(model["score_std"]),
-            seconds=_number(model["train_seconds"]),
-            step=_number(model["step_microseconds"]),
-            runs=tuple(runs),
-        )
-
-
-def _answer(c: _Comparison) -> Markup:
-    """Answer the question in one sentence that the numbers bear."""
-    best = c.best
-    if not math.isfinite(best.mean):
-        return Markup("<strong>No network</strong> can be recommended: every one of them diverged.")
-    score = c.score(best.mean) + (f"{_NBSP}±{_NBSP}{c.score.spread(best.std)}" if math.isfinite(best.std) else "")
-    if c.metric == "accuracy":
-        score = f"gets {score} of {len(c.targets):,} test sequences right"
-    else:
-        score = f"predicts {len(c.targets):,} test sequences with an {c.metric} of {score}"
-    if c.baselines:
-        name, baseline = c.baselines[0]
-        lead = c.lead(best.mean, baseline)
-        if lead < -c.luck:
-            text = Markup("<strong>No network:</strong> the baseline “{}” wins with {}; the best network, {}, {}.")
-            return text.format(name, c.score(baseline), best.title, score)
-        if lead <= c.luck:
-            text = Markup("<strong>{}</strong> {}, but that is a tie with the baseline “{}” ({}).")
-            return text.format(best.title, score, name, c.score(baseline))
-    others = [m for m in c.models if m is not best]
-    if c.ties:
-        tail = f", but {_listing(c)} within the spread{_cheaper(c)}"
-    elif not others:
-        tail = ""
-    elif math.isfinite(others[0].mean):
-        gap = c.score.gap(c.lead(best.mean, others[0].mean))
-        tail = f"; {others[0].title} follows {gap} behind, more than the spread"
-    else:
-        tail = "; every other network had a run that diverged"
-    return Markup("<strong>{}</strong> {}{}.").format(best.title, score, tail)
-
-
-def _listing(c: _Comparison) -> str:
-    names = [m.title for m in c.ties]
-    if len(names) == len(c.models) - 1 and len(names) > 2:
-        return f"all {len(c.models)} networks are"
-    if len(names) > 3:
-        return f"{', '.join(names[:2])} and {len(names) - 2} more are"
-    return f"{' and '.join([', '.join(names[:-1]), names[-1]] if names[1:] else names)} {'are' if names[1:] else 'is'}"
-
-
-def _cheaper(c: _Comparison) -> str:
-    """Name the tied model that saves most, in the first of: time a step, training time, parameters."""
-    for cost, saving in (("step", "faster at batch 1"), ("seconds", "faster to train"), ("parameters", "smaller")):
-        cheap = min(c.ties, key=lambda m: getattr(m, cost) if math.isfinite(getattr(m, cost)) else math.inf)
-        ratio = getattr(c.best, cost) / getattr(cheap, cost) if getattr(cheap, cost) else math.nan
-        if ratio >= 1.2:
-            it = cheap.title if len(c.ties) > 1 else "it"
-            return f", and {it} is {ratio:.1f}× {saving}"
-    return ""
-
-
-def _notes(c: _Comparison) -> list[str]:
+def _notes(c: Comparison) -> list[str]:
     """Say what stands behind the answer: the baselines, and what went wrong."""
     notes = []
     if c.baselines:
@@ -292,6 +109,14 @@ def _notes(c: _Comparison) -> list[str]:
             notes.append(f"The best baseline, {name}, reaches {c.score(score)}.")
     if len(c.seeds) == 1:
         notes.append("Each network was trained once, so how much its score varies with the seed is not known.")
+    late = [(m, *c.peak(m)) for m in c.models]
+    late = [(m, epoch, lead) for m, epoch, lead in late if lead > c.luck]
+    if late:
+        model, epoch, lead = max(late, key=lambda peak: peak[2])
+        notes.append(
+            f"{model.title} was {c.score.gap(lead)} better after epoch {epoch} than at the end, which points to "
+            "overfitting: fewer epochs may do better. To know, try it on sequences that are not in this test part."
+        )
     if c.unfinished:
         notes.append(f"The comparison was interrupted before {', '.join(c.unfinished)} had all runs.")
     for model in c.models:
@@ -304,7 +129,7 @@ def _notes(c: _Comparison) -> list[str]:
     return notes
 
 
-def _tie(c: _Comparison) -> str:
+def _tie(c: Comparison) -> str:
     """Say what counts as a tie."""
     if not math.isfinite(c.luck):
         return ""
@@ -317,22 +142,21 @@ def _tie(c: _Comparison) -> str:
     )
 
 
-def _rows(c: _Comparison) -> tuple[list[dict[str, object]], Markup]:
+def _rows(c: Comparison) -> tuple[list[dict[str, object]], Markup]:
     """Give the table, best first, baselines among the models, and the scale under its strips of dots."""
-    scores = [_number(run["score"]) for m in c.models for run in m.runs]
+    scores = [number(run["score"]) for m in c.models for run in m.runs]
     lines = [score for _, score in c.baselines if math.isfinite(score)]
     x = charts.strip_axis([s for s in scores if math.isfinite(s)], lines, percent=c.score.percent)
     worst = c.best.mean - c.sign * c.luck
     back = charts.strip_background(x, (c.best.mean, worst) if math.isfinite(worst) else (x.low, x.low), lines)
-    best = c.best if math.isfinite(c.best.mean) and len(c.models) > 1 else None
     rows: list[tuple[float, dict[str, object]]] = []
     for m in c.models:
-        dots = [(f"seed {run['seed']}: {c.score(_number(run['score']))}", _number(run["score"])) for run in m.runs]
+        dots = [(f"seed {run['seed']}: {c.score(number(run['score']))}", number(run["score"])) for run in m.runs]
         row = {
             "title": m.title,
             "layer": m.layer,
             "colour": m.colour,
-            "mark": "best" if m is best else "tie" if m in c.ties else "",
+            "mark": c.mark(m.name),
             "diverged": f"{len(m.diverged)} of {len(m.runs)} diverged" if m.diverged else "",
             "score": c.score(m.mean),
             "spread": c.score.spread(m.std) if math.isfinite(m.std) else "",
@@ -349,33 +173,29 @@ def _rows(c: _Comparison) -> tuple[list[dict[str, object]], Markup]:
     return [row for _, row in sorted(rows, key=lambda row: c.rank(row[0]))], charts.strip_ticks(x)
 
 
-def _curves(c: _Comparison, key: str) -> Markup:
+def _curves(c: Comparison, key: str) -> Markup:
     """Draw a learning curve of every model: over its runs whose value is finite, their mean and range."""
-    lines = []
-    for m in c.models:
-        by_epoch: dict[int, list[float]] = {}
-        for run in m.runs:
-            for point in run["history"]:
-                by_epoch.setdefault(point["epoch"], []).append(_number(point[key]))
-        points = [
-            (epoch, statistics.fmean(finite), min(finite), max(finite))
-            for epoch, values in sorted(by_epoch.items())
-            if (finite := [v for v in values if math.isfinite(v)])
-        ]
-        lines.append(charts.Line(m.title, m.colour, tuple(points)))
+    lines = [charts.Line(m.title, m.colour, c.curve(m, key)) for m in c.models]
     if key == "train_loss":
         return charts.curves(lines, "Training loss by epoch, a line for each model", log=True)
     label = "Score on the test part by epoch, a line for each model"
-    return charts.curves(lines, label, zoom=True, percent=c.score.percent)
+    return charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
 
 
-def _mistakes(c: _Comparison) -> dict[str, object] | None:
+def _scored(c: Comparison) -> int:
+    """After how many epochs the test part was scored; 0 if after each."""
+    run = c.best.runs[0]["history"]
+    scored = sum(point["test_score"] is not None for point in run)
+    return scored if 0 < scored < len(run) else 0
+
+
+def _mistakes(c: Comparison) -> dict[str, object] | None:
     if not math.isfinite(c.best.mean):
         return None
     return _confusion(c, c.classes) if c.classes else _scatter(c)
 
 
-def _confusion(c: _Comparison, names: Sequence[str]) -> dict[str, object]:
+def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
     """Give the confusion matrix of the best model over all its runs, and its most frequent confusions."""
     runs = c.best.runs
     pairs = Counter((int(true), int(p)) for run in runs for true, p in zip(c.targets, run["predictions"], strict=True))
@@ -390,10 +210,10 @@ def _confusion(c: _Comparison, names: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _scatter(c: _Comparison) -> dict[str, object]:
+def _scatter(c: Comparison) -> dict[str, object]:
     """Give predicted against true of the best model's first run that did not diverge, and its largest errors."""
-    run = next((r for r in c.best.runs if all(math.isfinite(_number(p)) for p in r["predictions"])), c.best.runs[0])
-    points = [(i, t, _number(p)) for i, t, p in zip(c.test_ids, c.targets, run["predictions"], strict=True)]
+    run = next((r for r in c.best.runs if all(math.isfinite(number(p)) for p in r["predictions"])), c.best.runs[0])
+    points = [(i, t, number(p)) for i, t, p in zip(c.test_ids, c.targets, run["predictions"], strict=True)]
     shown = points[:: math.ceil(len(points) / _DOTS)]
     worst = sorted((p for p in points if math.isfinite(p[2])), key=lambda p: -abs(p[2] - p[1]))[:_LISTED]
     return {
@@ -440,7 +260,3 @@ def _panel(
 
 def _cost(value: float) -> str:
     return "–" if not math.isfinite(value) else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -1,20 +1,28 @@
-"""Sequences in memory: with and without targets, scaled, and side by side in a batch. Leans on torch alone."""
+"""Sequences in memory: with and without targets, scaled, and side by side in a batch. Leans on torch and NumPy."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anyrnn.errors import AnyRNNError
 
+_REACHES = 10.0  # see `bulk`
+_FLOATS = (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Sequences to predict for: `x` (T_i, I) float32 each; `y` None, or the targets if the file has them."""
+    """Sequences to predict for: `x` (T_i, I) each; `y` None, or the targets if the file has them.
+
+    What is read from files is float64: only the scaler may round, after it took the offset off. float32 will do, too.
+    """
 
     x: tuple[Tensor, ...]
     y: Tensor | None
@@ -30,10 +38,10 @@ class Inputs:
             )
         width = self.x[0].shape[-1]
         for x, id_ in zip(self.x, self.ids, strict=True):
-            if x.ndim != 2 or x.dtype != torch.float32 or not x.shape[0] or x.shape[1] != width or not width:
+            if x.ndim != 2 or x.dtype not in _FLOATS or not x.shape[0] or x.shape[1] != width or not width:
                 raise AnyRNNError(
                     f"sequence {id_!r}: got shape {tuple(x.shape)} and {x.dtype}, expected (steps, features) with "
-                    f"at least one step, {width} features as in the first sequence, and torch.float32"
+                    f"at least one step, {width} features as in the first sequence, and torch.float64 or float32"
                 )
 
     def __len__(self) -> int:
@@ -42,16 +50,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sequences(Inputs):
-    """Sequences with their targets: `y` (N,) is int64 (the index of a class) or float32 (a number)."""
+    """Sequences with their targets: `y` (N,) is int64 (the index of a class), or float64 or float32 (a number)."""
 
     y: Tensor
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.y.dtype not in {torch.int64, torch.float32}:
+        if self.y.dtype not in {torch.int64, *_FLOATS}:
             raise AnyRNNError(
-                f"sequences: got targets of {self.y.dtype}, expected torch.int64 for classes or torch.float32 "
-                "for numbers"
+                f"sequences: got targets of {self.y.dtype}, expected torch.int64 for classes, or torch.float64 or "
+                "float32 for numbers"
             )
 
     def subset(self, indices: Iterable[int]) -> "Sequences":
@@ -62,17 +70,32 @@ class Sequences(Inputs):
 
 @dataclass(frozen=True)
 class Scaler:
-    """Brings each feature to mean 0 and standard deviation 1 over all steps of the sequences it was fitted on.
+    """Brings each feature to mean 0 and standard deviation 1 over the steps of the sequences it was fitted on.
 
-    A feature that is constant there is only shifted (standard deviation 1): it must not divide by zero.
+    In float64 until it is done, so that a counter or a Unix time keeps its differences; the result is float32.
+
+    A few cells far from all others, such as a -9999 written for "missing", must not decide the scale: mean and
+    deviation are those of the cells that `bulk` names. A scaled value beyond `linear_to` grows with its logarithm
+    only; this keeps the order, and no value is too large for a network. Without such cells this is standardising.
+
+    A feature that is constant is only shifted (standard deviation 1): it must not divide by zero.
 
     >>> scaler = Scaler.fit(Inputs((torch.tensor([[1.0, 7.0], [3.0, 7.0]]),), None, ("a",)))
     >>> scaler(torch.tensor([[5.0, 8.0]]))
     tensor([[3., 1.]])
+
+    Args:
+        mean: One for each feature.
+        std: One for each feature.
+        linear_to: In standard deviations.
+        missing: The values that stood for "missing" in the training data; None: none may be missing. If not None, NaN
+            is filled with the last value of the sequence, or with the mean where there is none yet.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    linear_to: float = 10.0
+    missing: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -80,40 +103,139 @@ class Scaler:
                 f"scaler: got {len(self.mean)} means and {len(self.std)} standard deviations, expected one of each "
                 "for every feature"
             )
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
-            raise AnyRNNError("scaler: expected finite means and finite, positive standard deviations")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0 or not self.linear_to > 0:
+            raise AnyRNNError(
+                "scaler: expected finite means, finite, positive standard deviations and a positive linear_to"
+            )
 
     @classmethod
-    def fit(cls, sequences: Inputs) -> "Scaler":
-        """Measure the features. Give it the training part and nothing else."""
-        steps = torch.cat(sequences.x).double()  # (sum of T_i, I); float64: sums in float32 lose digits
-        std = steps.std(0, correction=0)
-        return cls(tuple(steps.mean(0).tolist()), tuple(std.masked_fill(std == 0, 1.0).tolist()))
+    def fit(cls, sequences: Inputs, missing: tuple[str, ...] | None = None) -> "Scaler":
+        """Measure the features. Give it the training part and nothing else; NaN is not counted.
+
+        Raises:
+            AnyRNNError: if a feature has no value at all.
+        """
+        scales: list[tuple[float, float]] = []
+        for k, column in enumerate(torch.cat(sequences.x).double().numpy().T):  # column: (sum of T_i,)
+            values = column[~np.isnan(column)]
+            if not len(values):
+                raise AnyRNNError(f"scaler: feature {k + 1} is missing in every step, expected at least one value")
+            low, high = bulk(values)
+            scales.append(moments(values[(values >= low) & (values <= high)]))
+        mean, std = zip(*scales, strict=True)
+        return cls(mean, std, missing=missing)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Scale `x` (..., I)."""
+        """Scale `x` (..., T, I) to float32.
+
+        Raises:
+            AnyRNNError: if it has other features, or holds NaN where none may be missing.
+        """
         if x.shape[-1:] != (len(self.mean),):
             raise AnyRNNError(
                 f"scaler: x has shape {tuple(x.shape)}, expected {len(self.mean)} features in its last dimension, "
                 "as in the data it was fitted on"
             )
-        return (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+        x = x.double()
+        absent = x.isnan()
+        if absent.any():
+            if self.missing is None:
+                raise AnyRNNError("scaler: x holds NaN, expected numbers, as in the data it was fitted on")
+            x = _carried_forward(x)
+        z = (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+        z = z.nan_to_num(nan=0.0)  # NaN: nothing was seen before; an overflow becomes the largest number
+        size = z.abs()
+        beyond = (size - self.linear_to).clamp(min=0.0)
+        return torch.where(beyond > 0, (self.linear_to + beyond.log1p()).copysign(z), z).float()
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; exact, since JSON writes floats with all their digits."""
-        return {"mean": list(self.mean), "std": list(self.std)}
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "linear_to": None if math.isinf(self.linear_to) else self.linear_to,
+            "missing": None if self.missing is None else list(self.missing),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Scaler":
-        """The scaler that `to_dict` described."""
+        """The scaler that `to_dict` described; one without `linear_to`, of an earlier version, is linear throughout."""
         try:
             mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
-        except (KeyError, TypeError, ValueError) as error:
+            bound, missing = values.get("linear_to"), values.get("missing")
+            if not (missing is None or (isinstance(missing, list) and all(isinstance(text, str) for text in missing))):
+                raise TypeError
+            linear_to = math.inf if bound is None else float(bound)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise AnyRNNError(
                 "scaler: expected {'mean': [numbers], 'std': [numbers]}, the file holds something else; "
                 "train the model again"
             ) from error
-        return cls(mean, std)
+        return cls(mean, std, linear_to, None if missing is None else (*missing,))
+
+
+@np.errstate(over="ignore")  # the distance of 1e308 and -1e308 is infinite, and that is far enough
+def bulk(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The smallest and the largest of the values that decide the scale of a feature, (N,) without NaN.
+
+    Two kinds are left out. A value at either end that repeats, further than ten reaches from the median of the
+    others, as -9999 for "missing" does, whatever its share up to nine in ten. Then all single values that are that
+    far. The reach is the distance from the median within which 95 of 100 values lie, 1.96 standard deviations of a
+    normal distribution; so what is left out is some 20 deviations away, and of smooth data nothing is.
+    """
+    rest = values
+    found = True
+    while found:
+        found = False
+        for end in (rest.min(), rest.max()):
+            others = rest[rest != end]
+            if len(rest) - len(others) > 1 and len(others) * 10 >= len(values):
+                centre, reach = _centre_and_reach(others)
+                if reach and abs(end - centre) > _REACHES * reach:
+                    rest, found = others, True
+                    break
+    centre, reach = _centre_and_reach(rest)
+    rest = rest[np.abs(rest - centre) <= _REACHES * reach]
+    return float(rest.min()), float(rest.max())
+
+
+def _centre_and_reach(values: NDArray[np.float64]) -> tuple[np.float64, np.float64]:
+    centre = _ranked(values, 0.5)
+    distance = np.abs(values - centre)
+    reach = _ranked(distance, 0.95)
+    if not reach and distance.any():  # nearly all are the same value: the few others tell what is usual
+        reach = _ranked(distance[distance > 0], 0.5)
+    return centre, reach
+
+
+def _ranked(values: NDArray[np.float64], share: float) -> np.float64:
+    rank = int(share * (len(values) - 1))
+    ranked: np.float64 = np.partition(values, rank)[rank]
+    return ranked
+
+
+def moments(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean and standard deviation of (N,) finite numbers; 1 in place of a deviation of 0.
+
+    Scaled by a power of two and shifted by the first value, so that neither 1e300 nor 1e-300 squares to infinity or
+    zero, and no digits are lost to an offset.
+    """
+    if values.min() == values.max():  # the sum of equal numbers is rounded: their deviation would not be 0
+        return float(values[0]), 1.0
+    exponent = int(np.frexp(np.abs(values).max())[1])
+    scaled = np.ldexp(values, -exponent)
+    shifted = scaled - scaled[0]
+    mean, std = scaled[0] + shifted.mean(), shifted.std()
+    return float(np.ldexp(mean, exponent)), float(np.ldexp(std, exponent)) or 1.0
+
+
+def _carried_forward(x: Tensor) -> Tensor:
+    """NaN (..., T, I) replaced by the last number before it in T; NaN stays where there is none."""
+    if x.ndim < 2:
+        return x
+    steps = torch.arange(x.shape[-2]).unsqueeze(1).expand(x.shape[-2:])  # (T, I)
+    last = torch.where(x.isnan(), 0, steps).cummax(-2).values
+    return x.gather(-2, last)
 
 
 @overload

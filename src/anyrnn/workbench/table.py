@@ -4,7 +4,7 @@ Rows are gathered by the id column, in order of first appearance, and sorted by 
 All checks that need rows and columns are here; what the targets mean is decided in `data.py`.
 """
 
-import codecs
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,23 +17,33 @@ import torch
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import Parsed, Value, did_you_mean, listed
+from anyrnn.workbench.parsed import BLANK, NOT_A_NAME, Missing, Parsed, Value, did_you_mean, listed
+from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
-_MISSING = ("na", "n/a", "nan", "null", "?", "")  # ways to write "missing" that make text of a column of numbers
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
 _ROW = "\0row"  # our own column beside the file's: no text file can hold this name
+# What polars takes off by default, and marks that no eye can see.
+_BLANKS = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\u2060\ufeff" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # a panic of Rust code is no Exception
+_EXACT = 1 << 53  # whole numbers beyond are rounded by float64
 _NAMELESS = {"", "Unnamed: 0", "__index_level_0__"}  # how pandas writes its row numbers
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the caller says about the columns; None: not said. Without features, all columns left over are."""
+    """What the caller says about the columns; None: not said. Without features, all columns left over are.
+
+    `usual_time` is that of another file: it is the time if it is there and no time was named.
+    """
 
     id: str | None = None
     time: str | None = None
     target: str | None = None
     features: tuple[str, ...] | None = None
+    usual_time: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,9 @@ class _Roles:
     features: tuple[str, ...]
 
 
-def read_table(path: Path, columns: Columns, *, need_target: bool = True, owner: str = "") -> Parsed:
+def read_table(
+    path: Path, columns: Columns, *, need_target: bool = True, owner: str = "", missing: Missing | None = None
+) -> Parsed:
     """Read a .csv or .parquet file.
 
     Args:
@@ -52,14 +64,16 @@ def read_table(path: Path, columns: Columns, *, need_target: bool = True, owner:
         columns: Which column is what.
         need_target: If false, `columns.target` may be None or absent from the file: no targets then.
         owner: Whose features `columns.features` are, for the message that one of them is not there.
+        missing: What stands for a missing value and becomes NaN. None: a missing feature is refused.
     """
     roles = _roles(path, _column_names(path), columns, need_target=need_target, owner=owner)
-    table = _Table(path, roles, _frame(path, roles))
+    table = _Table(path, roles, _frame(path, roles), missing, trained=not need_target)
     rows, lengths = table.order()
     matrix = np.stack([table.feature(name) for name in roles.features], axis=1)[rows]  # (rows, I)
     ends = np.cumsum(lengths)
     first_rows = rows[ends - lengths].tolist()
     ids = tuple(table.ids[row] for row in first_rows)
+    targets = table.targets(first_rows) if roles.target else None
     return Parsed(
         path=str(path),
         features=roles.features,
@@ -67,46 +81,51 @@ def read_table(path: Path, columns: Columns, *, need_target: bool = True, owner:
         ids=ids,
         where=tuple(f"{path}: id {id_!r}" for id_ in ids),
         target=roles.target or "target",
-        targets=table.targets(first_rows) if roles.target else None,
+        targets=targets,
         task=None,
-        notes=() if roles.time else ("no time column was named: steps are in the order of the rows",),
+        notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
+        rows=tuple(np.split(table.frame[_ROW].to_numpy()[rows], ends[:-1])),
+    )
+
+
+def _unsorted(columns: Columns) -> str:
+    if columns.usual_time is None:
+        return "no time column was named: steps are in the order of the rows"
+    return (
+        f"column {columns.usual_time!r}, by which the steps were sorted in training, is not there: they are in the "
+        "order of the rows; --time names another (time_column)"
     )
 
 
 def _column_names(path: Path) -> list[str]:
     try:
         if path.suffix.lower() == ".parquet":
+            check_parquet(path)
             return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema().names()
-        _check_text(path)
+        check_csv(path)
         names = pl.read_csv(path, n_rows=0, glob=False).columns
-    except pl.exceptions.PolarsError as error:
+    except _FAILURES as error:
         raise _unreadable(path, error) from error
     for name in names:  # polars renames the second 'a' to 'a_duplicated_0'
         twin = re.fullmatch(r"(.*)_duplicated_\d+", name)
         if twin and twin[1] in names:
-            raise AnyRNNError(f"{path}: the header names column {twin[1]!r} twice; give each column its own name")
+            raise AnyRNNError(
+                f"{path}: the header names column {twin[1]!r} twice; give each column its own name."
+                f"{first_line_hint(names)}"
+            )
     for character, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if len(names) == 1 and character in names[0]:
             raise AnyRNNError(f"{path}: the columns seem to be separated by {word}; expected commas")
-    return names
+    return _without_blanks(names)
 
 
-def _check_text(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(start)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        cure = "rename it to .parquet" if start.startswith(b"PAR1") else "save the table as CSV in UTF-8"
-        raise AnyRNNError(f"{path}: this is not text in UTF-8, it starts with {start[:8]!r}; expected CSV: {cure}")
-
-
-def _unreadable(path: Path, error: pl.exceptions.PolarsError) -> AnyRNNError:
+def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
     reason = str(error).strip().split("\n", maxsplit=1)[0]
     if path.suffix.lower() == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
+    problem = ragged_row(path, shorter=False) or odd_quotes(path)
+    if problem is not None:
+        return AnyRNNError(problem)
     return AnyRNNError(
         f"{path}: this cannot be read as CSV: {reason}; "
         "expected a header, and as many fields in each row as in the header"
@@ -120,16 +139,20 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
     if columns.target is None and need_target:
         unsaid.append("which column is to be predicted (target_column, --target)")
     if columns.id is None or unsaid:
-        raise AnyRNNError(f"{path}: say {' and '.join(unsaid)}; the columns are {listed(names)}")
+        hint = first_line_hint(names).lstrip()
+        raise AnyRNNError(f"{path}: say {' and '.join(unsaid)}; the columns are {listed(names)}{hint and '. ' + hint}")
     target = columns.target if need_target or columns.target in names else None
-    for name in (columns.id, columns.time, target, *(columns.features or ())):
+    usual = columns.usual_time if columns.usual_time in names and columns.usual_time != columns.id else None
+    time = columns.time or usual
+    for name in (columns.id, time, target, *(columns.features or ())):
         if name is not None and name not in names:
             whose = f", a feature of {owner}," if owner and name in (columns.features or ()) else ""
+            if name == columns.id and not need_target:  # that of the training, unless the user said another
+                whose = ", the id (id_column, --id),"
             raise AnyRNNError(
-                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}."
-                f"{did_you_mean(name, names)}"
+                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{_likely(name, names)}"
             )
-    taken = [name for name in (columns.id, columns.time, target) if name is not None]
+    taken = [name for name in (columns.id, time, target) if name is not None]
     if len(set(taken)) < len(taken):
         raise AnyRNNError(f"{path}: id, time and target must be different columns, got {listed(taken)}")
     features = columns.features
@@ -150,7 +173,15 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
         if name in {columns.id, target}:
             part = "names the sequence" if name == columns.id else "is what is to be predicted"
             raise AnyRNNError(f"{path}: column {name!r} {part}; it cannot be a feature as well")
-    return _Roles(columns.id, columns.time, target, features)
+    return _Roles(columns.id, time, target, features)
+
+
+def _likely(name: str, names: list[str]) -> str:
+    """The end of the message that a column is not there."""
+    split = next((each for each in names if "," in each and name in map(str.strip, each.split(","))), None)
+    if split is not None:
+        return f""" On the command line a name with a comma is put in quotes: --features '"{split}"'."""
+    return did_you_mean(name, names) or first_line_hint(names)
 
 
 def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
@@ -158,9 +189,8 @@ def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
         if path.suffix.lower() == ".parquet":
             frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
         else:
-            # The whole file decides a column's type, and ids stay as they are written: 007 is not 7.
-            frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides={roles.id: pl.String})
-    except pl.exceptions.PolarsError as error:
+            frame = _csv(path, roles.id)
+    except _FAILURES as error:
         raise _unreadable(path, error) from error
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(_ROW))
     frame = frame.filter(~pl.all_horizontal(pl.exclude(_ROW).is_null()))  # blank lines
@@ -169,13 +199,45 @@ def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
     return frame
 
 
-class _Table:
-    """The rows of one file, with what a message needs to name a place in it."""
+def _csv(path: Path, id_column: str) -> pl.DataFrame:
+    """The whole file decides a column's type, and ids stay as they are written: 007 is not 7."""
+    written = pl.read_csv(path, glob=False, n_rows=0).columns
+    names = _without_blanks(written)
+    as_text = {written[names.index(id_column)]: pl.String}
+    while True:
+        try:
+            frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides=as_text)
+        except pl.exceptions.ComputeError as error:
+            # 46 digits, or those of other scripts, are a whole number to polars, which it then cannot read.
+            column = re.search(r"as dtype `i\d+` at column '(.*)' \(column number", str(error))
+            if column is None or column[1] in as_text or column[1] not in written:
+                raise
+            as_text[column[1]] = pl.String
+        else:
+            return frame.rename(dict(zip(written, names, strict=True)))
 
-    def __init__(self, path: Path, roles: _Roles, frame: pl.DataFrame) -> None:
+
+def _without_blanks(names: list[str]) -> list[str]:
+    """Names of columns without the blank that follows a comma, if they are still different ones then."""
+    stripped = [name.strip(_BLANKS) for name in names]
+    return stripped if len(set(stripped)) == len(names) else names
+
+
+class _Table:
+    """The rows of one file, with what a message needs to name a place in it.
+
+    `trained` is whether it is for a trained model, which needs all of its features, and no target.
+    """
+
+    def __init__(
+        self, path: Path, roles: _Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+    ) -> None:
         self.path = path
         self.roles = roles
         self.frame = frame
+        self.missing = missing
+        self.trained = trained
+        self.notes: list[str] = []
         self.ids = self._ids()
         self.times = self._times()
 
@@ -187,15 +249,38 @@ class _Table:
 
     def _ids(self) -> pl.Series:
         column = self.frame[self.roles.id]
-        if column.dtype.is_nested() or column.dtype == pl.Binary:
+        try:
+            text = column.cast(pl.String)
+            is_name = not (column.dtype.is_nested() or column.dtype == pl.Binary)
+        except pl.exceptions.PolarsError:  # a duration, and whatever else has no name
+            is_name = False
+        if not is_name:
             raise AnyRNNError(f"{self.path}: id column {column.name!r} holds {column.dtype}, expected text or numbers")
-        missing = _first(column.is_null())
+        ids = text.str.strip_chars(_BLANKS)
+        missing = _first(ids.is_null() | ids.is_in(NOT_A_NAME))
         if missing is not None:
+            written = f" ({text[missing]!r})" if text[missing] else ""
             raise AnyRNNError(
-                f"{self.path}: data row {self.frame[_ROW][missing]}: the id {column.name!r} is missing; "
+                f"{self.path}: data row {self.frame[_ROW][missing]}: the id {column.name!r} is missing{written}; "
                 "every row needs the id of its sequence"
             )
-        return column.cast(pl.String)
+        self._note_blanks("id", text, ids)
+        doubtful = ids.filter(ids.str.to_lowercase().is_in(BLANK))
+        if len(doubtful):
+            self.notes.append(
+                f"id {doubtful[0]!r} of {(ids == doubtful[0]).sum()} rows is read as the name of a sequence; if it "
+                "means that the id is missing, leave these rows out"
+            )
+        return ids
+
+    def _note_blanks(self, what: str, before: pl.Series, after: pl.Series) -> None:
+        row = _first(before != after)
+        if row is not None:
+            count = (before != after).sum()
+            self.notes.append(
+                f"{what} {before[row]!r} of data row {self.frame[_ROW][row]} is read as {after[row]!r}: blanks at the "
+                f"ends do not count ({count} row{'s' if count > 1 else ''})"
+            )
 
     def _times(self) -> pl.Series:
         if self.roles.time is None:
@@ -256,69 +341,125 @@ class _Table:
         return frame["row"].to_numpy(), frame["first"].rle().struct.field("len").to_numpy()
 
     def feature(self, name: str) -> NDArray[Any]:
-        """One feature's values, float32, in the order of the file."""
+        """One feature's values, float64, in the order of the file; NaN where one is missing and may be."""
         column = self.frame[name]
+        words = BLANK if self.missing is None else self.missing.words
         if column.dtype in _TEXT:
-            text = column.cast(pl.String).str.strip_chars()
+            text = column.cast(pl.String).str.strip_chars(_BLANKS)
             numbers = text.cast(pl.Float64, strict=False)
-            row = _first(numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(_MISSING))
+            row = _first(numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(words))
             if row is not None:
+                comma = "write a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text[row]) else "write a number"
                 raise AnyRNNError(
-                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; "
-                    "write a number, or name the features without it (feature_columns, --features)"
+                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; {self._cure(comma)}"
                 )
         elif column.dtype.is_numeric() or column.dtype in _AS_NUMBERS:
             numbers = column.cast(pl.Float64)
+            self._note_rounding(column, numbers)
         else:
             raise AnyRNNError(
-                f"{self.path}: feature {name!r} holds {column.dtype}, expected numbers; "
-                "convert it, or name the features without it (feature_columns, --features)"
+                f"{self.path}: feature {name!r} holds {column.dtype}, expected numbers; {self._cure('convert it')}"
             )
-        row = _first(numbers.is_null() | numbers.is_nan())
-        if row is not None:
+        values = numbers.fill_null(math.nan).to_numpy()
+        absent = np.isnan(values)
+        if self.missing is not None:
+            if absent.any():
+                self._refuse_short_rows()
+            values = np.where(self.missing.mask(values), math.nan, values)
+        elif absent.any():
+            row = int(absent.argmax())
             written = "" if column[row] is None else f" ({column[row]})"
             raise AnyRNNError(
-                f"{self.place(row)}: feature {name!r} is missing{written}; fill it in, drop the row, "
-                "or name the features without it (feature_columns, --features)"
+                f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row')}"
+                + ("" if self.trained else "; missing='nan' (--missing nan) has missing values filled")
             )
-        values = numbers.cast(pl.Float32)
-        row = _first(values.is_infinite())
+        infinite = np.isinf(values)
+        if infinite.any():
+            row = int(infinite.argmax())
+            raise AnyRNNError(f"{self.place(row)}: feature {name!r} is {column[row]}, expected a finite number")
+        return values
+
+    def _note_rounding(self, column: pl.Series, numbers: pl.Series) -> None:
+        if column.dtype.is_integer() and (numbers.abs() > _EXACT).any():
+            row = _first(numbers.cast(pl.Int128, strict=False).ne_missing(column.cast(pl.Int128)))
+            if row is not None:
+                self.notes.append(
+                    f"feature {column.name!r} holds whole numbers beyond 2**53, which are rounded: {column[row]} in "
+                    f"data row {self.frame[_ROW][row]} is read as {int(numbers[row])}; take a constant off them if "
+                    "the last digits matter"
+                )
+
+    def _refuse_short_rows(self) -> None:
+        """A row that ends early is a damaged file, and no missing value; polars tells them not apart."""
+        row = None if self.path.suffix.lower() == ".parquet" else ragged_row(self.path, shorter=True)
         if row is not None:
-            raise AnyRNNError(f"{self.place(row)}: feature {name!r} is {numbers[row]}, expected a finite number")
-        return values.to_numpy()
+            raise AnyRNNError(row)
+
+    def _cure(self, cure: str) -> str:
+        """What to do about a feature."""
+        if self.trained:
+            return f"{cure.replace(', ', ' or ')}: the model needs it"
+        return f"{cure}, or name the features without it (feature_columns, --features)"
 
     def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
-        """The target of each id, after checking that all of its rows agree."""
+        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
         column = self.frame[self.roles.target or ""]
         if column.dtype in _TEXT:
-            column = _without_markers(column.cast(pl.String))
+            text = column.cast(pl.String)
+            stripped = text.str.strip_chars(_BLANKS)
+            self._note_blanks(f"target {column.name!r}:", text, stripped)
+            column = _without_markers(stripped)
+            if self.path.suffix.lower() != ".parquet":  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
+                column = _as_numbers(column)
         elif column.dtype.is_decimal():
             column = column.cast(pl.Float64)
         elif not (column.dtype.is_numeric() or column.dtype in _AS_NUMBERS):
-            raise AnyRNNError(
-                f"{self.path}: target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
-            )
+            wrong = f"target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
+            if self.trained:
+                self.notes.append(f"{wrong}: nothing is scored")
+                return (None,) * len(first_rows)
+            raise AnyRNNError(f"{self.path}: {wrong}")
         if column.dtype.is_float():
             column = column.fill_nan(None)
+        if self.missing is not None:
+            absent = [value is not None and self.missing.names(str(value)) for value in column]
+            column = column.zip_with(~pl.Series(absent, dtype=pl.Boolean), pl.Series([None], dtype=column.dtype))
         pairs = pl.DataFrame({"id": self.ids, "target": column})
         pairs = pairs.with_columns(expected=pl.col("target").first().over("id"))
-        row = _first(pairs["target"].ne_missing(pairs["expected"]))
-        if row is not None:
-            got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
-            raise AnyRNNError(
-                f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id; "
-                "a sequence has one target, repeated on each of its rows"
-            )
-        return tuple(column.gather(first_rows).to_list())
+        varies = pairs["target"].ne_missing(pairs["expected"])
+        row = _first(varies)
+        values = column.gather(first_rows).to_list()
+        if row is None:
+            return tuple(values)
+        got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
+        wrong = f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id"
+        if not self.trained:
+            raise AnyRNNError(f"{wrong}; a sequence has one target, repeated on each of its rows")
+        doubtful = set(self.ids.filter(varies))
+        self.notes.append(f"{wrong}: it counts as missing, as in all sequences in which it varies ({len(doubtful)})")
+        return tuple(
+            None if self.ids[row] in doubtful else value for row, value in zip(first_rows, values, strict=True)
+        )
 
 
-def _without_markers(column: pl.Series) -> pl.Series:
-    """A text target with blanks made null; and "NA" and the like too where all other values are numbers."""
-    text = column.str.strip_chars().str.to_lowercase()
-    marker = text.is_in(_MISSING)
+def _without_markers(text: pl.Series) -> pl.Series:
+    """A text target with null for what is certainly no class; and for "NA" and the like where all others are numbers.
+
+    Other words, such as "None", may well be classes: `data.py` says so.
+    """
+    marker = text.str.to_lowercase().is_in(BLANK)
     number = text.cast(pl.Float64, strict=False).is_not_null() & ~marker
-    missing = marker if (number | marker | text.is_null()).all() else text == ""
-    return column.zip_with(~missing, pl.Series([None], dtype=pl.String))
+    missing = marker if (number | marker | text.is_null()).all() else text.is_in(NOT_A_NAME)
+    return text.zip_with(~missing, pl.Series([None], dtype=pl.String))
+
+
+def _as_numbers(text: pl.Series) -> pl.Series:
+    """A text target as numbers, if all of it is."""
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() > text.null_count() or text.null_count() == len(text):
+        return text
+    whole = text.str.contains(r"^[+-]?\d{1,18}$").all()
+    return text.str.strip_prefix("+").cast(pl.Int64) if whole else numbers
 
 
 def _first(mask: pl.Series) -> int | None:

@@ -2,30 +2,36 @@
 
 A parser of our own, because aeon and sktime, which also read it, bring numba, scipy and pandas with them.
 
-The format, as the documentation and the loaders of both describe it: lines that start with ``#`` are comments; a
-header of ``@tag value`` lines, tags in any case and order, ends with ``@data``; then one sequence a line, channels
-separated by ``:``, steps by ``,``, and the class or the number to predict after the last ``:`` if the header says
-``@classLabel true a b c`` or ``@targetlabel true``. Tags that do not change how a line is read (``@problemName``,
+The format, as the documentation and the loaders of both describe it: lines that start with ``#`` or ``%`` are
+comments; a header of ``@tag value`` lines, tags in any case and order, ends with ``@data``; then one sequence a line,
+channels separated by ``:``, steps by ``,``, and the class or the number to predict after the last ``:`` if the header
+says ``@classLabel true a b c`` or ``@targetlabel true``. Tags that do not change how a line is read (``@problemName``,
 ``@missing``, ...) are skipped.
 
-Not supported, each with an error that names the line: values with time stamps, missing values (``?`` or ``NaN``),
-and channels of different length within one sequence.
+A label is the class that the header names even if it is written in other case, or as 0.0 in place of 0; aeon's
+loader lowers the case of all. Classes may be listed with commas. A length of 0 means an unknown one.
+
+Not supported, each with an error that names the line: values with time stamps, missing values (``?`` or ``NaN``)
+unless the caller says so, and channels of different length within one sequence.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import Parsed, Task, did_you_mean, listed
+from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed, number
+from anyrnn.workbench.text import check_kind
 
 _NO_TIME_STAMPS = (
     "values with time stamps are not supported; write the values alone, or make a CSV table with a time column"
 )
-_LARGEST = float(np.finfo(np.float32).max)
+_ENCODED = (b"classlabel", b"data")  # the header lines whose letters matter; in others any encoding will do
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,22 @@ class _Header:
     steps: int | None = None  # of every sequence, where they are of equal length; None: the first decides
 
 
-def parse_ts(content: bytes, path: str) -> Parsed:
-    """Read the bytes of a .ts file; `path` is only the name that ids and messages use."""
+def parse_ts(content: bytes, path: str, missing: Missing | None = None) -> Parsed:
+    """Read the bytes of a .ts file.
+
+    Args:
+        content: All of it.
+        path: Only the name that ids and messages use.
+        missing: What stands for a missing value and becomes NaN. None: a missing value is refused.
+    """
+    check_kind(content, path, "a .ts file of the UCR/UEA archives")
     lines = _lines(content, path)
     header = _header(lines, path)
     arrays: list[np.ndarray] = []
     labels: list[str] = []
     where: list[str] = []
-    for number, line in lines:
-        place = f"{path}:{number}"
+    for count, line in lines:
+        place = f"{path}:{count}"
         if line.startswith("("):
             raise AnyRNNError(f"{place}: got {_shortened(line)}; {_NO_TIME_STAMPS}")
         parts = line.split(":")
@@ -59,7 +72,7 @@ def parse_ts(content: bytes, path: str) -> Parsed:
                 f"{place}: got {got} parts separated by ':', expected {got - len(parts) + channels}: "
                 f"{channels} channels{last}"
             )
-        array = np.stack(_channels(parts, place), axis=1)  # (T, I)
+        array = np.stack(_channels(parts, place, missing), axis=1)  # (T, I)
         if header.equal_length:
             steps = header.steps or (arrays[0] if arrays else array).shape[0]
             if array.shape[0] != steps:
@@ -79,41 +92,42 @@ def parse_ts(content: bytes, path: str) -> Parsed:
         ids=tuple(f"{PurePath(path).stem} #{i + 1}" for i in range(len(arrays))),
         where=tuple(where),
         target="target" if header.task == "regression" else "class",
-        targets=_targets(labels, where, header) if header.task else None,
+        targets=_targets(labels, where, header, missing) if header.task else None,
         task=header.task,
-        classes=header.classes,
+        classes=_declared(labels, header),
     )
 
 
 def _lines(content: bytes, path: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines without blanks and comments (which are the one place where archives hold other encodings)."""
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    """Numbered lines without blanks and comments; archives hold other encodings in comments and names of problems."""
+    for count, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         stripped = raw.strip()
-        if stripped and not stripped.startswith(b"#"):
+        if stripped and not stripped.startswith((b"#", b"%")):
+            is_name = stripped.startswith(b"@") and not stripped[1:].lower().startswith(_ENCODED)
             try:
-                line = stripped.decode()
+                line = stripped.decode(errors="replace" if is_name else "strict")
             except UnicodeDecodeError:
                 line = "\0"
             if "\0" in line:
                 raise AnyRNNError(
-                    f"{path}:{number}: this is not text in UTF-8: {stripped[:16]!r}; expected a .ts file of the "
+                    f"{path}:{count}: this is not text in UTF-8: {stripped[:16]!r}; expected a .ts file of the "
                     "UCR/UEA archives"
                 )
-            yield number, line
+            yield count, line
 
 
 def _header(lines: Iterator[tuple[int, str]], path: str) -> _Header:
     tags: dict[str, tuple[str, list[str]]] = {}
-    for number, line in lines:
+    for count, line in lines:
         if not line.startswith("@"):
             raise AnyRNNError(
-                f"{path}:{number}: got {_shortened(line)}, expected a header line such as '@classLabel true a b'; "
+                f"{path}:{count}: got {_shortened(line)}, expected a header line such as '@classLabel true a b'; "
                 "a .ts file starts with @ lines, the last of which is @data"
             )
         tag, *values = line[1:].split() or [""]
         if tag.lower() == "data":
             break
-        tags[tag.lower()] = f"{path}:{number}: @{tag}", values
+        tags[tag.lower()] = f"{path}:{count}: @{tag}", values
     else:
         raise AnyRNNError(
             f"{path}: there is no @data line, so this is not a .ts file of the UCR/UEA archives; "
@@ -140,7 +154,7 @@ def _header(lines: Iterator[tuple[int, str]], path: str) -> _Header:
         classes=tuple(dict.fromkeys(tags["classlabel"][1][1:])) if classification else (),
         channels=channels,
         equal_length=_flag(tags, "equallength"),
-        steps=_count(tags, "serieslength"),
+        steps=_count(tags, "serieslength", least=0) or None,
     )
 
 
@@ -151,29 +165,39 @@ def _flag(tags: dict[str, tuple[str, list[str]]], tag: str) -> bool:
     return values[0].lower() == "true"
 
 
-def _count(tags: dict[str, tuple[str, list[str]]], tag: str) -> int | None:
+def _count(tags: dict[str, tuple[str, list[str]]], tag: str, least: int = 1) -> int | None:
     if tag not in tags:
         return None
     place, values = tags[tag]
-    if len(values) != 1 or not values[0].isdecimal() or int(values[0]) < 1:
-        raise AnyRNNError(f"{place}: got {' '.join(values) or 'nothing'}, expected a whole number from 1")
-    return int(values[0])
+    digits = values[0] if len(values) == 1 and values[0].isascii() and values[0].isdecimal() else ""
+    if not 0 < len(digits) < 10 or int(digits) < least:
+        raise AnyRNNError(f"{place}: got {' '.join(values) or 'nothing'}, expected a whole number from {least}")
+    return int(digits)
 
 
-def _channels(parts: list[str], place: str) -> list[np.ndarray]:
-    channels: list[np.ndarray] = []
+def _channels(parts: list[str], place: str, missing: Missing | None) -> list[NDArray[np.float64]]:
+    channels: list[NDArray[np.float64]] = []
     for i, part in enumerate(parts, start=1):
         texts = part.split(",")
         try:
-            values = [float(text) for text in texts]
+            # float() takes 1_000 and the digits of other scripts, which nobody means
+            values = [float(text) for text in texts] if part.isascii() and "_" not in part else []
         except ValueError:
             values = []
-        with np.errstate(over="ignore"):  # a value too large for float32 becomes inf and is reported below
-            array = np.array(values, dtype=np.float32)
-        if not values or not np.isfinite(array).all():
-            step, text = next((s, text.strip()) for s, text in enumerate(texts, start=1) if not _is_finite(text))
+        if missing is not None:
+            values = [math.nan if missing.has(text) else _value(text) for text in texts]
+        array = np.array(values, dtype=np.float64)
+        if not values or not (np.isfinite(array) | (np.isnan(array) & (missing is not None))).all():
+            step, text = next(
+                (s, text.strip())
+                for s, text in enumerate(texts, start=1)
+                if not math.isfinite(_value(text)) and not (missing is not None and missing.has(text))
+            )
             if text.lower() in {"?", "nan", ""}:
-                problem = f"is missing ({text!r}); fill it in, or leave the sequence out"
+                problem = (
+                    f"is missing ({text!r}); fill it in, or leave the sequence out; missing='nan' (--missing nan) has "
+                    "missing values filled"
+                )
             else:
                 problem = f"is {_shortened(text)}, expected a finite number"
             raise AnyRNNError(f"{place}: the value of channel {i} at step {step} {problem}")
@@ -186,33 +210,52 @@ def _channels(parts: list[str], place: str) -> list[np.ndarray]:
     return channels
 
 
-def _is_finite(text: str) -> bool:
-    try:
-        return abs(float(text)) <= _LARGEST  # false for NaN too
-    except ValueError:
-        return False
+def _value(text: str) -> float:
+    """A number; infinity, which is refused, for what is none."""
+    value = number(text)
+    return math.inf if value is None else value
 
 
-def _targets(labels: list[str], where: list[str], header: _Header) -> tuple[str | float | None, ...]:
+def _declared(labels: list[str], header: _Header) -> tuple[str, ...]:
+    """The classes that the header names: "a,b" are two, unless some label says otherwise."""
+    if any("," in name for name in header.classes) and not set(header.classes) & {x for x in labels if "," in x}:
+        return tuple(dict.fromkeys(name for each in header.classes for name in each.split(",") if name))
+    return header.classes
+
+
+def _targets(
+    labels: list[str], where: list[str], header: _Header, missing: Missing | None
+) -> tuple[str | float | None, ...]:
+    classes = _declared(labels, header)
     targets: list[str | float | None] = []
     for label, place in zip(labels, where, strict=True):
-        if label.lower() in {"?", "nan", ""}:
+        if label.lower() in {"?", "nan", ""} or (missing is not None and missing.names(label)):
             targets.append(None)
         elif header.task == "regression":
-            if not _is_finite(label):
+            if not math.isfinite(_value(label)):
                 raise AnyRNNError(
                     f"{place}: the value to predict is {_shortened(label)}, expected a finite number "
                     "as the header says @targetlabel true"
                 )
             targets.append(float(label))
-        elif header.classes and label not in header.classes:
-            raise AnyRNNError(
-                f"{place}: got class {label!r}, expected one of those that @classLabel names: "
-                f"{listed(header.classes)}.{did_you_mean(label, header.classes)}"
-            )
         else:
-            targets.append(label)
+            targets.append(_class(label, classes, place) if classes else label)
     return tuple(targets)
+
+
+def _class(label: str, classes: tuple[str, ...], place: str) -> str:
+    """The class that the header names, as it names it."""
+    if label in classes:
+        return label
+    value = number(label)
+    alike = [name for name in classes if name.casefold() == label.casefold()]
+    alike += [name for name in classes if value is not None and number(name) == value]
+    if len(alike) == 1:
+        return alike[0]
+    raise AnyRNNError(
+        f"{place}: got class {label!r}, expected one of those that @classLabel names: "
+        f"{listed(classes)}.{did_you_mean(label, classes)}"
+    )
 
 
 def _shortened(text: str) -> str:
