@@ -76,7 +76,8 @@ class Signature:
         else:
             new = (result,) if self.bare else tuple(result)
             output = new[0]
-        if len(new) != len(states) or any(n.shape != s.shape for n, s in zip(new, states, strict=True)):
+        # A list, since a generator takes as long as a small operation.
+        if len(new) != len(states) or any([n.shape != s.shape for n, s in zip(new, states, strict=True)]):  # noqa: C419
             got = ", ".join(str(tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__ for n in new)
             msg = (
                 f"{type(cell).__name__}: a step returned the state {got}, expected "
