@@ -38,45 +38,25 @@ class ReferenceEngine:
 def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run all rows at every step.
 
-    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. Copies of
-    every state and output would cost as much as a small step. So they are made for a cell that writes into a state at
-    its first step, or where writes cannot be seen; where one is seen to begin later, the loop is run once more.
+    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
+    copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
     """
-    found = _loop(call, copies=torch.is_inference_mode_enabled() or torch.compiler.is_compiling())
-    return found if found is not None else _loop(call, copies=True) or call.without_steps()
-
-
-def _loop(call: Call, copies: bool) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """Run the loop; None if a step has written into what was an output, too."""
     step, cell, states = call.signature.step, call.cell, tuple(s.clone() for s in call.states)
-    has_output = call.signature.has_output
+    copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
-    unwritten: list[tuple[Tensor, int]] = []  # what no step may write into, and how often it was written into before
     for x in _steps(call.x, call.reverse):
         if copies:
-            states = tuple(s.clone() for s in states)
+            output, new = step(cell, x, tuple(s.clone() for s in states))
         else:
-            for s in states:
-                unwritten.append((s, s._version))  # noqa: PERF401 - a third of what a comprehension takes
-        output, new = step(cell, x, states)
-        if not outputs and _is_written(unwritten):
-            copies = True
-            unwritten.clear()  # these were copies of the caller's
+            versions = [s._version for s in states]
+            output, new = step(cell, x, states)
+            copies = versions != [s._version for s in states]
         states = _keep_dtype(new, states)
-        outputs.append(output.clone() if copies else output)
-        if has_output and not copies:
-            unwritten.append((output, output._version))
+        outputs.append(output.clone())
     if not outputs:
         return call.without_steps()
-    if _is_written(unwritten):
-        return None
     # A cell may have passed a state through, or returned it twice.
     return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
-
-
-def _is_written(tensors: Sequence[tuple[Tensor, int]]) -> bool:
-    """Whether a tensor was written into since."""
-    return any([tensor._version != version for tensor, version in tensors])  # noqa: C419 - as above
 
 
 def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
