@@ -61,9 +61,9 @@ def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
     """The rows (B, I) of each step, in running order: copies, so that a cell may write to what it is given."""
-    if x.requires_grad and torch.is_grad_enabled():
-        # Not x[t]: the gradient of each would be as large as x. And PyTorch lets nobody write to one of several views.
-        rows = [row.clone() for row in x.unbind(0)]
+    if torch.is_grad_enabled():
+        # Not x[t]: the gradient of each would be as large as x, and to write into one is to write into all.
+        rows = [row.clone() for row in x.unbind(0)] if len(x) else []
     else:
         x = x.clone()
         rows = [x[t] for t in range(len(x))]
