@@ -265,6 +265,6 @@ def test_explain_says_why_no_engine_can_run_a_cell_that_several_know():
     (part,) = anyrnn.explain(layer, torch.zeros(T, B, I)).parts
     assert part.reason == "; ".join(part.refused.values())
     assert part.reason == (
-        "the cell has hooks, which machine code would not call; "
+        "hooks are called when its modules are, which machine code would not do; "
         "the cell has hooks, which a kernel for the whole sequence would not call"
     )

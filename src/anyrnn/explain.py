@@ -101,7 +101,7 @@ def explain(
 
     Example:
         >>> import torch, anyrnn
-        >>> print(anyrnn.explain(anyrnn.LSTM(3, 5), torch.randn(10, 2, 3)))
+        >>> print(anyrnn.explain(anyrnn.LSTM(3, 5), torch.randn(100, 2, 3)))
         LSTM
           layer 0 forward: LSTMCell on engine 'cpu': the fastest engine here that can run it
             once    t, t

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import random
 import sys
 from dataclasses import dataclass, field
@@ -304,10 +305,14 @@ class _Frames:
         self._outer: Any = None
 
     def __enter__(self) -> None:
+        self._collects = gc.isenabled()
+        gc.disable()  # what a collection calls back has nothing to do with the step
         self._outer = sys.getprofile()
         sys.setprofile(self._note)
 
     def __exit__(self, *_: object) -> None:
+        if self._collects:
+            gc.enable()
         sys.setprofile(self._outer if callable(self._outer) else None)
         put_back = getattr(self._outer, "enable", None)  # cProfile's, which only itself can put back
         if put_back is not None:

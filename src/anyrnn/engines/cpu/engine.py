@@ -81,7 +81,7 @@ def watched() -> str | None:
         return f"a {type(mode).__name__} watches the operations of this call"
     for k in range(torch._C._len_torch_function_stack()):
         mode = torch._C._get_function_stack_at(k)
-        if not isinstance(mode, DeviceContext) or mode.device.type != "cpu":
+        if not isinstance(mode, DeviceContext):  # a default device is part of what a plan is for
             return f"a {type(mode).__name__} watches the functions of this call"
     return None
 
@@ -109,7 +109,7 @@ def _run(
     for path, attribute, ref in plan.weights:
         weight = _weight(cell, path, attribute)
         if isinstance(weight, float):  # it was another one in an earlier call
-            weight = torch.tensor(weight, dtype=dtype)
+            weight = torch.tensor(weight, dtype=dtype, device="cpu")
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
     plan.once.run(tensors, order.total)
     if plan.reads_x:

@@ -111,7 +111,9 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
     if has_hooks(cell):
         return _HOOKED
     origin = origin_of(cell)
-    form = input_size, dtype, signature, torch.get_default_dtype()
+    # What a step makes anew has the defaults of the call.
+    device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
+    form = input_size, dtype, signature, torch.get_default_dtype(), device
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
@@ -181,15 +183,16 @@ def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple
 
 
 def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
-    input_size, dtype, signature, _ = form
+    input_size, dtype, signature, *_ = form
     ran: set[CodeType] = set()
     try:
         # A plan made in inference mode serves training as well.
         with outside_inference_mode(), torch.enable_grad():
             graph = trace(cell, signature, input_size, dtype, ran, inputs)
-            plan = Plan(split(graph))
+            with torch._C.DisableTorchFunction():  # such as a default device's: these tensors are our own
+                plan = Plan(split(graph))
+                _ = plan.loop.derivative
             check_one_row(graph, cell, signature, inputs)
-            _ = plan.loop.derivative
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
             return _made(cell, form, frozenset())
