@@ -112,7 +112,7 @@ def scaled(value):
 TABLE = {
     "Operations": [
         Row("computes with features: arithmetic, activations, `where`, `cat`, `chunk`, `mean(1)`, softmax",
-            lambda c, x, h: torch.where(h > 0, h, F.silu(c.W(x))) + torch.cat([h, x], 1).softmax(1)[:, :H].mean(1, True)),
+            lambda c, x, h: torch.where(h > 0, h, F.silu(c.W(x))) + torch.cat([h, x], 1).softmax(1).mean(1, True)),
         Row("multiplies with a weight, a part of one, or one that is computed (`A - A.T`)",
             lambda c, x, h: torch.tanh(c.W(x) + h @ (c.U.weight - c.U.weight.T) + c.U.weight[0] * h)),
         Row("views the state in three dimensions, as heads or blocks",
@@ -195,7 +195,8 @@ TABLE = {
             below=torch.no_grad),
         Row("is called below autocast, which was not there before", leaky, "its casts do not last",
             below=lambda: torch.autocast("cpu", torch.bfloat16)),
-        Row("is called below a default device or type", leaky, "they do not last either", below=lambda: torch.device("cpu")),
+        Row("is called below a default device or type", leaky, "they do not last either",
+            below=lambda: torch.device("cpu")),
         Row("enters `torch.no_grad` itself", silent),
         Row("decides by `torch.is_grad_enabled()`",
             lambda c, x, h: leaky(c, x, h) * (1 if torch.is_grad_enabled() else 2)),
