@@ -365,14 +365,14 @@ def outcomes(engine, recipe, nudge=0):
         h = nudged(numbers(generator, POINTS[recipe.points], 1, B, H)).to(dtype).requires_grad_(grad)
         with anyrnn.engine(engine), CONTEXTS[context]():
             results = layer(x, h * 1, lengths=lengths)
-        tensors = [x, h, *cell.parameters()]
         found += [("value", v.detach()) for v in results]
         results = [v for v in results if v.requires_grad]
+        asked = [t for t in (x, h, *cell.parameters()) if t.requires_grad]
+        grads = [None] * len(asked)
         if results:
             cotangents = [torch.linspace(-1.5, 1.3, v.numel()).to(v).view_as(v) for v in results]
-            asked = [t for t in tensors if t.requires_grad]
             grads = torch.autograd.grad(results, asked, cotangents, allow_unused=True)
-            found += [("gradient", grad) for grad in grads]
+        found += [("gradient", grad) for grad in grads]
     return found, EFFECTS[recipe.effect][1](cell)
 
 
@@ -442,7 +442,9 @@ def recipes(draw):
 
 
 #: What once failed, as small as hypothesis made it.
-FOUND = {}
+FOUND = {
+    "a state that comparisons alone lead to": Recipe((("1: any of a view", 0, 0, 0),)),
+}
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -454,7 +456,7 @@ def test_a_wild_cell_that_once_failed(name):
 
 
 @settings(
-    max_examples=int(EXAMPLES or 300),
+    max_examples=int(EXAMPLES or 60),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
