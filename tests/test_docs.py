@@ -3,7 +3,8 @@
 The ``python`` blocks of a page run in order, in one namespace and an empty folder. What a block prints stands in the
 ``text``, ``llvm`` or ``asm`` block right after it; a block that begins with ``# name.py`` is written to that file too.
 
-``python tests/test_docs.py`` puts what the blocks print now into the pages.
+``python tests/test_docs.py`` puts what the blocks print now into the pages, and the table of what a cell may do
+(`cpu/test_what_a_cell_may_do.py`).
 """
 
 import inspect
@@ -11,6 +12,7 @@ import io
 import os
 import platform
 import re
+import sys
 import tempfile
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
@@ -166,3 +168,8 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder, chdir(folder), mock.patch.dict(os.environ):
             torch.manual_seed(0)
             path.write_text(refreshed(each), encoding="utf-8")
+    sys.path.append(str(ROOT / "tests" / "cpu"))
+    from test_what_a_cell_may_do import PAGE
+    from test_what_a_cell_may_do import refreshed as with_its_table
+
+    PAGE.write_text(with_its_table(), encoding="utf-8")

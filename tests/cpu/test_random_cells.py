@@ -23,7 +23,7 @@ from zoo import flat, gradients, loss_of
 
 EXAMPLES = os.environ.get("ANYRNN_EXAMPLES")
 random = settings(
-    max_examples=int(EXAMPLES or 200),
+    max_examples=int(EXAMPLES or 100),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
