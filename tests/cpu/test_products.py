@@ -5,6 +5,7 @@ import torch
 from compare import CALL, CALLS, DOUBLE, SINGLE, assert_near, outcome, plain
 
 import anyrnn
+from anyrnn.engines.cpu.gradients import _product
 
 pytestmark = pytest.mark.usefixtures("runs")
 
@@ -71,3 +72,9 @@ def test_what_is_no_product_with_a_matrix_is_named(name, runs):
     want = outcome("reference", plain(step), CALL, DOUBLE)
     assert_near(outcome("auto", plain(step), CALL, DOUBLE), want, 1e-10)
     assert not runs
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=["single", "double"])
+def test_a_product_that_is_large_enough_for_onednn_is_right_in_either_type(dtype):
+    a, b = torch.randn(512, 64, dtype=dtype), torch.randn(64, 128, dtype=dtype)
+    torch.testing.assert_close(_product(a, b), a @ b, rtol=1e-4, atol=1e-4)
