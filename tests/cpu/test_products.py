@@ -28,6 +28,9 @@ STEPS = {
     "einsum with dots": lambda c, x, h: c.W(x) + torch.einsum("...i,ij->...j", h, c.U.weight),
     "einsum of x": lambda c, x, h: torch.einsum("bi,ji->bj", x, c.W.weight) + h,
     "einsum of both": lambda c, x, h: torch.einsum("bi,ji->bj", torch.cat([x, h], 1), both(c)),
+    "sums of numbers and of products, added": lambda c, x, h: torch.tanh(
+        c.W(x) + (torch.tanh(c.U(h)).sum(1, keepdim=True) + (h * h).sum(1, keepdim=True))
+    ),
     "einsum number by number": lambda c, x, h: c.W(x) + torch.einsum("bi,i->bi", h, c.v),
     "a Linear on parts of x": attention,
 }
