@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyrnn
+from anyrnn.derive import derive
 from anyrnn.engines.cpu.schedule import Storage, schedule
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Steps, mixes_rows, split
@@ -276,3 +277,13 @@ def test_the_parts_run_on_any_number_of_rows():
         tensors = {parts.graph.x: x}
         steps.run(tensors, rows)
         torch.testing.assert_close(tensors[parts.graph.output], cell(x, None)[0])
+
+
+def test_what_takes_long_to_compute_is_kept_for_the_gradient_and_the_rest_computed_again():
+    def step(c, x, h):
+        a = torch.tanh(c.W(x) + c.U(h))
+        b = a * a + 1
+        return torch.exp(b * h) * 0.5 * b
+
+    saved = derive(taken_apart(Step(step)).program).forward.outputs[-1]
+    assert sorted((node.op, node.width) for node in saved) == [("exp", H), ("tanh", H)]

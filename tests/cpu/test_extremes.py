@@ -72,6 +72,7 @@ def with_settings():
         "clamp_min": lambda x: x.clamp(min=0.5),
         "clamp_max": lambda x: x.clamp(max=0.5),
         "lerp": lambda x: torch.lerp(x, x.flip(1), 0.3),
+        "lerp to the middle": lambda x: torch.lerp(x, x.flip(1), 0.5),
         "lerp by a tensor": lambda x: torch.lerp(x, torch.ones_like(x), x.sigmoid()),
         "one less": lambda x: 1 - x,
         "divided by nothing": lambda x: x / 0.0,

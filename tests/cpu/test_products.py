@@ -5,6 +5,7 @@ import torch
 from compare import CALL, CALLS, DOUBLE, SINGLE, assert_near, outcome, plain
 
 import anyrnn
+from anyrnn.engines.cpu.gradients import _product
 
 pytestmark = pytest.mark.usefixtures("runs")
 
@@ -27,6 +28,9 @@ STEPS = {
     "einsum with dots": lambda c, x, h: c.W(x) + torch.einsum("...i,ij->...j", h, c.U.weight),
     "einsum of x": lambda c, x, h: torch.einsum("bi,ji->bj", x, c.W.weight) + h,
     "einsum of both": lambda c, x, h: torch.einsum("bi,ji->bj", torch.cat([x, h], 1), both(c)),
+    "sums of numbers and of products, added": lambda c, x, h: torch.tanh(
+        c.W(x) + (torch.tanh(c.U(h)).sum(1, keepdim=True) + (h * h).sum(1, keepdim=True))
+    ),
     "einsum number by number": lambda c, x, h: c.W(x) + torch.einsum("bi,i->bi", h, c.v),
     "a Linear on parts of x": attention,
 }
@@ -71,3 +75,9 @@ def test_what_is_no_product_with_a_matrix_is_named(name, runs):
     want = outcome("reference", plain(step), CALL, DOUBLE)
     assert_near(outcome("auto", plain(step), CALL, DOUBLE), want, 1e-10)
     assert not runs
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=["single", "double"])
+def test_a_product_that_is_large_enough_for_onednn_is_right_in_either_type(dtype):
+    a, b = torch.randn(512, 64, dtype=dtype), torch.randn(64, 128, dtype=dtype)
+    torch.testing.assert_close(_product(a, b), a @ b, rtol=1e-4, atol=1e-4)

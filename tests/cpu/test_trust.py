@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 
 import anyrnn
 from anyrnn.engines.cpu import jit, plans
+from anyrnn.engines.cpu.operation import _as_saved, _form
 from zoo import gradients, loss_of
 
 T, B = 5, 4
@@ -716,6 +717,15 @@ def test_what_hooks_on_saved_tensors_hand_back_is_checked(name, lengths):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, SAVED[name]):
         got = outcome("cpu", layer, x, lengths=lengths)
     assert_near(got, want, 1e-4 if name == "in float32" else 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("form", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_mkldnn])
+def test_a_saved_tensor_that_comes_back_in_another_layout_is_made_dense(form):
+    saved = torch.randn(3, 4).t()
+    got = _as_saved(form(saved), _form(saved))
+    assert torch.equal(got, saved)
+    assert got.stride() == saved.stride()
 
 
 def test_saved_tensors_of_another_shape_are_an_error():

@@ -93,13 +93,13 @@ def _form(tensor: Tensor) -> tuple[object, ...]:
 def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
     """Return a tensor as it was saved: hooks on saved tensors may hand back equal numbers in another form."""
     shape, stride, dtype, device, layout = form
+    tensor = tensor if tensor.layout is layout else tensor.to_dense()
     if tensor.__class__ in PLAIN and _form(tensor) == form and not tensor.is_neg():
         return tensor
     if tensor.shape != shape:
         msg = f"a tensor {tuple(shape)} was saved for the backward pass, and hooks on saved tensors gave {tensor.shape}"
         raise AnyRNNError(msg)
     tensor = tensor.to(device, dtype)
-    tensor = tensor if tensor.layout is layout else tensor.to_dense()
     return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)
 
 
