@@ -27,6 +27,25 @@ class GradientPaths:
         counts = (program.streams, program.states, program.vectors, program.matrices)
         kinds = ("stream", "state", "vector", "matrix")
         self._all = [(kind, k) for kind, arrays in zip(kinds, counts, strict=True) for k in range(len(arrays))]
+        alone = (self.flags(*self._only(k), steps=1, ragged=False) for k in range(len(self._outputs + self._states)))
+        self._is_whole = all(map(all, alone))  # everything reaches every result within a step, as in most cells
+        self._known: dict[tuple[Sequence[bool], int, bool], tuple[int, ...]] = {}
+
+    def _only(self, result: int) -> tuple[list[bool], list[bool]]:
+        """One of the outputs and final states, and none of the others."""
+        has = [k == result for k in range(len(self._outputs + self._states))]
+        return has[: len(self._outputs)], has[len(self._outputs) :]
+
+    def unreached(self, needed: Sequence[bool], steps: int, ragged: bool) -> tuple[int, ...]:
+        """Which of the outputs and final states no tensor reaches whose gradient is needed."""
+        if self._is_whole and any(needed):
+            return ()
+        key = needed, min(steps, len(self._states) + 1), ragged  # that many steps back, nothing new is reached
+        if key not in self._known:
+            reached = (self.flags(*self._only(k), key[1], ragged) for k in range(len(self._outputs + self._states)))
+            pairs = [zip(flags, needed, strict=True) for flags in reached]
+            self._known[key] = tuple(k for k, pair in enumerate(pairs) if not any(f and n for f, n in pair))
+        return self._known[key]
 
     def flags(self, outputs: Sequence[bool], states: Sequence[bool], steps: int, ragged: bool) -> list[bool]:
         """Say of each stream, initial state, vector and matrix whether it has a gradient.

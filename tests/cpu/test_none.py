@@ -95,6 +95,21 @@ def test_where_nothing_that_is_asked_for_has_a_gradient_there_is_none():
     nn.Module.requires_grad_(cell, False)
     cell.v.requires_grad_(True)
     x = torch.randn(3, 2, I, dtype=DOUBLE)
-    with anyrnn.engine("cpu"):
-        output, _ = anyrnn.scan(cell, x)
-    assert torch.autograd.grad(output.sum(), cell.v, allow_unused=True) == (None,)
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            output, _ = anyrnn.scan(cell, x)
+        assert not output.requires_grad
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", [*STEPS, "a state that comparisons alone lead to"])
+def test_a_result_has_a_graph_where_the_loops_has_one(name, steps):
+    step = STEPS.get(name, lambda c, x, h: (torch.tanh(h) > 0).any(1, keepdim=True).expand(-1, H).to(h.dtype))
+    cell, x = plain(step), torch.randn(steps, 2, I, dtype=DOUBLE)
+    cell.state_sizes = (H, H) if step is swapped else H
+    graphs = []
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            output, final = anyrnn.scan(cell, x.clone().requires_grad_(steps == 3))
+        graphs.append([t.requires_grad for t in (output, *flat(final))])
+    assert graphs[1] == graphs[0]

@@ -61,6 +61,8 @@ class _LoopFunction(torch.autograd.Function):
         ctx.forms = [_form(t) for t in (*tensors, *sequences, *saved)]
         ctx.save_for_backward(*tensors, *sequences, *saved)
         ctx.set_materialize_grads(False)
+        unreached = loop.paths.unreached(ctx.needs_input_grad[3:], len(layout.rows), layout.is_ragged)
+        ctx.mark_non_differentiable(*(results[k] for k in unreached))
         return tuple(results)
 
     @staticmethod
