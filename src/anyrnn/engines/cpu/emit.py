@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.engines.cpu.layout import STEP_TABLES
-from anyrnn.engines.cpu.products import Products
+from anyrnn.engines.cpu.products import Products, strides_of
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
@@ -69,28 +69,34 @@ class _Emitter(LoopWriter):
         copy = self._emit_copy()
         function, b = self.function("pack", [PTR, I64, I64])
         slots, part, parts = function.args
-        for number, packed in enumerate(self.packed):
+        groups = [group for group in self.schedule.groups for _ in group.operands]
+        for number, (packed, group) in enumerate(zip(self.packed, groups, strict=True)):
             target = self.pointer(b, slots, "packed", number)
             lines = -(-packed.width // self.line)
             share = [b.sdiv(b.mul(p, I64(lines)), parts) for p in (part, b.add(part, I64(1)))]
-            matrix, row, col, transposed = packed.source
-            strides = [self.slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
-            down, along = reversed(strides) if transposed else strides
-            start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
-            base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
-            b.call(copy, [base, target, down, along, I64(packed.rows), I64(packed.width), *share])
+            apart, step, between = strides_of(self, group, packed.rows, len(packed.sources))
+            for k, (matrix, row, col, transposed) in enumerate(packed.sources):
+                strides = [self.slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
+                down, along = reversed(strides) if transposed else strides
+                start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
+                base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
+                sizes = [I64(n) for n in (packed.rows, packed.width, apart, step)]
+                b.call(copy, [base, self.at(b, target, k * between), down, along, *sizes, *share])
         b.ret_void()
 
     def _emit_copy(self) -> ir.Function:
-        """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line]."""
-        function, b = self.function("copy", [PTR, PTR, *[I64] * 6])
+        """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
+
+        From a line to the next one it goes on by `apart` numbers, from a row to the next one by `step`.
+        """
+        function, b = self.function("copy", [PTR, PTR, *[I64] * 8])
         function.linkage = "internal"
-        base, target, down, along, rows, width, first, last = function.args
+        base, target, down, along, rows, width, apart, step, first, last = function.args
         n, size = self.lanes, self.line
         with self.loop(b, first, last, 1) as line, self.loop(b, I64(0), I64(size), n) as vector:
             column = b.add(b.mul(line.index, I64(size)), vector.index)
             source = self.at(b, base, b.mul(column, along))
-            sink = self.at(b, target, b.add(b.mul(b.mul(line.index, rows), I64(size)), vector.index))
+            sink = self.at(b, target, b.add(b.mul(line.index, apart), vector.index))
             inside = b.sub(width, column)
             whole = b.icmp_signed(">=", inside, I64(n))
             vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
@@ -98,13 +104,13 @@ class _Emitter(LoopWriter):
             with b.if_else(vectors) as (near, far):
                 with near, self.loop(b, I64(0), rows, 1) as row:
                     value = self.load(b, self.at(b, source, b.mul(row.index, down)), None)
-                    self.store(b, value, self.at(b, sink, b.mul(row.index, I64(size))), None)
+                    self.store(b, value, self.at(b, sink, b.mul(row.index, step)), None)
                 with far:
                     done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
                     with self.loop(b, I64(0), done, n) as row:
                         lines = [self.at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
                         for k, value in enumerate(self._transposed(b, [self.load(b, x, None) for x in lines])):
-                            at = b.mul(b.add(row.index, I64(k)), I64(size))
+                            at = b.mul(b.add(row.index, I64(k)), step)
                             self.store(b, value, self.at(b, sink, at), None)
                     with self.loop(b, done, rows, 1) as row, self.loop(b, I64(0), I64(n), 1) as lane:
                         there = b.icmp_signed("<", lane.index, inside)
@@ -114,7 +120,7 @@ class _Emitter(LoopWriter):
                         place = b.select(there, source, base)
                         value = b.load(self.at(b, place, at), typ=self.real)
                         value = b.select(there, value, ir.Constant(self.real, 0.0))
-                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, I64(size)), lane.index)))
+                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, step), lane.index)))
         b.ret_void()
         return function
 
@@ -191,7 +197,7 @@ class _Emitter(LoopWriter):
         pairs = zip(groups, self.schedule.groups, strict=True)
         for with_products, run in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
             calls = [
-                (function, [fixed["order", 0], *itertools.islice(matrices, _terms(group)), *map(base, arrays)])
+                (function, [fixed["order", 0], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
                 for (function, arrays), group in run
             ]
             if with_products or len(calls) == 1:
@@ -225,7 +231,7 @@ class _Emitter(LoopWriter):
 
     def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, int]]]:
         arrays = self._arrays_of(group)
-        count = _terms(group)
+        count = len(group.operands)
         types = [I64, I64, *[PTR] * (1 + count + len(arrays))]
         function, b = self.function(f"group{number}", types)
         function.linkage = "internal"
@@ -265,7 +271,7 @@ class _Emitter(LoopWriter):
                                     high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
                                     row, height = b.add(start, low), b.sub(high, low)
                                 tile.find_rows(b, products, row, height)
-                                products.emit(b, most, height, at_once, columns)
+                                products.emit(b, most, t.index, tiles, height, at_once, columns)
                                 tile.emit(b, unit, at_once * columns, row, height, products, at_once)
 
     def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
@@ -280,8 +286,3 @@ class _Emitter(LoopWriter):
         edges = [(0, several, at_once, self.line), (several, whole, 1, self.line)]
         edges += [(whole, whole + 1, 1, width % self.line)] if width % self.line else []
         return [edge for edge in edges if edge[0] < edge[1]]
-
-
-def _terms(group: Group) -> int:
-    """How many products of a value and a part of a matrix a group sums up."""
-    return sum(len(users) for _, users in group.operands)

@@ -33,29 +33,32 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Packed:
-    """A part of a matrix in the order in which products read it: [line of columns][row][column of the line].
+    """Parts of matrices in the order in which the products of a value read them, by lines of columns.
+
+    Of products that are computed together each row is side by side, [line][row][product][column of the line]; of others
+    each line, [line][product][row][column of the line].
 
     Attributes:
-        source: Matrix, first row, first column, transposed.
+        sources: For each product: matrix, first row, first column, transposed.
         rows: The number of rows.
         width: The number of columns; the last line is filled up with zeros.
     """
 
-    source: tuple[int, int, int, bool]
+    sources: tuple[tuple[int, int, int, bool], ...]
     rows: int
     width: int
 
     def size(self, line: int) -> int:
         """Return how many numbers it takes, of which a line has so many."""
-        return -(-self.width // line) * self.rows * line
+        return len(self.sources) * -(-self.width // line) * self.rows * line
 
 
 def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
-    """Return the packed matrices that a schedule reads, in order: those of all products that take a value."""
+    """Return the packed matrices that a schedule reads, in order."""
     found = []
     for group in schedule.groups:
         for operand, users in group.operands:
-            found += [Packed(dot.attr[k], operand.width, group.width) for dot, k in users]
+            found.append(Packed(tuple(dot.attr[k] for dot, k in users), operand.width, group.width))
     return tuple(found)
 
 
