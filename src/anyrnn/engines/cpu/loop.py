@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.layout import Layout
     from anyrnn.engines.cpu.machine import Machine
 
-_SMALL = 1 << 19  # multiplications that one more thread is not worth: some 20 us, of which waking it can take all
+_SMALL = 1 << 19  # multiplications that one more thread is not worth, as in outer.py: some 20 us
 
 
 @dataclass(frozen=True)
