@@ -117,7 +117,7 @@ def columns(cell, n, a, b, k):
     width = a.shape[1]
     if k < 3 and width % 2 == 0:
         two = a.view(-1, 2, width // 2)
-        return (two.sum(1), two.transpose(1, 2).reshape(len(a), width), (two * two[:, :1]).mean(2))[k]
+        return (two.sum(1), two.transpose(1, 2).reshape(a.shape[0], width), (two * two[:, :1]).mean(2))[k]
     if k < 3:
         return a.unsqueeze(1).expand(-1, 3, -1).mean(1)
     b = fit(b, width)
@@ -207,7 +207,7 @@ def foreign(cell, n, a, b, k):
 
 def joined(cell, n, a, b, k):
     """Numbers of other origin beside a value, also as what a product takes."""
-    count = len(a)
+    count = a.shape[0]
     beside = (
         lambda: b,
         lambda: a.new_ones(count, 1),

@@ -168,7 +168,7 @@ def test_the_layers_benchmark_runs_checks_and_writes_its_tables(benchmarks, monk
     monkeypatch.setattr(benchmarks.layers, "find_spec", lambda _: None)  # JAX starts slowly, and has a test of its own
     for name, shapes in {"SHAPES": ((1, 3, 4, 5), (2, 3, 4, 5)), "SHORT": ((1, 2, 3, 4),)}.items():
         monkeypatch.setattr(benchmarks.layers, name, shapes)
-    rows = benchmarks.layers.measure(1, 0.001, 2, compile_loops=False)
+    rows = benchmarks.layers.measure("all", 1, 0.001, 2, compile_loops=False)
     assert {(r["case"], r["kind"]) for r in rows} == {
         (case, kind) for case in ("full", "ragged", "short") for kind in ("forward", "training")
     }
