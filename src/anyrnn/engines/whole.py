@@ -2,8 +2,9 @@
 
 For a few steps the time of a call is the time of its preparations: machine code reads every weight once to put it in
 order, and around it is Python. PyTorch's kernel does neither, so it is faster, up to a number of steps that depends on
-how much work a step is. That number comes from a table of measurements (`benchmarks/short.py`), and is never found by
-timing while a program runs: the same program gives the same numbers again. (To keep ordered weights from one call to
+how much work a step is. That number was chosen from measurements with one thread (`benchmarks/short.py` takes such ones
+and prints what follows from them), and is never found by timing while a program runs: the same program gives the same
+numbers again. (To keep ordered weights from one call to
 the next would be no cure: a change through ``weight.data`` leaves no trace that a later call could see.)
 
 Here is the rule, and a way past all preparations of `Layer._apply_layer` for the layers that have nothing else to
