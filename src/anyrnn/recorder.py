@@ -191,10 +191,29 @@ class Recorder(TorchDispatchMode):
         func(*args, **kwargs)
         self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
         self._stale.discard(id(target))
-        self.steps.append(Step(plain, recorded[0], recorded[1], (self._number(target),), many=False))
+        op, given, options = self._differentiable(func, plain, target, args, *recorded)
+        self.steps.append(Step(op, given, options, (self._number(target),), many=False))
         if self.varying.intersection(self.steps[-1].inputs):
             self.varying.update(self.steps[-1].outputs)
         return target
+
+    def _differentiable(
+        self, func: Any, plain: Any, target: Tensor, args: tuple[Any, ...], recorded: tuple[Any, ...], options: Any
+    ) -> tuple[Any, tuple[Any, ...], Any]:
+        """What stands for an operation in place: PyTorch has no derivative of `copy` and `zero`, only of `copy_`."""
+        aten = torch.ops.aten
+        if func is aten.zero_.default:
+            return aten.zeros_like.default, recorded[:1], {}
+        if func is not aten.copy_.default:
+            return plain, recorded, options
+        source = recorded[1]
+        if args[1].shape != target.shape:
+            spread = self._fresh(args[1].expand(target.shape))
+            self.steps.append(Step(aten.expand.default, (source, list(target.shape)), {}, (spread,), many=False))
+            if source in self.varying:
+                self.varying.add(spread)
+            source = spread
+        return aten._to_copy.default, (source,), {"dtype": target.dtype}
 
     def _name(self, tensor: Tensor) -> None:
         if self._name_of is None:

@@ -175,6 +175,9 @@ HARMLESS = {
         c.W(x) + h.repeat_interleave(2, 1).view(x.shape[0] * 2, -1).view(-1, 2 * H)[:, ::2]
     ),
     "written memory": lambda c, x, h: torch.tanh(c.W(x) + torch.empty_like(h).copy_(h)),
+    "x copied to other memory": lambda c, x, h: torch.tanh(c.W(torch.empty_like(x).copy_(x * 2)) + h),
+    "a parameter copied to all rows": lambda c, x, h: torch.tanh(x.new_zeros(x.shape[0], H).copy_(c.v) * c.W(x) + h),
+    "a product zeroed": lambda c, x, h: torch.tanh(c.W(x) + c.W(x).clone().zero_() + h),
     "filled memory": lambda c, x, h: torch.tanh(c.W(x) + h + torch.empty_like(h).fill_(0.5)),
     "a type asked for": lambda c, x, h: torch.tanh(c.W(x) + h.to(x.dtype)) if x.is_floating_point() else h,
 }
