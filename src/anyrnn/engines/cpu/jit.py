@@ -20,12 +20,11 @@ import os
 import stat
 import sys
 import tempfile
-import threading
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyrnn.engines.cpu.machine import llvm
+from anyrnn.engines.cpu.machine import LOCK, llvm
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -76,12 +75,6 @@ class Compiled:
 
 _compiled: dict[str, Compiled] = {}  # never emptied: an address that was handed out stays good
 _library_numbers = itertools.count()
-
-#: Held while a plan is made and while LLVM works, so that nothing is done twice; and while the process forks, so that
-#: no child inherits it, or LLVM's own lock, taken by a thread that the child does not have.
-LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Settings = Settings()) -> Compiled:
@@ -196,7 +189,8 @@ def _versions() -> tuple[str, ...]:
 
     The sources, and not a version number that somebody has to remember to raise when the compiler changes.
     """
-    from llvmlite import __version__ as llvmlite  # noqa: PLC0415 (`import anyrnn` must not load it)
+    with LOCK:
+        from llvmlite import __version__ as llvmlite  # noqa: PLC0415 (`import anyrnn` must not load it)
 
     here = Path(__file__).parent
     sources = hashlib.sha256()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,14 +94,22 @@ class Machine:
         return _named(name, "Machine.named")
 
 
+#: Held while a plan is made and while LLVM works, so that nothing is done twice; and while the process forks, so that
+#: no child inherits it, LLVM's own lock, or that of a module's import, taken by a thread that the child lacks.
+LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+
+
 @functools.cache
 def llvm() -> Any:
     """Load LLVM, ready to compile for this machine's architecture, and return ``llvmlite.binding``."""
-    import llvmlite.binding  # noqa: PLC0415 (`import anyrnn` must not pay for loading LLVM)
+    with LOCK:
+        import llvmlite.binding  # noqa: PLC0415 (`import anyrnn` must not pay for loading LLVM)
 
-    llvmlite.binding.initialize_native_target()
-    llvmlite.binding.initialize_native_asmprinter()
-    return llvmlite.binding
+        llvmlite.binding.initialize_native_target()
+        llvmlite.binding.initialize_native_asmprinter()
+        return llvmlite.binding
 
 
 @functools.cache

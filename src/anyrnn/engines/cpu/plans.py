@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
-from anyrnn.engines.cpu.jit import LOCK
 from anyrnn.engines.cpu.loop import Loop
+from anyrnn.engines.cpu.machine import LOCK
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
 from anyrnn.reach import Reach, Sight
