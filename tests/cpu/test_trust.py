@@ -799,13 +799,15 @@ class Slow(nn.Module):
         started.set(); time.sleep(0.3); return torch.tanh(self.a(x) + h)
 started = threading.Event()
 layer = anyrnn.Recurrent(Slow(), 2)
+with anyrnn.engine("cpu"):  # all modules are loaded: a fork leaves behind the locks of imports, too, which are Python's
+    anyrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))
 started.clear()
 thread = threading.Thread(target=layer, args=(torch.zeros(1, 1, 2),))
 thread.start(); started.wait()
 child = os.fork()
 if not child:
     with anyrnn.engine("cpu"):
-        anyrnn.LSTM(2, 3)(torch.zeros(1, 1, 2))
+        anyrnn.GRU(2, 3)(torch.zeros(1, 1, 2))
     os._exit(0)
 thread.join()
 print(os.waitpid(child, 0)[1])
