@@ -118,6 +118,7 @@ class Sight:
 
     Attributes:
         key: Equal for cells to which that code does the same.
+        forms: The forms of its tensors then, as `tensors` gives them.
         numbers: The floating-point attributes of modules that the code names, by (module, attribute).
         is_circular: To compare the cell would take to hold on to something that holds on to the cell.
     """
@@ -139,7 +140,9 @@ class Sight:
         self._tensors: list[tuple[Callable[[], Any] | None, str, str]] = []
         self._held: list[object] = []  # so that no other thing gets the id of a part
         walk = _Walk(self, cell)
-        self.key: Hashable = (reach.inputs, walk.of(cell, ""), self.tensors(cell))
+        walked = walk.of(cell, "")
+        self.forms = self.tensors(cell)
+        self.key: Hashable = (reach.inputs, walked, self.forms)
         self._ids = [*map(id, self._plain(cell))]
 
     def is_same(self, cell: nn.Module) -> bool:

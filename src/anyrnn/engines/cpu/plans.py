@@ -88,14 +88,12 @@ class _Recent:
     Attributes:
         form: The form of the call.
         sight: What the cell looked like.
-        tensors: The forms of its tensors.
         plan: Its plan, or why there is none.
         changes: How often it looked another way than before.
     """
 
     form: Hashable
     sight: Sight
-    tensors: Hashable
     plan: Plan | str
     changes: int
 
@@ -117,7 +115,7 @@ def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
-        if sight.is_same(cell) and sight.tensors(cell) == recent.tensors:
+        if sight.is_same(cell) and sight.tensors(cell) == sight.forms:
             return recent.plan
     unseen = _unseen.get(origin)
     if unseen is not None and unseen[0] == (form, _surface(cell)):
@@ -135,10 +133,10 @@ def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent
             sight = Sight(cell, reach)
             if (plan := _plans.get((form, sight.key))) is not None:
                 _plans.move_to_end((form, sight.key))
-                return _remembered(origin, _Recent(form, sight, sight.tensors(cell), plan, changes))
+                return _remembered(origin, _Recent(form, sight, plan, changes))
         if recent is not None and changes > _MOST_CHANGES:
             why = f"what it reads differs at every call: {recent.sight.changed(cell) or 'the forms of its tensors'}"
-            return _remembered(origin, _Recent(form, *_seen(cell, recent.sight.reach), why, changes))
+            return _remembered(origin, _Recent(form, Sight(cell, recent.sight.reach), why, changes))
         plan, reach = _made(cell, form, _changed_numbers(cell, recent))
         if reach not in reaches:
             reaches.append(reach)
@@ -153,12 +151,7 @@ def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent
     _plans[form, sight.key] = plan
     if len(_plans) > _PLANS:
         _plans.popitem(last=False)
-    return _remembered(origin, _Recent(form, sight, sight.tensors(cell), plan, changes))
-
-
-def _seen(cell: nn.Module, reach: Reach) -> tuple[Sight, Hashable]:
-    sight = Sight(cell, reach)
-    return sight, sight.tensors(cell)
+    return _remembered(origin, _Recent(form, sight, plan, changes))
 
 
 def _remembered(origin: nn.Module, recent: _Recent) -> Plan | str:
