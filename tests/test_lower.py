@@ -184,7 +184,6 @@ ROWS = [
     ("_to_copy", lambda x: (x > 0).to(torch.float64) * x, X),
     ("_to_copy", lambda x: torch.where((x * 2).bool(), 1.0, x), X),
     ("clone", lambda x: x.clone() * 2, X),
-    ("copy", lambda x, v: torch.empty_like(x).copy_(v) * x, X, V),
     ("fill", lambda x: torch.empty_like(x).fill_(0.7) * x, X),
     ("alias", lambda x: torch.ops.aten.alias(x) * 2, X),
     ("zeros_like", lambda x: torch.zeros_like(x) + x, X),

@@ -660,7 +660,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
         "detach": _unary("detach"),
         **{"fill": _full_like, "new_empty_strided": _like(math.nan)},
-        "copy": lambda lo, x, y: Value(np.broadcast_to(lo.number(y).codes, x.codes.shape), x.batched),
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "alias"), _same),
         **{"zeros_like": _like(0), "empty_like": _like(math.nan), "ones_like": _like(1), "full_like": _full_like},

@@ -306,6 +306,18 @@ def test_a_side_effect_happens_at_every_step(name):
     assert engine_of(layer, x) == "reference"
 
 
+def test_what_is_refused_before_anything_ran_is_no_reason_for_other_cells():
+    class Ticking(Plain):
+        pass
+
+    refused, fine = (Ticking(lambda c, x, h: torch.tanh(c.W(x) + c.U(h))).double() for _ in range(2))
+    refused.ticks = itertools.count()
+    x = draw()
+    assert [engine_of(anyrnn.Recurrent(cell), x) for cell in (refused, fine)] == ["reference", "cpu"]
+    del refused.ticks
+    assert engine_of(anyrnn.Recurrent(refused), x) == "cpu"
+
+
 # ---- What changes between calls, of every kind of Python's ----------------------------------------------------------
 
 

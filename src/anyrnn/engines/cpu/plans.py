@@ -189,7 +189,8 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
             return _made(cell, form, frozenset())
-        return str(reason), Reach.of(ran)
+        # Before anything ran, the reason may lie in any attribute.
+        return str(reason), Reach.of(ran) if ran else Reach(frozenset(), frozenset(), indirect=True)
     return plan, Reach.of(ran, inputs)
 
 
