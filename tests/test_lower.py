@@ -11,9 +11,11 @@ import anyrnn
 from anyrnn.derive import derive
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering
-from anyrnn.program import Builder, Node, Program, evaluate
+from anyrnn.node import Builder, Node, evaluate
+from anyrnn.passes import elementary
+from anyrnn.program import Array, Program
 from anyrnn.recorder import Recorder
-from anyrnn.rules import RULES, WHOLE, elementary, lower
+from anyrnn.rules import RULES, WHOLE, lower
 
 B = 11
 #: Where the operations have kinks, jumps and edges, and numbers between them.
@@ -204,11 +206,9 @@ class Lowered:
         builder = Builder()
         lowering = Lowering(builder)
         values, self.leaves = {}, []
-        counts = {"stream": 0, "vector": 0}
-        for shape, operand in zip(shapes, operands, strict=True):
+        for k, (shape, operand) in enumerate(zip(shapes, operands, strict=True)):
             kind = "vector" if isinstance(shape, Vector) else "stream"
-            node = builder.node(kind, (), math.prod(shape), (counts[kind], 0))
-            counts[kind] += 1
+            node = builder.node(kind, (), math.prod(shape), (f"x{k}", 0))
             self.leaves.append(node)
             values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
         with torch.no_grad(), recorder:
@@ -220,37 +220,36 @@ class Lowered:
             values.update(zip(step.outputs, lower(lowering, step, args, kwargs), strict=False))
         self.rules = {step.short_name for step in recorder.steps}
         pieces = lowering.pieces(values[recorder.ref(result)])
-        widths = [tuple(n.width for n in self.leaves if n.op == kind) for kind in ("stream", "vector")]
-        self.program = Program(widths[0], (), widths[1], (), (), (pieces,))
+        arrays = [Array(n.attr[0], n.op, n.width, place="packed" * (n.op == "stream")) for n in self.leaves]
+        output = Array("y", "output", sum(p.width for p in pieces))
+        self.program = Program((*arrays, output), {"y": pieces})
 
     def __call__(self, *tensors):
-        arrays = [[t for t, n in zip(tensors, self.leaves, strict=True) if n.op == op] for op in ("stream", "vector")]
         program = elementary(self.program)
-        known = self._computed(program, self._leaves(program, *arrays))
-        return self._output(program.outputs[0], known, B)
+        known = self._computed(program, self._leaves(program, tensors))
+        return self._output(program.results["y"], known, B)
 
     def gradients(self, tensors, grad):
         """The gradients of the operands, by the backward program."""
         derivative = derive(self.program)
-        streams = [t for t, n in zip(tensors, self.leaves, strict=True) if n.op == "stream"]
-        vectors = [t for t, n in zip(tensors, self.leaves, strict=True) if n.op == "vector"]
-        known = self._computed(derivative.forward, self._leaves(derivative.forward, streams, vectors))
-        kept = [self._output(pieces, known, B) for pieces in derivative.forward.outputs[1:]]
-        back = derivative.backward
-        known = self._computed(back, self._leaves(back, [*streams, grad, *kept], vectors))
+        forward, back, names = derivative.forward, derivative.backward, derivative.gradients
+        known = self._computed(forward, self._leaves(forward, tensors))
+        kept = {a.name: self._output(forward.results[a.name], known, B) for a in forward.of("residual")}
+        known = self._computed(back, self._leaves(back, tensors, {names["y"]: grad, **kept}))
         found = [torch.zeros_like(t) for t in tensors]
-        order = [n.attr[0] if n.op == "stream" else None for n in self.leaves]
-        for number, pieces in zip(derivative.stream_outputs, back.outputs[derivative.products :], strict=True):
-            found[order.index(number)] = self._output(pieces, known, B)
-        for leaf, ranges in zip([n for n in self.leaves if n.op == "vector"], derivative.vector_totals, strict=True):
-            totals = [known[n].expand(B, n.width).sum(0) for n in back.totals]
-            found[self.leaves.index(leaf)][:] = torch.cat([torch.cat(totals)[start:end] for start, end in ranges])
+        for k, leaf in enumerate(self.leaves):
+            pieces = back.results.get(names.get(leaf.attr[0]))
+            if pieces is None:
+                continue
+            if leaf.op == "stream":
+                found[k] = self._output(pieces, known, B)
+            else:
+                found[k] = torch.cat([known[n].expand(B, n.width).sum(0) for n in pieces])
         return found
 
-    @staticmethod
-    def _leaves(program, streams, vectors):
-        arrays = {"stream": streams, "vector": vectors}
-        return {n: arrays[n.op][n.attr[0]][..., n.attr[1] : n.attr[1] + n.width] for n in program.nodes if n.is_leaf}
+    def _leaves(self, program, tensors, more=()):
+        arrays = {**{leaf.attr[0]: t for leaf, t in zip(self.leaves, tensors, strict=True)}, **dict(more)}
+        return {n: arrays[n.attr[0]][..., n.attr[1] : n.attr[1] + n.width] for n in program.nodes if n.is_leaf}
 
     @staticmethod
     def _computed(program, known):
@@ -331,8 +330,8 @@ def test_every_rule_has_a_row(monkeypatch):
 def test_what_stays_whole_has_a_rule_and_prints_as_pytorch_has_it():
     assert set(RULES) >= {name.partition(".")[0] for name in WHOLE}
     lowered = Lowered(lambda x, y: F.elu(torch.lerp(x, y, 0.25).clamp(-1, 1), 0.3), [X, Y])
-    assert "lerp(stream0[0:4], stream1[0:4], 0.25)" in str(lowered.program)
-    assert "clamp(v2, -1, 1)" in str(lowered.program)
+    assert "aten.lerp.Scalar(x0[0:4], x1[0:4], 0.25)" in str(lowered.program)
+    assert "aten.clamp.default(v0, -1, 1)" in str(lowered.program)
     assert all(n.is_whole for n in lowered.program.nodes if n.args)
     assert not any(n.is_whole for n in elementary(lowered.program).nodes)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import anyrnn
-from anyrnn.engines.cpu.gradients import _product
+from anyrnn.runtime.gradients import _product
 from zoo import CASES, Case
 
 BOUND = 2.0  # times as long as the plain loop, at most

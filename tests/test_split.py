@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.derive import derive
-from anyrnn.engines.cpu.schedule import Storage, schedule
+from anyrnn.engines.cpu.schedule import schedule
 from anyrnn.errors import AnyRNNError
 from anyrnn.split import Steps, mixes_rows, split
 from anyrnn.trace import trace
@@ -63,9 +63,9 @@ def test_a_cell_of_the_table_is_taken_apart_as_expected(name):
     (case,) = (case for case in CASES if case.name == name)
     parts = taken_apart(case.cell())
     program = parts.program
-    found = names(parts.once), names(parts.before), names(parts.after), program.streams
+    found = names(parts.once), names(parts.before), names(parts.after), tuple(a.width for a in program.of("stream"))
     products = sum(node.op == "dot" for node in program.nodes)
-    stages = 1 + max(group.stage for group in schedule(program, Storage((False,) * len(program.states), ()), 4).groups)
+    stages = 1 + max(group.stage for group in schedule(program, 4).groups)
     assert (*found, products, stages) == PARTS[name]
 
 
@@ -73,7 +73,7 @@ def test_products_of_values_side_by_side_become_products_of_each():
     """``cat(x, h) @ W`` is ``x @ W[:I] + h @ W[I:]``, and both read the one weight."""
     (case,) = (case for case in CASES if case.name == "RawLSTM")
     program = taken_apart(case.cell()).program
-    assert program.matrices == ((I + H, H),) * 4
+    assert [(a.rows, a.width) for a in program.of("matrix")] == [(I + H, H)] * 4
     for node in program.nodes:
         if node.op == "dot":
             terms = {arg.op: at[1:] for arg, at in zip(node.args, node.attr, strict=True)}
@@ -285,5 +285,6 @@ def test_what_takes_long_to_compute_is_kept_for_the_gradient_and_the_rest_comput
         b = a * a + 1
         return torch.exp(b * h) * 0.5 * b
 
-    saved = derive(taken_apart(Step(step)).program).forward.outputs[-1]
+    forward = derive(taken_apart(Step(step)).program).forward
+    saved = [p for a in forward.of("residual") for p in forward.results[a.name]]
     assert sorted((node.op, node.width) for node in saved) == [("exp", H), ("tanh", H)]

@@ -19,12 +19,14 @@ from torch.utils import _pytree as pytree
 
 from anyrnn.graph import Ref
 from anyrnn.lower import Lowering, Value
-from anyrnn.program import DEAR, REDUCTIONS, Builder, Node, Program, evaluate, ordered
+from anyrnn.node import DEAR, REDUCTIONS, Builder, Node, evaluate, ordered
+from anyrnn.passes import elementary, expand, merge_products, refine
+from anyrnn.program import Array, Program, free_name
 from anyrnn.recorder import Recorder
-from anyrnn.rules import elementary, expand, lower
+from anyrnn.rules import lower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 @dataclass(frozen=True)
@@ -32,25 +34,24 @@ class Term:
     """A product's share in gradients: matrix[row : row + rows, col : col + cols] += operand^T @ grads[:, first : ...].
 
     Attributes:
-        kind: What the operand is: "stream", "state" (before the step) or "saved".
-        array: Which one.
+        operand: The array of the forward program that the operand is in: a stream, a residual, or a state, which is
+            meant before the step.
         start: The first number of the operand in that array.
-        matrix: Which matrix.
+        matrix: The name of the matrix.
         row, col: Where the part of the matrix begins.
         rows, cols: Its size.
-        given: Which output of the backward program has the gradients of what the product gives.
+        given: The output of the backward program that has the gradients of what the product gives.
         first: Where they begin there.
     """
 
-    kind: str
-    array: int
+    operand: str
     start: int
-    matrix: int
+    matrix: str
     row: int
     col: int
     rows: int
     cols: int
-    given: int
+    given: str
     first: int
 
 
@@ -59,24 +60,20 @@ class Derivative:
     """A program and its backward program.
 
     Attributes:
-        forward: The program in elementary operations, with one output more if the backward one reads anything again:
-            what is saved for it.
-        backward: Its states are gradients of the states. Its streams are those of the program, the gradients of its
-            outputs, and the saved values. Its outputs are the gradients of all products, in `products` arrays, then
-            those of the streams in `stream_outputs`. Its totals are gradients of vectors.
+        forward: The program in elementary operations; if the backward one reads anything again, with a residual.
+        backward: Reads the arrays of the program, its states as histories, what is saved, and the gradients of its
+            outputs. Its states are gradients of the states, its sums those of vectors, its outputs those of all
+            products and of streams.
+        gradients: By the name of a stream, state, vector or output, what the backward program calls its gradient.
+            What products add to a stream's is not in it; a stream that has no more is not here.
         terms: What the products add to the gradients of matrices and streams. Those in a group have the same operand,
             and the gradients of what they give lie side by side: one large product for all that add to a stream's.
-        products: How many arrays the gradients of products are in: what adds to the same streams is together.
-        stream_outputs: Which streams have a gradient in the backward outputs that follow.
-        vector_totals: For each vector, the ranges (start, end) of the totals that side by side are its gradient.
     """
 
     forward: Program
     backward: Program
+    gradients: Mapping[str, str]
     terms: tuple[tuple[Term, ...], ...]
-    products: int
-    stream_outputs: tuple[int, ...]
-    vector_totals: tuple[tuple[tuple[int, int], ...], ...]
 
 
 def derive(program: Program) -> Derivative:
@@ -88,6 +85,11 @@ class _Derivation:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes = program.nodes
+        self.names = {a.name for a in program.arrays}
+        self.gradient_of = {
+            a.name: self._new(f"grad_{a.name}") for a in program.of("stream", "state", "vector", "output")
+        }
+        self.residual = self._new("saved")
         self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
         self.builder = Builder.of(self.nodes)
         self.lowering = Lowering(self.builder)
@@ -108,18 +110,21 @@ class _Derivation:
 
         return {node for node in self.nodes if is_dear(node)}
 
+    def _new(self, name: str) -> str:
+        """A name that no array has."""
+        self.names.add(found := free_name(name, self.names))
+        return found
+
     # ---- Step 1: the gradients of all leaves and products, with the products cut off ----
 
     def _cotangents(self) -> dict[Node, list[Node]]:
         """What the gradient of each value that leaves the step is: a leaf of the backward program."""
         found: dict[Node, list[Node]] = {}
-        groups = [("state", k, pieces) for k, pieces in enumerate(self.program.new_states)]
-        groups += [("stream", len(self.program.streams) + k, p) for k, p in enumerate(self.program.outputs)]
-        for op, array, pieces in groups:
-            first = 0
-            for piece in pieces:
-                found.setdefault(piece, []).append(self.builder.node(op, (), piece.width, (array, first)))
-                first += piece.width
+        for array in self.program.of("state", "output"):
+            op = "state" if array.role == "state" else "stream"
+            for piece, first in _placed(self.program.results[array.name]):
+                leaf = self.builder.node(op, (), piece.width, (self.gradient_of[array.name], first))
+                found.setdefault(piece, []).append(leaf)
         for k, operand in enumerate(self.operands):
             found.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
         return found
@@ -173,7 +178,8 @@ class _Derivation:
 
     def _resolve(self, roots: list[Node]) -> list[Node]:
         """Replace the gradients of operands by products, and forward values by saved ones or their formulas."""
-        current = {p: (k, first) for k, ps in enumerate(self.program.new_states) for p, first in _placed(ps)}
+        states = [a.name for a in self.program.of("state")]
+        current = {p: (name, first) for name in states for p, first in _placed(self.program.results[name])}
         operands = set(self.operands)  # kept for the gradients of matrices anyway
         read: dict[Node, Node] = {}
         done: dict[Node, Node] = {}
@@ -198,8 +204,7 @@ class _Derivation:
                 return self.builder.alike(node, tuple(read[a] for a in node.args))
             if node not in self.saved:
                 self.saved.append(node)
-            array = len(self.program.streams) + len(self.program.outputs)
-            return self.builder.node("stream", (), node.width, (array, self._place_of(node)))
+            return self.builder.node("stream", (), node.width, (self.residual, self._place_of(node)))
 
         def resolved(root: Node) -> Node:
             for node in ordered([root]):
@@ -237,23 +242,19 @@ class _Derivation:
         (gradient,) = self.lowering.pieces(self.gradients[node])  # computed from values of the same width
         return gradient
 
-    def _total(self, op: str, sizes: tuple[int, ...]) -> list[list[tuple[int, Node]]]:
-        """For each array of leaves, the gradient of its ranges: (first, value), not overlapping."""
-        found: list[list[tuple[int, Node]]] = []
-        for array, width in enumerate(sizes):
-            parts = [
-                (n.attr[1], g) for n in self.nodes if n.op == op and n.attr[0] == array and (g := self._gradient(n))
-            ]
-            edges = sorted({0, width, *(e for first, g in parts for e in (first, first + g.width))})
-            ranges = []
-            for a, b in itertools.pairwise(edges):
-                total: Node | None = None
-                for first, gradient in parts:
-                    if first <= a and b <= first + gradient.width:
-                        piece = self.builder.cut(gradient, a - first, b - a)
-                        total = piece if total is None else self.builder.pointwise("add", total, piece)
-                ranges.append((a, total if total is not None else self._zero(b - a)))
-            found.append(ranges)
+    def _total(self, array: Array) -> list[Node]:
+        """The gradient of an array, side by side."""
+        leaves = [n for n in self.nodes if n.is_leaf and n.attr[0] == array.name]
+        parts = [(n.attr[1], g) for n in leaves if (g := self._gradient(n))]
+        edges = sorted({0, array.width, *(e for first, g in parts for e in (first, first + g.width))})
+        found = []
+        for a, b in itertools.pairwise(edges):
+            total: Node | None = None
+            for first, gradient in parts:
+                if first <= a and b <= first + gradient.width:
+                    piece = self.builder.cut(gradient, a - first, b - a)
+                    total = piece if total is None else self.builder.pointwise("add", total, piece)
+            found.append(total if total is not None else self._zero(b - a))
         return found
 
     def _place_of(self, node: Node) -> int:
@@ -268,65 +269,52 @@ class _Derivation:
     def result(self) -> Derivative:
         """Put the backward program together."""
         program = self.program
-        states = self._total("state", program.states)
-        vectors = self._total("vector", program.vectors)
-        streams = self._total("stream", program.streams)
-        with_gradient = tuple(k for k, parts in enumerate(streams) if any(g.op != "constant" for _, g in parts))
-        products = self._together()
-        groups = [
-            *([g for _, g in parts] for parts in states),
-            *([self._gradient(dot) or self._zero(dot.width) for dot in dots] for dots in products),
-            *([g for _, g in streams[k]] for k in with_gradient),
-            [g for parts in vectors for _, g in parts],
-        ]
-        roots = self._resolve([g for group in groups for g in group])
-        made = expand(roots, self.builder)
-        flat = self.builder.merge_products([made[r] for r in roots])
+        made = {self.gradient_of[a.name]: self._total(a) for a in program.of("state", "vector", "stream")}
+        for stream in program.of("stream"):
+            if all(g.op == "constant" for g in made[self.gradient_of[stream.name]]):
+                del made[self.gradient_of.pop(stream.name)]
+        products = {self._new(f"grad_product{k}"): dots for k, dots in enumerate(self._together())}
+        for name, dots in products.items():
+            made[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
+        flat = iter(self._resolve([g for pieces in made.values() for g in pieces]))
+        results = {name: tuple(itertools.islice(flat, len(pieces))) for name, pieces in made.items()}
         for operand in self.operands:  # matrices' gradients need what the products took
             if not operand.is_leaf and operand not in self.saved:
                 self.saved.append(operand)
-        flat = self.builder.refine(flat)
-        parts = []
-        for group in groups:
-            parts.append(tuple(flat[: len(group)]))
-            flat = flat[len(group) :]
-        n_states = len(program.states)
-        totals = tuple(dict.fromkeys(parts[-1]))
-        resolved = iter(parts[-1])
-        starts = dict(_placed(totals))
-        vector_totals = tuple(
-            _joined((starts[g], g.width) for g in itertools.islice(resolved, len(v))) for v in vectors
-        )
-        saved = (tuple(self.saved),) if self.saved else ()  # side by side in one array
-        out_widths = tuple(sum(p.width for p in o) for o in program.outputs)
-        outputs = tuple(parts[n_states:-1])
-        backward = Program(
-            (*program.streams, *out_widths, *(sum(s.width for s in pieces) for pieces in saved)),
-            program.states,
-            program.vectors,
-            program.matrices,
-            tuple(parts[:n_states]),
-            outputs,
-            totals,
-        )
-        forward = Program(
-            program.streams, program.states, program.vectors, program.matrices, program.new_states,
-            (*program.outputs, *saved), names=program.names,
-        )  # fmt: skip
-        return Derivative(elementary(forward), backward, self._terms(), len(products), with_gradient, vector_totals)
+        saved: dict[str, tuple[Node, ...]] = {self.residual: tuple(self.saved)} if self.saved else {}
+        residual = tuple(Array(name, "residual", _width(p), place="packed") for name, p in saved.items())
+        forward = Program((*program.arrays, *residual), {**program.results, **saved}, program.names)
+        arrays = tuple(self._backward_arrays(results, residual))
+        backward = refine(merge_products(elementary(Program(arrays, results))))
+        return Derivative(elementary(forward), backward, self.gradient_of, self._terms(products))
+
+    def _backward_arrays(self, results: Mapping[str, tuple[Node, ...]], residual: tuple[Array, ...]) -> Iterator[Array]:
+        """The arrays of the backward program: those of the program, then gradients."""
+        names = {gradient: name for name, gradient in self.gradient_of.items()}
+        for a in self.program.of("stream", "state", "vector", "matrix"):
+            yield replace(a, role="history", place="padded") if a.role == "state" else a
+        for a in residual:
+            yield replace(a, role="stream")
+        for a in self.program.of("output"):
+            yield Array(self.gradient_of[a.name], "stream", a.width, place="padded")
+        roles = {"state": "state", "vector": "sum", "stream": "output"}
+        for name, pieces in results.items():
+            of = self.program[names[name]] if name in names else None
+            role, place = ("output", "packed") if of is None else (roles[of.role], of.place)
+            yield Array(name, role, _width(pieces), place="carried" if role == "state" else place)
 
     def _together(self) -> list[list[Node]]:
         """The products in runs that take the same streams: their gradients are one large product's whole operand."""
         runs = itertools.groupby(self.dots, lambda dot: [a for a in dot.args if a.op == "stream"])
         return [list(run) for _, run in runs]
 
-    def _terms(self) -> tuple[tuple[Term, ...], ...]:
+    def _terms(self, products: Mapping[str, list[Node]]) -> tuple[tuple[Term, ...], ...]:
         groups: list[list[Term]] = []
-        for given, dots in enumerate(self._together()):
+        for given, dots in products.items():
             for dot, first in _placed(tuple(dots)):
                 for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                    kind, array, start = (arg.op, *arg.attr) if arg.is_leaf else ("saved", 0, self._place_of(arg))
-                    term = Term(kind, array, start, matrix, row, col, arg.width, dot.width, given, first)
+                    operand, start = arg.attr if arg.is_leaf else (self.residual, self._place_of(arg))
+                    term = Term(operand, start, matrix, row, col, arg.width, dot.width, given, first)
                     group = next((g for g in groups if _is_beside(g[-1], term)), None)
                     if group is None:
                         groups.append([term])
@@ -340,7 +328,7 @@ class _Derivation:
 def _is_beside(a: Term, b: Term) -> bool:
     """Whether b has the same operand, and what it gives follows what a gives."""
     end = a.given, a.first + a.cols
-    return (a.kind, a.array, a.start, a.rows, end) == (b.kind, b.array, b.start, b.rows, (b.given, b.first))
+    return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.given, b.first))
 
 
 def _continues(a: Term, b: Term) -> bool:
@@ -348,13 +336,8 @@ def _continues(a: Term, b: Term) -> bool:
     return (a.matrix, a.row, a.col + a.cols) == (b.matrix, b.row, b.col)
 
 
-def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """From (start, width) to ranges (start, end), those joined that follow each other."""
-    ranges: list[tuple[int, int]] = []
-    for start, width in places:
-        first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
-        ranges.append((first, start + width))
-    return tuple(ranges)
+def _width(pieces: Iterable[Node]) -> int:
+    return sum(p.width for p in pieces)
 
 
 def _placed(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:

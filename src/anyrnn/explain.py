@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.engines.cpu.anatomy import Anatomy
     from anyrnn.protocol import State
+    from anyrnn.runtime.anatomy import Anatomy
     from anyrnn.scan import Lengths
 
 _SHOWN = ("graph", "program", "backward", "ir", "asm")

@@ -9,74 +9,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.program import MASKS, Node, Program, ordered
+from anyrnn.node import MASKS, Node, ordered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
-#: A tensor of a loop: "stream", "state", "vector" or "matrix", and its number.
-Place = tuple[str, int]
+    from anyrnn.program import Program
 
 
 class GradientPaths:
     """What the results of a program's step depend on, as autograd has it."""
 
     def __init__(self, program: Program) -> None:
-        self._outputs = [_places(pieces) for pieces in program.outputs]
-        self._states = [_places(pieces) for pieces in program.new_states]
-        counts = (program.streams, program.states, program.vectors, program.matrices)
-        kinds = ("stream", "state", "vector", "matrix")
-        self._all = [(kind, k) for kind, arrays in zip(kinds, counts, strict=True) for k in range(len(arrays))]
-        alone = (self.flags(*self._only(k), steps=1, ragged=False) for k in range(len(self._outputs + self._states)))
-        self._is_whole = all(map(all, alone))  # everything reaches every result within a step, as in most cells
-        self._known: dict[tuple[Sequence[bool], int, bool], tuple[int, ...]] = {}
+        self._reached = {name: _arrays(pieces) for name, pieces in program.results.items()}
+        self._states = frozenset(a.name for a in program.of("state"))
+        self._results = tuple(a.name for a in program.of("output", "state"))
+        self._all = tuple(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
+        self._is_whole = all(len(found) == len(self._all) for found in alone)  # within a step, as in most cells
+        self._known: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
 
-    def _only(self, result: int) -> tuple[list[bool], list[bool]]:
-        """One of the outputs and final states, and none of the others."""
-        has = [k == result for k in range(len(self._outputs + self._states))]
-        return has[: len(self._outputs)], has[len(self._outputs) :]
-
-    def unreached(self, needed: Sequence[bool], steps: int, ragged: bool) -> tuple[int, ...]:
+    def unreached(self, needed: frozenset[str], steps: int, ragged: bool) -> frozenset[str]:
         """Which of the outputs and final states no tensor reaches whose gradient is needed."""
-        if self._is_whole and any(needed):
-            return ()
+        if self._is_whole and needed:
+            return frozenset()
         key = needed, min(steps, len(self._states) + 1), ragged  # that many steps back, nothing new is reached
         if key not in self._known:
-            reached = (self.flags(*self._only(k), key[1], ragged) for k in range(len(self._outputs + self._states)))
-            pairs = [zip(flags, needed, strict=True) for flags in reached]
-            self._known[key] = tuple(k for k, pair in enumerate(pairs) if not any(f and n for f, n in pair))
+            self._known[key] = frozenset(
+                name for name in self._results if self.reached({name}, key[1], ragged).isdisjoint(needed)
+            )
         return self._known[key]
 
-    def flags(self, outputs: Sequence[bool], states: Sequence[bool], steps: int, ragged: bool) -> list[bool]:
-        """Say of each stream, initial state, vector and matrix whether it has a gradient.
+    def reached(self, results: Collection[str], steps: int, ragged: bool) -> frozenset[str]:
+        """The streams, initial states, vectors and matrices that have a gradient.
 
         Args:
-            outputs: Which outputs have one.
-            states: Which final states have one.
+            results: Which outputs and final states have one.
             steps: How many steps were run.
             ragged: Rows end at different steps: a state that a step does not read goes on for the other rows.
         """
-        every = frozenset[Place]().union(*(places for places, k in zip(self._outputs, outputs, strict=True) if k))
-        live = frozenset(k for k, has in enumerate(states) if has)
-        found: set[Place] = set()
+        every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
+        live = self._states.intersection(results)
+        found: set[str] = set()
         for _ in range(steps):
-            here = every.union(*(self._states[k] for k in live))
-            before = frozenset(k for kind, k in here if kind == "state") | (live if ragged else frozenset())
+            here = every.union(*(self._reached[name] for name in live))
+            before = (here & self._states) | (live if ragged else frozenset())
             found |= here
             if before == live:
                 break
             live = before
-        return [k in live if kind == "state" else (kind, k) in found for kind, k in self._all]
+        return (frozenset(found) - self._states) | live
 
 
-def _places(roots: Iterable[Node]) -> frozenset[Place]:
+def _arrays(roots: Iterable[Node]) -> frozenset[str]:
     def ends(node: Node) -> bool:
         return node.op in MASKS or node.op == "detach"
 
-    found: set[Place] = set()
+    found: set[str] = set()
     for node in ordered(roots, given=ends):
         if node.is_leaf:
-            found.add((node.op, node.attr[0]))
+            found.add(node.attr[0])
         elif node.op == "dot":
-            found.update(("matrix", at[0]) for at in node.attr)
+            found.update(at[0] for at in node.attr)
     return frozenset(found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anyrnn.program import HERE, MASKS, Builder, Node
+from anyrnn.node import HERE, MASKS, Builder, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -145,7 +145,7 @@ class Lowering:
             out[index] = self._number(result) << _SHIFT
         return Value(np.expand_dims(out, axis), value.batched)
 
-    def product(self, value: Value, matrix: int, shape: tuple[int, int]) -> Value:
+    def product(self, value: Value, matrix: str, shape: tuple[int, int]) -> Value:
         """Multiply rows (B, rows) with a matrix of the program (rows, columns)."""
         if value.codes.ndim != 1:
             msg = f"a product of {value.codes.ndim + 1} dimensions"

@@ -1,447 +1,396 @@
-"""The loop program: what every compiled engine reads.
+"""The loop program: what every backend reads. Its arrays have names, and it has a text that is read back by `parse`.
 
-A program is one step of the loop part of a cell, for one row of the batch: a graph of values, each `width` numbers
-wide. Rows never meet, and features meet only in products with a matrix (`dot`) and in reductions (`sum`, `max`).
-Everything about layout (cat, chunk, slice, view) is already resolved: a leaf says which numbers of an array it is.
+::
 
-An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is derived: its derivative is
-then the one that the running PyTorch has for it. Only what is emitted consists of elementary operations alone.
+    anyrnn program 1
+    stream x[12] padded
+    state h[64] kept
+    vector b[64]
+    matrix U[64, 64]
+    matrix W[12, 64]
+    output y[64] padded
+    v0 = dot(h[0:64] @ U[0:64, 0:64], x[0:12] @ W[0:12, 0:64])
+    v1 = add(v0, b[0:64])
+    c = tanh(v1)
+    h <- c
+    y <- c
+
+After the version come the arrays: role, name, numbers of a row (of a matrix, its rows and columns), and how they lie in
+memory, if that is settled. Then the values, each a call of an operation on earlier values, ranges of arrays and
+numbers; those that the cell's code has no name for are numbered. Of a transposed matrix a range is written
+``U.T[0:64, 0:64]``; a history is read as ``previous(h[0:64])`` or ``current(h[0:64])``; a number that is wide is
+``full(0.5, 64)``. Last, what each array is made of, side by side.
 """
 
 from __future__ import annotations
 
-import itertools
+import ast
+import functools
+import keyword
+import math
+import re
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from anyrnn.errors import AnyRNNError
+from anyrnn.node import HERE, LEAVES, REDUCTIONS, Builder, Node, filled, ordered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-#: Values that come from outside, each a range of an array. `attr` is (index of the array, first number).
-#: stream: differs by row and step; state: by row, carried along; vector: the same for all rows and steps.
-#: In a backward program, where the states are gradients, previous and current are the forward pass's states before and
-#: after the step.
-LEAVES = ("stream", "state", "vector", "previous", "current")
+#: What an array can be.
+#: stream: read, differs by row and step.
+#: state: read and written, differs by row, and what a step writes is what the next one reads.
+#: history: read by a backward program: a state of the forward pass, before and after each step.
+#: vector: read, the same for all rows and steps.
+#: matrix: read by products.
+#: output: written at every step. residual: the same, for the backward program. sum: summed over all rows and steps.
+ROLES = ("stream", "state", "history", "vector", "matrix", "output", "residual", "sum")
+#: The roles of what is written.
+WRITTEN = frozenset({"state", "output", "residual", "sum"})
 
-#: Sums or maxima over the features of all arguments; the result is one number wide.
-REDUCTIONS = ("sum", "max")
+#: How an array of a role may lie in memory. padded: a step's rows as they are in the batch; packed: the active rows of
+#: all steps one after the other. kept: a state has memory for every step; carried: the new one replaces the old one.
+PLACES = {
+    **dict.fromkeys(("stream", "output", "residual"), ("padded", "packed")),
+    **{"state": ("kept", "carried"), "history": ("padded",)},
+}
 
-#: Operations on each number, with what PyTorch calls them. An argument one number wide serves all.
-POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        name: getattr(torch, name)
-        for name in (
-            *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
-            *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("positive", "detach", "add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"),
-            *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
-        )
-    }
-)
+_ROLE_OF_LEAF = {"previous": "history", "current": "history"}
 
-#: Those that give true or false.
-MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"})
-
-#: Those dear enough that a backward pass keeps the result rather than computing it again.
-DEAR = frozenset(
-    {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
-    | {"sin", "cos", "erf", "div", "pow", "fmod"}
-)
+VERSION = 1
+_HEAD = "anyrnn program "
+_ARRAY = re.compile(r"(\w+) (\S+)\[(?:(\d+), )?(\d+)\](?: (\w+))?")
+_NUMBERED = re.compile(r"v\d+")
+_HISTORY = ("previous", "current")
+#: How numbers are written that are no literals of Python's.
+_NUMBERS = {"inf": math.inf, "nan": math.nan, "True": True, "False": False, "None": None}
 
 
-#: In the arguments of an operation of PyTorch's, the place of a value.
-HERE = "%"
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array that a program reads or writes, known by its name.
 
-#: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward pass, a norm adds 50.
-MOST_VALUES = 1500
+    Attributes:
+        name: Its name, unlike any other in the program.
+        role: What it is, one of `ROLES`.
+        width: How many numbers a row has; of a matrix, its columns.
+        rows: The rows of a matrix.
+        place: How it lies in memory; see `PLACES`. Empty as long as that is open.
+    """
+
+    name: str
+    role: str
+    width: int
+    rows: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
-    """A value of the program. Equal values are the same object: see `Builder`.
-
-    Attributes:
-        op: A leaf, "constant", "dot", a reduction, a pointwise operation, or one of PyTorch's such as
-            "aten.elu.default".
-        args: The values it is computed from.
-        width: How many numbers it is.
-        attr: leaf: (array, first number); constant: (number,); dot: for each argument (matrix, first row, first
-            column, transposed); an operation of PyTorch's: its arguments, with `HERE` where a value belongs.
-    """
-
-    op: str
-    args: tuple[Node, ...]
-    width: int
-    attr: tuple[Any, ...] = ()
-
-    @property
-    def is_leaf(self) -> bool:
-        """It comes from an array."""
-        return self.op in LEAVES
-
-    @property
-    def is_whole(self) -> bool:
-        """It is an operation of PyTorch's on each number, which elementary ones have yet to take the place of."""
-        return self.op.startswith("aten.")
-
-    @property
-    def is_pointwise(self) -> bool:
-        """It is computed number by number."""
-        return self.op in POINTWISE or self.is_whole
-
-    def __repr__(self) -> str:
-        return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
-
-
-@dataclass
-class Builder:
-    """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
-
-    known: dict[object, Node] = field(default_factory=dict)
-    moved: dict[Node, Node] = field(default_factory=dict)  # what was rebuilt as what
-
-    @classmethod
-    def of(cls, nodes: Iterable[Node]) -> Builder:
-        """Go on from the nodes of a program."""
-        return cls({_key(n.op, n.args, n.width, n.attr): n for n in nodes})
-
-    def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
-        """Return the node with these parts."""
-        key = _key(op, args, width, attr)
-        found = self.known.get(key)
-        if found is None:
-            if len(self.known) > MOST_VALUES:
-                msg = (
-                    f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
-                    f"transposed dimension) are computed one by one, those side by side at once"
-                )
-                raise AnyRNNError(msg)
-            found = self.known[key] = Node(op, args, width, attr)
-        return found
-
-    def present(self, node: Node) -> Node:
-        """Return what a node was rebuilt as."""
-        while node in self.moved:
-            node = self.moved[node]
-        return node
-
-    def constant(self, value: float) -> Node:
-        """Return a number."""
-        return self.node("constant", (), 1, (float(value),))
-
-    def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
-        """Apply an operation of PyTorch's to each number; `attr` are its arguments, see `Node`."""
-        return self.node(op, args, max(a.width for a in args), attr)
-
-    def alike(self, node: Node, args: tuple[Node, ...]) -> Node:
-        """Apply a node's operation to other values, which may be of another width if it works on each number."""
-        if node.is_whole:
-            return self.whole(node.op, args, node.attr)
-        return (
-            self.pointwise(node.op, *args) if node.op in POINTWISE else self.node(node.op, args, node.width, node.attr)
-        )
-
-    def pointwise(self, op: str, *args: Node) -> Node:
-        """Apply an elementary operation to each number."""
-        if op not in POINTWISE:
-            msg = f"`{op}` is not an operation of the loop program"
-            raise AnyRNNError(msg)
-        numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
-        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
-            folded = _folded(op, numbers)
-            if folded is not None:
-                return self.constant(folded)
-        if op == "ne" and args[0].op in MASKS and numbers[1] == 0:
-            return args[0]
-        if str(numbers[-1]) in _NEUTRAL.get(op, ()):
-            return args[0]
-        if op in ("add", "mul") and str(numbers[0]) in _NEUTRAL[op]:
-            return args[1]
-        return self.node(op, args, max(a.width for a in args))
-
-    def widened(self, node: Node, width: int) -> Node:
-        """Return a value as wide as asked for: one number many times."""
-        if node.op == "constant":
-            return self.node("constant", (), width, node.attr)
-        return self.node("mul", (node, self.node("constant", (), width, (1.0,))), width)
-
-    def reduction(self, op: str, args: tuple[Node, ...]) -> Node:
-        """Reduce the features of all arguments to one number."""
-        return self.node(op, args, 1)
-
-    def cut(self, node: Node, start: int, width: int) -> Node:
-        """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
-        if node.width == 1 or (start == 0 and width == node.width):
-            return node
-        if node.op == "constant":
-            return self.node("constant", (), width, node.attr)
-        if not node.args:
-            array, first, *kind = node.attr
-            return self.node(node.op, (), width, (array, first + start, *kind))
-        if node.op == "dot":
-            moved = tuple((m, row, col + start, tr) for m, row, col, tr in node.attr)
-            return self.node("dot", node.args, width, moved)
-        return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
-
-    def dot(self, terms: Iterable[tuple[Node, tuple[int, int, int, bool]]], width: int) -> Node:
-        """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
-        terms = sorted(terms, key=lambda term: str((term[0].op, term[0].attr, term[1])))
-        return self.node("dot", tuple(t[0] for t in terms), width, tuple(t[1] for t in terms))
-
-    def rebuild(
-        self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]
-    ) -> dict[Node, Node]:
-        """Rebuild graphs from the leaves up; `replace` may put another node in the place of one."""
-        done: dict[Node, Node] = {}
-        for node in ordered(roots):
-            args = tuple(done[a] for a in node.args)
-            new = replace(node, args)
-            done[node] = self.alike(node, args) if new is None else new
-        self.moved.update((a, b) for a, b in done.items() if a is not b)
-        return done
-
-    def merge_products(self, roots: list[Node]) -> list[Node]:
-        """Turn sums of products into one product, ``W x + b + U h`` into ``(W x + U h) + b``, where used once."""
-        uses = count_uses(roots)
-
-        def addends(node: Node) -> Iterator[Node]:
-            for arg in node.args:
-                if arg.op == "add" and uses[arg] == 1 and arg.width == node.width:
-                    yield from addends(arg)
-                else:
-                    yield arg
-
-        done: dict[Node, Node] = {}
-        for node in ordered(roots):
-            if node.op == "add":
-                parts = list(addends(node))
-                dots = [p for p in parts if p.op == "dot" and uses[p] == 1 and p.width == node.width]
-                if len(dots) > 1:
-                    terms = [(done[a], at) for d in dots for a, at in zip(d.args, d.attr, strict=True)]
-                    total = self.dot(terms, node.width)
-                    for part in parts:
-                        if part not in dots:
-                            total = self.pointwise("add", total, done[part])
-                    done[node] = total
-                    continue
-            done[node] = self.alike(node, tuple(done[a] for a in node.args))
-        self.moved.update((a, b) for a, b in done.items() if a is not b)
-        return [done[root] for root in roots]
-
-    def refine(self, roots: list[Node]) -> list[Node]:
-        """Cut what is reduced where other values cut the same products, so that none is computed twice.
-
-        Sums of reductions become one reduction.
-        """
-        uses = count_uses(roots)
-        families: dict[object, set[int]] = {}
-
-        def family(dot: Node) -> object:
-            return dot.args, tuple((m, row, tr) for m, row, _, tr in dot.attr)
-
-        for node in ordered(roots):
-            if node.op == "dot":
-                families.setdefault(family(node), set()).update((node.attr[0][2], node.attr[0][2] + node.width))
-
-        def edges(node: Node) -> list[int]:
-            inner = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
-            found = {edge - dot.attr[0][2] for dot in inner for edge in families[family(dot)]}
-            return sorted({0, node.width} | {e for e in found if 0 < e < node.width})
-
-        def replace(node: Node, args: tuple[Node, ...]) -> Node | None:
-            if node.op == "add" and all(a.op == "sum" for a in args) and all(uses[a] == 1 for a in node.args):
-                return self.reduction("sum", (*args[0].args, *args[1].args))
-            if node.op not in REDUCTIONS:
-                return None
-            pieces = [self.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]
-            return self.reduction(node.op, tuple(pieces))
-
-        done = self.rebuild(roots, replace)
-        return [done[root] for root in roots]
-
-
-#: Which second numbers leave the first one as it is: adding 0 makes 0 of -0.
-_NEUTRAL = {"add": ("-0.0",), "sub": ("0.0",), "mul": ("1.0",), "div": ("1.0",)}
-
-
-def _key(op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> object:
-    """What equal nodes have in common. Numbers count as they are written: 0 is not -0, and NaN is itself."""
-    return op, args, width, repr(attr) if op == "constant" or op.startswith("aten.") else attr
-
-
-def _folded(op: str, numbers: Sequence[Any]) -> float | None:
-    """The result of an operation on constants, unless it is another one where each is rounded to float32."""
-    double, single = (
-        POINTWISE[op](*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
-    )
-    return double.item() if str(double.float().item()) == str(single.item()) else None
-
-
-def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
-    """Return the nodes that the roots need, arguments before users; but not what only `given` ones need."""
-    seen: dict[Node, None] = {}
-    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
-    while stack:
-        node, ready = stack.pop()
-        if node in seen:
-            continue
-        if ready:
-            seen[node] = None
-        else:
-            stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in seen and not given(node))
-    return list(seen)
-
-
-def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
-    """Return how often each node is used, as an argument or as a root."""
-    roots = list(roots)
-    uses = dict.fromkeys(ordered(roots), 0)
-    for node in [*roots, *(a for n in uses for a in n.args)]:
-        uses[node] += 1
-    return uses
-
-
-@dataclass(frozen=True)
 class Program:
-    """One step of a loop.
+    """One step of a loop. Programs of equal text are equal.
 
     Attributes:
-        streams: The widths of the arrays that differ by row and step.
-        states: The widths of the state variables.
-        vectors: The widths of the arrays that are the same for all rows.
-        matrices: The shapes of the matrices, (rows, columns).
-        new_states: For each state variable the values that make it up, side by side.
-        outputs: The same for each array that the loop writes at every step.
-        totals: The values whose sum over all rows and steps is wanted: the gradients of vectors.
+        arrays: What it reads and writes.
+        results: By the name of each state, output, residual and sum the values that make it up, side by side. Of a
+            state it is the new one; of a sum, what is summed over all rows and steps.
         names: What the cell's code calls the values.
     """
 
-    streams: tuple[int, ...]
-    states: tuple[int, ...]
-    vectors: tuple[int, ...]
-    matrices: tuple[tuple[int, int], ...]
-    new_states: tuple[tuple[Node, ...], ...]
-    outputs: tuple[tuple[Node, ...], ...]
-    totals: tuple[Node, ...] = ()
+    arrays: tuple[Array, ...]
+    results: Mapping[str, tuple[Node, ...]]
     names: Mapping[Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that every value fits its arrays."""
-        for width, pieces in zip(self.states, self.new_states, strict=True):
-            assert sum(p.width for p in pieces) == width, (width, pieces)
-        sizes = dict.fromkeys(("state", "previous", "current"), self.states)
-        sizes |= {"stream": self.streams, "vector": self.vectors}
+        known = {a.name: a for a in self.arrays}
+        assert len(known) == len(self.arrays), self.arrays
+        assert all(a.role in ROLES and a.place in ("", *PLACES.get(a.role, ())) for a in self.arrays), self.arrays
+        written = [a for a in self.arrays if a.role in WRITTEN]
+        assert self.results.keys() == {a.name for a in written}, (self.results.keys(), written)
+        for array in written:
+            assert sum(p.width for p in self.results[array.name]) == array.width, array
         for node in self.nodes:
-            if node.op in sizes:
-                array, first = node.attr
-                assert first + node.width <= sizes[node.op][array], node
+            if node.is_leaf:
+                name, first = node.attr
+                assert known[name].role == _ROLE_OF_LEAF.get(node.op, node.op), node
+                assert first + node.width <= known[name].width, node
             elif node.op == "dot":
-                for arg, (matrix, row, col, transposed) in zip(node.args, node.attr, strict=True):
-                    rows, cols = self.matrices[matrix][::-1] if transposed else self.matrices[matrix]
+                for arg, (name, row, col, transposed) in zip(node.args, node.attr, strict=True):
+                    sizes = known[name].rows, known[name].width
+                    rows, columns = sizes[::-1] if transposed else sizes
                     assert row + arg.width <= rows, node
-                    assert col + node.width <= cols, node
+                    assert col + node.width <= columns, node
             else:
                 assert node.op == "constant" or node.op in REDUCTIONS or node.is_pointwise, node
                 assert node.op in REDUCTIONS or all(a.width in (1, node.width) for a in node.args), node
 
-    @property
-    def roots(self) -> list[Node]:
-        """All values that are stored."""
-        return [*(p for s in self.new_states for p in s), *(p for o in self.outputs for p in o), *self.totals]
+    def __eq__(self, other: object) -> bool:
+        """Whether two programs do the same to arrays of the same names."""
+        return str(self) == str(other) if isinstance(other, Program) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def of(self, *roles: str) -> tuple[Array, ...]:
+        """The arrays of some roles."""
+        return tuple(a for a in self.arrays if a.role in roles)
+
+    def __getitem__(self, name: str) -> Array:
+        """The array of a name."""
+        return self._known[name]
+
+    @functools.cached_property
+    def _known(self) -> dict[str, Array]:
+        return {a.name: a for a in self.arrays}
 
     @property
+    def roots(self) -> list[Node]:
+        """All values that are stored or summed."""
+        return [p for a in self.arrays if a.role in WRITTEN for p in self.results[a.name]]
+
+    @functools.cached_property
     def nodes(self) -> list[Node]:
         """All values, arguments before users."""
         return ordered(self.roots)
 
-    @property
-    def text(self) -> str:
-        """The program in full, one value a line: equal texts are equal programs."""
-        number: dict[Node, str] = {}
-        lines = [f"streams {self.streams} states {self.states} vectors {self.vectors} matrices {self.matrices}"]
-        for k, node in enumerate(self.nodes):
-            number[node] = f"%{k}"
-            args = ", ".join(number[a] for a in node.args)
-            attr = "".join(f" {a}" for a in node.attr)
-            lines.append(f"%{k}:{node.width} = {node.op}{attr}({args})")
-        for kind, arrays in (("state", self.new_states), ("output", self.outputs)):
-            lines += [f"{kind} {k} = {' | '.join(number[p] for p in a)}" for k, a in enumerate(arrays)]
-        lines += [f"total {k} = {number[n]}" for k, n in enumerate(self.totals)]
-        return "\n".join(lines)
+    def with_results(self, made: Mapping[Node, Node]) -> Program:
+        """The program with other values in the place of those that `made` has."""
+        results = {name: tuple(made.get(p, p) for p in pieces) for name, pieces in self.results.items()}
+        names: dict[Node, str] = {}
+        for node, name in self.names.items():
+            names.setdefault(made.get(node, node), name)
+        return Program(self.arrays, results, names)
 
     def __str__(self) -> str:
-        """The program as one would write it, with the cell's own names."""
-        shown: dict[Node, str] = {}
-        lines = []
-        for k, node in enumerate(self.nodes):
-            if node.op == "constant":
-                shown[node] = f"{node.attr[0]:g}"
-            elif node.is_leaf:
-                array, first = node.attr
-                stop = first + node.width
-                shown[node] = self.names.get(node, f"{node.op}{array}[{first}:{stop}]")
-            else:
-                name = shown[node] = self.names.get(node, f"v{k}")
-                if node.op == "dot":
-                    terms = zip(node.args, node.attr, strict=True)
-                    text = " + ".join(
-                        f"{shown[a]} @ M{m}{'.T' if tr else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
-                        for a, (m, row, col, tr) in terms
-                    )
-                elif node.is_whole:
-                    given, named = filled(node.attr, [shown[a] for a in node.args])
-                    every = [*map(str, given), *(f"{k}={v}" for k, v in named.items())]
-                    text = f"{node.op.split('.')[1]}({', '.join(every)})"
-                else:
-                    text = f"{node.op}({', '.join(shown[a] for a in node.args)})"
-                lines.append(f"{name} = {text}")
-        for kind, arrays in (("state", self.new_states), ("output", self.outputs)):
-            lines += [f"new {kind}{k} = {' | '.join(shown[p] for p in a)}" for k, a in enumerate(arrays)]
-        lines += [f"total{k} = {shown[n]}" for k, n in enumerate(self.totals)]
-        return "\n".join(lines)
+        """The program in full, with the cell's own names; `parse` reads it."""
+        return _written(self)
 
 
-def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: tuple[Tensor, ...] = ()) -> None:
-    """Compute nodes in PyTorch, (B, width) each, adding them to `known`, which holds the leaves."""
-    for node in nodes:
-        if node in known:
-            continue
-        args = [known[a] for a in node.args]
+def free_name(wanted: str, taken: Iterable[str]) -> str:
+    """Return a name that a program may use for an array or a value, as near to the one wanted as can be.
+
+    Names are identifiers with dots, so that a program is read as Python's expressions are.
+    """
+    parts = [p if p.isidentifier() else f"_{re.sub(r'[^0-9A-Za-z_]', '_', p)}" for p in wanted.split(".")]
+    parts = [f"{p}_" if keyword.iskeyword(p) or p in ("T", *_NUMBERS) else p for p in parts]
+    name = ".".join(parts)
+    if _NUMBERED.fullmatch(name):
+        name += "_"
+    taken = set(taken)
+    while name in taken:
+        name += "_"
+    return name
+
+
+# ---- Writing ----
+
+
+def _written(program: Program) -> str:
+    """Write a program down."""
+    lines = [f"{_HEAD}{VERSION}"]
+    for a in program.arrays:
+        size = f"{a.rows}, {a.width}" if a.role == "matrix" else str(a.width)
+        lines.append(f"{a.role} {a.name}[{size}]{' ' if a.place else ''}{a.place}")
+    shown: dict[Node, str] = {}
+    taken = {a.name for a in program.arrays}
+    count = 0
+    for node in program.nodes:
         if node.op == "constant":
-            like = next(iter(known.values()))
-            known[node] = like.new_full(() if node.width == 1 else (node.width,), node.attr[0])
-        elif node.op == "dot":
-            products = []
-            for arg, (m, row, col, transposed) in zip(node.args, node.attr, strict=True):
-                matrix = matrices[m].t() if transposed else matrices[m]
-                value = known[arg].expand(*known[arg].shape[:-1], arg.width)
-                products.append(value @ matrix[row : row + arg.width, col : col + node.width])
-            known[node] = sum(products[1:], products[0])
-        elif node.op == "sum":
-            totals = [a.sum(-1, keepdim=True) for a in args]
-            known[node] = sum(totals[1:], totals[0])
-        elif node.op == "max":
-            known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
-        elif node.is_whole:
-            _, name, overload = node.op.split(".")
-            given, named = filled(node.attr, args)
-            result = getattr(getattr(torch.ops.aten, name), overload)(*given, **named)
-            known[node] = result if isinstance(result, Tensor) else result[0]
+            number = _number(node.attr[0])
+            shown[node] = number if node.width == 1 else f"full({number}, {node.width})"
+        elif node.is_leaf:
+            name, first = node.attr
+            text = f"{name}[{first}:{first + node.width}]"
+            shown[node] = f"{node.op}({text})" if node.op in _HISTORY else text
         else:
-            known[node] = POINTWISE[node.op](*args)
+            if node in program.names:
+                shown[node] = free_name(program.names[node], taken)
+                taken.add(shown[node])
+            else:
+                shown[node] = f"v{count}"
+                count += 1
+            lines.append(f"{shown[node]} = {_call(node, shown)}")
+    made = {a.name: ", ".join(shown[p] for p in program.results[a.name]) for a in program.of(*WRITTEN)}
+    lines += [f"{name} <- {pieces}" for name, pieces in made.items()]
+    return "\n".join(lines)
 
 
-def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of an operation of PyTorch's, with values in the places of `HERE`."""
-    given, named = attr
-    following = iter(values)
-    return [next(following) if a == HERE else a for a in given], {
-        k: next(following) if a == HERE else a for k, a in named
-    }
+def _call(node: Node, shown: dict[Node, str]) -> str:
+    if node.op == "dot":
+        terms = (
+            f"{shown[a]} @ {m}{'.T' if turned else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
+            for a, (m, row, col, turned) in zip(node.args, node.attr, strict=True)
+        )
+        return f"dot({', '.join(terms)})"
+    if node.is_whole:
+        given, named = filled(node.attr, [_Written(shown[a]) for a in node.args])
+        args = [*map(_argument, given), *(f"{k}={_argument(v)}" for k, v in named.items())]
+        return f"{node.op}({', '.join(args)})"
+    return f"{node.op}({', '.join(shown[a] for a in node.args)})"
+
+
+class _Written(str):
+    """The name of a value, among arguments that are written as Python writes them."""
+
+    __slots__ = ()
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, _Written):
+        return str(value)
+    return _number(value) if isinstance(value, float) else repr(value)
+
+
+def _number(value: float) -> str:
+    return repr(float(value))  # inf, -inf and nan too
+
+
+# ---- Reading ----
+
+
+def parse(text: str) -> Program:
+    """Read a program that was written down.
+
+    Raises:
+        AnyRNNError: if the text is of another version, or no program. The message says which line.
+    """
+    head, *lines = text.strip().splitlines() or [""]
+    if not head.startswith(_HEAD):
+        msg = f"got a text that begins with {head[:40]!r}, expected {_HEAD + str(VERSION)!r}: it is no program"
+        raise AnyRNNError(msg)
+    if head != f"{_HEAD}{VERSION}":
+        msg = f"got {head!r}, expected version {VERSION}: it was written by another version of anyrnn"
+        raise AnyRNNError(msg)
+    reader = _Reader()
+    for number, line in enumerate(lines, 2):
+        try:
+            reader.read(line.strip())
+        except (ValueError, SyntaxError, KeyError, IndexError, TypeError, AttributeError) as cause:
+            msg = f"line {number} of a program is {line.strip()!r}: {cause}"
+            raise AnyRNNError(msg) from cause
+    try:
+        return Program(tuple(reader.arrays.values()), reader.results, reader.names)
+    except AssertionError as cause:
+        msg = f"the parts of a program do not fit: {cause}"
+        raise AnyRNNError(msg) from cause
+
+
+class _Reader:
+    """What was read so far."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+        self.results: dict[str, tuple[Node, ...]] = {}
+        self.names: dict[Node, str] = {}
+        self._values: dict[str, Node] = {}
+        self._builder = Builder()
+
+    def read(self, line: str) -> None:
+        if (found := _ARRAY.fullmatch(line)) is not None:
+            role, name, rows, width, place = found.groups()
+            self._add(Array(name, role, int(width), int(rows or 0), place or ""))
+        elif " <- " in line:
+            name, _, pieces = line.partition(" <- ")
+            self.results[self.arrays[name].name] = tuple(map(self._value, _parts(pieces)))
+        else:
+            name, equals, call = line.partition(" = ")
+            if not equals or not name:
+                msg = "neither an array, a value, nor what an array is made of"
+                raise ValueError(msg)
+            self._values[name] = node = self._call(_expression(call))
+            if not _NUMBERED.fullmatch(name):
+                self.names[node] = name
+
+    def _add(self, array: Array) -> None:
+        if array.name in self.arrays:
+            msg = "its name is taken"
+            raise ValueError(msg)
+        self.arrays[array.name] = array
+
+    def _call(self, call: ast.expr) -> Node:
+        if not isinstance(call, ast.Call):
+            msg = "no operation"
+            raise ValueError(msg)  # noqa: TRY004 - told as any other fault of a line
+        op = ast.unparse(call.func)
+        if op == "dot":
+            return self._dot(call.args)
+        if op.startswith("aten."):
+            return self._whole(op, call)
+        args = tuple(self._value(a) for a in call.args)
+        return self._builder.node(op, args, 1 if op in REDUCTIONS else max(a.width for a in args))
+
+    def _dot(self, terms: list[ast.expr]) -> Node:
+        args, places, width = [], [], 0
+        for term in terms:
+            if not isinstance(term, ast.BinOp) or not isinstance(term.right, ast.Subscript):
+                msg = "a product is written value @ matrix[rows, columns]"
+                raise ValueError(msg)  # noqa: TRY004 - told as any other fault of a line
+            name, ranges = self._range(term.right)
+            turned = name not in self.arrays and name.endswith(".T")
+            (row, _), (col, end) = ranges
+            args.append(self._value(term.left))
+            places.append((self.arrays[name.removesuffix(".T") if turned else name].name, row, col, turned))
+            width = end - col
+        return self._builder.node("dot", tuple(args), width, tuple(places))
+
+    def _whole(self, op: str, call: ast.Call) -> Node:
+        args: list[Node] = []
+
+        def argument(expression: ast.expr) -> Any:
+            try:
+                return _literal(expression)
+            except ValueError:
+                args.append(self._value(expression))
+                return HERE
+
+        given = tuple(argument(a) for a in call.args)
+        named = tuple((str(k.arg), argument(k.value)) for k in call.keywords)
+        return self._builder.whole(op, tuple(args), (given, named))
+
+    def _value(self, expression: ast.expr) -> Node:
+        """A value by its name, a range of an array, or a number."""
+        if isinstance(expression, ast.Subscript):
+            return self._leaf(expression, None)
+        if isinstance(expression, ast.Call):
+            name = ast.unparse(expression.func)
+            if name == "full":
+                number, width = map(_literal, expression.args)
+                return self._builder.node("constant", (), width, (float(number),))
+            if name in _HISTORY and isinstance(expression.args[0], ast.Subscript):
+                return self._leaf(expression.args[0], name)
+        name = ast.unparse(expression)
+        if name in self._values:
+            return self._values[name]
+        return self._builder.constant(_literal(expression))
+
+    def _leaf(self, expression: ast.Subscript, op: str | None) -> Node:
+        name, ((first, end),) = self._range(expression)
+        array = self.arrays[name]
+        op = op or array.role
+        if op not in LEAVES:
+            msg = f"the {array.role} `{name}` is not read so"
+            raise ValueError(msg)
+        return self._builder.node(op, (), end - first, (name, first))
+
+    def _range(self, expression: ast.Subscript) -> tuple[str, list[tuple[int, int]]]:
+        inner = expression.slice
+        slices = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+        return ast.unparse(expression.value), [(_literal(s.lower), _literal(s.upper)) for s in slices]  # type: ignore[attr-defined]
+
+
+def _expression(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _parts(text: str) -> list[ast.expr]:
+    return _expression(f"[{text}]").elts  # type: ignore[attr-defined,no-any-return]
+
+
+def _literal(expression: ast.expr) -> Any:
+    """A number or a string."""
+    if isinstance(expression, ast.Name) and expression.id in _NUMBERS:
+        return _NUMBERS[expression.id]
+    if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub):
+        return -_literal(expression.operand)
+    return ast.literal_eval(expression)

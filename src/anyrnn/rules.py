@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
-from anyrnn.program import Builder, Node, Program, filled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,38 +45,6 @@ def lower(
         msg = f"{unsupported(step)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
-
-
-def elementary(program: Program) -> Program:
-    """A program in elementary operations."""
-    made = expand(program.nodes)
-
-    def all_of(arrays: Sequence[tuple[Node, ...]]) -> tuple[tuple[Node, ...], ...]:
-        return tuple(tuple(made[n] for n in pieces) for pieces in arrays)
-
-    return replace(
-        program,
-        new_states=all_of(program.new_states),
-        outputs=all_of(program.outputs),
-        totals=tuple(made[n] for n in program.totals),
-        names={made[n]: name for n, name in program.names.items() if n in made},
-    )
-
-
-def expand(roots: Sequence[Node], builder: Builder | None = None) -> dict[Node, Node]:
-    """What each node that the roots need is in elementary operations."""
-    lowering = Lowering(builder or Builder())
-
-    def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
-        if not node.is_whole:
-            return None
-        values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
-        given, named = filled(node.attr, values)
-        result = RULES[node.op.split(".")[1]](lowering, *given, **named)
-        (piece,) = lowering.pieces(result if isinstance(result, Value) else result[0])
-        return piece
-
-    return lowering.builder.rebuild(roots, expanded)
 
 
 def unsupported(step: Step) -> str:

@@ -23,7 +23,9 @@ from anyrnn.dtypes import Types
 from anyrnn.errors import AnyRNNError
 from anyrnn.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 from anyrnn.lower import Lowering, Value
-from anyrnn.program import Builder, Node, Program
+from anyrnn.node import Builder, Node
+from anyrnn.passes import merge_products, refine
+from anyrnn.program import ROLES, Array, Program, free_name
 from anyrnn.rules import RULES, lower
 
 if TYPE_CHECKING:
@@ -58,8 +60,7 @@ class Split:
         graph: The whole step.
         once, before, after: The operations that PyTorch runs.
         program: The loop.
-        streams, vectors, matrices: The tensors that the program's arrays are.
-        outputs: The tensors of the step that the program's outputs are.
+        tensors: The tensor of the step that each of the program's streams, vectors, matrices and outputs is, by name.
     """
 
     graph: Graph
@@ -67,10 +68,7 @@ class Split:
     before: tuple[Step, ...]
     after: tuple[Step, ...]
     program: Program
-    streams: tuple[Ref, ...]
-    vectors: tuple[Ref, ...]
-    matrices: tuple[Ref, ...]
-    outputs: tuple[Ref, ...]
+    tensors: Mapping[str, Ref]
 
 
 def split(graph: Graph) -> Split:
@@ -91,33 +89,20 @@ def split(graph: Graph) -> Split:
     _check_rows(graph, kinds, wanted)
 
     loop = _Loop(graph, kinds, by_output)
-    new_states = [loop.pieces(ref) for ref in graph.new_states]
-    emitted = [loop.pieces(ref) for ref in outputs]
-    counts = [len(group) for group in (*new_states, *emitted)]
-    roots = [p for group in (*new_states, *emitted) for p in group]
-    roots = loop.builder.refine(loop.builder.merge_products(roots))
-    groups = [tuple(roots[sum(counts[:k]) : sum(counts[: k + 1])]) for k in range(len(counts))]
-    program = Program(
-        tuple(_features(graph, r) for r in loop.streams),
-        tuple(graph.shapes[r][1] for r in graph.states),
-        tuple(_numel(graph, r) for r in loop.vectors),
-        tuple((graph.shapes[r][0], graph.shapes[r][1]) for r in loop.matrices),
-        tuple(groups[: len(new_states)]),
-        tuple(groups[len(new_states) :]),
-        names=loop.names(),
-    )
-    outside = [*loop.streams, *loop.vectors, *loop.matrices, *wanted]
-    for_outside = _ancestors(graph.steps, (r for r in outside if kinds[r] != _LOOP))
+    made = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
+    for ref in outputs:
+        pieces = loop.pieces(ref)
+        made[loop.array("output", ref, sum(p.width for p in pieces))] = pieces
+    program = refine(merge_products(Program(loop.arrays, made, loop.names())))
+    tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
+    for_outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if kinds[r] != _LOOP))
     return Split(
         graph,
         tuple(s for s in graph.steps if kinds[s.outputs[0]] == _ONCE and for_outside.intersection(s.outputs)),
         tuple(s for s in graph.steps if kinds[s.outputs[0]] == _BEFORE and for_outside.intersection(s.outputs)),
         after,
         program,
-        tuple(loop.streams),
-        tuple(loop.vectors),
-        tuple(loop.matrices),
-        outputs,
+        tensors,
     )
 
 
@@ -171,13 +156,43 @@ class _Loop:
         self.types = Types(graph)
         self.builder = Builder()
         self.lowering = Lowering(self.builder)
-        self.streams: list[Ref] = []
-        self.vectors: list[Ref] = []
-        self.matrices: list[Ref] = []
+        self.tensors: dict[str, Ref] = {}
+        self._arrays: dict[tuple[str, Ref], Array] = {}
         self.values: dict[Ref, Value] = {}
-        for k, ref in enumerate(graph.states):
-            width = graph.shapes[ref][1]
-            self.values[ref] = self.lowering.value([self.builder.node("state", (), width, (k, 0))])
+        self.states = [self.array("state", ref, graph.shapes[ref][1]) for ref in graph.states]
+        for name, ref in zip(self.states, graph.states, strict=True):
+            self.values[ref] = self.lowering.value([self._leaf("state", name, graph.shapes[ref][1])])
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays of the program so far, by role."""
+        return tuple(sorted(self._arrays.values(), key=lambda a: ROLES.index(a.role)))
+
+    def array(self, role: str, ref: Ref, width: int, rows: int = 0) -> str:
+        """Return the name of the array that a tensor is in some role."""
+        if (role, ref) not in self._arrays:
+            number = sum(other == role for other, _ in self._arrays)
+            called = None if role == "output" else self._called(ref)  # the value keeps its name
+            name = free_name(called or f"{role}{number}", self.tensors)
+            place = {"stream": "padded" if ref == self.graph.x else "packed"}.get(role, "")
+            self._arrays[role, ref] = Array(name, role, width, rows, place)
+            self.tensors[name] = ref
+        return self._arrays[role, ref].name
+
+    def _called(self, ref: Ref) -> str | None:
+        """What the cell's code calls a tensor."""
+        if ref == self.graph.x:
+            return "x"
+        weights = {r: name for name, r in self.graph.weights.items()}
+        if ref in weights:
+            return weights[ref]
+        step = self.by_output.get(ref)
+        if step is not None and step.name == "t.default" and step.args[0] in weights:
+            return f"{weights[step.args[0]]}_t"
+        return self.graph.names.get(ref)
+
+    def _leaf(self, role: str, name: str, width: int) -> Node:
+        return self.builder.node(role, (), width, (name, 0))
 
     def pieces(self, ref: Ref) -> tuple[Node, ...]:
         """Return the values that make up a tensor."""
@@ -189,8 +204,8 @@ class _Loop:
         for ref, name in self.graph.names.items():
             if ref in self.values:
                 pieces = self.lowering.pieces(self.values[ref])
-                if len(pieces) == 1:
-                    found.setdefault(self.builder.present(pieces[0]), name)
+                if len(pieces) == 1 and pieces[0].args:
+                    found.setdefault(pieces[0], name)
         return found
 
     def value(self, ref: Ref) -> Value:
@@ -225,9 +240,8 @@ class _Loop:
         if not shape or shape[0] != self.graph.batch:
             msg = f"a tensor {shape} without a batch is computed from x"
             raise AnyRNNError(msg)
-        if ref not in self.streams:
-            self.streams.append(ref)
-        node = self.builder.node("stream", (), _features(self.graph, ref), (self.streams.index(ref), 0))
+        width = _features(self.graph, ref)
+        node = self._leaf("stream", self.array("stream", ref, width), width)
         return self._typed(ref, self.lowering.value([node], shape[1:]))
 
     def _once(self, ref: Ref) -> Value:
@@ -235,8 +249,8 @@ class _Loop:
         step = self.by_output.get(ref)
         if shape and shape[0] == self.graph.batch and step:
             return self._same_rows(self._lower(step)[step.outputs.index(ref)])
-        self.vectors.append(ref)
-        node = self.builder.node("vector", (), _numel(self.graph, ref), (len(self.vectors) - 1, 0))
+        width = _numel(self.graph, ref)
+        node = self._leaf("vector", self.array("vector", ref, width), width)
         return self._typed(ref, self.lowering.value([node], shape, batched=False))
 
     def _constant(self, ref: Ref, step: Step) -> Value:
@@ -281,9 +295,8 @@ class _Loop:
         if set(step.kwargs.values()) - {1}:
             msg = f"`{step.op}` in the loop with scale factors"
             raise AnyRNNError(msg)
-        if matrix not in self.matrices:
-            self.matrices.append(matrix)
-        result = self.lowering.product(self._operand(rows), self.matrices.index(matrix), (shape[0], shape[1]))
+        name = self.array("matrix", matrix, shape[1], shape[0])
+        result = self.lowering.product(self._operand(rows), name, (shape[0], shape[1]))
         return result if addend is None else self.lowering.pointwise("add", result, self.value(addend))
 
     def _operand(self, ref: Ref) -> Value:

@@ -9,12 +9,14 @@ from fences import FENCE, assert_whole, fenced, within
 
 import anyrnn
 from anyrnn.engines import select
-from anyrnn.engines.cpu import loop, threads
-from anyrnn.engines.cpu.layout import layout
-from anyrnn.engines.cpu.loop import Loop
+from anyrnn.engines.cpu import backend, threads
+from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.engines.cpu.operation import run
-from anyrnn.program import MASKS, POINTWISE, REDUCTIONS, Builder, Program, evaluate
+from anyrnn.node import MASKS, POINTWISE, REDUCTIONS, Builder, evaluate
+from anyrnn.program import Array, Program
+from anyrnn.runtime.autograd import run
+from anyrnn.runtime.layout import layout
+from anyrnn.runtime.loop import Loop
 from zoo import CASES, close, ids
 
 pytestmark = pytest.mark.usefixtures("runs")
@@ -31,6 +33,11 @@ def test_a_fence_shows_what_is_written_over_it():
             assert_whole(buffer)
         whole.view(torch.int32)[place] = kept.view(torch.int32)
     assert_whole(within(torch.randn(4, 3).t()))
+
+
+def places(kernel):
+    """How the states of a kernel lie in memory."""
+    return [a.place for a in kernel.schedule.program.of("state")]
 
 
 def test_what_machine_code_does_not_write_shows_as_nan(monkeypatch):
@@ -78,9 +85,9 @@ def test_without_gradients_the_same_comes_out_and_less_is_kept(case, size, runs)
         with torch.no_grad():
             inferred, _ = results("cpu", cell, call, DOUBLE)
         assert_near(inferred, trained, 1e-14)
-    assert not any(runs[0].schedule.storage.in_place), "a backward pass reads the states of all steps"
+    assert set(places(runs[0])) == {"kept"}, "a backward pass reads the states of all steps"
     if case.name in ("LSTM", "Peephole"):  # whose output is h
-        assert runs[1].schedule.storage.in_place == (False, True)
+        assert places(runs[1]) == ["kept", "carried"]
 
 
 PROCESSORS = [
@@ -136,7 +143,7 @@ def test_two_threads_compute_the_same_and_repeat_bit_by_bit(case):
     [(900, 1, 1), (900, 2, 1), (900, 3, 1), (900, 4, 2), (900, 7, 2), (1, 16, 1), (4, 16, 1), (40, 16, 2)],
 )
 def test_threads_run_where_they_have_two_rows_and_enough_work_each(T, B, most, monkeypatch):
-    monkeypatch.setattr(loop, "_SMALL", 1 << 19)
+    monkeypatch.setattr(backend, "_SMALL", 1 << 19)
     torch.set_num_threads(2)
     parallel, parts = threads.parallel, [1]
     monkeypatch.setattr(threads, "parallel", lambda code, data, n: (parts.append(n), parallel(code, data, n)))
@@ -181,7 +188,7 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
         [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, torch.inf, -torch.inf, torch.nan, 1e-3, 30.0], dtype=dtype
     )
     builder = Builder()
-    leaves = [builder.node("stream", (), width, (k, 0)) for k in range(2)]
+    leaves = [builder.node("stream", (), width, (name, 0)) for name in "ab"]
     mask = builder.pointwise("gt", leaves[0], builder.constant(0))
     numbered, masked = [], []
     for op in POINTWISE:
@@ -190,17 +197,19 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
         args = operands[: 3 if op == "where" else 2 if op in BINARY else 1]
         (masked if op in MASKS else numbered).append(builder.pointwise(op, *args))
     every = [*numbered, *masked, *(builder.reduction(op, tuple(leaves)) for op in REDUCTIONS)]
-    state = builder.node("state", (), 1, (0, 0))
-    program = Program((width, width), (1,), (), (), ((state,),), tuple((n,) for n in every))
+    arrays = [Array("a", "stream", width, place="packed"), Array("b", "stream", width, place="packed")]
+    arrays += [Array("h", "state", 1), *(Array(f"y{k}", "output", n.width) for k, n in enumerate(every))]
+    results = {"h": (builder.node("state", (), 1, ("h", 0)),), **{f"y{k}": (n,) for k, n in enumerate(every)}}
+    program = Program(tuple(arrays), results)
     rows = len(numbers) ** 2
     streams = [t.reshape(-1, 1).repeat(1, width).contiguous() for t in torch.meshgrid(numbers, numbers, indexing="ij")]
-    zero = [torch.zeros(rows, 1, dtype=dtype)]
-    got, _ = run(Loop(program, []), layout(1, rows, None, False), streams, zero, [], [])
+    given = dict(zip("abh", [*streams, torch.zeros(rows, 1, dtype=dtype)], strict=True))
+    got = run(Loop(program), layout(1, rows, None, False), CpuBackend.host(), given)
     known = dict(zip(leaves, streams, strict=True))
     evaluate([n for n in program.nodes if not n.is_leaf], known)
-    for node, value in zip(every, got, strict=True):
+    for k, node in enumerate(every):
         torch.testing.assert_close(
-            value.view(rows, -1),
+            got[f"y{k}"].view(rows, -1),
             known[node].to(dtype),
             rtol=8 * torch.finfo(dtype).eps,
             atol=0,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyrnn.engines.cpu.memory import empty
+from anyrnn.runtime.memory import empty
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (7, 5), (3_000_001,)])

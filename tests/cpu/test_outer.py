@@ -6,7 +6,8 @@ from fences import assert_whole, fenced, within
 
 import anyrnn
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.engines.cpu.outer import Rows, add_outer
+from anyrnn.engines.cpu.outer import add_outer
+from anyrnn.runtime.kernel import Rows
 
 # Rows, width of left, width of right: one of everything, edges of tiles and blocks and one beside them, none at all.
 SIZES = [(1, 1, 1), (0, 3, 5), (5, 8, 32), (7, 9, 33), (304, 6, 16), (305, 256, 31), (400, 257, 17), (609, 40, 300)]
@@ -19,9 +20,10 @@ def operand(rows, width, dtype, ordered):
 
 
 def rows_of(tensor, order=None):
-    if order is None or torch.equal(order, torch.arange(len(order))):
-        return Rows(tensor.data_ptr(), tensor.stride(0), tensor.shape[1], len(tensor if order is None else order))
-    return Rows(tensor.data_ptr(), tensor.stride(0), tensor.shape[1], len(order), order)
+    if order is not None and torch.equal(order, torch.arange(len(order))):
+        tensor, order = tensor[: len(order)], None
+    height = len(tensor if order is None else order)
+    return Rows(tensor, tensor.stride(0), 0, tensor.shape[1], 0, height, order)
 
 
 def outer(left, right):

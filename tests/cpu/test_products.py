@@ -5,7 +5,7 @@ import torch
 from compare import CALL, CALLS, DOUBLE, SINGLE, assert_near, outcome, plain
 
 import anyrnn
-from anyrnn.engines.cpu.gradients import _product
+from anyrnn.runtime.gradients import _product
 
 pytestmark = pytest.mark.usefixtures("runs")
 

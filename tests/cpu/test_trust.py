@@ -25,8 +25,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import anyrnn
-from anyrnn.engines.cpu import jit, plans
-from anyrnn.engines.cpu.operation import _as_saved, _form
+from anyrnn.engines.cpu import jit
+from anyrnn.runtime import plans
+from anyrnn.runtime.autograd import _as_saved, _form
 from zoo import gradients, loss_of
 
 T, B = 5, 4

@@ -10,8 +10,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from anyrnn.engines.cpu.anatomy import Anatomy
     from anyrnn.protocol import Signature
+    from anyrnn.runtime.anatomy import Anatomy
 
 
 @dataclass(slots=True)

@@ -2,10 +2,10 @@
 
 For a few steps the time of a call is the time of its preparations: machine code reads every weight once to put it in
 order, and around it is Python. PyTorch's kernel does neither, so it is faster, up to a number of steps that depends on
-how much work a step is. That number was chosen from measurements with one thread (`benchmarks/short.py` takes such ones
-and prints what follows from them), and is never found by timing while a program runs: the same program gives the same
-numbers again. (To keep ordered weights from one call to
-the next would be no cure: a change through ``weight.data`` leaves no trace that a later call could see.)
+how much work a step is. That number was chosen from measurements with one and two threads, with AVX-512 and without
+(`benchmarks/short.py` takes such ones and prints what follows from them), and is never found by timing while a program
+runs: the same program gives the same numbers again. (To keep ordered weights from one call to the next would be no
+cure: a change through ``weight.data`` leaves no trace that a later call could see.)
 
 Here is the rule, and a way past all preparations of `Layer._apply_layer` for the layers that have nothing else to
 prepare. What is not plainly the same computation, on plain tensors, is left to the engines.
@@ -59,18 +59,18 @@ _CELLS = frozenset({cells.RNNCell, cells.LSTMCell, cells.GRUCell, nn.RNNCell, nn
 #: needs fewer. Where both are within 5 % it is PyTorch's turn.
 _UNITS: Mapping[tuple[str, bool], tuple[tuple[int, float], ...]] = {
     ("rnn", False): ((1, math.inf), (2, 8192), (3, 4096), (4, 2048), (6, 1024), (8, 512), (12, 128)),
-    ("rnn", True): ((1, math.inf), (3, 4096), (4, 2048), (6, 128)),
+    ("rnn", True): ((1, math.inf), (2, 8192), (4, 2048), (6, 256)),
     ("gru", False): ((1, math.inf), (2, 2048), (3, 512), (4, 128)),
-    ("gru", True): ((1, math.inf), (2, 64)),
-    ("lstm", False): ((2, 2048), (16, 256)),
-    ("lstm", True): ((4, 256), (12, 64)),
+    ("gru", True): ((1, 16384), (2, 1024)),
+    ("lstm", False): ((1, 2048), (4, 256), (16, 32)),
+    ("lstm", True): ((4, 256), (12, 64), (16, 32)),
 }
 
 #: Up to how many steps it is faster for one row with weights beyond the second cache: to put these in order is then
 #: most of the work, and PyTorch reads them where they are.
 _WIDE = 384
 _STEPS_OF_WIDE: Mapping[tuple[str, bool], int] = {
-    ("rnn", False): 16, ("rnn", True): 4, ("gru", False): 8, ("gru", True): 2, ("lstm", False): 0, ("lstm", True): 0
+    ("rnn", False): 16, ("rnn", True): 4, ("gru", False): 8, ("gru", True): 3, ("lstm", False): 0, ("lstm", True): 0
 }  # fmt: skip
 
 _MOST_STEPS = 16

@@ -13,28 +13,30 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from anyrnn.engines.cpu.layout import STEP_TABLES
 from anyrnn.engines.cpu.products import Products, strides_of
+from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.program import REDUCTIONS
+from anyrnn.node import REDUCTIONS
+from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group, Schedule
+    from anyrnn.runtime.kernel import Precision
 
 _FEW = 8  # rows for which groups without products run one after the other: their values stay in the first cache
 
 
-def emit(schedule: Schedule, machine: Machine, double: bool) -> str:
-    """Return the IR of a schedule for a machine, in double or single precision."""
-    return _Emitter(schedule, machine, double).text()
+def emit(schedule: Schedule, machine: Machine, precision: Precision) -> str:
+    """Return the IR of a schedule for a machine."""
+    return _Emitter(schedule, machine, precision).text()
 
 
 class _Emitter(LoopWriter):
-    def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
-        super().__init__(schedule, machine, double)
+    def __init__(self, schedule: Schedule, machine: Machine, precision: Precision) -> None:
+        super().__init__(schedule, machine, precision)
         self.packed = packed_of(schedule)
 
     def text(self) -> str:
@@ -46,7 +48,7 @@ class _Emitter(LoopWriter):
         self._emit_whole()
         return str(self.module)
 
-    def _arrays_of(self, group: Group) -> list[tuple[str, int]]:
+    def _arrays_of(self, group: Group) -> list[tuple[str, str]]:
         """The arrays that a group reads or writes."""
         inside = set(group.nodes)
         args = [a for n in group.nodes if n.op not in REDUCTIONS for a in n.args]
@@ -57,9 +59,9 @@ class _Emitter(LoopWriter):
         found |= dict.fromkeys(place.array for _, place in group.stores)
         found |= dict.fromkeys(self.array_of(a)[0] for a, _ in group.operands)
         if group.partial or any(n.op in REDUCTIONS for n in group.nodes):
-            found[("scratch", 0)] = None
+            found[SCRATCH] = None
         if group.totals:
-            found[("total", 0)] = None
+            found["total", ""] = None
         return list(found)
 
     # ---- Entry: pack ----
@@ -71,7 +73,7 @@ class _Emitter(LoopWriter):
         slots, part, parts = function.args
         groups = [group for group in self.schedule.groups for _ in group.operands]
         for number, (packed, group) in enumerate(zip(self.packed, groups, strict=True)):
-            target = self.pointer(b, slots, "packed", number)
+            target = self.pointer(b, slots, "packed", str(number))
             lines = -(-packed.width // self.line)
             share = [b.sdiv(b.mul(p, I64(lines)), parts) for p in (part, b.add(part, I64(1)))]
             apart, step, between = strides_of(self, group, packed.rows, len(packed.sources))
@@ -141,23 +143,23 @@ class _Emitter(LoopWriter):
 
     # ---- Entry: run ----
 
-    def _emit_run(self, groups: list[tuple[ir.Function, list[tuple[str, int]]]], copies: ir.Function | None) -> None:
+    def _emit_run(self, groups: list[tuple[ir.Function, list[tuple[str, str]]]], copies: ir.Function | None) -> None:
         function, b = self.function("run", [PTR, I64, I64])
         slots, part, _ = function.args
         bounds = self.pointer(b, slots, "bounds")
         low, high = self.element(b, bounds, part), self.element(b, bounds, b.add(part, I64(1)))
         tables = {kind: self.pointer(b, slots, kind) for kind in STEP_TABLES}
         total = self.at(b, self.pointer(b, slots, "total"), b.mul(part, I64(self.schedule.total_width)))
-        fixed: dict[tuple[str, int], ir.Value] = {("total", 0): total, ("order", 0): self.pointer(b, slots, "order")}
+        fixed: dict[tuple[str, str], ir.Value] = {("total", ""): total, ("order", ""): self.pointer(b, slots, "order")}
         for _, arrays in groups:
-            for kind, k in arrays:
+            for kind, name in arrays:
                 if kind in ("state", "previous"):
-                    fixed["initial", k] = self.pointer(b, slots, "initial", k)
-                    fixed["sequence", k] = self.pointer(b, slots, "sequence", k)
+                    fixed["initial", name] = self.pointer(b, slots, "initial", name)
+                    fixed["sequence", name] = self.pointer(b, slots, "sequence", name)
                 elif kind != "total":
                     kind = "sequence" if kind == "current" else kind  # noqa: PLW2901
-                    fixed[kind, k] = self.pointer(b, slots, kind, k)
-        packed = [self.pointer(b, slots, "packed", k) for k in range(len(self.packed))]
+                    fixed[kind, name] = self.pointer(b, slots, kind, name)
+        packed = [self.pointer(b, slots, "packed", str(k)) for k in range(len(self.packed))]
         with self.loop(b, I64(0), self.slot(b, slots, "steps"), 1) as step:
             at = {kind: self.element(b, table, step.index) for kind, table in tables.items()}
             stop = self.least(b, high, at["rows"])
@@ -176,18 +178,18 @@ class _Emitter(LoopWriter):
         b.ret_void()
 
     def _call_groups(
-        self, b: ir.IRBuilder, groups: list[tuple[ir.Function, list[tuple[str, int]]]], copies: ir.Function | None,
-        fixed: dict[tuple[str, int], ir.Value], packed: list[ir.Value], at: dict[str, ir.Value],
+        self, b: ir.IRBuilder, groups: list[tuple[ir.Function, list[tuple[str, str]]]], copies: ir.Function | None,
+        fixed: dict[tuple[str, str], ir.Value], packed: list[ir.Value], at: dict[str, ir.Value],
         start: ir.Value, end: ir.Value, fresh: bool,
     ) -> None:  # fmt: skip
-        def base(array: tuple[str, int]) -> ir.Value:
-            kind, k = array
+        def base(array: tuple[str, str]) -> ir.Value:
+            kind, name = array
             if kind in ("state", "previous"):
                 if fresh:
-                    return fixed["initial", k]
-                return self.at(b, fixed["sequence", k], b.mul(at["before"], I64(self.stride(array))))
+                    return fixed["initial", name]
+                return self.at(b, fixed["sequence", name], b.mul(at["before"], I64(self.stride(array))))
             if kind == "current":
-                array = ("sequence", k)
+                array = ("sequence", name)
             if kind in ("stream", "output", "sequence", "current"):
                 first = at["place" if self.is_padded(array) else "offset"]
                 return self.at(b, fixed[array], b.mul(first, I64(self.stride(array))))
@@ -197,7 +199,7 @@ class _Emitter(LoopWriter):
         pairs = zip(groups, self.schedule.groups, strict=True)
         for with_products, run in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
             calls = [
-                (function, [fixed["order", 0], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
+                (function, [fixed["order", ""], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
                 for (function, arrays), group in run
             ]
             if with_products or len(calls) == 1:
@@ -209,8 +211,8 @@ class _Emitter(LoopWriter):
                 for function, args in calls:
                     b.call(function, [rows.index, stop, *args])
         if copies is not None:
-            states = [fixed.get(("carry", k)) for k, _ in self.schedule.copies]
-            b.call(copies, [start, end, fixed["order", 0], fixed["scratch", 0], *states])
+            states = [fixed.get(("carry", name)) for name, _ in self.schedule.copies]
+            b.call(copies, [start, end, fixed["order", ""], fixed[SCRATCH], *states])
 
     def _emit_copies(self) -> ir.Function:
         """New states that could not be written at once."""
@@ -218,8 +220,8 @@ class _Emitter(LoopWriter):
         function.linkage = "internal"
         start, end, order, scratch, *states = function.args
         with self.loop(b, start, end, 1) as row:
-            for (k, first), state in zip(self.schedule.copies, states, strict=True):
-                width = self.program.states[k]
+            for (name, first), state in zip(self.schedule.copies, states, strict=True):
+                width = self.program[name].width
                 source = self.at(b, scratch, b.add(b.mul(row.index, I64(self.schedule.scratch)), I64(first)))
                 target = self.at(b, state, b.mul(self.element(b, order, row.index), I64(width)))
                 with self.loop(b, I64(0), I64(width), 1) as i:
@@ -229,7 +231,7 @@ class _Emitter(LoopWriter):
 
     # ---- Groups ----
 
-    def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, int]]]:
+    def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, str]]]:
         arrays = self._arrays_of(group)
         count = len(group.operands)
         types = [I64, I64, *[PTR] * (1 + count + len(arrays))]
@@ -238,7 +240,7 @@ class _Emitter(LoopWriter):
         for arg in function.args[2:]:
             arg.add_attribute("noalias")
         start, end, order, *pointers = function.args
-        bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", 0): order}
+        bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", ""): order}
         tile = Tile(self, group, bases)
         if group.dots:
             self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])

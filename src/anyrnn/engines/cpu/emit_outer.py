@@ -11,16 +11,17 @@ from anyrnn.engines.cpu.writer import I1, I32, I64, PTR, Writer
 
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine
+    from anyrnn.runtime.kernel import Precision
 
 
-def emit_outer(blocking: Blocking, machine: Machine, double: bool) -> str:
+def emit_outer(blocking: Blocking, machine: Machine, precision: Precision) -> str:
     """Return the IR of ``void outer(int64_t* slots, int64_t part, int64_t parts)``."""
-    return _Emitter(blocking, machine, double).text()
+    return _Emitter(blocking, machine, precision).text()
 
 
 class _Emitter(Writer):
-    def __init__(self, blocking: Blocking, machine: Machine, double: bool) -> None:
-        super().__init__(machine, double)
+    def __init__(self, blocking: Blocking, machine: Machine, precision: Precision) -> None:
+        super().__init__(machine, precision)
         self.depth, self.side, self.tall, self.wide = blocking.depth, blocking.side, blocking.tall, blocking.wide
 
     def text(self) -> str:

@@ -24,8 +24,9 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyrnn.engines.cpu.machine import LOCK, llvm
+from anyrnn.engines.cpu.machine import llvm
 from anyrnn.errors import AnyRNNError
+from anyrnn.runtime.lock import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

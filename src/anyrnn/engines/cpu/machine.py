@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.runtime.lock import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,13 +92,6 @@ class Machine:
             AnyRNNError: for another name.
         """
         return _named(name, "Machine.named")
-
-
-#: Held while a plan is made and while LLVM works, so that nothing is done twice; and while the process forks, so that
-#: no child inherits it, LLVM's own lock, or that of a module's import, taken by a thread that the child lacks.
-LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 @functools.cache

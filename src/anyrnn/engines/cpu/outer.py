@@ -11,36 +11,20 @@ from __future__ import annotations
 
 import functools
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.slots import Blocking
+from anyrnn.runtime.kernel import Precision
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from anyrnn.engines.cpu.machine import Machine
+    from anyrnn.runtime.kernel import Rows
 
 _SMALL = 1 << 19  # multiplications that more than one thread is not worth
-
-
-class Rows(NamedTuple):
-    """Rows of numbers in memory, which whoever makes this keeps there; the numbers of a row are side by side.
-
-    Attributes:
-        address: Where the first row begins.
-        stride: From a row to the next one, in numbers.
-        width: How many numbers of a row are meant.
-        height: How many rows.
-        order: Which rows these are (int64), in order; None if they are the first ones.
-    """
-
-    address: int
-    stride: int
-    width: int
-    height: int
-    order: Tensor | None = None
 
 
 def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine) -> None:
@@ -59,7 +43,8 @@ def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: 
 
 
 def _slots(rows: Rows) -> tuple[int, int, int]:
-    return rows.address, rows.stride, 0 if rows.order is None else rows.order.data_ptr()
+    address = rows.tensor.data_ptr() + (rows.first * rows.stride + rows.column) * rows.tensor.itemsize
+    return address, rows.stride, 0 if rows.order is None else rows.order.data_ptr()
 
 
 @functools.cache
@@ -69,6 +54,6 @@ def _code(dtype: torch.dtype, machine: Machine) -> tuple[Blocking, jit.Compiled]
     def build() -> str:
         from anyrnn.engines.cpu.emit_outer import emit_outer  # noqa: PLC0415 - LLVM's builder is needed on a miss only
 
-        return emit_outer(blocking, machine, dtype == torch.float64)
+        return emit_outer(blocking, machine, Precision.of(dtype))
 
     return blocking, jit.load(f"outer {dtype}", build, machine)

@@ -7,31 +7,25 @@ before, since these need all units of a row.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from anyrnn.program import REDUCTIONS, Node, Program
+from anyrnn.node import REDUCTIONS, Node
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
-@dataclass(frozen=True)
-class Storage:
-    """How the arrays of a program lie in memory.
+    from anyrnn.program import Program
 
-    Attributes:
-        in_place: Which states have no memory for all steps: the new one takes the place of the old one.
-        padded: The streams and outputs whose rows lie as in the batch, as those of states do, by the names of their
-            arrays; the rows of others are packed.
-    """
-
-    in_place: tuple[bool, ...]
-    padded: tuple[tuple[str, int], ...]
+#: Where a row keeps what is needed for the length of a step.
+SCRATCH = ("scratch", "")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is in memory: `array` is a name such as ("stream", 0), `first` its first number in a row."""
+    """Where a value is in memory: `array` is such as ("stream", "x"), `first` its first number in a row."""
 
-    array: tuple[str, int]
+    array: tuple[str, str]
     first: int
 
 
@@ -76,45 +70,38 @@ class Schedule:
 
     Attributes:
         program: The program.
-        storage: How its arrays lie in memory.
         groups: The groups.
         places: Where the values are that another group, or a product, reads.
         partials: Where in scratch the lanes of each reduction are added up.
         scratch: How many numbers a row needs for what is kept for the length of a step.
         copies: States (and where they are in scratch) that are written in place only when the step is done.
+        sums: Where the numbers of each sum are among the totals: ranges (start, end) that side by side are the sum.
         total_width: How many numbers the totals are.
     """
 
     program: Program
-    storage: Storage
     groups: tuple[Group, ...]
     places: dict[Node, Place]
     partials: dict[Node, int]
     scratch: int
-    copies: tuple[tuple[int, int], ...]
+    copies: tuple[tuple[str, int], ...]
+    sums: Mapping[str, tuple[tuple[int, int], ...]]
     total_width: int
 
-    @functools.cached_property
-    def output_widths(self) -> tuple[int, ...]:
-        """The widths of the arrays that the program writes."""
-        return tuple(sum(p.width for p in pieces) for pieces in self.program.outputs)
 
-
-def schedule(program: Program, storage: Storage, lanes: int) -> Schedule:
+def schedule(program: Program, lanes: int) -> Schedule:
     """Order a program.
 
     Args:
-        program: The program.
-        storage: How its arrays lie in memory.
+        program: The program; it is settled where its arrays are.
         lanes: The numbers in a vector, as many as a reduction keeps for each row.
     """
-    return _Scheduler(program, storage, lanes).result()
+    return _Scheduler(program, lanes).result()
 
 
 class _Scheduler:
-    def __init__(self, program: Program, storage: Storage, lanes: int) -> None:
+    def __init__(self, program: Program, lanes: int) -> None:
         self.program = program
-        self.storage = storage
         self.lanes = lanes
         self.scratch = 0
         self.places: dict[Node, Place] = {}
@@ -132,12 +119,15 @@ class _Scheduler:
         copies = self._store_results()
         self._add_partials()
         self._keep_what_others_read()
-        first = 0
-        for node in self.program.totals:
+        first, sums = 0, {a.name: self.program.results[a.name] for a in self.program.of("sum")}
+        starts: dict[Node, int] = {}
+        for node in dict.fromkeys(p for pieces in sums.values() for p in pieces):  # two biases may have one sum
             self._home_of(node).totals.append((node, first))
+            starts[node] = first
             first += node.width
+        ranges = {name: _joined((starts[p], p.width) for p in pieces) for name, pieces in sums.items()}
         return Schedule(
-            self.program, self.storage, tuple(self.order), self.places, partials, self.scratch, tuple(copies), first
+            self.program, tuple(self.order), self.places, partials, self.scratch, tuple(copies), ranges, first
         )
 
     def _place_in_time(self, node: Node) -> None:
@@ -166,21 +156,21 @@ class _Scheduler:
         self.scratch += width
         return self.scratch - width
 
-    def _store_results(self) -> list[tuple[int, int]]:
+    def _store_results(self) -> list[tuple[str, int]]:
         copies = []
-        for k, pieces in enumerate(self.program.new_states):
-            array = ("carry" if self.storage.in_place[k] else "sequence", k)
-            first = 0
-            if self.storage.in_place[k] and not self._may_overwrite(k, pieces):
-                first = self._scratch(self.program.states[k])
-                array = ("scratch", 0)
-                copies.append((k, first))
+        for state in self.program.of("state"):
+            pieces, array, first = self.program.results[state.name], ("sequence", state.name), 0
+            if state.place == "carried":
+                array = ("carry", state.name)
+                if not self._may_overwrite(state.name, pieces):
+                    first, array = self._scratch(state.width), SCRATCH
+                    copies.append((state.name, first))
             self._store(pieces, array, first)
-        for k, pieces in enumerate(self.program.outputs):
-            self._store(pieces, ("output", k), 0)
+        for output in self.program.of("output", "residual"):
+            self._store(self.program.results[output.name], ("output", output.name), 0)
         return copies
 
-    def _store(self, pieces: tuple[Node, ...], array: tuple[str, int], first: int) -> None:
+    def _store(self, pieces: tuple[Node, ...], array: tuple[str, str], first: int) -> None:
         for piece in pieces:
             place = Place(array, first)
             self._home_of(piece).stores.append((piece, place))
@@ -188,12 +178,12 @@ class _Scheduler:
                 self.places.setdefault(piece, place)
             first += piece.width
 
-    def _may_overwrite(self, k: int, pieces: tuple[Node, ...]) -> bool:
+    def _may_overwrite(self, name: str, pieces: tuple[Node, ...]) -> bool:
         """Whether nothing reads the old state after, or elsewhere than, the new one is written over it."""
         first = 0
         for piece in pieces:
             writer = self.order.index(self._home_of(piece))
-            for user, leaf in self._readers(k):
+            for user, leaf in self._readers(name):
                 reader = self.order.index(user)
                 aligned = leaf is not None and leaf.attr[1] == first and leaf.width == piece.width
                 if reader > writer or (reader == writer and not aligned):
@@ -201,15 +191,15 @@ class _Scheduler:
             first += piece.width
         return True
 
-    def _readers(self, k: int) -> list[tuple[Group, Node | None]]:
+    def _readers(self, name: str) -> list[tuple[Group, Node | None]]:
         """The groups that read a state, and the range they read block by block; None for whole rows."""
         found: list[tuple[Group, Node | None]] = []
         for node in self.program.nodes:
             for arg in node.args:
-                if arg.op == "state" and arg.attr[0] == k:
+                if arg.op == "state" and arg.attr[0] == name:
                     group = self._home_of(arg) if node.op in REDUCTIONS else self.home[node]
                     found.append((group, None if node.op == "dot" or arg.width != node.width else arg))
-        found += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == k]
+        found += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == name]
         return found
 
     def _add_partials(self) -> None:
@@ -234,8 +224,17 @@ class _Scheduler:
             ]
             for node in read:
                 if node not in self.places and not node.is_leaf and node.op != "constant":
-                    self.places[node] = Place(("scratch", 0), self._scratch(node.width))
+                    self.places[node] = Place(SCRATCH, self._scratch(node.width))
                     self.home[node].stores.append((node, self.places[node]))
 
     def _is_else(self, node: Node, group: Group) -> bool:
         return self.home.get(node) is not group
+
+
+def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """From (start, width) to ranges (start, end), those joined that follow each other."""
+    ranges: list[tuple[int, int]] = []
+    for start, width in places:
+        first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
+        ranges.append((first, start + width))
+    return tuple(ranges)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anyrnn.engines.cpu.layout import STEP_TABLES
+from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anyrnn.engines.cpu.schedule import Schedule
 
 
@@ -16,15 +18,15 @@ class Slots:
     """The order of the numbers and addresses that the machine code is given.
 
     Attributes:
-        names: ("steps", 0), then for each step the tables of a `Layout`; ("order", 0) its order; ("bounds", 0) the
-            first row of each part; then the arrays.
+        names: ("steps", ""), then for each step the tables of a `Layout`; ("order", "") its order; ("bounds", "")
+            the first row of each part; then what each array of the program takes (`TAKEN`), such as ("carry", "h").
     """
 
-    names: tuple[tuple[str, int], ...]
+    names: tuple[tuple[str, str], ...]
 
-    def index(self, kind: str, number: int = 0) -> int:
+    def index(self, kind: str, name: str = "") -> int:
         """Return where a number or address is."""
-        return self.names.index((kind, number))
+        return self.names.index((kind, name))
 
 
 #: The bytes of a line of the cache, which is what packed matrices are made of.
@@ -44,7 +46,7 @@ class Packed:
         width: The number of columns; the last line is filled up with zeros.
     """
 
-    sources: tuple[tuple[int, int, int, bool], ...]
+    sources: tuple[tuple[str, int, int, bool], ...]
     rows: int
     width: int
 
@@ -62,16 +64,20 @@ def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
     return tuple(found)
 
 
+#: What machine code is given of an array: one number or address each. Of a state, where it begins and where its steps
+#: are, or where it is carried; of a matrix, how far its rows and columns lie apart.
+_STATE = "initial", "sequence"
+TAKEN: Mapping[str, tuple[str, ...]] = {
+    **{"stream": ("stream",), "vector": ("vector",), "output": ("output",), "residual": ("output",), "sum": ()},
+    **{"history": _STATE, "state": (*_STATE, "carry"), "matrix": ("matrix", "row_stride", "column_stride")},
+}
+
+
 def slots_of(schedule: Schedule) -> Slots:
     """Return the slots of a schedule."""
-    program = schedule.program
-    names = [(kind, 0) for kind in ("steps", *STEP_TABLES, "order", "bounds", "scratch", "total")]
-    names += [("stream", k) for k in range(len(program.streams))]
-    names += [(kind, k) for k in range(len(program.states)) for kind in ("initial", "sequence", "carry")]
-    names += [("output", k) for k in range(len(program.outputs))]
-    names += [("vector", k) for k in range(len(program.vectors))]
-    names += [(kind, k) for k in range(len(program.matrices)) for kind in ("matrix", "row_stride", "column_stride")]
-    names += [("packed", k) for k in range(len(packed_of(schedule)))]
+    names = [(kind, "") for kind in ("steps", *STEP_TABLES, "order", "bounds", "scratch", "total")]
+    names += [(kind, array.name) for array in schedule.program.arrays for kind in TAKEN[array.role]]
+    names += [("packed", str(k)) for k in range(len(packed_of(schedule)))]
     return Slots(tuple(names))
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.engines.cpu.math import FUNCTIONS
+from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.writer import I32, I64
-from anyrnn.program import MASKS, REDUCTIONS, Node
+from anyrnn.node import MASKS, REDUCTIONS, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,7 @@ _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 class Tile:
     """The arithmetic of a group: a vector of units of one row at a time, from its products to what is stored."""
 
-    def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, int], ir.Value]) -> None:
+    def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, str], ir.Value]) -> None:
         self.e, self.group, self.bases = writer, group, bases
 
     def find_rows(self, b: ir.IRBuilder, products: Products, row: ir.Value, height: ir.Value) -> None:
@@ -77,15 +78,15 @@ class Tile:
             added = [self._value(node, values) for node, _ in group.totals]
             r.values = [b.fadd(total, value) for total, value in zip(r.values, added, strict=True)]
         for (_, at), value in zip(group.totals, r.results or [], strict=True):
-            pointer = e.at(b, self.bases["total", 0], b.add(self.unit, I64(at)))
+            pointer = e.at(b, self.bases["total", ""], b.add(self.unit, I64(at)))
             self._store(b.fadd(self._load(pointer), value), pointer)
 
     def _go_to(self, b: ir.IRBuilder, row: ir.Value, unit: ir.Value, mask: ir.Value | None) -> None:
         self.b, self.unit, self.mask = b, unit, mask
         self.sorted_row = row
-        self.batch_row = self.e.element(b, self.bases["order", 0], row)
+        self.batch_row = self.e.element(b, self.bases["order", ""], row)
 
-    def _row_of(self, array: tuple[str, int]) -> ir.Value:
+    def _row_of(self, array: tuple[str, str]) -> ir.Value:
         row = self.batch_row if self.e.is_padded(array) else self.sorted_row
         return self.e.at(self.b, self.bases[array], self.b.mul(row, I64(self.e.stride(array))))
 
@@ -169,7 +170,7 @@ class Tile:
             value = combine(value, part)
         if self.mask is not None:
             value = b.select(self.mask, value, neutral)
-        row = self._row_of(("scratch", 0))
+        row = self._row_of(SCRATCH)
         pointer = e.at(b, row, e.schedule.partials[reduction])
         old = e.load(b, pointer, None)
         if first:
@@ -184,7 +185,7 @@ class Tile:
 
     def _finish(self, reduction: Node) -> ir.Value:
         e, b = self.e, self.b
-        row = self._row_of(("scratch", 0))
+        row = self._row_of(SCRATCH)
         value = e.load(b, e.at(b, row, e.schedule.partials[reduction]), None)
         width = e.lanes
         while width > 1:  # halves onto each other

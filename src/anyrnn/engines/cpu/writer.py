@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from llvmlite import ir
 
+from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import LINE, slots_of
 
 if TYPE_CHECKING:
@@ -15,10 +17,14 @@ if TYPE_CHECKING:
 
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Schedule
-    from anyrnn.program import Node
+    from anyrnn.node import Node
+    from anyrnn.runtime.kernel import Precision
 
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 PTR = ir.PointerType()
+
+#: What numbers are of each type of PyTorch's.
+REALS = {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}
 
 
 @dataclass
@@ -33,11 +39,11 @@ class Loop:
 class Writer:
     """Writes vector code for one machine."""
 
-    def __init__(self, machine: Machine, double: bool) -> None:
+    def __init__(self, machine: Machine, precision: Precision) -> None:
         self.machine = machine
-        self.lanes = machine.vector_bytes // (8 if double else 4)
-        self.real = ir.DoubleType() if double else ir.FloatType()
-        self.bytes = 8 if double else 4
+        self.lanes = machine.lanes(precision.compute)
+        self.real = REALS[precision.compute]
+        self.bytes = precision.itemsize
         self.vector = ir.VectorType(self.real, self.lanes)
         self.line = LINE // self.bytes
         self.module = ir.Module("anyrnn")
@@ -141,41 +147,33 @@ class Writer:
 class LoopWriter(Writer):
     """Writes vector code for one loop program, whose arrays it knows."""
 
-    def __init__(self, schedule: Schedule, machine: Machine, double: bool) -> None:
-        super().__init__(machine, double)
+    def __init__(self, schedule: Schedule, machine: Machine, precision: Precision) -> None:
+        super().__init__(machine, precision)
         self.schedule = schedule
         self.program = schedule.program
         self.slots = slots_of(schedule)
 
-    def stride(self, array: tuple[str, int]) -> int:
+    def stride(self, array: tuple[str, str]) -> int:
         """How many numbers a row of an array has."""
-        kind, k = array
-        if kind in ("initial", "sequence", "carry", "state", "previous", "current"):
-            return self.program.states[k]
-        if kind == "scratch":
-            return self.schedule.scratch
-        return {"stream": self.program.streams, "output": self.schedule.output_widths, "vector": self.program.vectors}[
-            kind
-        ][k]
+        return self.schedule.scratch if array == SCRATCH else self.program[array[1]].width
 
-    def is_padded(self, array: tuple[str, int]) -> bool:
+    def is_padded(self, array: tuple[str, str]) -> bool:
         """Whether the rows of an array lie as in the batch, in no order."""
-        kind, _ = array
-        states = ("initial", "sequence", "carry", "state", "previous", "current")
-        return kind in states or array in self.schedule.storage.padded
+        return array != SCRATCH and (array[0] not in ("stream", "output") or self.program[array[1]].place == "padded")
 
-    def array_of(self, node: Node) -> tuple[tuple[str, int], int]:
-        """The array in which a leaf is, by the name of its base pointer, and its first number."""
+    def array_of(self, node: Node) -> tuple[tuple[str, str], int]:
+        """The array in which a value is, by the name of its base pointer, and its first number."""
         if node.is_leaf:
-            kind = "carry" if node.op == "state" and self.schedule.storage.in_place[node.attr[0]] else node.op
-            return (kind, node.attr[0]), node.attr[1]
+            name, first = node.attr
+            carried = node.op == "state" and self.program[name].place == "carried"
+            return ("carry" if carried else node.op, name), first
         place = self.schedule.places[node]
         return place.array, place.first
 
-    def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+    def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
         """Read a number that the caller gave."""
-        return b.load(b.gep(slots, [I64(self.slots.index(kind, number))], source_etype=I64), typ=I64)
+        return b.load(b.gep(slots, [I64(self.slots.index(kind, name))], source_etype=I64), typ=I64)
 
-    def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, number: int = 0) -> ir.Value:
+    def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
         """Read an address that the caller gave."""
-        return b.inttoptr(self.slot(b, slots, kind, number), PTR)
+        return b.inttoptr(self.slot(b, slots, kind, name), PTR)

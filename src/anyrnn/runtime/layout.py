@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from anyrnn.engines.cpu.memory import empty
+from anyrnn.runtime.memory import empty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
-from anyrnn.engines.cpu.loop import Loop
-from anyrnn.engines.cpu.machine import LOCK
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
 from anyrnn.reach import Reach, Sight
+from anyrnn.runtime.lock import LOCK
+from anyrnn.runtime.loop import Loop
 from anyrnn.split import Split, Steps, split
 from anyrnn.trace import check_one_row, trace
 
@@ -45,7 +45,7 @@ class Plan:
         split: The four parts.
         loop: The loop, ready to run.
         weights: Of each tensor of the cell that is used: the path of its module, its name there, and its number.
-        matrices: Where the loop's matrices are, and whether it reads them transposed.
+        arrays: The tensor that each array of the loop is given, and its role; a matrix as it is stored.
         once, before, after: What PyTorch runs.
         reads_x: Whether PyTorch reads the input.
         result: The output.
@@ -54,23 +54,23 @@ class Plan:
 
     def __init__(self, parts: Split) -> None:
         self.split = parts
-        graph = parts.graph
+        graph, program, tensors = parts.graph, parts.program, parts.tensors
         self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items())
+        matrices = {tensors[a.name] for a in program.of("matrix")}
         # A weight that is only transposed, as in every linear layer, is read where it is.
-        turned = {s.outputs[0]: s for s in parts.once if s.name == "t.default" and s.outputs[0] in parts.matrices}
-        self.matrices = tuple((turned[r].args[0], True) if r in turned else (r, False) for r in parts.matrices)
-        needed = {r for s in (*parts.once, *parts.before, *parts.after) for r in s.inputs} | {
-            *parts.streams,
-            *parts.vectors,
-        }
+        turned = {s.outputs[0]: s.args[0] for s in parts.once if s.name == "t.default" and s.outputs[0] in matrices}
+        given = [(a.name, tensors[a.name], a.role) for a in program.of("stream", "vector", "matrix")]
+        self.arrays = tuple((n, turned.get(r, r) if role == "matrix" else r, role) for n, r, role in given)
+        needed = {r for s in (*parts.once, *parts.before, *parts.after) for r in s.inputs}
+        needed |= {r for _, r, role in given if role != "matrix"}
         once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
         self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
-        padded = [k for k, r in enumerate(parts.streams) if r == graph.x]
-        self.loop = Loop(parts.program, [transposed for _, transposed in self.matrices], padded)
+        self.loop = Loop(program, [n for n, r, role in given if role == "matrix" and r in turned])
         self.result = graph.output if graph.output is not None else graph.new_states[0]
         self.reads_x = any(graph.x in s.inputs for s in (*parts.before, *parts.after)) or self.result == graph.x
-        bare = not parts.before and not parts.after and self.result in parts.outputs
-        self.direct = parts.outputs.index(self.result) if bare and graph.dtypes[self.result].is_floating_point else None
+        found = [name for name in self.loop.outputs if tensors[name] == self.result]
+        bare = not parts.before and not parts.after and found and graph.dtypes[self.result].is_floating_point
+        self.direct = found[0] if bare else None
 
 
 def _path(name: str) -> tuple[tuple[str, ...], str]:

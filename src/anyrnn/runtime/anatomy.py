@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from anyrnn.engines.cpu import jit
-from anyrnn.engines.cpu.machine import Machine
-from anyrnn.engines.cpu.schedule import Schedule, schedule
-from anyrnn.program import POINTWISE, REDUCTIONS
+import torch
+
+from anyrnn.node import POINTWISE, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anyrnn.engines.cpu.plans import Plan
+    from torch import Tensor
+
     from anyrnn.graph import Step
+    from anyrnn.runtime.kernel import Backend, Kernel
+    from anyrnn.runtime.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Anatomy:
         graph: The recorded step.
         program: The loop program.
         backward: The loop program of the backward pass.
-        double: Whether it computes in float64.
+        kernel: The compiled forward pass.
     """
 
     once: tuple[str, ...]
@@ -51,20 +52,17 @@ class Anatomy:
     graph: str
     program: str
     backward: str
-    double: bool
-    _schedule: Schedule = field(repr=False, compare=False)
+    kernel: Kernel = field(repr=False, compare=False)
 
-    @functools.cached_property
+    @property
     def ir(self) -> str:
-        """The LLVM IR of the forward pass."""
-        from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM is loaded when it is asked for
+        """What the compiler was given for the forward pass: LLVM's IR."""
+        return self.kernel.source
 
-        return emit(self._schedule, Machine.host(), self.double)
-
-    @functools.cached_property
+    @property
     def asm(self) -> str:
-        """The machine code of the forward pass, as assembly."""
-        return jit.assembly(self.ir, Machine.host())
+        """What it made: assembly."""
+        return self.kernel.assembly
 
     def __str__(self) -> str:
         """The parts, one a line."""
@@ -80,12 +78,13 @@ class Anatomy:
         return "\n".join(lines)
 
 
-def anatomy_of(plan: Plan, double: bool) -> Anatomy:
-    """Take a plan's cell apart for showing."""
-    machine = Machine.host()
-    size = 8 if double else 4
-    program = plan.loop.stored(training=False)
-    order = schedule(program, plan.loop.storage("inference"), machine.vector_bytes // size)
+def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
+    """Take a plan's cell apart for showing, as it would run on a backend with tensors like this one."""
+    size = 8 if like.dtype == torch.float64 else 4
+    kernel = plan.loop.kernel(
+        "inference", like.new_empty((), dtype=torch.float64 if size == 8 else torch.float32), backend
+    )
+    program = plan.loop.settled("inference")
     nodes = program.nodes
     dots = [n for n in nodes if n.op == "dot"]
     counted: dict[str, int] = {}
@@ -93,23 +92,22 @@ def anatomy_of(plan: Plan, double: bool) -> Anatomy:
         if node.op in POINTWISE or node.op in REDUCTIONS:
             counted[node.op] = counted.get(node.op, 0) + 1
     multiplied = sum(a.width * d.width for d in dots for a in d.args)
-    streams = sum(n.width for n in nodes if n.op in ("stream", "state"))
-    written = sum(p.width for group in (*program.new_states, *program.outputs) for p in group)
+    read = sum(n.width for n in nodes if n.op in ("stream", "state"))
+    written = sum(a.width for a in program.of("state", "output"))
     return Anatomy(
         _listed(plan.split.once, plan),
         _listed(plan.split.before, plan),
         len(dots),
         tuple(f"{count} {op}" for op, count in counted.items()),
         _listed(plan.split.after, plan),
-        1 + max((g.stage for g in order.groups), default=0),
+        kernel.stages,
         2 * multiplied + sum(n.width for n in nodes if n.op in POINTWISE or n.op in REDUCTIONS),
         multiplied * size,
-        (streams + written) * size,
+        (read + written) * size,
         str(plan.split.graph),
         str(plan.split.program),
         str(plan.loop.derivative.backward),
-        double,
-        order,
+        kernel,
     )
 
 

@@ -1,0 +1,203 @@
+"""The backend of this processor: programs become machine code by LLVM."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from anyrnn.engines.cpu import jit, threads
+from anyrnn.engines.cpu.machine import Machine
+from anyrnn.engines.cpu.outer import add_outer
+from anyrnn.engines.cpu.schedule import Schedule, schedule
+from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
+from anyrnn.passes import anonymous
+from anyrnn.runtime.memory import empty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from torch import Tensor
+
+    from anyrnn.engines.cpu.jit import Compiled
+    from anyrnn.program import Program
+    from anyrnn.runtime.kernel import Precision, Rows
+    from anyrnn.runtime.layout import Layout
+
+_SMALL = 1 << 19  # multiplications that one more thread is not worth, as in outer.py: some 20 us
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """Compiles programs for a processor."""
+
+    machine: Machine
+    name = "cpu"
+
+    @staticmethod
+    def host() -> CpuBackend:
+        """The backend of this machine, or of the one that ``ANYRNN_CPU`` names."""
+        return _of(Machine.host())
+
+    def compile(self, program: Program, precision: Precision) -> CpuKernel:
+        """Return a program's machine code. Programs that differ in names only share it."""
+        order = schedule(program, self.machine.lanes(precision.compute))
+
+        def build() -> str:
+            from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM's builder is needed on a cache miss only
+
+            return emit(order, self.machine, precision)
+
+        code = jit.load(f"{anonymous(program)}\n{precision}", build, self.machine)
+        return CpuKernel(order, packed_of(order), code, self.machine, precision)
+
+    def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
+        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""
+        add_outer(out, row, column, left, right, add, self.machine)
+
+
+@functools.cache
+def _of(machine: Machine) -> CpuBackend:
+    return CpuBackend(machine)
+
+
+@dataclass(frozen=True)
+class CpuKernel:
+    """A program's machine code, and what it must be given."""
+
+    schedule: Schedule
+    packed: tuple[Packed, ...]
+    code: Compiled
+    machine: Machine
+    precision: Precision
+
+    @property
+    def stages(self) -> int:
+        """How often within a step all units have to be there before it goes on."""
+        return 1 + max((g.stage for g in self.schedule.groups), default=0)
+
+    @functools.cached_property
+    def source(self) -> str:
+        """The LLVM IR."""
+        from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM is loaded when it is asked for
+
+        return emit(self.schedule, self.machine, self.precision)
+
+    @functools.cached_property
+    def assembly(self) -> str:
+        """The machine code, as assembly."""
+        return jit.assembly(self.source, self.machine)
+
+    @functools.cached_property
+    def places(self) -> list[int]:
+        """Where each packed matrix begins, in bytes, and where they all end."""
+        itemsize = self.precision.itemsize
+        sizes = (p.size(LINE // itemsize) for p in self.packed)
+        return [itemsize * n for n in itertools.accumulate(sizes, initial=0)]
+
+    @functools.cached_property
+    def pack(self) -> int:
+        """The entry that copies the matrices."""
+        return self.code.address("pack")
+
+    @functools.cached_property
+    def main(self) -> int:
+        """The entry that runs the steps."""
+        return self.code.address("run")
+
+    @functools.cached_property
+    def whole(self) -> Callable[[int], None]:
+        """Both, in the calling thread."""
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("whole"))
+
+    @functools.cached_property
+    def backward(self) -> bool:
+        """It runs from the last step to the first."""
+        return bool(self.schedule.program.of("history"))
+
+    @functools.cached_property
+    def work(self) -> int:
+        """What a row takes in a step, in multiplications; the others on a number count as eight."""
+        nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
+        return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
+
+    def parts(self, layout: Layout) -> int:
+        """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
+        return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
+
+    @functools.cached_property
+    def _order(self) -> list[tuple[str, str]]:
+        """The arrays in the order of the slots: name and role."""
+        return [(a.name, a.role) for a in self.schedule.program.arrays if a.role != "sum"]
+
+    @functools.cached_property
+    def lanes(self) -> int:
+        """The numbers in a vector."""
+        return self.machine.lanes(self.precision.compute)
+
+    def bind(
+        self,
+        layout: Layout,
+        arrays: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
+        transposed: Collection[str],
+    ) -> CpuBound:
+        """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
+        like = next(iter(arrays.values()))
+        parts = self.parts(layout)
+        # First the matrices, then room for each row.
+        *packed, end = self.places
+        size = end // self.precision.itemsize + layout.B * self.schedule.scratch + self.lanes
+        workspace = empty(like, size)
+        totals = like.new_zeros(parts, self.schedule.total_width)
+        address = workspace.data_ptr()
+        values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
+        for name, role in self._order:
+            tensor = arrays[name]
+            place = tensor.data_ptr()
+            if role == "matrix":
+                down, along = tensor.stride()
+                values += (place, along, down) if name in transposed else (place, down, along)
+            elif role == "state":
+                values += (initial[name].data_ptr() if name in initial else place, place, place)
+            elif role == "history":
+                values += (initial[name].data_ptr(), place)
+            else:
+                values.append(place)
+        values += [address + place for place in packed]
+        return CpuBound(self, array("q", values), parts, totals, workspace)
+
+
+@dataclass(frozen=True)
+class CpuBound:
+    """Machine code with the addresses that it is given; whoever gave the arrays keeps them there."""
+
+    kernel: CpuKernel
+    slots: array[int]
+    parts: int
+    totals: Tensor
+    workspace: Tensor
+
+    def launch(self) -> Mapping[str, Tensor]:
+        """Run all steps; returns the sums, by name."""
+        kernel, pointer = self.kernel, self.slots.buffer_info()[0]
+        if self.parts == 1:
+            kernel.whole(pointer)
+        else:
+            if kernel.packed:
+                threads.parallel(kernel.pack, pointer, self.parts)
+            threads.parallel(kernel.main, pointer, self.parts)
+        ranges = kernel.schedule.sums
+        return dict(self._sums(ranges)) if ranges else {}
+
+    def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
+        total = self.totals[0] if self.parts == 1 else self.totals.sum(0)
+        for name, places in ranges.items():
+            # A copy even of one piece: two biases may have one sum.
+            pieces = [total.narrow_copy(0, start, end - start) for start, end in places]
+            yield name, pieces[0] if len(pieces) == 1 else torch.cat(pieces)

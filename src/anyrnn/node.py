@@ -1,0 +1,280 @@
+"""The values of a loop program: a graph of nodes, each `width` numbers wide.
+
+A program is one step of the loop part of a cell, for one row of the batch. Rows never meet, and features meet only in
+products with a matrix (`dot`) and in reductions (`sum`, `max`). Everything about layout (cat, chunk, slice, view) is
+already resolved: a leaf says which numbers of an array it is.
+
+An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is derived: its derivative is
+then the one that the running PyTorch has for it. Only what is compiled consists of elementary operations alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+#: Values that come from outside, each a range of an array. `attr` is (name of the array, first number). They are called
+#: as the role of their array; of a history, `previous` is before the step, `current` after it.
+LEAVES = ("stream", "state", "vector", "previous", "current")
+
+#: Sums or maxima over the features of all arguments; the result is one number wide.
+REDUCTIONS = ("sum", "max")
+
+#: Operations on each number, with what PyTorch calls them. An argument one number wide serves all.
+POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        name: getattr(torch, name)
+        for name in (
+            *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
+            *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
+            *("positive", "detach", "add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"),
+            *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
+        )
+    }
+)
+
+#: Those that give true or false.
+MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"})
+
+#: Those dear enough that a backward pass keeps the result rather than computing it again.
+DEAR = frozenset(
+    {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
+    | {"sin", "cos", "erf", "div", "pow", "fmod"}
+)
+
+
+#: In the arguments of an operation of PyTorch's, the place of a value.
+HERE = "%"
+
+_NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+#: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward pass, a norm adds 50.
+MOST_VALUES = 1500
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A value of the program. Equal values are the same object: see `Builder`.
+
+    Attributes:
+        op: A leaf, "constant", "dot", a reduction, a pointwise operation, or one of PyTorch's such as
+            "aten.elu.default".
+        args: The values it is computed from.
+        width: How many numbers it is.
+        attr: leaf: (name of the array, first number); constant: (number,); dot: for each argument (name of the
+            matrix, first row, first column, transposed); an operation of PyTorch's: its arguments, with `HERE` where a
+            value belongs.
+    """
+
+    op: str
+    args: tuple[Node, ...]
+    width: int
+    attr: tuple[Any, ...] = ()
+
+    @property
+    def is_leaf(self) -> bool:
+        """It comes from an array."""
+        return self.op in LEAVES
+
+    @property
+    def is_whole(self) -> bool:
+        """It is an operation of PyTorch's on each number, which elementary ones have yet to take the place of."""
+        return self.op.startswith("aten.")
+
+    @property
+    def is_pointwise(self) -> bool:
+        """It is computed number by number."""
+        return self.op in POINTWISE or self.is_whole
+
+    def __repr__(self) -> str:
+        return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
+
+
+@dataclass
+class Builder:
+    """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
+
+    known: dict[object, Node] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> Builder:
+        """Go on from the nodes of a program."""
+        return cls({_key(n.op, n.args, n.width, n.attr): n for n in nodes})
+
+    def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
+        """Return the node with these parts."""
+        key = _key(op, args, width, attr)
+        found = self.known.get(key)
+        if found is None:
+            if len(self.known) > MOST_VALUES:
+                msg = (
+                    f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
+                    f"transposed dimension) are computed one by one, those side by side at once"
+                )
+                raise AnyRNNError(msg)
+            found = self.known[key] = Node(op, args, width, attr)
+        return found
+
+    def constant(self, value: float) -> Node:
+        """Return a number."""
+        return self.node("constant", (), 1, (float(value),))
+
+    def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
+        """Apply an operation of PyTorch's to each number; `attr` are its arguments, see `Node`."""
+        return self.node(op, args, max(a.width for a in args), attr)
+
+    def alike(self, node: Node, args: tuple[Node, ...]) -> Node:
+        """Apply a node's operation to other values, which may be of another width if it works on each number."""
+        if node.is_whole:
+            return self.whole(node.op, args, node.attr)
+        return (
+            self.pointwise(node.op, *args) if node.op in POINTWISE else self.node(node.op, args, node.width, node.attr)
+        )
+
+    def pointwise(self, op: str, *args: Node) -> Node:
+        """Apply an elementary operation to each number."""
+        if op not in POINTWISE:
+            msg = f"`{op}` is not an operation of the loop program"
+            raise AnyRNNError(msg)
+        numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
+        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
+            folded = _folded(op, numbers)
+            if folded is not None:
+                return self.constant(folded)
+        if op == "ne" and args[0].op in MASKS and numbers[1] == 0:
+            return args[0]
+        if str(numbers[-1]) in _NEUTRAL.get(op, ()):
+            return args[0]
+        if op in ("add", "mul") and str(numbers[0]) in _NEUTRAL[op]:
+            return args[1]
+        return self.node(op, args, max(a.width for a in args))
+
+    def widened(self, node: Node, width: int) -> Node:
+        """Return a value as wide as asked for: one number many times."""
+        if node.op == "constant":
+            return self.node("constant", (), width, node.attr)
+        return self.node("mul", (node, self.node("constant", (), width, (1.0,))), width)
+
+    def reduction(self, op: str, args: tuple[Node, ...]) -> Node:
+        """Reduce the features of all arguments to one number."""
+        return self.node(op, args, 1)
+
+    def cut(self, node: Node, start: int, width: int) -> Node:
+        """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
+        if node.width == 1 or (start == 0 and width == node.width):
+            return node
+        if node.op == "constant":
+            return self.node("constant", (), width, node.attr)
+        if not node.args:
+            array, first, *kind = node.attr
+            return self.node(node.op, (), width, (array, first + start, *kind))
+        if node.op == "dot":
+            moved = tuple((m, row, col + start, tr) for m, row, col, tr in node.attr)
+            return self.node("dot", node.args, width, moved)
+        return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
+
+    def dot(self, terms: Iterable[tuple[Node, tuple[str, int, int, bool]]], width: int) -> Node:
+        """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
+        terms = sorted(terms, key=lambda term: str((term[0].op, term[0].attr, term[1])))
+        return self.node("dot", tuple(t[0] for t in terms), width, tuple(t[1] for t in terms))
+
+    def rebuild(
+        self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]
+    ) -> dict[Node, Node]:
+        """Rebuild graphs from the leaves up; `replace` may put another node in the place of one."""
+        done: dict[Node, Node] = {}
+        for node in ordered(roots):
+            args = tuple(done[a] for a in node.args)
+            new = replace(node, args)
+            done[node] = self.alike(node, args) if new is None else new
+        return done
+
+
+#: Which second numbers leave the first one as it is: adding 0 makes 0 of -0.
+_NEUTRAL = {"add": ("-0.0",), "sub": ("0.0",), "mul": ("1.0",), "div": ("1.0",)}
+
+
+def _key(op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> object:
+    """What equal nodes have in common. Numbers count as they are written: 0 is not -0, and NaN is itself."""
+    return op, args, width, repr(attr) if op == "constant" or op.startswith("aten.") else attr
+
+
+def _folded(op: str, numbers: Sequence[Any]) -> float | None:
+    """The result of an operation on constants, unless it is another one where each is rounded to float32."""
+    double, single = (
+        POINTWISE[op](*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
+    )
+    return double.item() if str(double.float().item()) == str(single.item()) else None
+
+
+def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """Return the nodes that the roots need, arguments before users; but not what only `given` ones need."""
+    seen: dict[Node, None] = {}
+    stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, ready = stack.pop()
+        if node in seen:
+            continue
+        if ready:
+            seen[node] = None
+        else:
+            stack.append((node, True))
+            stack.extend((a, False) for a in reversed(node.args) if a not in seen and not given(node))
+    return list(seen)
+
+
+def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
+    """Return how often each node is used, as an argument or as a root."""
+    roots = list(roots)
+    uses = dict.fromkeys(ordered(roots), 0)
+    for node in [*roots, *(a for n in uses for a in n.args)]:
+        uses[node] += 1
+    return uses
+
+
+def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping[str, Tensor] = _NONE) -> None:
+    """Compute nodes in PyTorch, (B, width) each, adding them to `known`, which holds the leaves."""
+    for node in nodes:
+        if node in known:
+            continue
+        args = [known[a] for a in node.args]
+        if node.op == "constant":
+            like = next(iter(known.values()))
+            known[node] = like.new_full(() if node.width == 1 else (node.width,), node.attr[0])
+        elif node.op == "dot":
+            products = []
+            for arg, (m, row, col, transposed) in zip(node.args, node.attr, strict=True):
+                matrix = matrices[m].t() if transposed else matrices[m]
+                value = known[arg].expand(*known[arg].shape[:-1], arg.width)
+                products.append(value @ matrix[row : row + arg.width, col : col + node.width])
+            known[node] = sum(products[1:], products[0])
+        elif node.op == "sum":
+            totals = [a.sum(-1, keepdim=True) for a in args]
+            known[node] = sum(totals[1:], totals[0])
+        elif node.op == "max":
+            known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
+        elif node.is_whole:
+            _, name, overload = node.op.split(".")
+            given, named = filled(node.attr, args)
+            result = getattr(getattr(torch.ops.aten, name), overload)(*given, **named)
+            known[node] = result if isinstance(result, Tensor) else result[0]
+        else:
+            known[node] = POINTWISE[node.op](*args)
+
+
+def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of an operation of PyTorch's, with values in the places of `HERE`."""
+    given, named = attr
+    following = iter(values)
+    return [next(following) if a == HERE else a for a in given], {
+        k: next(following) if a == HERE else a for k, a in named
+    }

@@ -1,0 +1,1 @@
+"""Running programs: plans, memory, autograd; what every backend shares."""

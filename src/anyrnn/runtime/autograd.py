@@ -1,0 +1,113 @@
+"""A loop as one differentiable operation."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.graph import PLAIN
+from anyrnn.runtime.gradients import Pass, backward, replayed
+from anyrnn.runtime.loop import Loop, forward
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyrnn.runtime.kernel import Backend
+    from anyrnn.runtime.layout import Layout
+
+
+def run(
+    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], from_zero: bool = False
+) -> dict[str, Tensor]:
+    """Run a loop.
+
+    Args:
+        loop: The loop.
+        layout: The rows of the batch.
+        backend: What compiles and runs it.
+        given: Its streams, initial states (B, width), vectors and matrices, by name. A stream may have any shape in the
+            cell: it is (T, B, ...), or (N, ...) with the active rows only, as the program says.
+        from_zero: The initial states are zero.
+
+    Returns:
+        The outputs (T, B, width), zero at padded steps, and the final states (B, width), by name.
+    """
+    tensors = [given[name] for name in loop.inputs]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        results = _LoopFunction.apply(loop, layout, backend, from_zero, *tensors)  # type: ignore[no-untyped-call]
+        return dict(zip((*loop.outputs, *loop.states), results, strict=True))
+    return forward(loop, layout, backend, given, training=False)[0]
+
+
+def without_autocast() -> contextlib.AbstractContextManager[Any]:
+    """Let products compute in the type of what they are given."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
+
+
+class _LoopFunction(torch.autograd.Function):
+    """The loop with its backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        results, kept = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
+        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero, ctx.kept = loop, layout, backend, from_zero, tuple(kept)
+        ctx.forms = [_form(t) for t in (*tensors, *kept.values())]
+        ctx.save_for_backward(*tensors, *kept.values())
+        ctx.set_materialize_grads(False)
+        needed = frozenset(itertools.compress(loop.inputs, ctx.needs_input_grad[_OTHERS:]))
+        unreached = loop.paths.unreached(needed, len(layout.rows), layout.is_ragged)
+        ctx.mark_non_differentiable(*(results[name] for name in unreached))
+        return tuple(results[name] for name in (*loop.outputs, *loop.states))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        loop, layout, names = ctx.loop, ctx.layout, ctx.loop.inputs
+        saved = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
+        given = dict(zip(names, saved, strict=False))
+        kept = dict(zip(ctx.kept, saved[len(names) :], strict=True))
+        named = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
+        reached = loop.paths.reached(named, len(layout.rows), layout.is_ragged)
+        needed = [n for n in itertools.compress(names, ctx.needs_input_grad[_OTHERS:]) if n in reached]
+        found: Mapping[str, Tensor | None] = {}
+        if needed:
+            with without_autocast():
+                # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only
+                # PyTorch knows (`is_grads_batched`, `jacobian(vectorize=True)`).
+                if torch.is_grad_enabled() or any(map(_is_batched, named.values())):
+                    found = replayed(loop, layout, given, named, needed)
+                else:
+                    found = backward(Pass(loop, layout, ctx.backend, given, kept, ctx.from_zero), named, needed)
+        wanted = frozenset(needed)
+        return *(None,) * _OTHERS, *(found[n] if n in wanted else None for n in names)
+
+
+_OTHERS = 4  # arguments of the function before the tensors
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.layout
+
+
+def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
+    """Return a tensor as it was saved: hooks on saved tensors may hand back equal numbers in another form."""
+    shape, stride, dtype, device, layout = form
+    tensor = tensor if tensor.layout is layout else tensor.to_dense()
+    if tensor.__class__ in PLAIN and _form(tensor) == form and not tensor.is_neg():
+        return tensor
+    if tensor.shape != shape:
+        msg = f"a tensor {tuple(shape)} was saved for the backward pass, and hooks on saved tensors gave {tensor.shape}"
+        raise AnyRNNError(msg)
+    tensor = tensor.to(device, dtype)
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)
+
+
+def _is_batched(grad: Tensor) -> bool:
+    return bool(is_batchedtensor(grad) or is_legacy_batchedtensor(grad))

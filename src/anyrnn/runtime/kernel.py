@@ -1,0 +1,116 @@
+"""What a backend is: it makes kernels of programs, to be bound to arrays and launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from torch import Tensor
+
+    from anyrnn.program import Program
+    from anyrnn.runtime.layout import Layout
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which types a kernel works.
+
+    Attributes:
+        storage: The type of the arrays.
+        compute: The type of the arithmetic and of the sums in products.
+    """
+
+    storage: torch.dtype
+    compute: torch.dtype
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> Precision:
+        """The precision of arrays of a type: float32 or float64 throughout."""
+        return _PRECISIONS[dtype]
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of a number of an array."""
+        return self.storage.itemsize
+
+
+_PRECISIONS = {dtype: Precision(dtype, dtype) for dtype in (torch.float32, torch.float64)}
+
+
+class Rows(NamedTuple):
+    """Rows of numbers of a tensor; the numbers of a row are side by side.
+
+    Attributes:
+        tensor: The tensor.
+        stride: From a row to the next one, in numbers.
+        column: The first number of a row that is meant.
+        width: How many numbers of a row are meant.
+        first: The first row.
+        height: How many rows.
+        order: Which rows these are (int64), in order, counted from the first one; None if one after the other.
+    """
+
+    tensor: Tensor
+    stride: int
+    column: int
+    width: int
+    first: int
+    height: int
+    order: Tensor | None = None
+
+
+class Bound(Protocol):
+    """A kernel with the arrays that it reads and writes."""
+
+    def launch(self) -> Mapping[str, Tensor]:
+        """Run all steps; returns the sums, by name."""
+
+
+class Kernel(Protocol):
+    """A program, compiled."""
+
+    @property
+    def stages(self) -> int:
+        """How often within a step all units have to be there before it goes on."""
+
+    def bind(
+        self,
+        layout: Layout,
+        arrays: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
+        transposed: Collection[str],
+    ) -> Bound:
+        """Bind it to arrays.
+
+        Args:
+            layout: The rows of the batch; a backward program runs through them from the last step to the first.
+            arrays: By name, contiguous but for matrices. A kept state or a history has memory for all steps (T, B,
+                width); a carried one (B, width) begins as the initial state and ends as the final one.
+            initial: The initial states (B, width) of those that have memory for all steps.
+            transposed: The matrices that are given as (columns, rows).
+        """
+
+    @property
+    def source(self) -> str:
+        """What the backend's compiler was given."""
+
+    @property
+    def assembly(self) -> str:
+        """What it made."""
+
+
+class Backend(Protocol):
+    """Compiles programs for one kind of processor."""
+
+    name: str
+
+    def compile(self, program: Program, precision: Precision) -> Kernel:
+        """Compile a program whose arrays all have a place."""
+
+    def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
+        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""

@@ -1,0 +1,118 @@
+"""A loop program with the kernels of its passes, and the forward pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+from anyrnn.derive import Derivative, derive
+from anyrnn.gradient_paths import GradientPaths
+from anyrnn.passes import placed, without
+from anyrnn.runtime.kernel import Precision
+from anyrnn.runtime.layout import padded_rows
+from anyrnn.runtime.memory import empty
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from torch import Tensor
+
+    from anyrnn.program import Program
+    from anyrnn.runtime.kernel import Backend, Kernel
+    from anyrnn.runtime.layout import Layout
+
+
+class Loop:
+    """A loop program, ready to run.
+
+    Attributes:
+        program: The program.
+        transposed: Of which matrices it is given the transposed ones.
+        inputs: The arrays that it is given: streams, initial states, vectors, matrices.
+        outputs: What it gives at every step.
+        states: The state variables.
+        aliases: The outputs that are a state after the step, which need no array of their own.
+    """
+
+    def __init__(self, program: Program, transposed: Collection[str] = ()) -> None:
+        self.program = program
+        self.transposed = frozenset(transposed)
+        self.inputs = tuple(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self.outputs = tuple(a.name for a in program.of("output"))
+        self.states = tuple(a.name for a in program.of("state"))
+        of_states = {program.results[name]: name for name in reversed(self.states)}
+        pieces = {name: program.results[name] for name in self.outputs}
+        self.aliases = {name: of_states[p] for name, p in pieces.items() if p in of_states}
+        self._kernels: dict[tuple[str, Precision, Backend], Kernel] = {}
+
+    @functools.cached_property
+    def derivative(self) -> Derivative:
+        """The backward program and what it needs."""
+        return derive(self.program)
+
+    @functools.cached_property
+    def paths(self) -> GradientPaths:
+        """Which of its tensors have a gradient."""
+        return GradientPaths(self.program)
+
+    def settled(self, kind: str) -> Program:
+        """The program of a pass, "inference", "training" or "backward", with all its arrays in their places."""
+        if kind == "backward":
+            return self.derivative.backward
+        program = self.derivative.forward
+        if kind == "training":
+            kept, left = set(self.states), set(self.aliases)
+        else:  # no state is kept that is no output, and nothing for a backward pass
+            kept = set(self.aliases.values())
+            left = {*self.aliases, *(a.name for a in program.of("residual"))}
+        places = {name: "kept" if name in kept else "carried" for name in self.states}
+        return placed(without(program, left), {**places, **dict.fromkeys(self.outputs, "padded")})
+
+    def kernel(self, kind: str, like: Tensor, backend: Backend) -> Kernel:
+        """The kernel of a pass: "inference", "training" or "backward"."""
+        key = kind, Precision.of(like.dtype), backend
+        found = self._kernels.get(key)
+        if found is None:
+            found = self._kernels[key] = backend.compile(self.settled(kind), key[1])
+        return found
+
+    @functools.cached_property
+    def made(self) -> Mapping[str, tuple[tuple[str, str, int], ...]]:
+        """For each kind of forward pass the arrays that it writes: name, where it is, numbers of a row."""
+        kinds = {kind: self.settled(kind).of("state", "output", "residual") for kind in ("inference", "training")}
+        return {kind: tuple((a.name, a.place, a.width) for a in arrays) for kind, arrays in kinds.items()}
+
+
+def forward(
+    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], training: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Run a loop.
+
+    Returns:
+        The outputs (T, B, width) and final states (B, width), by name; and what is kept for a backward pass: the states
+        of all steps and the residuals.
+    """
+    kind = "training" if training else "inference"
+    like = given[loop.states[0]]
+    kernel = loop.kernel(kind, like, backend)
+    aliased = loop.aliases.values()
+    made: dict[str, Tensor] = {}
+    for name, place, width in loop.made[kind]:
+        if place == "carried":
+            made[name] = given[name].clone(memory_format=torch.contiguous_format)
+        elif place == "kept" and name not in aliased:
+            made[name] = empty(like, layout.T, layout.B, width)
+        elif place == "packed":
+            made[name] = empty(like, layout.total, width)
+        else:
+            made[name] = padded_rows(layout, like, width)
+    kernel.bind(layout, {**given, **made}, given, loop.transposed).launch()
+    results = {name: made[loop.aliases.get(name, name)] for name in loop.outputs}
+    for name, place, _ in loop.made[kind]:
+        if place == "carried":
+            results[name] = made[name]
+        elif place == "kept":
+            results[name] = layout.final(made[name], given[name])
+    return results, made

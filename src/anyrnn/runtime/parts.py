@@ -1,0 +1,124 @@
+"""The four parts of a cell, run one after the other: PyTorch's, and the loop between them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from anyrnn.runtime import autograd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anyrnn.graph import Ref
+    from anyrnn.runtime.kernel import Backend
+    from anyrnn.runtime.layout import Layout
+    from anyrnn.runtime.plans import Plan
+    from anyrnn.split import Steps
+
+
+def run(
+    plan: Plan, backend: Backend, cell: nn.Module, order: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Run the four parts of a cell. Those around the loop see packed rows, so that padding never meets a weight.
+
+    Args:
+        plan: The cell, taken apart.
+        backend: What runs the loop.
+        cell: The cell, with the weights of this call.
+        order: The rows of the batch.
+        x: The input (T, B, I), float32 or float64.
+        states: The initial states (B, size), of the same type.
+        from_zero: They are zero.
+
+    Returns:
+        The output (T, B, O), zero at padded steps, and the final states (B, size).
+    """
+    graph, dtype = plan.split.graph, x.dtype
+    tensors: dict[Ref, Tensor] = {}
+    for path, attribute, ref in plan.weights:
+        weight = _weight(cell, path, attribute)
+        if isinstance(weight, float):  # it was another one in an earlier call
+            weight = torch.tensor(weight, dtype=dtype, device="cpu")
+        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
+    plan.once.run(tensors, order.total)
+    if plan.reads_x:
+        tensors[graph.x] = _packed(x, order)
+    _run_rows(plan.before, tensors, order)
+    given = {name: _array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    for name, ref, role in plan.arrays:
+        if role == "matrix":
+            given[name] = _matrix(tensors[ref], dtype)
+        elif ref == graph.x:
+            given[name] = _array(x, dtype)
+        else:
+            tensor = _array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
+            given[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
+    results = autograd.run(plan.loop, order, backend, given, from_zero)
+    finals = [results[name] for name in plan.loop.states]
+    if plan.direct is not None:
+        return results[plan.direct], finals
+    for name in plan.loop.outputs:
+        ref = plan.split.tensors[name]
+        shaped = _packed(results[name], order).reshape(order.total, *graph.shapes[ref][1:])
+        tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
+    _run_rows(plan.after, tensors, order)
+    result = tensors[plan.result]
+    if order.is_ragged:
+        whole = result.new_zeros(order.T * order.B, result.shape[1])
+        return whole.index_copy_(0, order.packed_index, result).view(order.T, order.B, -1), finals
+    sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
+    shared = {tensors[r].untyped_storage()._cdata for r in sources}
+    if result.untyped_storage()._cdata in shared or 0 in result.stride():
+        result = result.clone(memory_format=torch.contiguous_format)
+    return result.view(order.T, order.B, -1), finals
+
+
+def _packed(tensor: Tensor, order: Layout) -> Tensor:
+    """The packed rows of a padded tensor."""
+    rows = tensor.reshape(order.T * order.B, -1)
+    return rows.index_select(0, order.packed_index) if order.is_ragged else rows
+
+
+def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as machine code reads it."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    if tensor.is_neg():  # its numbers have the other sign in memory
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor as machine code reads a matrix, by both of its strides."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
+
+
+def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | float:
+    """The present tensor of a name: a parameter, a buffer or another attribute."""
+    module = cell
+    for name in path:
+        module = module._modules.get(name) or getattr(module, name)
+    found = module._parameters.get(attribute)
+    return found if found is not None else getattr(module, attribute)
+
+
+def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
+    """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
+    if not steps.mixing:
+        steps.run(tensors, order.total)
+        return
+    shapes, batch = steps.graph.shapes, steps.graph.batch
+    batched = {r for r in tensors if shapes[r] and shapes[r][0] == batch}
+    made: dict[Ref, list[Tensor]] = {}
+    for first, n in sorted(zip(order.offset.tolist(), order.rows.tolist(), strict=True)):
+        here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
+        steps.run(here, n)
+        for ref in (r for s in steps.steps for r in s.outputs):
+            made.setdefault(ref, []).append(here[ref])
+    for ref, parts in made.items():
+        tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == batch else parts[-1]
