@@ -67,6 +67,7 @@ class Graph:
         shapes: The shape of every tensor.
         dtypes: The type of every tensor.
         names: The local variables of the cell's code that hold a tensor.
+        locals: The tensors that the local variables of the cell's methods hold in the end, by name.
     """
 
     x: Ref
@@ -79,6 +80,7 @@ class Graph:
     shapes: Mapping[Ref, tuple[int, ...]]
     dtypes: Mapping[Ref, torch.dtype]
     names: Mapping[Ref, str]
+    locals: Mapping[str, Ref]
 
     def __str__(self) -> str:
         """One operation a line."""

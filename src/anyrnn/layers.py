@@ -12,23 +12,27 @@ import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described
 from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
+from anyrnn.records import checked_names
+from anyrnn.runtime.call import PLAIN, Call, Request
 from anyrnn.scan import Lengths, check_input, check_lengths, check_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from anyrnn.engines.select import Choice
+
+
+Record: TypeAlias = "str | Sequence[str]"
 
 
 class Layer(nn.Module):
@@ -95,27 +99,47 @@ class Layer(nn.Module):
         """See that the signatures are those of the present cells; `state` is the one that a call was given, if any."""
 
     def _apply_layer(
-        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
-    ) -> tuple[Tensor | PackedSequence, State]:
+        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None, record: Record = ()
+    ) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
             return node_of(self, x, state, lengths)
+        request = PLAIN if isinstance(record, tuple) and not record else self._request(record)
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
         finals: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             outputs = []
-            for choice, call in self._calls(layer, x, states, lengths, from_zero):
-                output, final = choice.engine.run(call)
-                outputs.append(output)
-                finals.append(final)
+            for choice, call in self._calls(layer, x, states, lengths, from_zero, request):
+                result = choice.engine.run(call)
+                outputs.append(result.output)
+                finals.append(result.states)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (T, B, D*O)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        return self._outer(x, packed, batched), self._stack(finals, batched, state)
+        found = self._outer(x, packed, batched), self._stack(finals, batched, state)
+        if not request.record:
+            return found
+        return *found, {name: self._outer(t, None, batched) for name, t in result.records.items()}
+
+    def _request(self, record: Record) -> Request:
+        """What a call is asked to record."""
+        if self.num_layers * self.num_directions > 1:
+            msg = (
+                f"{type(self).__name__}: got record={record!r} for {self.num_layers} layers in {self.num_directions} "
+                f"directions; expected one layer in one direction: anyrnn.scan(layer.cell(1), ...) records one of them"
+            )
+            raise AnyRNNError(msg)
+        return Request(checked_names(type(self).__name__, record))
 
     def _calls(
-        self, layer: int, x: Tensor, states: Sequence[tuple[Tensor, ...]], lengths: Tensor | None, from_zero: bool
+        self,
+        layer: int,
+        x: Tensor,
+        states: Sequence[tuple[Tensor, ...]],
+        lengths: Tensor | None,
+        from_zero: bool,
+        request: Request = PLAIN,
     ) -> Iterator[tuple[Choice, Call]]:
         """The calls that make up a layer, one a direction, and the engine of each."""
         for direction in range(self.num_directions):
@@ -124,7 +148,7 @@ class Layer(nn.Module):
             cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
             if not signature.settled:
                 raise AnyRNNError(untold(cell, signature))
-            call = Call(cell, signature, x, state, lengths, reverse, from_zero)
+            call = Call(cell, signature, x, state, lengths, reverse, from_zero, request)
             yield choose(call), call
 
     def _canonical(
@@ -246,7 +270,7 @@ def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
 class Recurrent(Layer):
     """A recurrent layer made from any cell: stacked, bidirectional, for ragged batches, with a state.
 
-    Called as ``layer(x, state=None, lengths=None)``, with the shapes of torch.nn.
+    Called as ``layer(x, state=None, lengths=None, record=())``, with the shapes of torch.nn.
 
     Args:
         cell: One cell, for one layer in one direction; or a function from an input size to a new cell, called once
@@ -268,7 +292,10 @@ class Recurrent(Layer):
         x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
         state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched;
         lengths: (B,) integers from 0 to T, in any order;
-        output (T, B, D*O), zero at padded steps; the state after each row's last valid step.
+        record: names of local variables of the cell's `forward`, or of its methods that this calls;
+        output (T, B, D*O), zero at padded steps; the state after each row's last valid step. With `record`, then a
+        dict of what these variables hold when their method returns, (T, B, ...) each, zero at padded steps; for one
+        layer in one direction. Gradients pass through them.
 
     Example:
         >>> import torch, anyrnn
@@ -326,10 +353,15 @@ class Recurrent(Layer):
         self._check_alike()
 
     def forward(
-        self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
-    ) -> tuple[Tensor | PackedSequence, State]:
-        """Run the layer; see the class for shapes. Returns the output and the final state."""
-        return self._apply_layer(x, state, lengths)
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None = None,
+        *,
+        lengths: Lengths | None = None,
+        record: Record = (),
+    ) -> Any:
+        """Run the layer; see the class for shapes. Returns the output and the final state, and what is recorded."""
+        return self._apply_layer(x, state, lengths, record)
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""

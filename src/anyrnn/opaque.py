@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn.cells.base import origin_of
 from anyrnn.engines import select
-from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
     Form,
@@ -37,6 +36,7 @@ from anyrnn.protocol import (
     stated_sizes,
     untold,
 )
+from anyrnn.runtime.call import Call, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,8 +63,8 @@ class OpaqueEngine:
     def anatomy(self, call: Call) -> None:
         """Take the cell as it is."""
 
-    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output (T, B, O) and the final state variables (B, size)."""
+    def run(self, call: Call) -> Result:
+        """Put the operator into the graph that is traced."""
         device, signature = call.x.device.type, call.signature
         weights = [tensor for _, tensor in _tensors(call.cell)]
         training = torch.is_grad_enabled() and not torch.compiler.is_exporting()
@@ -81,7 +81,7 @@ class OpaqueEngine:
             signature.output_size,
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         )
-        return output, tuple(finals)
+        return Result(output, tuple(finals))
 
 
 _OPERATOR = select.Choice(OpaqueEngine(), "PyTorch traces this call", {})
@@ -92,6 +92,12 @@ def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
     if not torch.compiler.is_compiling():
         return select.choose(call)
+    if call.request.record:
+        msg = (
+            f"{type(call.cell).__name__}: got record={call.request.record} below torch.compile or torch.export, whose "
+            f"graphs hold no local variables; expected the call outside, or the layer below torch.compiler.disable"
+        )
+        raise AnyRNNError(msg)
     if not _step_by_step():
         return _OPERATOR
     if call.lengths is not None:
@@ -319,8 +325,8 @@ def _run(
             _checked.add(number)
         with _with_weights(cell, weights) as bound:
             call = Call(bound, signature, x, tuple(states), lengths, reverse)
-            output, finals = select.choose(call).engine.run(call)
-    return [output.to(x.dtype), *finals]
+            result = select.choose(call).engine.run(call)
+    return [result.output.to(x.dtype), *result.states]
 
 
 # Which parts of PyTorch's dispatcher are left out outside of any operator.

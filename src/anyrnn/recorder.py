@@ -51,6 +51,10 @@ class Recorder(TorchDispatchMode):
             raise AnyRNNError(msg)
         return found
 
+    def known(self, tensor: Tensor) -> Ref | None:
+        """The number of a tensor of the graph; None if it has none, or was partly changed in place since."""
+        return None if id(tensor) in self._stale else self.refs.get(id(tensor))
+
     def _number(self, tensor: Tensor) -> Ref:
         ref = self.refs[id(tensor)] = self._fresh(tensor)
         self._kept.append(tensor)

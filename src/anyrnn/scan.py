@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from anyrnn.engines.call import Call
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described, signature_key, signatures, valid_lengths
 from anyrnn.protocol import Signature, State, describe, form_of, placement, untold
+from anyrnn.records import checked_names
+from anyrnn.runtime.call import PLAIN, Call, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,13 +20,33 @@ if TYPE_CHECKING:
 Lengths: TypeAlias = "Tensor | Sequence[int]"
 
 
+@overload
 def scan(
     cell: nn.Module,
     x: Tensor,
     state: State | None = None,
     lengths: Lengths | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State]: ...
+@overload
+def scan(
+    cell: nn.Module,
+    x: Tensor,
+    state: State | None = None,
+    lengths: Lengths | None = None,
+    reverse: bool = False,
+    *,
+    record: str | Sequence[str],
+) -> tuple[Tensor, State, dict[str, Tensor]]: ...
+def scan(
+    cell: nn.Module,
+    x: Tensor,
+    state: State | None = None,
+    lengths: Lengths | None = None,
+    reverse: bool = False,
+    *,
+    record: str | Sequence[str] = (),
+) -> tuple[Tensor, State] | tuple[Tensor, State, dict[str, Tensor]]:
     """Run a recurrent cell along a sequence, in one direction.
 
     Args:
@@ -35,10 +56,13 @@ def scan(
         state: The initial state in the cell's own structure; zero if None.
         lengths: The number of valid steps of each row, (B,), from 0 to T: a list or an integer tensor on any device.
         reverse: Run from each row's last valid step to its first.
+        record: Local variables of the cell's `forward`, or of its methods that this calls, to be returned for all
+            steps, by name. Each is a tensor with a row for each of the batch.
 
     Returns:
         The output (T, B, O), zero at padded steps, and the state after each row's last step (its initial state if
-        it has no steps), in the cell's own structure.
+        it has no steps), in the cell's own structure. With `record`, then a dict of the values (T, B, ...) that each
+        variable has when its method returns, zero at padded steps; gradients pass through them.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and for arguments of another form than described.
@@ -67,9 +91,11 @@ def scan(
         states = tuple(like.new_zeros(B, size) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None)
-    output, states = choose(call).engine.run(call)
-    return output, signature.wrap(states, state)
+    request = Request(checked_names(name, record)) if record else PLAIN
+    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request)
+    result = choose(call).engine.run(call)
+    output, states_after = result.output, signature.wrap(result.states, state)
+    return (output, states_after, dict(result.records)) if record else (output, states_after)
 
 
 def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Signature:

@@ -61,6 +61,7 @@ class Split:
         once, before, after: The operations that PyTorch runs.
         program: The loop.
         tensors: The tensor of the step that each of the program's streams, vectors, matrices and outputs is, by name.
+        records: The tensors of the step that are recorded, by name.
     """
 
     graph: Graph
@@ -69,16 +70,19 @@ class Split:
     after: tuple[Step, ...]
     program: Program
     tensors: Mapping[str, Ref]
+    records: Mapping[str, Ref]
 
 
-def split(graph: Graph) -> Split:
-    """Split a graph.
+def split(graph: Graph, record: Iterable[str] = ()) -> Split:
+    """Split a graph; `record` are local variables of the cell's step that are wanted for all steps.
 
     Raises:
-        AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
+        AnyRNNError: if the loop holds an operation that the loop program lacks, or one to be recorded is none. The
+            message names it.
     """
     kinds = _kinds(graph)
-    results = [graph.output if graph.output is not None else graph.new_states[0]]
+    records = {name: _recorded(graph, name) for name in record}
+    results = [graph.output if graph.output is not None else graph.new_states[0], *records.values()]
     needed, shown = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
     by_output = {ref: step for step in graph.steps for ref in step.outputs}
     behind = (s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
@@ -103,7 +107,16 @@ def split(graph: Graph) -> Split:
         after,
         program,
         tensors,
+        records,
     )
+
+
+def _recorded(graph: Graph, name: str) -> Ref:
+    ref = graph.locals.get(name)
+    if ref is None or graph.shapes[ref][:1] != (graph.batch,):
+        msg = f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
+        raise AnyRNNError(msg)
+    return ref
 
 
 def _check_rows(graph: Graph, kinds: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:

@@ -34,6 +34,7 @@ from anyrnn.protocol import caching_nothing, placement
 from anyrnn.randomness import own_random_numbers
 from anyrnn.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.recorder import Recorder
+from anyrnn.records import is_method_of
 from anyrnn.twin import twin_of
 from anyrnn.witness import MOMENTARY, Number, Witness
 
@@ -232,7 +233,7 @@ class _Tracer:
         copies = [t.clone() for t in (x, *states)]
         followed = self._follow(twin, recorder, like, fill)
         sight = None if before is None else Sight(twin, before)
-        watch = _Frames(recorder, self.ran)
+        watch = _Frames(recorder, self.ran, twin)
         witness = Witness(batch if batch > 1 else None, self.witnessed)
         try:
             with (
@@ -269,6 +270,7 @@ class _Tracer:
             dict(recorder.shapes),
             dict(recorder.dtypes),
             {r: n for r, n in watch.locals.items() if r not in taken},
+            watch.own,
         )
         weights = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
         return _Traced(graph, {**weights, **followed, **dict(zip(taken, copies, strict=True))}, results)
@@ -299,9 +301,10 @@ def _told(batch: int) -> str:
 class _Frames:
     """Notes, while it is open, which code returns, and what its local variables are called."""
 
-    def __init__(self, recorder: Recorder, ran: set[CodeType]) -> None:
+    def __init__(self, recorder: Recorder, ran: set[CodeType], cell: nn.Module) -> None:
         self.locals: dict[Ref, str] = {}
-        self._recorder, self._ran = recorder, ran
+        self.own: dict[str, Ref] = {}  # those of the cell's methods; of equal names, those that return last
+        self._recorder, self._ran, self._cell = recorder, ran, cell
         self._outer: Any = None
 
     def __enter__(self) -> None:
@@ -323,10 +326,14 @@ class _Frames:
         if event != "return" or file in _MACHINERY:
             return
         self._ran.add(frame.f_code)
-        if not file.startswith(("<", _TORCH)):
-            for name, value in frame.f_locals.items():
-                if isinstance(value, Tensor) and id(value) in self._recorder.refs:
-                    self.locals.setdefault(self._recorder.refs[id(value)], name)
+        theirs, own = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
+        if theirs or own:
+            tensors = ((name, value) for name, value in frame.f_locals.items() if isinstance(value, Tensor))
+            found = {name: ref for name, t in tensors if (ref := self._recorder.known(t)) is not None}
+            if own:
+                self.own |= found
+            for name, ref in found.items() if theirs else ():
+                self.locals.setdefault(ref, name)
 
 
 _TORCH = str(Path(torch.__file__).parent)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn.utils.rnn import PackedSequence
 
     from anyrnn.cells.base import CellOptions
+    from anyrnn.layers import Record
     from anyrnn.scan import Lengths
 
 
@@ -164,13 +165,14 @@ class _DropIn(TorchNames, CellLayer):
         hx: State | None = None,
         *,
         lengths: Lengths | None = None,
-    ) -> tuple[Tensor | PackedSequence, State]:
-        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state."""
-        if lengths is None and not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
+        record: Record = (),
+    ) -> Any:
+        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state, and what is recorded."""
+        if lengths is None and not record and not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
             done = whole.run(self, input, hx) if wanted_name() == "auto" else None
             if done is not None:
                 return done
-        return self._apply_layer(input, hx, lengths)
+        return self._apply_layer(input, hx, lengths, record)
 
 
 class RNN(_DropIn):
@@ -397,7 +399,12 @@ class PeepholeLSTM(CellLayer):
         )  # fmt: skip
 
     def forward(
-        self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None
-    ) -> tuple[Tensor | PackedSequence, State]:
-        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state."""
-        return self._apply_layer(x, state, lengths)
+        self,
+        x: Tensor | PackedSequence,
+        state: State | None = None,
+        *,
+        lengths: Lengths | None = None,
+        record: Record = (),
+    ) -> Any:
+        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state, and what is recorded."""
+        return self._apply_layer(x, state, lengths, record)

@@ -6,17 +6,20 @@ autograd and therefore does whatever the cell can do: any dtype and device, seco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
+from anyrnn.records import locals_of, recorded_of
+from anyrnn.runtime.call import Result
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from anyrnn.engines.call import Call
+    from anyrnn.runtime.call import Call
 
 
 class ReferenceEngine:
@@ -30,33 +33,66 @@ class ReferenceEngine:
     def anatomy(self, call: Call) -> None:
         """Take the cell as it is."""
 
-    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output (T, B, O) and the final state variables (B, size)."""
+    def run(self, call: Call) -> Result:
+        """Run the call, step by step."""
         return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
 
 
-def _run_full(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_full(call: Call) -> Result:
     """Run all rows at every step.
 
     A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
     copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
     """
-    step, cell, states = call.signature.step, call.cell, tuple(s.clone() for s in call.states)
+    step, cell, states = _stepper(call), call.cell, tuple(s.clone() for s in call.states)
     copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
+    records: list[list[Tensor]] = []
     for x in _steps(call.x, call.reverse):
         if copies:
-            output, new = step(cell, x, tuple(s.clone() for s in states))
+            output, new, locals_ = step(cell, x, tuple(s.clone() for s in states))
         else:
             versions = [s._version for s in states]
-            output, new = step(cell, x, states)
+            output, new, locals_ = step(cell, x, states)
             copies = versions != [s._version for s in states]
         states = _keep_dtype(new, states)
         outputs.append(output.clone())
+        records.append([t.clone() for t in locals_])
     if not outputs:
-        return call.without_steps()
+        return _without_steps(call)
     # A cell may have passed a state through, or returned it twice.
-    return torch.stack(outputs[::-1] if call.reverse else outputs), tuple(s.clone() for s in states)
+    found = dict(zip(call.request.record, (_stacked(call, steps) for steps in zip(*records, strict=True)), strict=True))
+    return Result(_stacked(call, outputs), tuple(s.clone() for s in states), found)
+
+
+def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
+    return torch.stack([*reversed(steps)] if call.reverse else [*steps])
+
+
+def _stepper(call: Call) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], list[Tensor]]]:
+    """A step that also gives the local variables to be recorded."""
+    step, names = call.signature.step, call.request.record
+    if not names:
+        return lambda cell, x, states: (*step(cell, x, states), [])
+
+    def watched(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> Any:
+        with locals_of(cell) as found:
+            output, new = step(cell, x, states)
+        return output, new, recorded_of(type(cell).__name__, found, names, len(x))
+
+    return watched
+
+
+def _without_steps(call: Call) -> Result:
+    """Where no row has a step, one on zeros tells what the records would be."""
+    if not call.request.record:
+        return call.without_steps()
+    x = call.x
+    with torch.no_grad():
+        zeros = tuple(s.new_zeros(1, s.shape[1]) for s in call.states)
+        *_, found = _stepper(call)(call.cell, x.new_zeros(1, x.shape[2]), zeros)
+    pairs = zip(call.request.record, found, strict=True)
+    return call.without_steps({name: t.new_zeros(*x.shape[:2], *t.shape[1:]) for name, t in pairs})
 
 
 def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
@@ -70,7 +106,7 @@ def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
     return rows[::-1] if reverse else rows
 
 
-def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_ragged(call: Call, lengths: Tensor) -> Result:
     """Run only the rows that are valid at each step, so that a cell never sees padding.
 
     With the rows sorted by length, longest first, the rows valid at step t are the first n. Downwards in t, too:
@@ -83,20 +119,32 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
     inputs = call.x.index_select(1, order).unbind(0) if T else ()
     states = tuple(s.index_select(0, order) for s in call.states)
     active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
+    step = _stepper(call)
     outputs: list[Tensor] = []
+    records: list[list[Tensor]] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         n = active[t]
         if n == 0:
             continue
-        output, new = call.signature.step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
+        output, new, locals_ = step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
         new = _keep_dtype(new, states)
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
-        outputs.append(F.pad(output, (0, 0, 0, B - n)))
+        outputs.append(_padded(output, B))
+        records.append([_padded(t, B) for t in locals_])
     if not outputs:
-        return call.without_steps()
-    output = torch.stack(outputs[::-1] if call.reverse else outputs)
-    output = F.pad(output, (0, 0, 0, 0, 0, T - len(outputs)))
-    return output.index_select(1, back), tuple(s.index_select(0, back) for s in states)
+        return _without_steps(call)
+
+    def whole(steps: Sequence[Tensor]) -> Tensor:
+        stacked = _stacked(call, steps)
+        return _padded(stacked, T).index_select(1, back)
+
+    found = dict(zip(call.request.record, map(whole, zip(*records, strict=True)), strict=True))
+    return Result(whole(outputs), tuple(s.index_select(0, back) for s in states), found)
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Zeros behind the rows, to be so many."""
+    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, count - len(rows)))
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

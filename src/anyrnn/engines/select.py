@@ -17,7 +17,7 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from anyrnn.engines.call import Call, Engine
+    from anyrnn.runtime.call import Call, Engine
 
 #: The engines in the order in which "auto" tries them. The last one never refuses.
 ENGINES: Mapping[str, Engine] = {e.name: e for e in (CpuEngine(), TorchEngine(), ReferenceEngine())}

@@ -10,9 +10,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
 from anyrnn.engines.attempt import Precision, failure
+from anyrnn.runtime.call import Result
 
 if TYPE_CHECKING:
-    from anyrnn.engines.call import Call
+    from anyrnn.runtime.call import Call
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -28,6 +29,8 @@ class TorchEngine:
     def refusal(self, call: Call) -> str | None:
         """Say why PyTorch's kernels cannot run the call; None if they can."""
         cell = call.cell
+        if call.request.record:
+            return "PyTorch's kernels record nothing on their way"
         if kernel_of(cell) is None:
             return f"PyTorch has kernels for RNN, LSTM and GRU only, and {type(cell).__name__} is none of them"
         if cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks:
@@ -48,12 +51,12 @@ class TorchEngine:
     def anatomy(self, call: Call) -> None:
         """Take the cell as it is."""
 
-    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output (T, B, O) and the final state variables (B, size)."""
+    def run(self, call: Call) -> Result:
+        """Run the call by a kernel for the whole sequence."""
         if call.lengths is None:
             x = call.x.flip(0) if call.reverse else call.x
             output, states = _kernel(call.cell, x, None, call.states)
-            return (output.flip(0) if call.reverse else output), states
+            return Result(output.flip(0) if call.reverse else output, states)
         return _run_ragged(call, call.lengths.cpu())
 
 
@@ -112,7 +115,7 @@ def _kernel(
     return output, tuple(n.squeeze(0).to(s.dtype) for n, s in zip(new, states, strict=True))
 
 
-def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_ragged(call: Call, lengths: Tensor) -> Result:
     """Run the kernel on the packed rows; `lengths` is on the CPU, where packing wants it."""
     T, B, _ = call.x.shape
     valid = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
@@ -134,9 +137,9 @@ def _run_ragged(call: Call, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, ...]
         output = _flip_valid(output, lengths)
     states = tuple(s.index_select(0, back) for s in states)
     if len(rows) == B:
-        return output, states
+        return Result(output, states)
     whole = output.new_zeros(T, B, output.shape[2]).index_copy(1, rows, output)
-    return whole, tuple(old.index_copy(0, rows, new) for old, new in zip(call.states, states, strict=True))
+    return Result(whole, tuple(old.index_copy(0, rows, new) for old, new in zip(call.states, states, strict=True)))
 
 
 def _flip_valid(x: Tensor, lengths: Tensor) -> Tensor:

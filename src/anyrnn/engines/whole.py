@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.engines.call import Call
     from anyrnn.protocol import State
+    from anyrnn.runtime.call import Call
 
 
 class Stack(Protocol):
@@ -90,7 +90,9 @@ def is_faster(kernel: str, T: int, B: int, H: int, training: bool) -> bool:
 def preference(call: Call) -> str | None:
     """Say why PyTorch's kernel is to run a call that machine code could run as well; None if it is not."""
     T, B, features = call.x.shape
-    if not 0 < T <= _MOST_STEPS or not B or call.lengths is not None or type(call.cell) not in _CELLS:
+    if not 0 < T <= _MOST_STEPS or not B or type(call.cell) not in _CELLS:
+        return None
+    if call.lengths is not None or call.request.record:
         return None
     kind = kernel_of(call.cell)
     if kind is None or not _is_plain_context() or _has_hooks(call.cell):

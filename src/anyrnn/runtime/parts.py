@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(
     plan: Plan, backend: Backend, cell: nn.Module, order: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     """Run the four parts of a cell. Those around the loop see packed rows, so that padding never meets a weight.
 
     Args:
@@ -34,7 +34,8 @@ def run(
         from_zero: They are zero.
 
     Returns:
-        The output (T, B, O), zero at padded steps, and the final states (B, size).
+        The output (T, B, O), zero at padded steps; the final states (B, size); and what is recorded, by name: (T, B,
+        ...), zero at padded steps.
     """
     graph, dtype = plan.split.graph, x.dtype
     tensors: dict[Ref, Tensor] = {}
@@ -59,21 +60,30 @@ def run(
     results = autograd.run(plan.loop, order, backend, given, from_zero)
     finals = [results[name] for name in plan.loop.states]
     if plan.direct is not None:
-        return results[plan.direct], finals
+        return results[plan.direct], finals, {}
     for name in plan.loop.outputs:
         ref = plan.split.tensors[name]
         shaped = _packed(results[name], order).reshape(order.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, order)
-    result = tensors[plan.result]
-    if order.is_ragged:
-        whole = result.new_zeros(order.T * order.B, result.shape[1])
-        return whole.index_copy_(0, order.packed_index, result).view(order.T, order.B, -1), finals
     sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
-    shared = {tensors[r].untyped_storage()._cdata for r in sources}
-    if result.untyped_storage()._cdata in shared or 0 in result.stride():
-        result = result.clone(memory_format=torch.contiguous_format)
-    return result.view(order.T, order.B, -1), finals
+    taken = {tensors[r].untyped_storage()._cdata for r in sources}
+
+    def whole(ref: Ref) -> Tensor:
+        """The rows of a tensor as in the batch, in memory of their own."""
+        rows = tensors[ref]
+        shape = rows.shape[1:]
+        if order.is_ragged:
+            padded = rows.new_zeros(order.T * order.B, *shape)
+            return padded.index_copy_(0, order.packed_index, rows).view(order.T, order.B, *shape)
+        memory = rows.untyped_storage()._cdata
+        if memory in taken or 0 in rows.stride():
+            rows = rows.clone(memory_format=torch.contiguous_format)
+        taken.add(memory)
+        return rows.view(order.T, order.B, *shape)
+
+    output = whole(plan.result)
+    return output, finals, {name: whole(ref) for name, ref in plan.records.items()}
 
 
 def _packed(tensor: Tensor, order: Layout) -> Tensor:

@@ -20,6 +20,7 @@ from anyrnn.cells.base import origin_of
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
 from anyrnn.reach import Reach, Sight
+from anyrnn.runtime.call import PLAIN, Request
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.loop import Loop
 from anyrnn.split import Split, Steps, split
@@ -28,6 +29,8 @@ from anyrnn.trace import check_one_row, trace
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from types import CodeType
+
+    from torch import Tensor
 
     from anyrnn.protocol import Signature
 
@@ -49,11 +52,12 @@ class Plan:
         once, before, after: What PyTorch runs.
         reads_x: Whether PyTorch reads the input.
         result: The output.
-        direct: Which of the loop's outputs it is, if the loop is all there is; else None.
+        records: What is recorded, by name.
+        direct: Which of the loop's outputs is the output, if the loop is all there is; else None.
     """
 
     def __init__(self, parts: Split) -> None:
-        self.split = parts
+        self.split, self.records = parts, parts.records
         graph, program, tensors = parts.graph, parts.program, parts.tensors
         self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items())
         matrices = {tensors[a.name] for a in program.of("matrix")}
@@ -67,10 +71,20 @@ class Plan:
         self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
         self.loop = Loop(program, [n for n, r, role in given if role == "matrix" and r in turned])
         self.result = graph.output if graph.output is not None else graph.new_states[0]
-        self.reads_x = any(graph.x in s.inputs for s in (*parts.before, *parts.after)) or self.result == graph.x
+        shown = {self.result, *self.records.values()}
+        self.reads_x = any(graph.x in s.inputs for s in (*parts.before, *parts.after)) or graph.x in shown
         found = [name for name in self.loop.outputs if tensors[name] == self.result]
-        bare = not parts.before and not parts.after and found and graph.dtypes[self.result].is_floating_point
+        bare = (
+            not (parts.before or parts.after or self.records) and found and graph.dtypes[self.result].is_floating_point
+        )
         self.direct = found[0] if bare else None
+
+    def empty_records(self, x: Tensor) -> dict[str, Tensor]:
+        """What is recorded where no row has a step: zeros (T, B, ...)."""
+        graph = self.split.graph
+        shapes = {name: (*x.shape[:2], *graph.shapes[ref][1:]) for name, ref in self.records.items()}
+        types = {name: graph.dtypes[ref] for name, ref in self.records.items()}
+        return {n: x.new_zeros(s, dtype=x.dtype if types[n].is_floating_point else types[n]) for n, s in shapes.items()}
 
 
 def _path(name: str) -> tuple[tuple[str, ...], str]:
@@ -104,14 +118,16 @@ _recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
 _unseen: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
-def plan_of(cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype) -> Plan | str:
+def plan_of(
+    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, request: Request = PLAIN
+) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
         return _HOOKED
     origin = origin_of(cell)
     # What a step makes anew has the defaults of the call.
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
-    form = input_size, dtype, signature, torch.get_default_dtype(), device
+    form = input_size, dtype, signature, request.record, torch.get_default_dtype(), device
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
@@ -176,14 +192,14 @@ def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple
 
 
 def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
-    input_size, dtype, signature, *_ = form
+    input_size, dtype, signature, record, *_ = form
     ran: set[CodeType] = set()
     try:
         # A plan made in inference mode serves training as well.
         with outside_inference_mode(), torch.enable_grad():
             graph = trace(cell, signature, input_size, dtype, ran, inputs)
             with torch._C.DisableTorchFunction():  # such as a default device's: these tensors are our own
-                plan = Plan(split(graph))
+                plan = Plan(split(graph, record))
                 _ = plan.loop.derivative
             check_one_row(graph, cell, signature, inputs)
     except AnyRNNError as reason:

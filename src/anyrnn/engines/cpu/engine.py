@@ -12,6 +12,7 @@ from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.graph import PLAIN
 from anyrnn.runtime.anatomy import Anatomy, anatomy_of
 from anyrnn.runtime.autograd import without_autocast
+from anyrnn.runtime.call import Result
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import run
 from anyrnn.runtime.plans import Plan, plan_of
@@ -19,7 +20,7 @@ from anyrnn.runtime.plans import Plan, plan_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anyrnn.engines.call import Call
+    from anyrnn.runtime.call import Call
 
 
 class CpuEngine:
@@ -47,24 +48,25 @@ class CpuEngine:
         assert isinstance(plan, Plan)  # else it was refused
         return anatomy_of(plan, CpuBackend.host(), call.x)
 
-    def run(self, call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the output (T, B, O) and the final state variables (B, size)."""
+    def run(self, call: Call) -> Result:
+        """Run the four parts of the cell."""
         plan = call.memo.get("cpu") or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
         order = layout(T, B, call.lengths, call.reverse)
         if order.total == 0:
-            return call.without_steps()
+            return call.without_steps(plan.empty_records(call.x))
         given = call.x.dtype
         dtype = torch.float64 if given == torch.float64 else torch.float32
         x, states = call.x, call.states
         if given != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
         with without_autocast():
-            output, finals = run(plan, CpuBackend.host(), call.cell, order, x, states, call.from_zero)
+            output, finals, records = run(plan, CpuBackend.host(), call.cell, order, x, states, call.from_zero)
         if given != dtype or call.states[0].dtype != dtype:
             output, finals = output.to(given), [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
-        return output, tuple(finals)
+            records = {name: t.to(given) if t.dtype == dtype else t for name, t in records.items()}
+        return Result(output, tuple(finals), records)
 
 
 def watched() -> str | None:
@@ -97,4 +99,4 @@ def _not_plain(tensors: Sequence[Tensor]) -> str | None:
 
 
 def _plan(call: Call) -> Plan | str:
-    return plan_of(call.cell, call.signature, call.x.shape[2], call.x.dtype)
+    return plan_of(call.cell, call.signature, call.x.shape[2], call.x.dtype, call.request)

@@ -1,0 +1,71 @@
+"""Recording: the local variables of a cell's step, as they are when its methods return."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import FrameType
+
+
+def is_method_of(frame: FrameType, cell: nn.Module) -> bool:
+    """Whether a frame runs a method of a cell: `forward`, or another one that it calls."""
+    code = frame.f_code
+    return code.co_argcount > 0 and code.co_filename != _CALLING and frame.f_locals.get(code.co_varnames[0]) is cell
+
+
+_CALLING = nn.Module.__call__.__code__.co_filename  # what is around every step
+
+
+@contextlib.contextmanager
+def locals_of(cell: nn.Module) -> Iterator[dict[str, Any]]:
+    """Gather the local variables of a cell's methods while a step runs; of equal names, those that return last."""
+    found: dict[str, Any] = {}
+    outer: Any = sys.getprofile()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and is_method_of(frame, cell):
+            found.update(frame.f_locals)
+
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(outer if callable(outer) else None)
+        if hasattr(outer, "enable"):  # cProfile's, which only itself can put back
+            outer.enable()
+
+
+def recorded_of(name: str, found: Mapping[str, Any], names: Sequence[str], rows: int) -> list[Tensor]:
+    """Return the local variables of some names, each a tensor with the rows of the batch.
+
+    Raises:
+        AnyRNNError: for a name that the step has not, and for a value that differs not by row.
+    """
+    there = [key for key, value in found.items() if isinstance(value, Tensor) and value.shape[:1] == (rows,)]
+    for key in names:
+        if key not in found:
+            msg = f"{name}: got record={key!r}, expected a local variable of its step, such as {', '.join(there)}"
+            raise AnyRNNError(msg)
+        if key not in there:
+            value = found[key]
+            got = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            msg = f"{name}: got record={key!r}, which is {got}, expected one (B, ...) with a row for each of {rows}"
+            raise AnyRNNError(msg)
+    return [found[key] for key in names]
+
+
+def checked_names(name: str, record: str | Sequence[str]) -> tuple[str, ...]:
+    """Check what a layer is asked to record, and return it as a tuple."""
+    names = (record,) if isinstance(record, str) else tuple(record)
+    if not all(isinstance(key, str) for key in names):
+        msg = f"{name}: got record={record!r}, expected names of local variables of the cell's step"
+        raise AnyRNNError(msg)
+    return tuple(dict.fromkeys(names))
