@@ -24,9 +24,10 @@ class GradientPaths:
         self._reached = {name: _arrays(pieces) for name, pieces in program.results.items()}
         self._states = frozenset(a.name for a in program.of("state"))
         self._results = tuple(a.name for a in program.of("output", "state"))
-        self._all = tuple(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self._all = frozenset(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self._is_whole = False
         alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
-        self._is_whole = all(len(found) == len(self._all) for found in alone)  # within a step, as in most cells
+        self._is_whole = all(found == self._all for found in alone)  # within a step, as in most cells
         self._known: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
 
     def unreached(self, needed: frozenset[str], steps: int, ragged: bool) -> frozenset[str]:
@@ -48,6 +49,8 @@ class GradientPaths:
             steps: How many steps were run.
             ragged: Rows end at different steps: a state that a step does not read goes on for the other rows.
         """
+        if self._is_whole and results and steps:
+            return self._all
         every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
         live = self._states.intersection(results)
         found: set[str] = set()

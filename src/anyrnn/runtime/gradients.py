@@ -68,16 +68,15 @@ def backward(made: Pass, grads: Mapping[str, Tensor], needed: Collection[str]) -
     loop, layout, d = made.loop, made.layout, made.loop.derivative
     like = made.given[loop.states[0]]
     arrays = {**made.given, **made.kept}
-    for name, gradient in d.gradients.items():
-        array, grad = loop.program[name], grads.get(name)
-        if array.role == "output":
-            zeros = (layout.T, layout.B, array.width)
-            arrays[gradient] = like.new_zeros(zeros) if grad is None else grad.contiguous()
-        elif array.role == "state":  # copied: the loop works in place
-            arrays[gradient] = like.new_zeros(layout.B, array.width) if grad is None else _copied(grad)
-    for out in d.backward.of("output"):
-        packed = out.place == "packed"
-        arrays[out.name] = empty(like, layout.total, out.width) if packed else padded_rows(layout, like, out.width)
+    for role, name, gradient, width in loop.incoming:
+        grad = grads.get(name)
+        if role == "output":
+            arrays[gradient] = like.new_zeros(layout.T, layout.B, width) if grad is None else grad.contiguous()
+        else:  # copied: the loop works in place
+            arrays[gradient] = like.new_zeros(layout.B, width) if grad is None else _copied(grad)
+    for name, place, width in loop.outgoing:
+        packed = place == "packed"
+        arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
     kernel = loop.kernel("backward", like, made.backend)
     sums = kernel.bind(layout, arrays, made.given, loop.transposed).launch()
     found = {name: (sums if gradient in sums else arrays)[gradient] for name, gradient in d.gradients.items()}

@@ -70,6 +70,17 @@ class Loop:
         places = {name: "kept" if name in kept else "carried" for name in self.states}
         return placed(without(program, left), {**places, **dict.fromkeys(self.outputs, "padded")})
 
+    @functools.cached_property
+    def incoming(self) -> tuple[tuple[str, str, str, int], ...]:
+        """What the backward program is given of outputs and states: role, name, gradient, numbers of a row."""
+        gradients = self.derivative.gradients
+        return tuple((a.role, a.name, gradients[a.name], a.width) for a in self.program.of("output", "state"))
+
+    @functools.cached_property
+    def outgoing(self) -> tuple[tuple[str, str, int], ...]:
+        """What the backward program writes at every step: name, where it is, numbers of a row."""
+        return tuple((a.name, a.place, a.width) for a in self.derivative.backward.of("output"))
+
     def kernel(self, kind: str, like: Tensor, backend: Backend) -> Kernel:
         """The kernel of a pass: "inference", "training" or "backward"."""
         key = kind, Precision.of(like.dtype), backend
