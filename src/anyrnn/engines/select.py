@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anyrnn.engines import whole
-from anyrnn.engines.cpu.engine import CpuEngine
+from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine, kernel_of
 from anyrnn.errors import AnyRNNError
+from anyrnn.runtime.engine import CompiledEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anyrnn.runtime.call import Call, Engine
 
+_ALL: tuple[Engine, ...] = CompiledEngine("cpu", CpuBackend.host), TorchEngine(), ReferenceEngine()
+
 #: The engines in the order in which "auto" tries them. The last one never refuses.
-ENGINES: Mapping[str, Engine] = {e.name: e for e in (CpuEngine(), TorchEngine(), ReferenceEngine())}
+ENGINES: Mapping[str, Engine] = {e.name: e for e in _ALL}
 
 #: Engines that the design names and this version lacks.
 PLANNED = ("triton",)

@@ -1,4 +1,4 @@
-"""The cpu engine: a cell's loop as machine code, and PyTorch for what is around it."""
+"""An engine for each backend: a cell's loop by a kernel of the backend, and PyTorch for what is around it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
-from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.graph import PLAIN
 from anyrnn.runtime.anatomy import Anatomy, anatomy_of
 from anyrnn.runtime.autograd import without_autocast
@@ -18,39 +17,42 @@ from anyrnn.runtime.parts import run
 from anyrnn.runtime.plans import Plan, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anyrnn.runtime.call import Call
+    from anyrnn.runtime.kernel import Backend
 
 
-class CpuEngine:
-    """Runs any cell whose loop the loop program can hold, compiled for this processor.
+class CompiledEngine:
+    """Runs any cell whose loop the loop program can hold, compiled by a backend for the memory of this computer.
 
     It computes in float64 if x is float64, else in float32: lower precision, also under autocast, is converted at the
     edge, and the output has the type of x.
     """
 
-    name = "cpu"
+    def __init__(self, name: str, backend: Callable[[], Backend]) -> None:
+        """Make an engine of a name; `backend` gives the backend of the moment."""
+        self.name, self._backend = name, backend
 
     def refusal(self, call: Call) -> str | None:
-        """Say why machine code cannot run the call; None if it can."""
+        """Say why a kernel cannot run the call; None if it can."""
         reason = watched() or _not_plain((call.x, *call.states))
         if reason is not None:
             return reason
         if 0 in call.x.shape or any(s.shape[1] == 0 for s in call.states):
             return "there is nothing to compute"
-        plan = call.memo["cpu"] = _plan(call)
+        plan = call.memo[self.name] = _plan(call)
         return plan if isinstance(plan, str) else None
 
     def anatomy(self, call: Call) -> Anatomy:
         """Show the four parts, the cost of a step, and the products of the compiler."""
         plan = _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
-        return anatomy_of(plan, CpuBackend.host(), call.x)
+        return anatomy_of(plan, self._backend(), call.x)
 
     def run(self, call: Call) -> Result:
         """Run the four parts of the cell."""
-        plan = call.memo.get("cpu") or _plan(call)
+        plan = call.memo.get(self.name) or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
         order = layout(T, B, call.lengths, call.reverse)
@@ -62,7 +64,7 @@ class CpuEngine:
         if given != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
         with without_autocast():
-            output, finals, records = run(plan, CpuBackend.host(), call.cell, order, x, states, call.from_zero)
+            output, finals, records = run(plan, self._backend(), call.cell, order, x, states, call.from_zero)
         if given != dtype or call.states[0].dtype != dtype:
             output, finals = output.to(given), [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
             records = {name: t.to(given) if t.dtype == dtype else t for name, t in records.items()}
@@ -72,7 +74,7 @@ class CpuEngine:
 def watched() -> str | None:
     """Say who has to see the operations of a call one by one; None if nobody does.
 
-    Machine code is no operation: a tracer would take what it wrote for a constant, and hand in tensors without numbers.
+    A kernel is no operation: a tracer would take what it wrote for a constant, and hand in tensors without numbers.
     """
     if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives go through PyTorch"
