@@ -1,6 +1,6 @@
 """A backend that interprets programs in NumPy: all that another backend has to give."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ class NumpyKernel:
 
     def bind(self, layout, arrays, initial, transposed):
         turned = {name: t.t() if name in transposed else t for name, t in arrays.items()}
-        given = {name: t.detach().numpy() for name, t in turned.items()}
-        return NumpyBound(self.program, layout, given, {name: t.detach().numpy() for name, t in initial.items()})
+        numbers = ({name: t.detach().numpy() for name, t in each.items()} for each in (turned, initial))
+        return NumpyBound(self.program, layout, *numbers)
 
 
 @dataclass
@@ -61,11 +61,9 @@ class NumpyBound:
     layout: object
     arrays: dict
     initial: dict
-    sums: dict = field(default_factory=dict)
 
     def launch(self):
-        backward = bool(self.program.of("history"))
-        table = self.layout.table[:, ::-1] if backward else self.layout.table
+        table = self.layout.table[:, ::-1] if self.program.of("history") else self.layout.table
         like = next(iter(self.arrays.values()))
         self.sums = {a.name: np.zeros(a.width, like.dtype) for a in self.program.of("sum")}
         with np.errstate(all="ignore"):
@@ -87,8 +85,8 @@ class NumpyBound:
                 known[node] = np.full((1, node.width), node.attr[0])
             elif node.is_leaf:
                 name, first = node.attr
-                known[node] = self._read(node.op, self.program[name], n, offset, place, joined, before)
-                known[node] = known[node][..., first : first + node.width]
+                rows = self._read(node.op, self.program[name], n, offset, place, joined, before)
+                known[node] = rows[..., first : first + node.width]
             elif node.op == "dot":
                 terms = zip(node.args, node.attr, strict=True)
                 known[node] = sum(self._product(known[a], a, node.width, *at) for a, at in terms)
@@ -104,10 +102,8 @@ class NumpyBound:
                 numbers[at] = rows
 
     def _product(self, value, operand, width, matrix, row, col, turned):
-        numbers = self.arrays[matrix].T if turned else self.arrays[matrix]
-        return (
-            np.broadcast_to(value, (len(value), operand.width)) @ numbers[row : row + operand.width, col : col + width]
-        )
+        numbers = (self.arrays[matrix].T if turned else self.arrays[matrix])[row : row + operand.width]
+        return np.broadcast_to(value, (len(value), operand.width)) @ numbers[:, col : col + width]
 
     def _read(self, op, array, n, offset, place, joined, before):
         if op == "vector":
