@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
+    from anyrnn.checks import Lengths
     from anyrnn.protocol import State
     from anyrnn.runtime.anatomy import Anatomy
-    from anyrnn.scan import Lengths
 
 _SHOWN = ("graph", "program", "backward", "ir", "asm")
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from anyrnn.checks import check_choice, check_lengths
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer, is_proxy, node_of
 from anyrnn.protocol import placement
-from anyrnn.scan import check_lengths
 
 if TYPE_CHECKING:
+    from anyrnn.checks import Lengths
     from anyrnn.protocol import State
-    from anyrnn.scan import Lengths
 
 _POOLS = ("last", "mean", "max")
 
@@ -98,9 +98,7 @@ class ManyToOne(nn.Module):
 
     def __init__(self, layer: Layer, out_features: int, pool: str = "last") -> None:
         super().__init__()
-        if pool not in _POOLS:
-            msg = f"ManyToOne: got pool={pool!r}, expected one of {', '.join(_POOLS)}"
-            raise AnyRNNError(msg)
+        check_choice("ManyToOne", "pool", pool, _POOLS)
         if not isinstance(layer, Layer):
             msg = f"ManyToOne: got {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.LSTM"
             raise AnyRNNError(msg)

@@ -12,27 +12,33 @@ import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from anyrnn.checks import (
+    check_flags,
+    check_input,
+    check_lengths,
+    check_probability,
+    check_sizes,
+    check_state,
+    check_x,
+    checked_names,
+)
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described
 from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
-from anyrnn.records import checked_names
 from anyrnn.runtime.call import PLAIN, Call, Request
-from anyrnn.scan import Lengths, check_input, check_lengths, check_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from anyrnn.checks import Lengths, Record
     from anyrnn.engines.select import Choice
-
-
-Record: TypeAlias = "str | Sequence[str]"
 
 
 class Layer(nn.Module):
@@ -43,16 +49,9 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if not isinstance(num_layers, int) or num_layers < 1:
-            msg = f"{name}: got num_layers={num_layers!r}, expected an int of at least 1"
-            raise AnyRNNError(msg)
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-            msg = f"{name}: got dropout={dropout!r}, expected a probability from 0 to 1"
-            raise AnyRNNError(msg)
-        for key, flag in (("batch_first", batch_first), ("bidirectional", bidirectional)):
-            if not isinstance(flag, bool):
-                msg = f"{name}: got {key}={flag!r}, expected True or False"
-                raise AnyRNNError(msg)
+        check_sizes(name, num_layers=num_layers)
+        check_probability(name, dropout=dropout)
+        check_flags(name, batch_first=batch_first, bidirectional=bidirectional)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"{name}: dropout={dropout} acts between layers and does nothing with num_layers=1",
@@ -163,10 +162,7 @@ class Layer(nn.Module):
             x, lengths = pad_packed_sequence(x)  # (T, B, I)
             batched, batch_first = True, False
         else:
-            if not isinstance(x, Tensor) or x.dim() not in (2, 3):
-                got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
-                msg = f"{name}: x has {got}, expected {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I)"
-                raise AnyRNNError(msg)
+            check_x(name, x, {3: "(B, T, I)" if self.batch_first else "(T, B, I)", 2: "(T, I)"})
             batched, batch_first = x.dim() == 3, self.batch_first
         if self.input_size is None:
             self._set_input_size(x.shape[-1], state)

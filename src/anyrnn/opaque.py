@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn.cells.base import origin_of
+from anyrnn.checks import valid_lengths
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
@@ -151,18 +152,6 @@ def _signature_fields(cell: nn.Module, input_size: int, state_sizes: Sizes, form
     if not found.settled:
         raise AnyRNNError(untold(cell, found))
     return astuple(found)[:4]
-
-
-def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
-    """Check the values of lengths and return them as int64 (B,) on the CPU; None if every row has T steps."""
-    numbers = lengths.to("cpu", torch.int64, copy=True)
-    values = numbers.tolist()
-    shortest, longest = min(values, default=T), max(values, default=T)
-    if shortest < 0 or longest > T:
-        row = next(row for row, value in enumerate(values) if not 0 <= value <= T)
-        msg = f"{name}: lengths[{row}] is {values[row]}, expected 0 to T={T}"
-        raise AnyRNNError(msg)
-    return None if shortest == T else numbers
 
 
 # ---- The operators ----

@@ -60,12 +60,3 @@ def recorded_of(name: str, found: Mapping[str, Any], names: Sequence[str], rows:
             msg = f"{name}: got record={key!r}, which is {got}, expected one (B, ...) with a row for each of {rows}"
             raise AnyRNNError(msg)
     return [found[key] for key in names]
-
-
-def checked_names(name: str, record: str | Sequence[str]) -> tuple[str, ...]:
-    """Check what a layer is asked to record, and return it as a tuple."""
-    names = (record,) if isinstance(record, str) else tuple(record)
-    if not all(isinstance(key, str) for key in names):
-        msg = f"{name}: got record={record!r}, expected names of local variables of the cell's step"
-        raise AnyRNNError(msg)
-    return tuple(dict.fromkeys(names))

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from torch.nn.utils.rnn import PackedSequence
 
     from anyrnn.cells.base import CellOptions
-    from anyrnn.layers import Record
-    from anyrnn.scan import Lengths
+    from anyrnn.checks import Lengths, Record
 
 
 class CellLayer(Layer):

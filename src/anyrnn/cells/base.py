@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyrnn.checks import check_sizes
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -88,10 +89,7 @@ class Cell(nn.Module):
         forget_bias: float | None = None,
     ) -> None:
         super().__init__()
-        for key, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(value, int) or value < 1:
-                msg = f"{type(self).__name__}: got {key}={value!r}, expected an int of at least 1"
-                raise AnyRNNError(msg)
+        check_sizes(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias

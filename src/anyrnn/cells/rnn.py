@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 from anyrnn.cells.base import Cell, CellOptions
-from anyrnn.errors import AnyRNNError
+from anyrnn.checks import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,9 +62,7 @@ class RNNCell(Cell):
         **options: Unpack[CellOptions],
     ) -> None:
         functions = {"tanh": torch.tanh, "relu": torch.relu}
-        if nonlinearity not in functions:
-            msg = f"RNNCell: got nonlinearity={nonlinearity!r}, expected 'tanh' or 'relu'; for others use activations="
-            raise AnyRNNError(msg)
+        check_choice("RNNCell", "nonlinearity", nonlinearity, functions, "; for others use activations=")
         self.nonlinearity = nonlinearity
         options["activations"] = {"h": functions[nonlinearity], **(options.get("activations") or {})}
         super().__init__(input_size, hidden_size, bias, device, dtype, **options)

@@ -1,0 +1,159 @@
+"""The checks of what a user passes: at the edge, once, with what was got, what was expected, and a cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from anyrnn.protocol import Signature, State
+
+Lengths: TypeAlias = "Tensor | Sequence[int]"
+Record: TypeAlias = "str | Sequence[str]"
+
+
+def check_sizes(name: str, **sizes: object) -> None:
+    """Check numbers of features, units or layers."""
+    for key, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            msg = f"{name}: got {key}={value!r}, expected an int of at least 1"
+            raise AnyRNNError(msg)
+
+
+def check_flags(name: str, **flags: object) -> None:
+    """Check options that are on or off."""
+    for key, flag in flags.items():
+        if not isinstance(flag, bool):
+            msg = f"{name}: got {key}={flag!r}, expected True or False"
+            raise AnyRNNError(msg)
+
+
+def check_probability(name: str, **values: object) -> None:
+    """Check probabilities."""
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            msg = f"{name}: got {key}={value!r}, expected a probability from 0 to 1"
+            raise AnyRNNError(msg)
+
+
+def check_choice(name: str, key: str, value: object, choices: Collection[str], more: str = "") -> None:
+    """Check an option that has a name."""
+    if value not in choices:
+        expected = " or ".join(map(repr, choices)) if len(choices) < 3 else f"one of {', '.join(choices)}"
+        msg = f"{name}: got {key}={value!r}, expected {expected}{more}"
+        raise AnyRNNError(msg)
+
+
+def check_x(name: str, x: object, forms: Mapping[int, str]) -> None:
+    """Check that x is a tensor with a number of dimensions that is among `forms`."""
+    if not isinstance(x, Tensor) or x.dim() not in forms:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        msg = f"{name}: x has {got}, expected {' or '.join(forms.values())}"
+        raise AnyRNNError(msg)
+
+
+def check_input(name: str, x: Tensor, input_size: int | None, like: Tensor) -> None:
+    """Check the features, dtype and device of x (T, B, I) against a layer whose parameters are like `like`."""
+    if input_size is not None and x.shape[-1] != input_size:
+        msg = f"{name}: x has {x.shape[-1]} features, expected input_size={input_size}"
+        raise AnyRNNError(msg)
+    if not x.is_floating_point():
+        msg = f"{name}: x is {x.dtype}, expected a floating point type: x.to({like.dtype})"
+        raise AnyRNNError(msg)
+    if x.device != like.device:
+        msg = f"{name}: x is on {x.device}, expected {like.device}, where the parameters are: x.to('{like.device}')"
+        raise AnyRNNError(msg)
+    dtypes = {x.dtype, like.dtype}  # autocast converts what is not float64
+    if len(dtypes) == 2 and (torch.float64 in dtypes or not torch.is_autocast_enabled(x.device.type)):
+        msg = (
+            f"{name}: x is {x.dtype}, expected {like.dtype}, as the parameters are: "
+            f"x.to({like.dtype}), or convert the layer with .to({x.dtype})"
+        )
+        raise AnyRNNError(msg)
+
+
+def check_state(
+    name: str,
+    state: State,
+    signature: Signature,
+    lead: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """Check a state in the cell's own structure, each tensor (*lead, size), and return it as a tuple."""
+    sizes = signature.state_sizes
+    expected = (
+        f"one tensor {(*lead, sizes[0])}"
+        if signature.bare
+        else f"a tuple of {len(sizes)} tensors {', '.join(str((*lead, size)) for size in sizes)}"
+    )
+    fits = isinstance(state, Tensor) if signature.bare else isinstance(state, tuple | list)
+    states: tuple[Tensor, ...] = (state,) if isinstance(state, Tensor) else tuple(state) if fits else ()
+    if not fits or len(states) != len(sizes) or not all(isinstance(s, Tensor) for s in states):
+        got = type(state).__name__ + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
+        msg = f"{name}: the state is a {got}, expected {expected}"
+        raise AnyRNNError(msg)
+    if any(s.shape != (*lead, size) for s, size in zip(states, sizes, strict=True)):
+        msg = f"{name}: the state has shape {', '.join(str(tuple(s.shape)) for s in states)}, expected {expected}"
+        raise AnyRNNError(msg)
+    for s in states:
+        if s.dtype != dtype or s.device != device:
+            msg = (
+                f"{name}: the state is {s.dtype} on {s.device}, expected {dtype} on {device}: .to('{device}', {dtype})"
+            )
+            raise AnyRNNError(msg)
+    return states
+
+
+def check_lengths(name: str, lengths: Lengths | None, T: int, B: int) -> Tensor | None:
+    """Check lengths and return them as int64 (B,) on the CPU; None if every row has T steps.
+
+    On the CPU, since the number of steps to run has to be known there: a device is waited for once, here.
+    """
+    if lengths is None:
+        return None
+    if isinstance(lengths, Tensor) and lengths.is_meta:
+        msg = f"{name}: lengths are on meta, where they have no values; expected {B} integers from 0 to {T}"
+        raise AnyRNNError(msg)
+    try:  # on the CPU, whatever torch.set_default_device says
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as cause:
+        msg = f"{name}: lengths is {lengths!r}, expected {B} integers from 0 to {T}"
+        raise AnyRNNError(msg) from cause
+    if tensor.numel() == 0 and not isinstance(lengths, Tensor):
+        tensor = tensor.long()  # an empty list is float32 to torch
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        msg = f"{name}: lengths are {tensor.dtype}, expected integers: torch.as_tensor(lengths).long()"
+        raise AnyRNNError(msg)
+    if tensor.shape != (B,):
+        msg = f"{name}: lengths has shape {tuple(tensor.shape)}, expected ({B},), one length for each row of the batch"
+        raise AnyRNNError(msg)
+    # Where PyTorch traces there are no values yet: the operator checks them.
+    return tensor if torch.compiler.is_compiling() else valid_lengths(name, tensor, T)
+
+
+def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
+    """Check the values of lengths and return them as int64 (B,) on the CPU; None if every row has T steps."""
+    numbers = lengths.to("cpu", torch.int64, copy=True)
+    values = numbers.tolist()
+    shortest, longest = min(values, default=T), max(values, default=T)
+    if shortest < 0 or longest > T:
+        row = next(row for row, value in enumerate(values) if not 0 <= value <= T)
+        msg = f"{name}: lengths[{row}] is {values[row]}, expected 0 to T={T}"
+        raise AnyRNNError(msg)
+    return None if shortest == T else numbers
+
+
+def checked_names(name: str, record: Record) -> tuple[str, ...]:
+    """Check what a layer is asked to record, and return it as a tuple."""
+    names = (record,) if isinstance(record, str) else tuple(record)
+    if not all(isinstance(key, str) for key in names):
+        msg = f"{name}: got record={record!r}, expected names of local variables of the cell's step"
+        raise AnyRNNError(msg)
+    return tuple(dict.fromkeys(names))
