@@ -119,6 +119,11 @@ BROKEN = {
     "anyrnn program 1\nstate h[2]\nv0 = tanh(h[0:1])\nh <- v0": "do not fit",
     "anyrnn program 1\nstate h[2]\nv0 = wonder(h[0:2])\nh <- v0": "do not fit",
     "anyrnn program 1\nstate h[1]\nv0 = dot(h[0:1])\nh <- v0": "a product is written",
+    "anyrnn program 1\nstate h[2]\nh <- h[-1:1]": "do not fit",
+    "anyrnn program 1\nstate h[2]\nmatrix W[2, 2]\nv0 = dot(h[0:2] @ W[0:2, -1:1])\nh <- v0": "do not fit",
+    "anyrnn program 1\nstate h[2]\nmatrix W[2, 2]\nv0 = dot(h[0:2] @ W[1:3, 0:2])\nh <- v0": "do not fit",
+    "anyrnn program 1\nstate h[2]\nv0 = dot(h[0:2] @ h[0:2, 0:2])\nh <- v0": "do not fit",
+    "anyrnn program 1\nstate h[2]\nv0 = tanh()\nh <- v0": "line 3",
     "anyrnn program 1\nstate h[1]\nwonder y[1]\nh <- h[0:1]": "do not fit",
     "anyrnn program 1\nstate h[1]\n__import__('os').system('true')": "line 3 .*neither",
     "anyrnn program 1\nstate h[1]\nv0 = __import__('os')\nh <- v0": "line 3",
@@ -160,7 +165,7 @@ def test_passes_do_to_texts_what_their_docstrings_show():
 
 def test_a_program_that_does_not_fit_its_arrays_is_none():
     leaf = Builder().node("state", (), 4, ("h", 0))
-    with pytest.raises(AssertionError):
+    with pytest.raises(anyrnn.AnyRNNError, match="do not fit"):
         Program((Array("h", "state", 3),), {"h": (leaf,)})
-    with pytest.raises(AssertionError):
+    with pytest.raises(anyrnn.AnyRNNError, match="do not fit"):
         Program((Array("h", "state", 4),), {})

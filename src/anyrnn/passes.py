@@ -9,6 +9,7 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
 from anyrnn.node import REDUCTIONS, Builder, Node, count_uses, filled, ordered
 from anyrnn.program import Program
@@ -38,7 +39,11 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
             return None
         values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
         given, named = filled(node.attr, values)
-        result = RULES[node.op.split(".")[1]](lowering, *given, **named)
+        rule = RULES.get(node.op.split(".")[1])
+        if rule is None:
+            msg = f"`{node.op}` is not an operation of the loop program"
+            raise AnyRNNError(msg)
+        result = rule(lowering, *given, **named)
         (piece,) = lowering.pieces(result if isinstance(result, Value) else result[0])
         return piece
 

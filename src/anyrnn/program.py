@@ -36,7 +36,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.node import HERE, LEAVES, REDUCTIONS, Builder, Node, filled, ordered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: What an array can be.
 #: stream: read, differs by row and step.
@@ -102,28 +102,53 @@ class Program:
     names: Mapping[Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that every value fits its arrays."""
-        known = {a.name: a for a in self.arrays}
-        assert len(known) == len(self.arrays), self.arrays
-        assert all(a.role in ROLES and a.place in ("", *PLACES.get(a.role, ())) for a in self.arrays), self.arrays
-        written = [a for a in self.arrays if a.role in WRITTEN]
-        assert self.results.keys() == {a.name for a in written}, (self.results.keys(), written)
-        for array in written:
-            assert sum(p.width for p in self.results[array.name]) == array.width, array
-        for node in self.nodes:
-            if node.is_leaf:
-                name, first = node.attr
-                assert known[name].role == _ROLE_OF_LEAF.get(node.op, node.op), node
-                assert first + node.width <= known[name].width, node
-            elif node.op == "dot":
-                for arg, (name, row, col, transposed) in zip(node.args, node.attr, strict=True):
-                    sizes = known[name].rows, known[name].width
-                    rows, columns = sizes[::-1] if transposed else sizes
-                    assert row + arg.width <= rows, node
-                    assert col + node.width <= columns, node
-            else:
-                assert node.op == "constant" or node.op in REDUCTIONS or node.is_pointwise, node
-                assert node.op in REDUCTIONS or all(a.width in (1, node.width) for a in node.args), node
+        """Check that every value fits its arrays: machine code will not.
+
+        Raises:
+            AnyRNNError: if one does not.
+        """
+        wrong = next(self._misfits(), None)
+        if wrong is not None:
+            msg = f"the parts of a program do not fit: {wrong}"
+            raise AnyRNNError(msg)
+
+    def _misfits(self) -> Iterator[object]:
+        """What does not fit."""
+        known = self._known
+        if len(known) < len(self.arrays):
+            yield f"two of {len(self.arrays)} arrays have one name"
+        for array in self.arrays:
+            roles = array.role in ROLES and array.place in ("", *PLACES.get(array.role, ()))
+            if not roles or array.width < 0 or array.rows < 0:
+                yield array
+        writes = [a for a in self.arrays if a.role in WRITTEN]
+        if self.results.keys() != {a.name for a in writes}:
+            yield f"results of {', '.join(self.results)} for {', '.join(a.name for a in writes)}"
+            return
+        yield from (a for a in writes if sum(p.width for p in self.results[a.name]) != a.width)
+        yield from (node for node in self.nodes if not self._fits(node))
+
+    def _fits(self, node: Node) -> bool:
+        if node.is_leaf:
+            name, first = node.attr
+            array = self._known.get(name)
+            if array is None or array.role != _ROLE_OF_LEAF.get(node.op, node.op):
+                return False
+            return bool(0 <= first <= first + node.width <= array.width)
+        if node.op == "dot":
+            return all(self._fits_matrix(a, at, node.width) for a, at in zip(node.args, node.attr, strict=True))
+        if node.op in REDUCTIONS:
+            return node.width == 1
+        known = node.op == "constant" or node.is_pointwise
+        return known and all(a.width in (1, node.width) for a in node.args)
+
+    def _fits_matrix(self, operand: Node, at: tuple[str, int, int, bool], width: int) -> bool:
+        name, row, col, transposed = at
+        array = self._known.get(name)
+        if array is None or array.role != "matrix":
+            return False
+        rows, columns = (array.width, array.rows) if transposed else (array.rows, array.width)
+        return 0 <= row <= row + operand.width <= rows and 0 <= col <= col + width <= columns
 
     def __eq__(self, other: object) -> bool:
         """Whether two programs do the same to arrays of the same names."""
@@ -269,11 +294,7 @@ def parse(text: str) -> Program:
         except (ValueError, SyntaxError, KeyError, IndexError, TypeError, AttributeError) as cause:
             msg = f"line {number} of a program is {line.strip()!r}: {cause}"
             raise AnyRNNError(msg) from cause
-    try:
-        return Program(tuple(reader.arrays.values()), reader.results, reader.names)
-    except AssertionError as cause:
-        msg = f"the parts of a program do not fit: {cause}"
-        raise AnyRNNError(msg) from cause
+    return Program(tuple(reader.arrays.values()), reader.results, reader.names)
 
 
 class _Reader:
