@@ -12,7 +12,7 @@ from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.graph import PLAIN
-from anyrnn.runtime.gradients import Pass, backward, replayed
+from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], from_zero: bool = False
+    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False
 ) -> dict[str, Tensor]:
     """Run a loop.
 
@@ -31,18 +31,18 @@ def run(
         loop: The loop.
         layout: The rows of the batch.
         backend: What compiles and runs it.
-        given: Its streams, initial states (B, width), vectors and matrices, by name. A stream may have any shape in the
-            cell: it is (T, B, ...), or (N, ...) with the active rows only, as the program says.
+        inputs: Its streams (T, B, width), or (N, width) with the active rows only, as the program says; initial
+            states (B, width), vectors and matrices; by name.
         from_zero: The initial states are zero.
 
     Returns:
         The outputs (T, B, width), zero at padded steps, and the final states (B, width), by name.
     """
-    tensors = [given[name] for name in loop.inputs]
+    tensors = [inputs[name] for name in loop.inputs]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         results = _LoopFunction.apply(loop, layout, backend, from_zero, *tensors)  # type: ignore[no-untyped-call]
         return dict(zip((*loop.outputs, *loop.states), results, strict=True))
-    return forward(loop, layout, backend, given, training=False)[0]
+    return forward(loop, layout, backend, inputs, training=False)[0]
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
@@ -57,10 +57,11 @@ class _LoopFunction(torch.autograd.Function):
     def forward(
         ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        results, kept = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
-        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero, ctx.kept = loop, layout, backend, from_zero, tuple(kept)
-        ctx.forms = [_form(t) for t in (*tensors, *kept.values())]
-        ctx.save_for_backward(*tensors, *kept.values())
+        results, residuals = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
+        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero = loop, layout, backend, from_zero
+        ctx.residuals = tuple(residuals)
+        ctx.forms = [_form(t) for t in (*tensors, *residuals.values())]
+        ctx.save_for_backward(*tensors, *residuals.values())
         ctx.set_materialize_grads(False)
         needed = frozenset(itertools.compress(loop.inputs, ctx.needs_input_grad[_OTHERS:]))
         unreached = loop.paths.unreached(needed, len(layout.rows), layout.is_ragged)
@@ -70,23 +71,24 @@ class _LoopFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, layout, names = ctx.loop, ctx.layout, ctx.loop.inputs
-        saved = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
-        given = dict(zip(names, saved, strict=False))
-        kept = dict(zip(ctx.kept, saved[len(names) :], strict=True))
-        named = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
-        reached = loop.paths.reached(named, len(layout.rows), layout.is_ragged)
+        tensors = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
+        inputs = dict(zip(names, tensors, strict=False))
+        residuals = dict(zip(ctx.residuals, tensors[len(names) :], strict=True))
+        grads_out = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
+        reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
         needed = [n for n in itertools.compress(names, ctx.needs_input_grad[_OTHERS:]) if n in reached]
-        found: Mapping[str, Tensor | None] = {}
+        grads_in: Mapping[str, Tensor | None] = {}
         if needed:
             with without_autocast():
                 # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only
                 # PyTorch knows (`is_grads_batched`, `jacobian(vectorize=True)`).
-                if torch.is_grad_enabled() or any(map(_is_batched, named.values())):
-                    found = replayed(loop, layout, given, named, needed)
+                if torch.is_grad_enabled() or any(map(_is_batched, grads_out.values())):
+                    grads_in = backward_by_autograd(loop, layout, inputs, grads_out, needed)
                 else:
-                    found = backward(Pass(loop, layout, ctx.backend, given, kept, ctx.from_zero), named, needed)
+                    saved = ForwardPass(loop, layout, ctx.backend, inputs, residuals, ctx.from_zero)
+                    grads_in = backward(saved, grads_out, needed)
         wanted = frozenset(needed)
-        return *(None,) * _OTHERS, *(found[n] if n in wanted else None for n in names)
+        return *(None,) * _OTHERS, *(grads_in[n] if n in wanted else None for n in names)
 
 
 _OTHERS = 4  # arguments of the function before the tensors

@@ -27,49 +27,50 @@ _LARGE = 1 << 21  # multiplications
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A forward pass: what it was given and what it left.
+class ForwardPass:
+    """What a forward pass has saved for the backward pass.
 
     Attributes:
-        given: The streams, initial states, vectors and matrices, by name.
-        kept: The states of all steps and the residuals, by name.
+        loop, layout, backend: The loop, the rows of its batch, and what ran it.
+        inputs: The streams, initial states, vectors and matrices, by name.
+        residuals: The states of all steps and the residuals of the program, by name.
         from_zero: The initial states are zero.
     """
 
     loop: Loop
     layout: Layout
     backend: Backend
-    given: Mapping[str, Tensor]
-    kept: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+    residuals: Mapping[str, Tensor]
     from_zero: bool
 
-    def places(self, array: str) -> Tensor | None:
+    def row_index(self, stream: str) -> Tensor | None:
         """Where the packed rows are in a stream; None if they are all there is, in this order."""
-        padded = self.layout.is_ragged and self.loop.derivative.forward[array].place == "padded"
+        padded = self.layout.is_ragged and self.loop.derivative.forward[stream].place == "padded"
         return self.layout.packed_index if padded else None
 
-    def kernel(self, term: Term) -> Tensor:
-        """What the gradients of what a product gave are multiplied with: its matrix, transposed (cols, rows)."""
-        matrix = self.given[term.matrix]
+    def transposed_matrix(self, term: Term) -> Tensor:
+        """The part of a matrix that a product reads, transposed (cols, rows)."""
+        matrix = self.inputs[term.matrix]
         turned = matrix if term.matrix in self.loop.transposed else matrix.t()
         if turned.shape == (term.cols, term.rows):
             return turned
         return turned[term.col : term.col + term.cols, term.row : term.row + term.rows]
 
 
-def backward(made: Pass, grads: Mapping[str, Tensor], needed: Collection[str]) -> dict[str, Tensor]:
-    """Return the gradients of what a loop was given, from those of its outputs and final states.
+def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collection[str]) -> dict[str, Tensor]:
+    """Return the gradients of the inputs of a loop.
 
     Args:
-        made: The forward pass.
-        grads: The gradients of outputs and final states, by name, as far as there are any.
-        needed: Of what gradients are wanted; others may be missing.
+        saved: The forward pass.
+        grads_out: The gradients of outputs and final states, by name, as far as there are any.
+        needed: The inputs whose gradients are wanted; those of others may be missing.
     """
-    loop, layout, d = made.loop, made.layout, made.loop.derivative
-    like = made.given[loop.states[0]]
-    arrays = {**made.given, **made.kept}
+    loop, layout, derivative = saved.loop, saved.layout, saved.loop.derivative
+    like = saved.inputs[loop.states[0]]
+    arrays = {**saved.inputs, **saved.residuals}
     for role, name, gradient, width in loop.incoming:
-        grad = grads.get(name)
+        grad = grads_out.get(name)
         if role == "output":
             arrays[gradient] = like.new_zeros(layout.T, layout.B, width) if grad is None else grad.contiguous()
         else:  # copied: the loop works in place
@@ -77,21 +78,23 @@ def backward(made: Pass, grads: Mapping[str, Tensor], needed: Collection[str]) -
     for name, place, width in loop.outgoing:
         packed = place == "packed"
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
-    kernel = loop.kernel("backward", like, made.backend)
-    sums = kernel.bind(layout, arrays, made.given, loop.transposed).launch()
-    found = {name: (sums if gradient in sums else arrays)[gradient] for name, gradient in d.gradients.items()}
-    for group in d.terms:
-        given = arrays[group[0].given]
+    kernel = loop.kernel("backward", like, saved.backend)
+    sums = kernel.bind(layout, arrays, saved.inputs, loop.transposed).launch()
+    grads_in = {
+        name: (sums if gradient in sums else arrays)[gradient] for name, gradient in derivative.gradients.items()
+    }
+    for group in derivative.terms:
+        grad = arrays[group[0].given]
         for term in group:
             if term.matrix in needed:
-                _add_matrix(made, term, given, found)
+                _add_weight_gradient(saved, term, grad, grads_in)
         operand = group[0].operand
-        if operand in needed and d.forward[operand].role == "stream":
-            found[operand] = _add_stream(made, group, given, found.get(operand))
+        if operand in needed and derivative.forward[operand].role == "stream":
+            grads_in[operand] = _stream_gradient(saved, group, grad, grads_in.get(operand))
     for name in needed:
-        like = made.given[name]
-        found[name] = _shaped(found[name], like.shape) if name in found else torch.zeros_like(like)
-    return found
+        like = saved.inputs[name]
+        grads_in[name] = _shaped(grads_in[name], like.shape) if name in grads_in else torch.zeros_like(like)
+    return grads_in
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -102,67 +105,72 @@ def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor if tensor.shape == shape else tensor.view(shape)
 
 
-def _add_matrix(made: Pass, term: Term, given: Tensor, found: dict[str, Tensor]) -> None:
-    """Add a product's share to the gradient of its matrix: what it took, times the gradients of what it gave."""
-    matrix = made.loop.program[term.matrix]
+def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, grads_in: dict[str, Tensor]) -> None:
+    """Add a product's share to the gradient of its matrix: its operand, transposed, times the product's gradient."""
+    matrix = saved.loop.program[term.matrix]
     whole = (term.rows, term.cols) == (matrix.rows, matrix.width)
-    total = found.get(matrix.name)
+    total = grads_in.get(matrix.name)
     add = total is not None or not whole
     if total is None:
         make = torch.empty_like if whole else torch.zeros_like
-        total = found[matrix.name] = make(made.given[matrix.name], memory_format=torch.contiguous_format)
-    for taken, gradients in _operands(made, term, given):
-        if matrix.name in made.loop.transposed:
-            made.backend.add_outer(total, term.col, term.row, gradients, taken, add)
+        total = grads_in[matrix.name] = make(saved.inputs[matrix.name], memory_format=torch.contiguous_format)
+    for operand, gradient in _paired_rows(saved, term, grad):
+        if matrix.name in saved.loop.transposed:
+            saved.backend.add_outer(total, term.col, term.row, gradient, operand, add)
         else:
-            made.backend.add_outer(total, term.row, term.col, taken, gradients, add)
+            saved.backend.add_outer(total, term.row, term.col, operand, gradient, add)
         add = True
 
 
-def _operands(made: Pass, term: Term, given: Tensor) -> list[tuple[Rows, Rows]]:
-    """What a product took, and the gradients of what it gave, row by row; in two parts where the state comes in."""
-    layout, n = made.layout, len(given)
-    array = made.loop.derivative.forward[term.operand]
+def _paired_rows(saved: ForwardPass, term: Term, grad: Tensor) -> list[tuple[Rows, Rows]]:
+    """The operand of a product and the product's gradient, row by row.
 
-    def taken(tensor: Tensor, first: int, count: int, order: Tensor | None = None) -> Rows:
+    In two parts for a state: the steps that read what the step before has written, and those that read the initial one.
+    """
+    layout, n = saved.layout, len(grad)
+    array = saved.loop.derivative.forward[term.operand]
+
+    def operand(tensor: Tensor, first: int, count: int, order: Tensor | None = None) -> Rows:
         return Rows(tensor, array.width, term.start, term.rows, first, count, order)
 
-    def gave(first: int, count: int, order: Tensor | None = None) -> Rows:
-        return Rows(given, given.shape[1], term.first, term.cols, first, count, order)
+    def gradient(first: int, count: int, order: Tensor | None = None) -> Rows:
+        return Rows(grad, grad.shape[1], term.first, term.cols, first, count, order)
 
     if array.role == "residual":
-        return [(taken(made.kept[array.name], 0, n), gave(0, n))]
+        return [(operand(saved.residuals[array.name], 0, n), gradient(0, n))]
     if array.role == "stream":
-        return [(taken(made.given[array.name], 0, n, made.places(array.name)), gave(0, n))]
-    sequence, initial, B = made.kept[array.name], made.given[array.name], layout.B
+        return [(operand(saved.inputs[array.name], 0, n, saved.row_index(array.name)), gradient(0, n))]
+    sequence, initial, B = saved.residuals[array.name], saved.inputs[array.name], layout.B
     if layout.is_ragged:
         (before, after), (initially, first) = layout.neighbours
         old, new = len(before), len(first)
-        pairs = [(taken(sequence, 0, old, before), gave(0, old, after))]
-        pairs += [(taken(initial, 0, new, initially), gave(0, new, first))]
+        pairs = [(operand(sequence, 0, old, before), gradient(0, old, after))]
+        pairs += [(operand(initial, 0, new, initially), gradient(0, new, first))]
     elif layout.reverse:
-        pairs = [(taken(sequence, B, n - B), gave(0, n - B)), (taken(initial, 0, B), gave(n - B, B))]
+        pairs = [(operand(sequence, B, n - B), gradient(0, n - B)), (operand(initial, 0, B), gradient(n - B, B))]
     else:
-        pairs = [(taken(sequence, 0, n - B), gave(B, n - B)), (taken(initial, 0, B), gave(0, B))]
-    return pairs[:1] if made.from_zero else pairs
+        pairs = [(operand(sequence, 0, n - B), gradient(B, n - B)), (operand(initial, 0, B), gradient(0, B))]
+    return pairs[:1] if saved.from_zero else pairs
 
 
-def _add_stream(made: Pass, group: Sequence[Term], given: Tensor, total: Tensor | None) -> Tensor:
-    """Add products' share to the gradient of a stream."""
+def _stream_gradient(saved: ForwardPass, group: Sequence[Term], grad: Tensor, total: Tensor | None) -> Tensor:
+    """Add products' share to the gradient of a stream that they read: their gradients times transposed matrices."""
     first, last = group[0], group[-1]
-    width, places = made.loop.program[first.operand].width, made.places(first.operand)
-    kernel = made.kernel(first) if first is last else torch.cat([made.kernel(term) for term in group])
-    if len(kernel) != given.shape[1]:
-        given = given[:, first.first : last.first + last.cols]
-    if total is None and places is None and first.rows == width:
-        return _product(given, kernel)
+    width, index = saved.loop.program[first.operand].width, saved.row_index(first.operand)
+    matrix = saved.transposed_matrix(first)
+    if first is not last:
+        matrix = torch.cat([saved.transposed_matrix(term) for term in group])
+    if len(matrix) != grad.shape[1]:
+        grad = grad[:, first.first : last.first + last.cols]
+    if total is None and index is None and first.rows == width:
+        return _product(grad, matrix)
     if total is None:
-        total = given.new_zeros(made.given[first.operand].shape)
+        total = grad.new_zeros(saved.inputs[first.operand].shape)
     columns = total.view(-1, width)[:, first.start : first.start + first.rows]
-    if places is None:
-        columns.addmm_(given, kernel)
+    if index is None:
+        columns.addmm_(grad, matrix)
     else:
-        columns.index_add_(0, places, _product(given, kernel))
+        columns.index_add_(0, index, _product(grad, matrix))
     return total
 
 
@@ -196,49 +204,49 @@ def _without_gaps(matrix: Tensor) -> Tensor:
     return matrix.contiguous()
 
 
-def replayed(
-    loop: Loop, layout: Layout, given: Mapping[str, Tensor], grads: Mapping[str, Tensor], needed: Collection[str]
+def backward_by_autograd(
+    loop: Loop, layout: Layout, inputs: Mapping[str, Tensor], grads_out: Mapping[str, Tensor], needed: Collection[str]
 ) -> dict[str, Tensor | None]:
     """The gradients by PyTorch's autograd through the program, step by step: differentiable once more if that is on."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        given = {name: t.view_as(t) for name, t in given.items()}  # one tensor may be two of them
-        results = replay(loop, layout, given)
-        pairs = [(results[name], g) for name, g in grads.items() if results[name].requires_grad]
-        wanted = [given[name] for name in needed]
-        found = torch.autograd.grad(
-            [r for r, _ in pairs], wanted, [g for _, g in pairs], create_graph=again, allow_unused=True
-        )
-        return dict(zip(needed, found, strict=True))
+        inputs = {name: t.view_as(t) for name, t in inputs.items()}  # one tensor may be two of them
+        results = interpret(loop, layout, inputs)
+        pairs = [(results[name], grad) for name, grad in grads_out.items() if results[name].requires_grad]
+        grads_in = torch.autograd.grad(
+            [r for r, _ in pairs], [inputs[name] for name in needed], [g for _, g in pairs],
+            create_graph=again, allow_unused=True,
+        )  # fmt: skip
+        return dict(zip(needed, grads_in, strict=True))
 
 
-def replay(loop: Loop, layout: Layout, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def interpret(loop: Loop, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Run a program in PyTorch, step by step: the outputs and final states, by name."""
     program = loop.program
     order = torch.from_numpy(layout.order)
-    matrices = {a.name: given[a.name] for a in program.of("matrix")}
+    matrices = {a.name: inputs[a.name] for a in program.of("matrix")}
     matrices |= {name: matrices[name].t() for name in loop.transposed}
-    streams = {a.name: given[a.name].reshape(-1, a.width) for a in program.of("stream")}
-    state = {name: given[name] for name in loop.states}
+    streams = {a.name: inputs[a.name].reshape(-1, a.width) for a in program.of("stream")}
+    state = {name: inputs[name] for name in loop.states}
     outputs: dict[str, list[Tensor]] = {name: [] for name in loop.outputs}
     for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
         rows = order[:n]
         packed = torch.arange(offset, offset + n, device="cpu")
-        known = {}
+        values = {}
         for node in (node for node in program.nodes if node.is_leaf):
             name, first = node.attr
             columns = slice(first, first + node.width)
             if node.op == "stream":
                 at = place + rows if program[name].place == "padded" else packed
-                known[node] = streams[name][at, columns]
+                values[node] = streams[name][at, columns]
             elif node.op == "vector":
-                known[node] = given[name].reshape(-1)[columns].expand(n, -1)
+                values[node] = inputs[name].reshape(-1)[columns].expand(n, -1)
             else:
-                known[node] = state[name][rows, columns]
-        evaluate(program.nodes, known, matrices)
+                values[node] = state[name][rows, columns]
+        evaluate(program.nodes, values, matrices)
 
-        def joined(name: str, known: dict[Any, Tensor] = known, n: int = n) -> Tensor:
-            return torch.cat([known[p].expand(n, p.width) for p in program.results[name]], 1)
+        def joined(name: str, values: dict[Any, Tensor] = values, n: int = n) -> Tensor:
+            return torch.cat([values[p].expand(n, p.width) for p in program.results[name]], 1)
 
         for name, steps in outputs.items():
             output = joined(name)

@@ -48,16 +48,16 @@ def run(
     if plan.reads_x:
         tensors[graph.x] = _packed(x, order)
     _run_rows(plan.before, tensors, order)
-    given = {name: _array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    inputs = {name: _array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
     for name, ref, role in plan.arrays:
         if role == "matrix":
-            given[name] = _matrix(tensors[ref], dtype)
+            inputs[name] = _matrix(tensors[ref], dtype)
         elif ref == graph.x:
-            given[name] = _array(x, dtype)
+            inputs[name] = _array(x, dtype)
         else:
             tensor = _array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
-            given[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
-    results = autograd.run(plan.loop, order, backend, given, from_zero)
+            inputs[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
+    results = autograd.run(plan.loop, order, backend, inputs, from_zero)
     finals = [results[name] for name in plan.loop.states]
     if plan.direct is not None:
         return results[plan.direct], finals, {}
