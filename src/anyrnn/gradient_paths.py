@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.program import MASKS, Node, Program, ordered
+from anyrnn.program import Node, Program, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,7 +71,7 @@ class GradientPaths:
 
 def _places(roots: Iterable[Node]) -> frozenset[Place]:
     def ends(node: Node) -> bool:
-        return node.op in MASKS or node.op == "detach"
+        return node.is_mask or node.op == "detach"
 
     found: set[Place] = set()
     for node in ordered(roots, given=ends):

@@ -14,7 +14,8 @@ from anyrnn.engines.cpu.layout import layout
 from anyrnn.engines.cpu.loop import Loop
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.operation import run
-from anyrnn.program import MASKS, POINTWISE, REDUCTIONS, Builder, Program, evaluate
+from anyrnn.ops import OPERATIONS, REDUCTIONS
+from anyrnn.program import Builder, Program, evaluate
 from zoo import CASES, close, ids
 
 pytestmark = pytest.mark.usefixtures("runs")
@@ -170,8 +171,6 @@ def test_python_threads_do_not_meet():
 
 # ---- Every operation, and the rest ----
 
-BINARY = {"add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"} | MASKS - {"logical_not"}
-
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("width", [1, 6])
@@ -184,11 +183,10 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
     leaves = [builder.node("stream", (), width, (k, 0)) for k in range(2)]
     mask = builder.pointwise("gt", leaves[0], builder.constant(0))
     numbered, masked = [], []
-    for op in POINTWISE:
-        masks = (mask, builder.pointwise("le", *leaves))
-        operands = (mask, *leaves) if op == "where" else masks if op.startswith("logical") else leaves
-        args = operands[: 3 if op == "where" else 2 if op in BINARY else 1]
-        (masked if op in MASKS else numbered).append(builder.pointwise(op, *args))
+    for op, operation in OPERATIONS.items():
+        masks, numbers_left = iter((mask, builder.pointwise("le", *leaves))), iter(leaves)
+        args = [next(masks if k in operation.masks else numbers_left) for k in range(operation.arity)]
+        (masked if operation.gives_mask else numbered).append(builder.pointwise(op, *args))
     every = [*numbered, *masked, *(builder.reduction(op, tuple(leaves)) for op in REDUCTIONS)]
     state = builder.node("state", (), 1, (0, 0))
     program = Program((width, width), (1,), (), (), ((state,),), tuple((n,) for n in every))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from anyrnn.engines.cpu import jit
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.schedule import Schedule, schedule
-from anyrnn.program import POINTWISE, REDUCTIONS
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ def anatomy_of(plan: Plan, double: bool) -> Anatomy:
     dots = [n for n in nodes if n.op == "dot"]
     counted: dict[str, int] = {}
     for node in nodes:
-        if node.op in POINTWISE or node.op in REDUCTIONS:
+        if node.op in OPERATIONS or node.op in REDUCTIONS:
             counted[node.op] = counted.get(node.op, 0) + 1
     multiplied = sum(a.width * d.width for d in dots for a in d.args)
     streams = sum(n.width for n in nodes if n.op in ("stream", "state"))
@@ -102,7 +102,7 @@ def anatomy_of(plan: Plan, double: bool) -> Anatomy:
         tuple(f"{count} {op}" for op, count in counted.items()),
         _listed(plan.split.after, plan),
         1 + max((g.stage for g in order.groups), default=0),
-        2 * multiplied + sum(n.width for n in nodes if n.op in POINTWISE or n.op in REDUCTIONS),
+        2 * multiplied + sum(n.width for n in nodes if n.op in OPERATIONS or n.op in REDUCTIONS),
         multiplied * size,
         (streams + written) * size,
         str(plan.split.graph),

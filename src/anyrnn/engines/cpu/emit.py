@@ -18,7 +18,7 @@ from anyrnn.engines.cpu.products import Products, strides_of
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.program import REDUCTIONS
+from anyrnn.ops import REDUCTIONS
 
 if TYPE_CHECKING:
     from anyrnn.engines.cpu.machine import Machine

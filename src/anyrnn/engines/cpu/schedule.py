@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from anyrnn.program import REDUCTIONS, Node, Program
+from anyrnn.ops import REDUCTIONS
+
+if TYPE_CHECKING:
+    from anyrnn.program import Node, Program
 
 
 @dataclass(frozen=True)
