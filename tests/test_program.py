@@ -123,6 +123,7 @@ BROKEN = {
     "anyrnn program 1\nstate h[2]\nmatrix W[2, 2]\nv0 = dot(h[0:2] @ W[0:2, -1:1])\nh <- v0": "do not fit",
     "anyrnn program 1\nstate h[2]\nmatrix W[2, 2]\nv0 = dot(h[0:2] @ W[1:3, 0:2])\nh <- v0": "do not fit",
     "anyrnn program 1\nstate h[2]\nv0 = dot(h[0:2] @ h[0:2, 0:2])\nh <- v0": "do not fit",
+    "anyrnn program 1\nstate h[2]\nv0 = add(h[0:2], h[0:1], 3.0)\nh <- v0": "do not fit",
     "anyrnn program 1\nstate h[2]\nv0 = tanh()\nh <- v0": "line 3",
     "anyrnn program 1\nstate h[1]\nwonder y[1]\nh <- h[0:1]": "do not fit",
     "anyrnn program 1\nstate h[1]\n__import__('os').system('true')": "line 3 .*neither",

@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 
 from anyrnn.graph import Ref
 from anyrnn.lower import Lowering, Value
-from anyrnn.node import DEAR, REDUCTIONS, Builder, Node, evaluate, ordered
+from anyrnn.node import Builder, Node, evaluate, ordered
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 from anyrnn.passes import elementary, expand, merge_products, refine
 from anyrnn.program import Array, Program, free_name
 from anyrnn.recorder import Recorder
@@ -106,7 +107,9 @@ class _Derivation:
         def is_dear(node: Node) -> bool:
             args = {made[a] for a in node.args}
             parts = ordered([made[node]], given=args.__contains__)
-            return node.op == "dot" or node.op in REDUCTIONS or any(n.op in DEAR for n in parts if n not in args)
+            if node.op == "dot" or node.op in REDUCTIONS:
+                return True
+            return any(n.op in OPERATIONS and OPERATIONS[n.op].dear for n in parts if n not in args)
 
         return {node for node in self.nodes if is_dear(node)}
 

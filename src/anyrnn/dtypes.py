@@ -14,6 +14,7 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.graph import Graph, Ref, Step
+from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,8 +48,8 @@ _ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
 }
 #: What gives true and false as a mask, whatever it is given.
 _OF_MASKS = _MOVING | {
-    *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "add", "mul"),
-    *("logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
+    *(name for name, operation in OPERATIONS.items() if operation.gives_mask),
+    *("add", "mul", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.node import MASKS, Node, ordered
+from anyrnn.node import Node, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -66,7 +66,7 @@ class GradientPaths:
 
 def _arrays(roots: Iterable[Node]) -> frozenset[str]:
     def ends(node: Node) -> bool:
-        return node.op in MASKS or node.op == "detach"
+        return node.is_mask or node.op == "detach"
 
     found: set[str] = set()
     for node in ordered(roots, given=ends):

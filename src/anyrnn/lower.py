@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anyrnn.node import HERE, MASKS, Builder, Node
+from anyrnn.node import HERE, Builder, Node
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-
-#: Which arguments of operations are masks.
-_MASK_ARGUMENTS = {"where": (0,), "logical_and": (0, 1), "logical_or": (0, 1), "logical_not": (0,)}
 
 _SHIFT = 32  # a code is the number of a value, shifted, plus the position in it
 
@@ -69,7 +66,7 @@ class Lowering:
 
     def is_mask(self, value: Value) -> bool:
         """Whether a tensor holds true and false."""
-        return all(node.op in MASKS for node, _ in self._parts(value.codes))
+        return all(node.is_mask for node, _ in self._parts(value.codes))
 
     def pointwise(self, op: str, *operands: Value | float) -> Value:
         """Apply an elementary operation, with PyTorch's broadcasting."""
@@ -124,7 +121,7 @@ class Lowering:
     def reduce(self, op: str, value: Value, axis: int) -> Value:
         """Sum or maximise over one of the feature dimensions, which is kept with size one."""
         moved = np.moveaxis(value.codes, axis, -1)
-        both = "add" if op == "sum" else "maximum"
+        both = REDUCTIONS[op].pairwise
         count = moved.shape[-1]
         if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
             total = self.number(Value(moved[..., 0], value.batched))
@@ -161,8 +158,8 @@ class Lowering:
 
     def _typed(self, op: str, position: int, node: Node) -> Node:
         """Make a mask of a number or a number of a mask, as the operation wants its argument."""
-        wants_mask = position in _MASK_ARGUMENTS.get(op, ())
-        if wants_mask == (node.op in MASKS):
+        wants_mask = op in OPERATIONS and position in OPERATIONS[op].masks
+        if wants_mask == node.is_mask:
             return node
         one, zero = self.builder.constant(1), self.builder.constant(0)
         return self.builder.pointwise(*(("ne", node, zero) if wants_mask else ("where", node, one, zero)))

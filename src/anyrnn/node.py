@@ -18,39 +18,16 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from anyrnn.ops import Operation
+
 #: Values that come from outside, each a range of an array. `attr` is (name of the array, first number). They are called
 #: as the role of their array; of a history, `previous` is before the step, `current` after it.
 LEAVES = ("stream", "state", "vector", "previous", "current")
-
-#: Sums or maxima over the features of all arguments; the result is one number wide.
-REDUCTIONS = ("sum", "max")
-
-#: Operations on each number, with what PyTorch calls them. An argument one number wide serves all.
-POINTWISE: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        name: getattr(torch, name)
-        for name in (
-            *("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt"),
-            *("reciprocal", "sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign"),
-            *("positive", "detach", "add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"),
-            *("lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not", "where"),
-        )
-    }
-)
-
-#: Those that give true or false.
-MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not"})
-
-#: Those dear enough that a backward pass keeps the result rather than computing it again.
-DEAR = frozenset(
-    {"exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal"}
-    | {"sin", "cos", "erf", "div", "pow", "fmod"}
-)
-
 
 #: In the arguments of an operation of PyTorch's, the place of a value.
 HERE = "%"
@@ -93,7 +70,12 @@ class Node:
     @property
     def is_pointwise(self) -> bool:
         """It is computed number by number."""
-        return self.op in POINTWISE or self.is_whole
+        return self.op in OPERATIONS or self.is_whole
+
+    @property
+    def is_mask(self) -> bool:
+        """It is true or false."""
+        return self.op in OPERATIONS and OPERATIONS[self.op].gives_mask
 
     def __repr__(self) -> str:
         return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
@@ -137,25 +119,25 @@ class Builder:
         if node.is_whole:
             return self.whole(node.op, args, node.attr)
         return (
-            self.pointwise(node.op, *args) if node.op in POINTWISE else self.node(node.op, args, node.width, node.attr)
+            self.pointwise(node.op, *args) if node.op in OPERATIONS else self.node(node.op, args, node.width, node.attr)
         )
 
     def pointwise(self, op: str, *args: Node) -> Node:
         """Apply an elementary operation to each number."""
-        if op not in POINTWISE:
+        operation = OPERATIONS.get(op)
+        if operation is None:
             msg = f"`{op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
         numbers = [a.attr[0] if a.op == "constant" and a.width == 1 else None for a in args]
-        if None not in numbers and op not in MASKS and op not in ("where", "positive"):
-            folded = _folded(op, numbers)
+        if None not in numbers and operation.folds and not operation.gives_mask:
+            folded = _folded(operation, numbers)
             if folded is not None:
                 return self.constant(folded)
-        if op == "ne" and args[0].op in MASKS and numbers[1] == 0:
+        if op == "ne" and args[0].is_mask and numbers[1] == 0:
             return args[0]
-        if str(numbers[-1]) in _NEUTRAL.get(op, ()):
-            return args[0]
-        if op in ("add", "mul") and str(numbers[0]) in _NEUTRAL[op]:
-            return args[1]
+        for position, neutral in enumerate(operation.neutral):
+            if neutral is not None and str(numbers[position]) == str(neutral):  # 0 is not -0
+                return args[1 - position]
         return self.node(op, args, max(a.width for a in args))
 
     def widened(self, node: Node, width: int) -> Node:
@@ -199,19 +181,15 @@ class Builder:
         return done
 
 
-#: Which second numbers leave the first one as it is: adding 0 makes 0 of -0.
-_NEUTRAL = {"add": ("-0.0",), "sub": ("0.0",), "mul": ("1.0",), "div": ("1.0",)}
-
-
 def _key(op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> object:
     """What equal nodes have in common. Numbers count as they are written: 0 is not -0, and NaN is itself."""
     return op, args, width, repr(attr) if op == "constant" or op.startswith("aten.") else attr
 
 
-def _folded(op: str, numbers: Sequence[Any]) -> float | None:
+def _folded(operation: Operation, numbers: Sequence[Any]) -> float | None:
     """The result of an operation on constants, unless it is another one where each is rounded to float32."""
     double, single = (
-        POINTWISE[op](*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
+        operation.function(*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
     )
     return double.item() if str(double.float().item()) == str(single.item()) else None
 
@@ -268,7 +246,7 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping
             result = getattr(getattr(torch.ops.aten, name), overload)(*given, **named)
             known[node] = result if isinstance(result, Tensor) else result[0]
         else:
-            known[node] = POINTWISE[node.op](*args)
+            known[node] = OPERATIONS[node.op].function(*args)
 
 
 def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:

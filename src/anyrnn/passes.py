@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
-from anyrnn.node import REDUCTIONS, Builder, Node, count_uses, filled, ordered
+from anyrnn.node import Builder, Node, count_uses, filled, ordered
+from anyrnn.ops import REDUCTIONS
 from anyrnn.program import Program
 from anyrnn.rules import RULES
 

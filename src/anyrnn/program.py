@@ -33,7 +33,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.node import HERE, LEAVES, REDUCTIONS, Builder, Node, filled, ordered
+from anyrnn.node import HERE, LEAVES, Builder, Node, filled, ordered
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -139,7 +140,8 @@ class Program:
             return all(self._fits_matrix(a, at, node.width) for a, at in zip(node.args, node.attr, strict=True))
         if node.op in REDUCTIONS:
             return node.width == 1
-        known = node.op == "constant" or node.is_pointwise
+        operation = OPERATIONS.get(node.op)
+        known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_whole
         return known and all(a.width in (1, node.width) for a in node.args)
 
     def _fits_matrix(self, operand: Node, at: tuple[str, int, int, bool], width: int) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.lower import Lowering, Value
+from anyrnn.ops import OPERATIONS, Operation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,12 +70,14 @@ def _axis(value: Value, dim: int) -> int:
     return axis
 
 
-def _unary(op: str) -> Rule:
-    return lambda lo, x: lo.pointwise(op, x)
+def _elementary(operation: Operation) -> Rule:
+    def rule(lo: Lowering, *args: Value | float) -> Value:
+        if len(args) != operation.arity:
+            msg = f"{operation.name} takes {operation.arity} arguments"
+            raise TypeError(msg)
+        return lo.pointwise(operation.name, *args)
 
-
-def _binary(op: str) -> Rule:
-    return lambda lo, a, b: lo.pointwise(op, a, b)
+    return rule
 
 
 def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
@@ -580,18 +583,14 @@ def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        **{op: _unary(op) for op in ("neg", "abs", "exp", "exp2", "expm1", "log", "log2", "log1p", "tanh", "sigmoid")},
-        **{op: _unary(op) for op in ("sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", "floor", "ceil", "trunc")},
-        **{op: _unary(op) for op in ("round", "sign", "logical_not")},
-        **{op: _binary(op) for op in ("maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne")},
-        **{op: _binary(op) for op in ("logical_and", "logical_or")},
+        **{name: _elementary(operation) for name, operation in OPERATIONS.items() if operation.is_aten},
+        "sgn": _elementary(OPERATIONS["sign"]),
         **{"bitwise_and": _bitwise("logical_and"), "bitwise_or": _bitwise("logical_or")},
-        **{"bitwise_not": _bitwise("logical_not"), "bitwise_xor": _bitwise("ne"), "sgn": _unary("sign")},
+        **{"bitwise_not": _bitwise("logical_not"), "bitwise_xor": _bitwise("ne")},
         "logical_xor": lambda lo, a, b: lo.pointwise("ne", lo.mask(a), lo.mask(b)),
         **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
-        **{"fmod": _binary("fmod"), "remainder": _remainder},
-        **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "where": _where},
+        **{"mul": _mul, "div": _div, "remainder": _remainder, "pow": _pow, "clamp": _clamp},
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
@@ -624,7 +623,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"view": _view, "_unsafe_view": _view, "expand": _expand, "unsqueeze": _unsqueeze},
         **{"repeat": _repeat, "roll": _roll, "flip": _flip},
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
-        "detach": _unary("detach"),
         **{"fill": _full_like, "new_empty_strided": _like(math.nan)},
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
         **dict.fromkeys(("clone", "alias"), _same),

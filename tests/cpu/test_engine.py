@@ -12,7 +12,8 @@ from anyrnn.engines import select
 from anyrnn.engines.cpu import backend, threads
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.node import MASKS, POINTWISE, REDUCTIONS, Builder, evaluate
+from anyrnn.node import Builder, evaluate
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 from anyrnn.program import Array, Program
 from anyrnn.runtime.autograd import run
 from anyrnn.runtime.layout import layout
@@ -177,8 +178,6 @@ def test_python_threads_do_not_meet():
 
 # ---- Every operation, and the rest ----
 
-BINARY = {"add", "sub", "mul", "div", "pow", "fmod", "maximum", "minimum"} | MASKS - {"logical_not"}
-
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("width", [1, 6])
@@ -191,11 +190,10 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
     leaves = [builder.node("stream", (), width, (name, 0)) for name in "ab"]
     mask = builder.pointwise("gt", leaves[0], builder.constant(0))
     numbered, masked = [], []
-    for op in POINTWISE:
-        masks = (mask, builder.pointwise("le", *leaves))
-        operands = (mask, *leaves) if op == "where" else masks if op.startswith("logical") else leaves
-        args = operands[: 3 if op == "where" else 2 if op in BINARY else 1]
-        (masked if op in MASKS else numbered).append(builder.pointwise(op, *args))
+    for op, operation in OPERATIONS.items():
+        masks, numbers_left = iter((mask, builder.pointwise("le", *leaves))), iter(leaves)
+        args = [next(masks if k in operation.masks else numbers_left) for k in range(operation.arity)]
+        (masked if operation.gives_mask else numbered).append(builder.pointwise(op, *args))
     every = [*numbered, *masked, *(builder.reduction(op, tuple(leaves)) for op in REDUCTIONS)]
     arrays = [Array("a", "stream", width, place="packed"), Array("b", "stream", width, place="packed")]
     arrays += [Array("h", "state", 1), *(Array(f"y{k}", "output", n.width) for k, n in enumerate(every))]

@@ -16,8 +16,10 @@ import torch
 from llvmlite import ir
 from mpmath import mp
 
-from anyrnn.engines.cpu import math as emitted
-from anyrnn.engines.cpu.math import FUNCTIONS, ULP
+from anyrnn.engines.cpu.math import EMIT, ULP
+from anyrnn.engines.cpu.vectors import DOUBLE as DOUBLE_FORMAT
+from anyrnn.engines.cpu.vectors import FLOAT as SINGLE_FORMAT
+from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +38,18 @@ if X86:
     if HOST.get("avx2") and HOST.get("fma"):
         PROCESSORS["haswell"] = ("haswell", "", 32)
 
-BINARY = ("pow", "fmod", "maximum", "minimum")
-UNARY = tuple(name for name in FUNCTIONS if name not in BINARY)
+UNARY, BINARY = (tuple(name for name in ULP if OPERATIONS[name].arity == arity) for arity in (1, 2))
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+FORMATS = {SINGLE: SINGLE_FORMAT, DOUBLE: DOUBLE_FORMAT}
 PADDING = 64  # elements; a multiple of every vector length
 
 every_processor = pytest.mark.parametrize("processor", PROCESSORS)
 both_formats = pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 needs_long_double = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no 80-bit long double here")
+
+
+def test_every_operation_of_the_loop_program_has_a_line() -> None:
+    assert set(EMIT) == set(OPERATIONS)
 
 
 # The harness: void f(T *x, ..., T *result, i64 n)
@@ -62,7 +68,7 @@ def module(name: str, dtype: np.dtype[Any], lanes: int) -> ir.Module:
     i = b.phi(size)
     pointers = [b.gep(array, [i], source_etype=element) for array in arrays]
     x = [b.load(pointer, typ=vector, align=dtype.itemsize) for pointer in pointers[:-1]]
-    b.store(FUNCTIONS[name](b, *x), pointers[-1], align=dtype.itemsize)
+    b.store(EMIT[name](b, *x), pointers[-1], align=dtype.itemsize)
     following = b.add(i, size(lanes))
     i.add_incoming(size(0), before)
     i.add_incoming(following, b.block)
@@ -326,7 +332,7 @@ def test_growing_functions_hardly_step_back(name: str, processor: str) -> None:
 
 @every_processor
 @both_formats
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ULP)
 def test_nothing_is_called(name: str, dtype: np.dtype[Any], processor: str) -> None:
     assert not re.search(r"\bcall|@PLT|\bbl\b", assembly(name, dtype, processor))
 
@@ -337,7 +343,7 @@ def test_divisions_are_few(name: str, divisions: int, dtype: np.dtype[Any]) -> N
     assert len(re.findall(r"\bv?f?div[ps]?[sd]?\b", assembly(name, dtype, "host"))) == divisions
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", ULP)
 def test_the_length_of_the_vector_changes_nothing(name: str) -> None:
     x = pairs(SINGLE)[: 1 + (name in BINARY)]
     runs = [compiled(name, SINGLE, "host", lanes)(*x) for lanes in (4, 8, 16)]
@@ -349,7 +355,7 @@ def test_a_function_is_defined_once_and_its_constants_are_short() -> None:
     result = module("tanh", SINGLE, 16)
     b = ir.IRBuilder(result.get_global("f").append_basic_block())
     one = ir.Constant(ir.VectorType(ir.FloatType(), 16), 1.0)
-    FUNCTIONS["tanh"](b, FUNCTIONS["tanh"](b, one))
+    EMIT["tanh"](b, EMIT["tanh"](b, one))
     b.ret_void()
     text = str(result)
     assert text.count("define internal") == 1
@@ -357,7 +363,7 @@ def test_a_function_is_defined_once_and_its_constants_are_short() -> None:
     assert len(text) < 6000
 
 
-# The polynomials: what they approximate, with what weight, where, and to what error; the same as `_Format` says
+# The polynomials: what they approximate, with what weight, where, and to what error; the same as `Format` says
 
 root = mp.sqrt
 POLYNOMIALS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Any, Any, tuple[float, float]]] = {
@@ -420,7 +426,7 @@ def remez(values: list[Any], weights: list[Any], grid: list[Any], count: int) ->
 @pytest.mark.parametrize("name", POLYNOMIALS)
 def test_polynomials_have_the_stated_error_and_hardly_any_other_has_less(name: str, dtype: np.dtype[Any]) -> None:
     function, weight, low, high, stated = POLYNOMIALS[name]
-    table = getattr({SINGLE: emitted._FLOAT, DOUBLE: emitted._DOUBLE}[dtype], name)[2 if name == "exp" else 0 :]
+    table = getattr(FORMATS[dtype], name)[2 if name == "exp" else 0 :]
     with mp.workprec(200):
         points = [(low + high) / 2 - (high - low) / 2 * mp.cos(mp.pi * (i + 0.5) / 160) for i in range(160)]
         values, weights = [function(x) for x in points], [weight(x) for x in points]
@@ -433,7 +439,7 @@ def test_polynomials_have_the_stated_error_and_hardly_any_other_has_less(name: s
 
 @both_formats
 def test_the_rational_approximation_of_erf_has_the_stated_error(dtype: np.dtype[Any]) -> None:
-    form = {SINGLE: emitted._FLOAT, DOUBLE: emitted._DOUBLE}[dtype]
+    form = FORMATS[dtype]
     with mp.workprec(200):
         for i in range(1, 300):
             x = mp.mpf(form.erf_one) * i / 300

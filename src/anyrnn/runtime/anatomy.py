@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyrnn.node import POINTWISE, REDUCTIONS
+from anyrnn.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
     dots = [n for n in nodes if n.op == "dot"]
     counted: dict[str, int] = {}
     for node in nodes:
-        if node.op in POINTWISE or node.op in REDUCTIONS:
+        if node.op in OPERATIONS or node.op in REDUCTIONS:
             counted[node.op] = counted.get(node.op, 0) + 1
     multiplied = sum(a.width * d.width for d in dots for a in d.args)
     read = sum(n.width for n in nodes if n.op in ("stream", "state"))
@@ -101,7 +101,7 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
         tuple(f"{count} {op}" for op, count in counted.items()),
         _listed(plan.split.after, plan),
         kernel.stages,
-        2 * multiplied + sum(n.width for n in nodes if n.op in POINTWISE or n.op in REDUCTIONS),
+        2 * multiplied + sum(n.width for n in nodes if n.op in OPERATIONS or n.op in REDUCTIONS),
         multiplied * size,
         (read + written) * size,
         str(plan.split.graph),

@@ -18,7 +18,7 @@ from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.node import REDUCTIONS
+from anyrnn.ops import REDUCTIONS
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from anyrnn.node import REDUCTIONS, Node
+from anyrnn.ops import REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from anyrnn.node import Node
     from anyrnn.program import Program
 
 #: Where a row keeps what is needed for the length of a step.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
-from anyrnn.engines.cpu.math import FUNCTIONS
+from anyrnn.engines.cpu.math import EMIT
 from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.writer import I32, I64
-from anyrnn.node import MASKS, REDUCTIONS, Node
+from anyrnn.ops import REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from anyrnn.engines.cpu.products import Products
     from anyrnn.engines.cpu.schedule import Group, Place
     from anyrnn.engines.cpu.writer import LoopWriter
-
-_COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}
-_ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+    from anyrnn.node import Node
 
 
 class Tile:
@@ -101,7 +99,7 @@ class Tile:
             self._value(node, values)  # read before a new state is written over it
         stored = [(self._value(n, values), place, n) for n, place in self.group.stores]
         for value, place, node in stored:
-            if node.op in MASKS:
+            if node.is_mask:
                 value = b.select(value, e.constant(1.0), e.constant(0.0))  # noqa: PLW2901
             self._store(value, self._address(place))
 
@@ -134,37 +132,21 @@ class Tile:
         array, first = e.array_of(node)
         row = e.at(b, self._row_of(array), first)
         value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self.unit))
-        if node.op in MASKS:
+        if node.is_mask:
             value = b.fcmp_unordered("!=", value, e.constant(0.0))
         values[node] = value
         return value
 
     def _compute(self, node: Node, values: dict[Node, ir.Value]) -> ir.Value:
-        _e, b = self.e, self.b
         if node.op in REDUCTIONS:
             return self._finish(node)
-        args = [self._value(a, values) for a in node.args]
-        if node.op in _ARITHMETIC:
-            return getattr(b, _ARITHMETIC[node.op])(*args, flags=("contract",))
-        if node.op in _COMPARE:
-            return b.fcmp_ordered(_COMPARE[node.op], *args)
-        if node.op == "ne":
-            return b.fcmp_unordered("!=", *args)
-        if node.op in ("logical_and", "logical_or"):
-            return (b.and_ if node.op == "logical_and" else b.or_)(*args)
-        if node.op == "logical_not":
-            return b.not_(args[0])
-        if node.op == "where":
-            return b.select(*args)
-        if node.op in ("positive", "detach"):
-            return args[0]
-        return FUNCTIONS[node.op](b, *args)
+        return EMIT[node.op](self.b, *(self._value(a, values) for a in node.args))
 
     def _add_partial(self, reduction: Node, parts: list[ir.Value], first: bool) -> None:
         """Add to the lanes of a reduction; the first block of the first group begins it."""
         e, b = self.e, self.b
         combine = self._combine(reduction)
-        neutral = e.constant(0.0 if reduction.op == "sum" else float("-inf"))
+        neutral = e.constant(REDUCTIONS[reduction.op].empty)
         value = parts[0]
         for part in parts[1:]:
             value = combine(value, part)
@@ -181,7 +163,7 @@ class Tile:
     def _combine(self, reduction: Node) -> Callable[[ir.Value, ir.Value], ir.Value]:
         if reduction.op == "sum":
             return partial(self.b.fadd)
-        return partial(FUNCTIONS["maximum"], self.b)
+        return partial(EMIT["maximum"], self.b)
 
     def _finish(self, reduction: Node) -> ir.Value:
         e, b = self.e, self.b
