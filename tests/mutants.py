@@ -52,12 +52,16 @@ _HOST = "cpu/test_machine.py cpu/test_threads.py cpu/test_memory.py cpu/test_jit
 _READ = "workbench/test_bad_data.py workbench/test_data.py"
 AREAS = {
     **dict.fromkeys(("trace", "reach", "twin", "witness"), _TRACE),
-    **dict.fromkeys(("lower", "rules", "ops", "program", "contraction"), _LOWER),
+    **dict.fromkeys(("lower", "rules", "ops", "node", "passes", "contraction"), _LOWER),
+    "program": "test_program.py test_split.py test_lower.py",
     "dtypes": _TYPES,
-    "operation": "cpu/test_trust.py::test_what_hooks_on_saved_tensors_hand_back_is_checked cpu/test_within_pytorch.py",
+    "autograd": "cpu/test_trust.py::test_what_hooks_on_saved_tensors_hand_back_is_checked cpu/test_within_pytorch.py",
+    "records": "test_record.py",
+    "checks": "test_messages.py test_meaning.py",
     **dict.fromkeys(("derive", "split", "gradient_paths", "opaque_function"), _DERIVE),
     **dict.fromkeys(("attempt", "call", "reference", "select", "vendor", "whole"), _SELECT),
     **dict.fromkeys(("anatomy", "emit", "emit_outer", "engine", "gradients", "layout", "loop"), _EMIT),
+    **dict.fromkeys(("backend", "kernel", "parts", "lock"), _EMIT),
     **dict.fromkeys(("outer", "plans", "products", "schedule", "slots", "tile", "writer"), _EMIT),
     **dict.fromkeys(("math", "vectors"), "cpu/test_math.py cpu/test_extremes.py test_lower.py"),
     **dict.fromkeys(("machine", "memory", "threads", "jit"), _HOST),

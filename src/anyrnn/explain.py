@@ -89,8 +89,8 @@ def explain(
         x: The input, as for the call.
         state: The initial state, as for the call.
         lengths: The lengths, as for the call.
-        show: Print one product of the compiler: "graph" (the recorded step), "program" (the loop), "backward" (the
-            loop of the backward pass), "ir" (LLVM's) or "asm" (for this processor).
+        show: Print one product of the compiler: "graph" (the recorded step), "program" (the loop, with the cell's own
+            names), "backward" (the loop of the backward pass), "ir" (LLVM's) or "asm" (for this processor).
 
     Returns:
         A value object; printing it gives the text.

@@ -293,7 +293,10 @@ def parse(text: str) -> Program:
     for number, line in enumerate(lines, 2):
         try:
             reader.read(line.strip())
-        except (ValueError, SyntaxError, KeyError, IndexError, TypeError, AttributeError) as cause:
+        except KeyError as cause:
+            msg = f"line {number} of a program is {line.strip()!r}: it has no array {cause}"
+            raise AnyRNNError(msg) from cause
+        except (ValueError, SyntaxError, IndexError, TypeError, AttributeError) as cause:
             msg = f"line {number} of a program is {line.strip()!r}: {cause}"
             raise AnyRNNError(msg) from cause
     return Program(tuple(reader.arrays.values()), reader.results, reader.names)

@@ -13,12 +13,12 @@ from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine, kernel_of
 from anyrnn.errors import AnyRNNError
-from anyrnn.runtime.engine import CompiledEngine
+from anyrnn.runtime.engine import CompiledEngine, Engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from anyrnn.runtime.call import Call, Engine
+    from anyrnn.runtime.call import Call
 
 _ALL: tuple[Engine, ...] = CompiledEngine("cpu", CpuBackend.host), TorchEngine(), ReferenceEngine()
 

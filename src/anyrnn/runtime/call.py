@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from anyrnn.protocol import Signature
-    from anyrnn.runtime.anatomy import Anatomy
 
 
 _NONE: Mapping[str, Tensor] = MappingProxyType({})
@@ -92,18 +91,3 @@ class Call:
             output = output + zero.to(output.dtype)
             states = tuple(s + zero.to(s.dtype) for s in states)
         return Result(output, states, records)
-
-
-class Engine(Protocol):
-    """A way to run a call."""
-
-    name: str
-
-    def refusal(self, call: Call) -> str | None:
-        """Say why this engine cannot run the call; None if it can."""
-
-    def run(self, call: Call) -> Result:
-        """Run the call; what it gives are tensors of their own."""
-
-    def anatomy(self, call: Call) -> Anatomy | None:
-        """Show what the engine made of the cell; None if it takes it as it is."""

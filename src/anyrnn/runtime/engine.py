@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 
     from anyrnn.runtime.call import Call
     from anyrnn.runtime.kernel import Backend
+
+
+class Engine(Protocol):
+    """A way to run a call."""
+
+    name: str
+
+    def refusal(self, call: Call) -> str | None:
+        """Say why this engine cannot run the call; None if it can."""
+
+    def run(self, call: Call) -> Result:
+        """Run the call; what it gives are tensors of their own."""
+
+    def anatomy(self, call: Call) -> Anatomy | None:
+        """Show what the engine made of the cell; None if it takes it as it is."""
 
 
 class CompiledEngine:
