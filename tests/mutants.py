@@ -68,7 +68,8 @@ AREAS = {
     **dict.fromkeys(("ts", "table", "data", "sequences"), _READ),
     "runs": "workbench/test_runs.py",
 }
-FOLDERS = ("src/anyrnn", "src/anyrnn/runtime", "src/anyrnn/engines", "src/anyrnn/engines/cpu", "src/anyrnn/workbench")
+_PACKAGES = "", "/compiler", "/runtime", "/engines", "/engines/cpu", "/workbench"
+FOLDERS = tuple(f"src/anyrnn{package}" for package in _PACKAGES)
 
 _OTHER = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},

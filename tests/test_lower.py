@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import anyrnn
-from anyrnn.derive import derive
+from anyrnn.compiler.derive import derive
+from anyrnn.compiler.lower import Lowering
+from anyrnn.compiler.node import Builder, Node, evaluate
+from anyrnn.compiler.passes import elementary
+from anyrnn.compiler.program import Array, Program
+from anyrnn.compiler.recorder import Recorder
+from anyrnn.compiler.rules import RULES, WHOLE, lower
 from anyrnn.errors import AnyRNNError
-from anyrnn.lower import Lowering
-from anyrnn.node import Builder, Node, evaluate
-from anyrnn.passes import elementary
-from anyrnn.program import Array, Program
-from anyrnn.recorder import Recorder
-from anyrnn.rules import RULES, WHOLE, lower
 
 B = 11
 #: Where the operations have kinks, jumps and edges, and numbers between them.
@@ -321,7 +321,7 @@ def test_every_rule_has_a_row(monkeypatch):
         met.add(step.short_name)
         return lower(lowering, step, *args, **options)
 
-    monkeypatch.setattr(anyrnn.derive, "lower", noting)
+    monkeypatch.setattr(anyrnn.compiler.derive, "lower", noting)
     for _, function, *shapes in ROWS:
         derive(Lowered(function, shapes).program)
     assert set(RULES) - {row[0] for row in ROWS} - met == set()

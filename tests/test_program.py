@@ -6,13 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyrnn
-from anyrnn.derive import derive
-from anyrnn.node import Builder, evaluate
-from anyrnn.passes import anonymous, elementary, merge_products, placed, refine, without
-from anyrnn.program import Array, Program, parse
+from anyrnn.compiler.derive import derive
+from anyrnn.compiler.node import Builder, evaluate
+from anyrnn.compiler.passes import anonymous, elementary, merge_products, placed, refine, without
+from anyrnn.compiler.program import Array, Program, parse
+from anyrnn.compiler.split import split
+from anyrnn.compiler.trace import trace
 from anyrnn.protocol import describe
-from anyrnn.split import split
-from anyrnn.trace import trace
 from zoo import CASES, I
 
 

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyrnn
-from anyrnn.derive import derive
+from anyrnn.compiler.derive import derive
+from anyrnn.compiler.split import Steps, mixes_rows, split
+from anyrnn.compiler.trace import trace
 from anyrnn.engines.cpu.schedule import schedule
 from anyrnn.errors import AnyRNNError
-from anyrnn.split import Steps, mixes_rows, split
-from anyrnn.trace import trace
 from zoo import CASES, H, I
 
 

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from numpy_backend import ENGINE, OPERATIONS
 
 import anyrnn
+from anyrnn.compiler.ops import OPERATIONS as KNOWN
+from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines import select
-from anyrnn.ops import OPERATIONS as KNOWN
-from anyrnn.ops import REDUCTIONS
 
 
 @pytest.fixture(autouse=True, scope="module")

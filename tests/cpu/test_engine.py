@@ -8,13 +8,13 @@ from compare import CALLS, DOUBLE, SINGLE, SIZES, I, assert_exact, assert_near, 
 from fences import FENCE, assert_whole, fenced, within
 
 import anyrnn
+from anyrnn.compiler.node import Builder, evaluate
+from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.program import Array, Program
 from anyrnn.engines import select
 from anyrnn.engines.cpu import backend, threads
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.node import Builder, evaluate
-from anyrnn.ops import OPERATIONS, REDUCTIONS
-from anyrnn.program import Array, Program
 from anyrnn.runtime.autograd import run
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.loop import Loop

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import anyrnn
+from anyrnn.compiler.split import split
+from anyrnn.compiler.trace import trace
 from anyrnn.errors import AnyRNNError
-from anyrnn.split import split
-from anyrnn.trace import trace
 
 pytestmark = pytest.mark.usefixtures("runs")
 

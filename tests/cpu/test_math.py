@@ -16,10 +16,10 @@ import torch
 from llvmlite import ir
 from mpmath import mp
 
+from anyrnn.compiler.ops import OPERATIONS
 from anyrnn.engines.cpu.math import EMIT, ULP
 from anyrnn.engines.cpu.vectors import DOUBLE as DOUBLE_FORMAT
 from anyrnn.engines.cpu.vectors import FLOAT as SINGLE_FORMAT
-from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

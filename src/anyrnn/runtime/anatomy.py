@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyrnn.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from anyrnn.graph import Step
+    from anyrnn.compiler.graph import Step
     from anyrnn.runtime.kernel import Backend, Kernel
     from anyrnn.runtime.plans import Plan
 

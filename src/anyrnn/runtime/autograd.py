@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
+from anyrnn.compiler.graph import PLAIN
 from anyrnn.errors import AnyRNNError
-from anyrnn.graph import PLAIN
 from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 

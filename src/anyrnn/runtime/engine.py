@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._device import DeviceContext
 
-from anyrnn.graph import PLAIN
+from anyrnn.compiler.graph import PLAIN
 from anyrnn.runtime.anatomy import Anatomy, anatomy_of
 from anyrnn.runtime.autograd import without_autocast
 from anyrnn.runtime.call import Result

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyrnn.node import evaluate
+from anyrnn.compiler.node import evaluate
 from anyrnn.runtime.kernel import Rows
 from anyrnn.runtime.layout import padded_rows
 from anyrnn.runtime.memory import empty
@@ -18,7 +18,7 @@ from anyrnn.runtime.memory import empty
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from anyrnn.derive import Term
+    from anyrnn.compiler.derive import Term
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.loop import Loop

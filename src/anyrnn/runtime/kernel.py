@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from anyrnn.program import Program
+    from anyrnn.compiler.program import Program
     from anyrnn.runtime.layout import Layout
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyrnn.derive import Derivative, derive
-from anyrnn.gradient_paths import GradientPaths
-from anyrnn.passes import placed, without
+from anyrnn.compiler.derive import Derivative, derive
+from anyrnn.compiler.gradient_paths import GradientPaths
+from anyrnn.compiler.passes import placed, without
 from anyrnn.runtime.kernel import Precision
 from anyrnn.runtime.layout import padded_rows
 from anyrnn.runtime.memory import empty
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from anyrnn.program import Program
+    from anyrnn.compiler.program import Program
     from anyrnn.runtime.kernel import Backend, Kernel
     from anyrnn.runtime.layout import Layout
 

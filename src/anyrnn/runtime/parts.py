@@ -12,11 +12,11 @@ from anyrnn.runtime import autograd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anyrnn.graph import Ref
+    from anyrnn.compiler.graph import Ref
+    from anyrnn.compiler.split import Steps
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.plans import Plan
-    from anyrnn.split import Steps
 
 
 def run(

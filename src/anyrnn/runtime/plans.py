@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
+from anyrnn.compiler.reach import Reach, Sight
+from anyrnn.compiler.split import Split, Steps, split
+from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
-from anyrnn.reach import Reach, Sight
 from anyrnn.runtime.call import PLAIN, Request
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.loop import Loop
-from anyrnn.split import Split, Steps, split
-from anyrnn.trace import check_one_row, trace
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyrnn.compiler.passes import anonymous
 from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import add_outer
 from anyrnn.engines.cpu.schedule import Schedule, schedule
 from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
-from anyrnn.passes import anonymous
 from anyrnn.runtime.memory import empty
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from anyrnn.compiler.program import Program
     from anyrnn.engines.cpu.jit import Compiled
-    from anyrnn.program import Program
     from anyrnn.runtime.kernel import Precision, Rows
     from anyrnn.runtime.layout import Layout
 

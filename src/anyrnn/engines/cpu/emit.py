@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
+from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines.cpu.products import Products, strides_of
 from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
-from anyrnn.ops import REDUCTIONS
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from anyrnn.engines.cpu.writer import I32, I64, PTR
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group
     from anyrnn.engines.cpu.writer import LoopWriter
-    from anyrnn.node import Node
 
 _CHAINS = 8  # sums that keep two multipliers busy: a sum takes four or five cycles until it can be added to
 _MOST = 8  # rows of a tile: each has its address in a register

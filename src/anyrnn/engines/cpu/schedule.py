@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from anyrnn.ops import REDUCTIONS
+from anyrnn.compiler.ops import REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from anyrnn.node import Node
-    from anyrnn.program import Program
+    from anyrnn.compiler.node import Node
+    from anyrnn.compiler.program import Program
 
 #: Where a row keeps what is needed for the length of a step.
 SCRATCH = ("scratch", "")

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
+from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines.cpu.math import EMIT
 from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.writer import I32, I64
-from anyrnn.ops import REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.products import Products
     from anyrnn.engines.cpu.schedule import Group, Place
     from anyrnn.engines.cpu.writer import LoopWriter
-    from anyrnn.node import Node
 
 
 class Tile:

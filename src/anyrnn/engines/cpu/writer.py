@@ -15,9 +15,9 @@ from anyrnn.engines.cpu.slots import LINE, slots_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Schedule
-    from anyrnn.node import Node
     from anyrnn.runtime.kernel import Precision
 
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyrnn.compiler.graph import Graph, Ref, Step
+from anyrnn.compiler.ops import OPERATIONS
 from anyrnn.errors import AnyRNNError
-from anyrnn.graph import Graph, Ref, Step
-from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anyrnn.node import HERE, Builder, Node
-from anyrnn.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.node import HERE, Builder, Node
+from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

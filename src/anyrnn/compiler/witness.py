@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from anyrnn.compiler.reach import is_trusted_file
 from anyrnn.errors import AnyRNNError
-from anyrnn.reach import is_trusted_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

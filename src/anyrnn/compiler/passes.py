@@ -9,12 +9,12 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.node import Builder, Node, count_uses, filled, ordered
+from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.compiler.program import Program
+from anyrnn.compiler.rules import RULES
 from anyrnn.errors import AnyRNNError
-from anyrnn.lower import Lowering, Value
-from anyrnn.node import Builder, Node, count_uses, filled, ordered
-from anyrnn.ops import REDUCTIONS
-from anyrnn.program import Program
-from anyrnn.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

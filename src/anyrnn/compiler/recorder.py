@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyrnn.compiler.graph import PLAIN, Ref, Step
 from anyrnn.errors import AnyRNNError
-from anyrnn.graph import PLAIN, Ref, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -32,9 +32,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from anyrnn.compiler.node import HERE, LEAVES, Builder, Node, filled, ordered
+from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
 from anyrnn.errors import AnyRNNError
-from anyrnn.node import HERE, LEAVES, Builder, Node, filled, ordered
-from anyrnn.ops import OPERATIONS, REDUCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

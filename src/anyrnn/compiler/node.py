@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anyrnn.compiler.ops import OPERATIONS
 from anyrnn.errors import AnyRNNError
-from anyrnn.ops import OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from anyrnn.ops import Operation
+    from anyrnn.compiler.ops import Operation
 
 #: Values that come from outside, each a range of an array. `attr` is (name of the array, first number). They are called
 #: as the role of their array; of a history, `previous` is before the step, `current` after it.

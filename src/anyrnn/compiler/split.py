@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from anyrnn.dtypes import Types
+from anyrnn.compiler.dtypes import Types
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
+from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.node import Builder, Node
+from anyrnn.compiler.passes import merge_products, refine
+from anyrnn.compiler.program import ROLES, Array, Program, free_name
+from anyrnn.compiler.rules import RULES, lower
 from anyrnn.errors import AnyRNNError
-from anyrnn.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
-from anyrnn.lower import Lowering, Value
-from anyrnn.node import Builder, Node
-from anyrnn.passes import merge_products, refine
-from anyrnn.program import ROLES, Array, Program, free_name
-from anyrnn.rules import RULES, lower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

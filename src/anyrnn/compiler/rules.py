@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.ops import OPERATIONS, Operation
 from anyrnn.errors import AnyRNNError
-from anyrnn.lower import Lowering, Value
-from anyrnn.ops import OPERATIONS, Operation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anyrnn.graph import Step
+    from anyrnn.compiler.graph import Step
 
 Rule = Callable[..., "Value | list[Value]"]
 

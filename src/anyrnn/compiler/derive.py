@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from anyrnn.graph import Ref
-from anyrnn.lower import Lowering, Value
-from anyrnn.node import Builder, Node, evaluate, ordered
-from anyrnn.ops import OPERATIONS, REDUCTIONS
-from anyrnn.passes import elementary, expand, merge_products, refine
-from anyrnn.program import Array, Program, free_name
-from anyrnn.recorder import Recorder
-from anyrnn.rules import lower
+from anyrnn.compiler.graph import Ref
+from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.node import Builder, Node, evaluate, ordered
+from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.passes import elementary, expand, merge_products, refine
+from anyrnn.compiler.program import Array, Program, free_name
+from anyrnn.compiler.recorder import Recorder
+from anyrnn.compiler.rules import lower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

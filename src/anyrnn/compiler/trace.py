@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyrnn.contraction import Contractions
+from anyrnn.compiler.contraction import Contractions
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, run_steps, scaled
+from anyrnn.compiler.opaque_function import recorded
+from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
+from anyrnn.compiler.recorder import Recorder
+from anyrnn.compiler.witness import MOMENTARY, Number, Witness
 from anyrnn.errors import AnyRNNError
-from anyrnn.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, run_steps, scaled
-from anyrnn.opaque_function import recorded
 from anyrnn.protocol import caching_nothing, placement
 from anyrnn.randomness import own_random_numbers
-from anyrnn.reach import Reach, Sight, is_standard_file, is_trusted_file
-from anyrnn.recorder import Recorder
 from anyrnn.records import is_method_of
 from anyrnn.twin import twin_of
-from anyrnn.witness import MOMENTARY, Number, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from anyrnn.protocol import Signature
 
 #: The package's own code that runs in a trace and is not the cell's.
-_OURS = ("contraction", "opaque_function", "protocol", "randomness", "reach", "recorder", "twin", "witness")
+_COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
+_OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.node import Node, ordered
+from anyrnn.compiler.node import Node, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from anyrnn.program import Program
+    from anyrnn.compiler.program import Program
 
 
 class GradientPaths:
