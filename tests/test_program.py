@@ -1,4 +1,10 @@
-"""Programs have names and a text, which is complete: read back it is the same program, of the same machine code."""
+"""Programs have names and a text, which is complete: read back it is the same program, of the same machine code.
+
+The texts of some cells are in `programs.txt`; after a change that is meant to change them, this file, run as a script,
+writes them anew.
+"""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +58,35 @@ def test_the_text_of_a_program_and_of_its_derivative_is_read_back(name):
         assert again == each
         assert again.arrays == each.arrays
         assert [n.op for n in again.nodes] == [n.op for n in each.nodes]
+
+
+GOLDEN = Path(__file__).with_name("programs.txt")
+
+
+def golden_texts():
+    """The programs of some cells, forward and backward."""
+    for name in ("GRU", "Peephole", "GRU-reset-before", "NormLSTM", "odd names"):
+        torch.manual_seed(0)
+        derivative = derive(program_of(CELLS[name]()))
+        yield f"# {name}: forward\n{derivative.forward}\n"
+        yield f"# {name}: backward\n{derivative.backward}\n"
+
+
+def test_the_programs_of_some_cells_are_the_ones_that_were_looked_at():
+    if torch.__version__.startswith("2.13"):  # its backward formulas
+        assert "\n".join(golden_texts()) == GOLDEN.read_text()
+
+
+def test_explain_shows_the_program_after_each_pass():
+    layer = anyrnn.Recurrent(Odd(), input_size=I)
+    shown = str(anyrnn.explain(layer, torch.randn(50, 2, I), show="passes"))
+    titles = [line for line in shown.split("\n") if line.startswith("# ")][1:]
+    assert titles[:3] == ["# lowered", "# after merge_products", "# after refine"]
+    texts = [text.partition("\n")[2].strip() for text in shown.split("\n# ")[1:]]
+    programs = [parse(text) for text in texts]
+    assert merge_products(programs[0]) == programs[1]
+    assert refine(programs[1]) == programs[2]
+    assert len(programs) == 5
 
 
 def test_what_is_read_back_computes_the_same():
@@ -170,3 +205,7 @@ def test_a_program_that_does_not_fit_its_arrays_is_none():
         Program((Array("h", "state", 3),), {"h": (leaf,)})
     with pytest.raises(anyrnn.AnyRNNError, match="do not fit"):
         Program((Array("h", "state", 4),), {})
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text("\n".join(golden_texts()))

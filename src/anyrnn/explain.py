@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import State
     from anyrnn.runtime.anatomy import Anatomy
 
-_SHOWN = ("graph", "program", "backward", "ir", "asm")
+_SHOWN = ("graph", "program", "passes", "backward", "ir", "asm")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def explain(
         state: The initial state, as for the call.
         lengths: The lengths, as for the call.
         show: Print one product of the compiler: "graph" (the recorded step), "program" (the loop, with the cell's own
-            names), "backward" (the loop of the backward pass), "ir" (LLVM's) or "asm" (for this processor).
+            names), "passes" (the loop after each pass), "backward" (the loop of the backward pass), "ir" (LLVM's) or
+            "asm" (for this processor).
 
     Returns:
         A value object; printing it gives the text.

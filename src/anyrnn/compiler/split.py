@@ -23,7 +23,7 @@ from anyrnn.compiler.dtypes import Types
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
 from anyrnn.compiler.lower import Lowering, Value
 from anyrnn.compiler.node import Builder, Node
-from anyrnn.compiler.passes import merge_products, refine
+from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
 from anyrnn.compiler.rules import RULES, lower
 from anyrnn.errors import AnyRNNError
@@ -59,7 +59,8 @@ class Split:
     Attributes:
         graph: The whole step.
         once, before, after: The operations that PyTorch runs.
-        program: The loop.
+        lowered: The loop as it is lowered, before any pass.
+        program: The loop, after `PASSES`.
         tensors: The tensor of the step that each of the program's streams, vectors, matrices and outputs is, by name.
         records: The tensors of the step that are recorded, by name.
     """
@@ -68,6 +69,7 @@ class Split:
     once: tuple[Step, ...]
     before: tuple[Step, ...]
     after: tuple[Step, ...]
+    lowered: Program
     program: Program
     tensors: Mapping[str, Ref]
     records: Mapping[str, Ref]
@@ -97,7 +99,9 @@ def split(graph: Graph, record: Iterable[str] = ()) -> Split:
     for ref in outputs:
         pieces = loop.pieces(ref)
         made[loop.array("output", ref, sum(p.width for p in pieces))] = pieces
-    program = refine(merge_products(Program(loop.arrays, made, loop.names())))
+    program = lowered = Program(loop.arrays, made, loop.names())
+    for transform in PASSES:
+        program = transform(program)
     tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
     for_outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if kinds[r] != _LOOP))
     return Split(
@@ -105,6 +109,7 @@ def split(graph: Graph, record: Iterable[str] = ()) -> Split:
         tuple(s for s in graph.steps if kinds[s.outputs[0]] == _ONCE and for_outside.intersection(s.outputs)),
         tuple(s for s in graph.steps if kinds[s.outputs[0]] == _BEFORE and for_outside.intersection(s.outputs)),
         after,
+        lowered,
         program,
         tensors,
         records,

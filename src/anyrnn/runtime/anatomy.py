@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.passes import PASSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ class Anatomy:
         row_bytes: What it reads and writes a row and step.
         graph: The recorded step.
         program: The loop program.
+        passes: The loop program after each pass, from what is lowered to what is compiled for inference.
         backward: The loop program of the backward pass.
         kernel: The compiled forward pass.
     """
@@ -51,6 +53,7 @@ class Anatomy:
     row_bytes: int
     graph: str
     program: str
+    passes: str
     backward: str
     kernel: Kernel = field(repr=False, compare=False)
 
@@ -106,9 +109,22 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
         (read + written) * size,
         str(plan.split.graph),
         str(plan.split.program),
+        _passes(plan),
         str(plan.loop.derivative.backward),
         kernel,
     )
+
+
+def _passes(plan: Plan) -> str:
+    """The program after each pass."""
+    program = plan.split.lowered
+    stages = [("lowered", program)]
+    for transform in PASSES:
+        program = transform(program)
+        stages.append((f"after {transform.__name__}", program))
+    stages.append(("after elementary, with a residual for the backward pass", plan.loop.derivative.forward))
+    stages.append(("after without and placed, for inference", plan.loop.settled("inference")))
+    return "\n\n".join(f"# {title}\n{text}" for title, text in stages)
 
 
 def _listed(steps: Sequence[Step], plan: Plan) -> tuple[str, ...]:
