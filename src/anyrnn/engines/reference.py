@@ -6,7 +6,7 @@ autograd and therefore does whatever the cell can do: any dtype and device, seco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -44,20 +44,19 @@ def _run_full(call: Call) -> Result:
     A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
     copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
     """
-    step, cell, states = _stepper(call), call.cell, tuple(s.clone() for s in call.states)
+    records: list[list[Tensor]] = []
+    step, cell, states = _stepper(call, records), call.cell, tuple(s.clone() for s in call.states)
     copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
     outputs: list[Tensor] = []
-    records: list[list[Tensor]] = []
     for x in _steps(call.x, call.reverse):
         if copies:
-            output, new, locals_ = step(cell, x, tuple(s.clone() for s in states))
+            output, new = step(cell, x, tuple(s.clone() for s in states))
         else:
             versions = [s._version for s in states]
-            output, new, locals_ = step(cell, x, states)
+            output, new = step(cell, x, states)
             copies = versions != [s._version for s in states]
         states = _keep_dtype(new, states)
         outputs.append(output.clone())
-        records.append([t.clone() for t in locals_])
     if not outputs:
         return _without_steps(call)
     # A cell may have passed a state through, or returned it twice.
@@ -69,16 +68,17 @@ def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
     return torch.stack([*reversed(steps)] if call.reverse else [*steps])
 
 
-def _stepper(call: Call) -> Callable[..., tuple[Tensor, tuple[Tensor, ...], list[Tensor]]]:
-    """A step that also gives the local variables to be recorded."""
+def _stepper(call: Call, records: list[list[Tensor]]) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
+    """A step; it adds the local variables to be recorded, if any, to `records`."""
     step, names = call.signature.step, call.request.record
     if not names:
-        return lambda cell, x, states: (*step(cell, x, states), [])
+        return step
 
-    def watched(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> Any:
-        with locals_of(cell) as found:
+    def watched(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with locals_of(cell) as variables:
             output, new = step(cell, x, states)
-        return output, new, recorded_of(type(cell).__name__, found, names, len(x))
+        records.append([t.clone() for t in recorded_of(type(cell).__name__, variables, names, len(x))])
+        return output, new
 
     return watched
 
@@ -90,8 +90,9 @@ def _without_steps(call: Call) -> Result:
     x = call.x
     with torch.no_grad():
         zeros = tuple(s.new_zeros(1, s.shape[1]) for s in call.states)
-        *_, found = _stepper(call)(call.cell, x.new_zeros(1, x.shape[2]), zeros)
-    pairs = zip(call.request.record, found, strict=True)
+        records: list[list[Tensor]] = []
+        _stepper(call, records)(call.cell, x.new_zeros(1, x.shape[2]), zeros)
+    pairs = zip(call.request.record, records[0], strict=True)
     return call.without_steps({name: t.new_zeros(*x.shape[:2], *t.shape[1:]) for name, t in pairs})
 
 
@@ -119,18 +120,17 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
     inputs = call.x.index_select(1, order).unbind(0) if T else ()
     states = tuple(s.index_select(0, order) for s in call.states)
     active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
-    step = _stepper(call)
-    outputs: list[Tensor] = []
     records: list[list[Tensor]] = []
+    step = _stepper(call, records)
+    outputs: list[Tensor] = []
     for t in reversed(range(T)) if call.reverse else range(T):
         n = active[t]
         if n == 0:
             continue
-        output, new, locals_ = step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
+        output, new = step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
         new = _keep_dtype(new, states)
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
         outputs.append(_padded(output, B))
-        records.append([_padded(t, B) for t in locals_])
     if not outputs:
         return _without_steps(call)
 
@@ -138,7 +138,8 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
         stacked = _stacked(call, steps)
         return _padded(stacked, T).index_select(1, back)
 
-    found = dict(zip(call.request.record, map(whole, zip(*records, strict=True)), strict=True))
+    padded = ([_padded(t, B) for t in locals_] for locals_ in records)
+    found = dict(zip(call.request.record, map(whole, zip(*padded, strict=True)), strict=True))
     return Result(whole(outputs), tuple(s.index_select(0, back) for s in states), found)
 
 
