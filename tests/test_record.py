@@ -158,6 +158,25 @@ def test_where_no_row_has_a_step_records_are_zero(engine):
     assert records["large"].dtype == torch.bool
 
 
+def test_a_traced_model_records_what_its_layer_does():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = anyrnn.LSTM(I, H)
+
+        def forward(self, x):
+            return self.layer(x, record="f")[2]["f"]
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m, name):
+            return isinstance(m, anyrnn.LSTM)
+
+    model, x = Model(), torch.randn(T, B, I)
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    torch.testing.assert_close(traced(x), model(x))
+    assert len(anyrnn.LSTM(I, H, num_layers=2)(x, record=[])) == 2
+
+
 def test_what_cannot_be_recorded_is_told():
     layer, x = anyrnn.Recurrent(Gated(), input_size=I), torch.randn(T, B, I)
     with pytest.raises(anyrnn.AnyRNNError, match=r"'wonder', expected a local variable of its step, .*before"):

@@ -112,7 +112,7 @@ class ManyToOne(nn.Module):
     ) -> tuple[Tensor, State]:
         """Return the prediction (B, out_features), or (out_features,) if x is unbatched, and the final state."""
         if is_proxy(x):
-            return node_of(self, x, state, lengths)  # type: ignore[no-any-return]
+            return node_of(self, x, state, lengths=lengths)  # type: ignore[no-any-return]
         output, state = self.layer(x, state, lengths=lengths)
         batch_first = self.layer.batch_first
         if isinstance(output, PackedSequence):

@@ -101,8 +101,8 @@ class Layer(nn.Module):
         self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None, record: Record = ()
     ) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
-            return node_of(self, x, state, lengths)
-        request = PLAIN if isinstance(record, tuple) and not record else self._request(record)
+            return node_of(self, x, state, lengths=lengths, record=record)
+        request = self._request(record) if record else PLAIN
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
@@ -248,7 +248,7 @@ def is_proxy(x: object) -> bool:
     return fx is not None and isinstance(x, fx.Proxy)
 
 
-def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
+def node_of(module: nn.Module, x: Any, state: Any, **options: Any) -> Any:
     """Put a call of a layer into a graph of `torch.fx` as one node, as it does with the layers of torch.nn."""
     path = x.tracer.path_of_module(module)
     own = "forward" in vars(module) or type(module).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
@@ -260,7 +260,8 @@ def node_of(module: nn.Module, x: Any, state: Any, lengths: Any) -> Any:
             f"torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
         )
         raise AnyRNNError(msg)
-    return x.tracer.create_proxy("call_module", path, (x, state), {} if lengths is None else {"lengths": lengths})
+    options = {key: value for key, value in options.items() if value is not None and value != ()}
+    return x.tracer.create_proxy("call_module", path, (x, state), options)
 
 
 class Recurrent(Layer):

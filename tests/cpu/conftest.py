@@ -39,7 +39,7 @@ def runs(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, make)
 
     def fenced_bind(kernel, layout, arrays, initial, transposed):
-        program = kernel.schedule.program
+        program = kernel.program
         read = [a.name for a in program.of("stream", "vector", "matrix", "history")]
         carried = {a.name: arrays[a.name] for a in program.of("state") if a.place == "carried"}
         own.given = {**arrays, **{name: within(arrays[name]) for name in (*read, *carried)}}

@@ -38,7 +38,7 @@ def test_a_fence_shows_what_is_written_over_it():
 
 def places(kernel):
     """How the states of a kernel lie in memory."""
-    return [a.place for a in kernel.schedule.program.of("state")]
+    return [a.place for a in kernel.program.of("state")]
 
 
 def test_what_machine_code_does_not_write_shows_as_nan(monkeypatch):

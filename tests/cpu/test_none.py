@@ -73,6 +73,25 @@ def test_there_is_a_gradient_where_pytorch_has_one(name, loss, runs):
     assert runs
 
 
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 7, 8])
+def test_a_final_state_asks_for_a_gradient_where_pytorchs_does(T):
+    """States that change places: which initial state a final one hangs on goes with the parity of T."""
+    cell = plain(swapped)
+    signature = anyrnn.protocol.describe(cell, I)
+    x = torch.randn(T, 3, I, dtype=DOUBLE)
+    for parameter in cell.parameters():
+        parameter.requires_grad_(False)
+    for leaf in range(len(signature.state_sizes)):
+        asks = []
+        for engine in ("reference", "cpu"):
+            states = [torch.randn(3, H, dtype=DOUBLE) for _ in signature.state_sizes]
+            states[leaf].requires_grad_()
+            with anyrnn.engine(engine):
+                output, final = anyrnn.scan(cell, x, signature.wrap(tuple(states)))
+            asks.append([t.requires_grad for t in (output, *flat(final))])
+        assert asks[0] == asks[1]
+
+
 def test_weight_decay_leaves_a_weight_alone_that_has_no_gradient():
     torch.manual_seed(1)
     cell = Plain(STEPS["a comparison alone"]).double()

@@ -572,6 +572,18 @@ def test_a_number_that_is_looked_at_makes_plans_up_to_a_limit():
     assert "differs at every call: the attribute `alpha`" in why(layer, x)
 
 
+def test_going_back_and_forth_between_known_plans_is_no_change():
+    step = lambda c, x, h: torch.tanh(c.W(x) * (2 if c.alpha > 0.5 else 1) + c.alpha * c.U(h))  # noqa: E731
+    layer, x = anyrnn.Recurrent(plain(step)), draw(2, 2, I)
+    for k in range(40):
+        layer.cell().alpha = k % 2
+        assert_like_the_loop(layer, x)
+        layer.train(k % 3 == 0)
+    layer.cell().alpha = 3
+    assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu", why(layer, x)
+
+
 # ---- Hooks, contexts, foreign tracers --------------------------------------------------------------------------------
 
 

@@ -413,3 +413,46 @@ def test_a_function_that_profiles_goes_on():
         sys.setprofile(None)
     assert after is watch
     assert {("scan", "return"), ("median", "return")} <= set(seen)
+
+
+def test_an_output_that_no_gradient_reads_may_be_written_into():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden_size = 4
+            self.W, self.U = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x, h):
+            h = torch.tanh(self.W(x) + self.U(h))
+            return h + torch.sigmoid(h), h
+
+    torch.manual_seed(0)
+    cell, grads = Scaled().double(), []
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            output = anyrnn.scan(cell, x)[0]
+        output.mul_(2).sum().backward()
+        grads.append([p.grad.clone() for p in cell.parameters()])
+        cell.zero_grad()
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_buffer_that_the_step_does_not_read_may_be_of_any_kind():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden_size = 4
+            self.W, self.U, self.read = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.register_buffer("graph", torch.eye(4).to_sparse())
+
+        def forward(self, x, h):
+            h = torch.tanh(self.W(x) + self.U(h))
+            return self.read(h), h
+
+    layer, x = anyrnn.Recurrent(Sparse(), input_size=3), torch.randn(5, 2, 3)
+    with anyrnn.engine("cpu"):
+        output = layer(x)[0]
+    with anyrnn.engine("reference"):
+        torch.testing.assert_close(layer(x)[0], output, rtol=1e-4, atol=1e-5)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from anyrnn.compiler.program import Program
 
 
+_REMEMBERED = 1024  # answers, for as many numbers of steps
+
+
 class GradientPaths:
     """What the results of a program's step depend on, as autograd has it."""
 
@@ -34,10 +37,12 @@ class GradientPaths:
         """Which of the outputs and final states no tensor reaches whose gradient is needed."""
         if self._is_whole and needed:
             return frozenset()
-        key = needed, min(steps, len(self._states) + 1), ragged  # that many steps back, nothing new is reached
+        key = needed, steps, ragged
         if key not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
             self._known[key] = frozenset(
-                name for name in self._results if self.reached({name}, key[1], ragged).isdisjoint(needed)
+                name for name in self._results if self.reached({name}, steps, ragged).isdisjoint(needed)
             )
         return self._known[key]
 
@@ -52,15 +57,20 @@ class GradientPaths:
         if self._is_whole and results and steps:
             return self._all
         every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
-        live = self._states.intersection(results)
+        live = self._states.intersection(results)  # the states before whose gradient goes further back
         found: set[str] = set()
-        for _ in range(steps):
+        seen: dict[frozenset[str], int] = {}
+        step = 0
+        while step < steps:
+            if live in seen:  # states may change places for ever: what follows is known
+                steps = step + (steps - step) % (step - seen[live])
+                seen = {}
+                continue
+            seen[live] = step
             here = every.union(*(self._reached[name] for name in live))
-            before = (here & self._states) | (live if ragged else frozenset())
             found |= here
-            if before == live:
-                break
-            live = before
+            live = (here & self._states) | (live if ragged else frozenset())
+            step += 1
         return (frozenset(found) - self._states) | live
 
 

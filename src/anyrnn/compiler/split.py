@@ -39,7 +39,7 @@ _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_wit
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
     *("native_layer_norm", "native_group_norm"),
 }
-_PRODUCTS = frozenset({"addmm", "mm", "linear", "matmul"})
+_PRODUCTS = frozenset({"addmm", "mm"})
 #: Operations that make a tensor of one number, and how it is found among their arguments.
 _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
     **dict.fromkeys(("zeros", "new_zeros", "empty", "new_empty", "empty_like"), lambda args: 0.0),

@@ -102,8 +102,8 @@ def forward(
     """Run a loop.
 
     Returns:
-        The outputs (T, B, width) and final states (B, width), by name; and what is kept for a backward pass: the states
-        of all steps and the residuals.
+        The outputs (T, B, width) and final states (B, width), by name; and what a backward pass reads: the states of
+        all steps and the residuals.
     """
     kind = "training" if training else "inference"
     like = given[loop.states[0]]
@@ -126,4 +126,5 @@ def forward(
             results[name] = made[name]
         elif place == "kept":
             results[name] = layout.final(made[name], given[name])
-    return results, made
+    # Not the outputs: whoever has one may write into it.
+    return results, {name: made[name] for name in made if name not in loop.outputs}

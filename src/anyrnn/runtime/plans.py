@@ -59,7 +59,6 @@ class Plan:
     def __init__(self, parts: Split) -> None:
         self.split, self.records = parts, parts.records
         graph, program, tensors = parts.graph, parts.program, parts.tensors
-        self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items())
         matrices = {tensors[a.name] for a in program.of("matrix")}
         # A weight that is only transposed, as in every linear layer, is read where it is.
         turned = {s.outputs[0]: s.args[0] for s in parts.once if s.name == "t.default" and s.outputs[0] in matrices}
@@ -67,6 +66,8 @@ class Plan:
         self.arrays = tuple((n, turned.get(r, r) if role == "matrix" else r, role) for n, r, role in given)
         needed = {r for s in (*parts.once, *parts.before, *parts.after) for r in s.inputs}
         needed |= {r for _, r, role in given if role != "matrix"}
+        used = needed | {ref for _, ref, _ in self.arrays}
+        self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items() if ref in used)
         once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
         self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
         self.loop = Loop(program, [n for n, r, role in given if role == "matrix" and r in turned])
@@ -103,7 +104,7 @@ class _Recent:
         form: The form of the call.
         sight: What the cell looked like.
         plan: Its plan, or why there is none.
-        changes: How often it looked another way than before.
+        changes: How often it looked as no cell did before, and was traced anew.
     """
 
     form: Hashable
@@ -142,7 +143,7 @@ def plan_of(
 
 def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent: _Recent | None) -> Plan | str:
     """Find the plan of a cell that looks the same as another one, or make one."""
-    changes = 0 if recent is None else recent.changes + 1
+    changes = 0 if recent is None else recent.changes
     reaches = _reaches.setdefault(type(origin), {}).setdefault(form, [])
     try:
         for reach in reaches:
@@ -150,9 +151,10 @@ def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent
             if (plan := _plans.get((form, sight.key))) is not None:
                 _plans.move_to_end((form, sight.key))
                 return _remembered(origin, _Recent(form, sight, plan, changes))
-        if recent is not None and changes > _MOST_CHANGES:
+        if recent is not None and changes >= _MOST_CHANGES:
             why = f"what it reads differs at every call: {recent.sight.changed(cell) or 'the forms of its tensors'}"
             return _remembered(origin, _Recent(form, Sight(cell, recent.sight.reach), why, changes))
+        changes += recent is not None
         plan, reach = _made(cell, form, _changed_numbers(cell, recent))
         if reach not in reaches:
             reaches.append(reach)

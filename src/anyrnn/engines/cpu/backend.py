@@ -46,15 +46,16 @@ class CpuBackend:
 
     def compile(self, program: Program, precision: Precision) -> CpuKernel:
         """Return a program's machine code. Programs that differ in names only share it."""
-        order = schedule(program, self.machine.lanes(precision.compute))
+        nameless = anonymous(program)
+        groups = schedule(nameless, self.machine.lanes(precision.compute))
 
         def build() -> str:
             from anyrnn.engines.cpu.emit import emit  # noqa: PLC0415 - LLVM's builder is needed on a cache miss only
 
-            return emit(order, self.machine, precision)
+            return emit(groups, self.machine, precision)
 
-        code = jit.load(f"{anonymous(program)}\n{precision}", build, self.machine)
-        return CpuKernel(order, packed_of(order), code, self.machine, precision)
+        code = jit.load(f"{nameless}\n{precision}", build, self.machine)
+        return CpuKernel(program, groups, packed_of(groups), code, self.machine, precision)
 
     def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
         """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""
@@ -68,8 +69,17 @@ def _of(machine: Machine) -> CpuBackend:
 
 @dataclass(frozen=True)
 class CpuKernel:
-    """A program's machine code, and what it must be given."""
+    """A program's machine code, and what it must be given.
 
+    Attributes:
+        program: The program, with the names by which it is given arrays.
+        schedule: The schedule of the same program without names.
+        packed: The packed matrices that the code reads.
+        code: The machine code.
+        machine, precision: What it is for.
+    """
+
+    program: Program
     schedule: Schedule
     packed: tuple[Packed, ...]
     code: Compiled
@@ -131,9 +141,15 @@ class CpuKernel:
         return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
 
     @functools.cached_property
-    def _order(self) -> list[tuple[str, str]]:
+    def _arguments(self) -> list[tuple[str, str]]:
         """The arrays in the order of the slots: name and role."""
-        return [(a.name, a.role) for a in self.schedule.program.arrays if a.role != "sum"]
+        return [(a.name, a.role) for a in self.program.arrays if a.role != "sum"]
+
+    @functools.cached_property
+    def sums(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """By name of a sum, its ranges among the totals."""
+        names = [a.name for a in self.program.of("sum")]
+        return dict(zip(names, self.schedule.sums.values(), strict=True))
 
     @functools.cached_property
     def lanes(self) -> int:
@@ -157,7 +173,7 @@ class CpuKernel:
         totals = like.new_zeros(parts, self.schedule.total_width)
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
-        for name, role in self._order:
+        for name, role in self._arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
             if role == "matrix":
@@ -192,7 +208,7 @@ class CpuBound:
             if kernel.packed:
                 threads.parallel(kernel.pack, pointer, self.parts)
             threads.parallel(kernel.main, pointer, self.parts)
-        ranges = kernel.schedule.sums
+        ranges = kernel.sums
         return dict(self._sums(ranges)) if ranges else {}
 
     def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:

@@ -195,8 +195,7 @@ def _versions() -> tuple[str, ...]:
 
     here = Path(__file__).parent
     sources = hashlib.sha256()
-    package = here.parents[1]
-    folders = here, package, package / "compiler", package / "runtime"  # where the compiler's own sources are
+    folders = here, here.parents[1] / "compiler", here.parents[1] / "runtime"  # where the compiler's own sources are
     for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         sources.update(hashlib.sha256(path.read_bytes()).digest())
     version = ".".join(map(str, llvm().llvm_version_info))
