@@ -91,6 +91,7 @@ _OPERATIONS = (
     Operation("div", torch.div, 2, neutral=(None, 1.0), dear=True, is_aten=False),
     Operation("pow", torch.pow, 2, dear=True, is_aten=False),
     Operation("fmod", torch.fmod, 2, dear=True),
+    Operation("remainder", torch.remainder, 2, dear=True),
     Operation("atan2", torch.atan2, 2, dear=True),
     Operation("maximum", torch.maximum, 2),
     Operation("minimum", torch.minimum, 2),

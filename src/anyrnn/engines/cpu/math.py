@@ -332,6 +332,12 @@ def _fmod(x: Vector, y: Vector) -> Vector:
     return intrinsic("copysign", select(y.equals(y), rest, y), x)
 
 
+def _remainder(x: Vector, y: Vector) -> Vector:
+    """What is left of x / y rounded down: of the sign of y."""
+    rest = _fmod(x, y)
+    return select(rest.differs(0.0) & ((rest < 0.0) ^ (y < 0.0)), rest + y, rest)
+
+
 @dataclass(frozen=True)
 class _Function:
     """An operation that is a function of the module.
@@ -381,6 +387,7 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "div": lambda b, x, y: b.fdiv(x, y, flags=_CONTRACT),
     "pow": _Function(_pow, 1, 1.5),
     "fmod": _Function(_fmod),
+    "remainder": _Function(_remainder, 0.5, 0.5),
     "atan2": _Function(_atan2, 2, 2),
     "maximum": _Function(lambda x, y: select(x.equals(x), select(x > y, x, y), x)),  # NaN if either is
     "minimum": _Function(lambda x, y: select(x.equals(x), select(x < y, x, y), x)),
