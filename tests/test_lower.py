@@ -46,7 +46,7 @@ def positive(f):
 ROWS = [
     *((f.__name__, f, X) for f in (torch.neg, torch.abs, torch.expm1, torch.tanh, torch.sigmoid, torch.sin)),
     *((f.__name__, f, X) for f in (torch.cos, torch.erf, torch.floor, torch.ceil, torch.trunc, torch.round)),
-    *((f.__name__, f, X) for f in (torch.sign, torch.sgn)),
+    *((f.__name__, f, X) for f in (torch.sign, torch.sgn, torch.atan)),
     *((f.__name__, lambda x, f=f: f(x / 4), X) for f in (torch.exp, torch.exp2)),
     *((f.__name__, positive(f), X) for f in (torch.log, torch.log2, torch.log1p, torch.sqrt, torch.rsqrt)),
     ("reciprocal", positive(torch.reciprocal), X),
@@ -70,6 +70,9 @@ ROWS = [
     ("div", lambda x, y: torch.div(x, y.round(), rounding_mode="floor"), X, Y),
     ("fmod", lambda x: torch.fmod(x, 0.7), X),
     ("fmod", lambda x, y: torch.fmod(x, y + 0.3), X, Y),
+    ("atan2", torch.atan2, X, Y),
+    ("atan2", lambda x: torch.atan2(x, x * x - 1), X),
+    ("atan2", lambda x: torch.atan2(1 - x * x, x), X),
     ("remainder", lambda x: x % -0.7, X),
     ("remainder", lambda x, y: torch.remainder(x, y + 0.3), X, Y),
     *(("pow", lambda x, n=n: x**n, X) for n in (0, 1, 2, 3, 4, 5, -3)),
@@ -350,7 +353,7 @@ REFUSED = {
     "a new dimension in front": (lambda x: x.unsqueeze(0), "before the batch"),
     "another norm": (lambda x: x.norm(1, dim=1), "of order 1"),
     "integers": (lambda x: x.long() + x, "to torch.int64"),
-    "an unknown operation": (torch.atan, "`aten.atan` in the loop"),
+    "an unknown operation": (torch.lgamma, "`aten.lgamma` in the loop"),
     "a random draw": (lambda x: x * torch.bernoulli(x), "move dropout out of the cell"),
 }
 

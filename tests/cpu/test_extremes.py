@@ -80,6 +80,8 @@ def with_settings():
         "one over one more than nothing": lambda x: 1 / (x + 0),
         "one over one less than nothing": lambda x: 1 / (x - 0.0),
         "exp where small": lambda x: torch.where(x > 88, x, torch.exp(x)),
+        "atan2": lambda x: torch.atan2(x, x.flip(1)),
+        "atan2 of a number": lambda x: torch.atan2(x, torch.full_like(x, -1.0)),
         "addcmul": lambda x: torch.addcmul(x, x, x, value=1e-30),
         "amax": lambda x: x + x.amax(1, keepdim=True),
         "mean": lambda x: x + x.mean(1, keepdim=True),
@@ -87,10 +89,9 @@ def with_settings():
 
 
 def elementary():
-    names = (
-        "abs exp exp2 expm1 log log2 log1p tanh sigmoid sqrt rsqrt reciprocal sin cos tan erf floor ceil round trunc"
-    )
-    return {name: getattr(torch, name) for name in (*names.split(), "sign", "sgn", "neg", "square")}
+    names = "abs exp exp2 expm1 log log2 log1p tanh sigmoid sqrt rsqrt reciprocal sin cos tan atan erf"
+    names += " floor ceil round trunc sign sgn neg square"
+    return {name: getattr(torch, name) for name in names.split()}
 
 
 class Side(nn.Module):

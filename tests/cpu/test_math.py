@@ -135,6 +135,8 @@ TRUE: dict[str, Callable[..., Any]] = {
     "sign": lambda x: np.where(np.isnan(x), 0, np.sign(x)),
     "erf": lambda x: torch.erf(torch.from_numpy(x)).numpy(),
     "pow": np.power,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
 }
 
 
@@ -169,7 +171,7 @@ def argument(name: str, dtype: np.dtype[Any]) -> Array:
 
 @functools.cache
 def pairs(dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Bases and exponents: any, near 1 with a vast exponent, negative with an integer one."""
+    """Bases and exponents: any, near 1 with a vast exponent, negative with an integer one; and points around zero."""
     random, count = np.random.default_rng(0), 60_000
     largest = 120 if dtype == SINGLE else 1000
     near = random.normal(0, 1, count) * 2.0 ** -random.uniform(0, np.finfo(dtype).nmant, count)
@@ -178,6 +180,7 @@ def pairs(dtype: np.dtype[Any]) -> tuple[Array, Array]:
         (10 ** random.uniform(-3, 3, count), random.uniform(-largest / 3, largest / 3, count)),
         (np.exp2(near), random.uniform(-largest, largest, count) / near),
         (-random.uniform(0, 4, count), random.integers(-60, 60, count)),
+        random.normal(0, 1, (2, count)) * 10.0 ** random.uniform(-30, 30, count),
     ]
     rows = [(x[:count].astype(dtype), y[:count].astype(dtype)) for x, y in parts]
     return np.concatenate([x for x, _ in rows]), np.concatenate([y for _, y in rows])
@@ -287,11 +290,11 @@ def test_special_pairs_are_pytorchs(name: str, dtype: np.dtype[Any], processor: 
     if name in ("maximum", "minimum"):
         keep = (x != 0) | (y != 0)  # which of two zeros is larger is nobody's business
         x, y = x[keep], y[keep]
-    if name == "fmod":  # PyTorch's is NaN where the quotient is vast, if it takes numbers as vectors
-        with np.errstate(invalid="ignore"):
-            want = np.fmod(x, y)
+    function, wide = getattr(torch, name), [torch.from_numpy(v.astype(np.float64)) for v in (x, y)]
+    if name in ("fmod", "remainder"):  # PyTorch's are NaN where the quotient is vast, if they take numbers as vectors
+        want = torch.stack([function(a, b) for a, b in zip(*wide, strict=True)]).numpy()
     else:
-        want = getattr(torch, name)(*(torch.from_numpy(v.astype(np.float64)) for v in (x, y))).numpy()
+        want = function(*wide).numpy()
     assert_same(name, compiled(name, dtype, processor)(x, y), want, x, y)
 
 
@@ -304,7 +307,7 @@ def test_what_is_exact_is_exact(dtype: np.dtype[Any], processor: str) -> None:
     assert (compiled("exp2", dtype, processor)(n) == powers).all()
     assert (compiled("log2", dtype, processor)(powers) == n).all()
     x = sample(dtype)
-    for name in ("tanh", "erf", "sin"):
+    for name in ("tanh", "erf", "sin", "atan"):
         run, odd = compiled(name, dtype, processor), x[np.abs(x) < 1e6]
         np.testing.assert_array_equal(run(-odd), -run(odd))
     for name, low in (("tanh", -1), ("erf", -1), ("sigmoid", 0)):
@@ -313,14 +316,15 @@ def test_what_is_exact_is_exact(dtype: np.dtype[Any], processor: str) -> None:
         assert np.nanmax(y) == 1
 
 
-STEPS_BACK = {"exp": 1, "exp2": 1, "expm1": 1, "log": 1, "log2": 1, "log1p": 1, "tanh": 4, "sigmoid": 2, "erf": 3}
+STEPS_BACK = {"exp": 1, "exp2": 1, "expm1": 1, "log": 1, "log2": 1, "log1p": 1, "tanh": 4, "sigmoid": 2, "erf": 3,
+              "atan": 2}  # fmt: skip
 
 
 @every_processor
 @pytest.mark.parametrize("name", STEPS_BACK)
 def test_growing_functions_hardly_step_back(name: str, processor: str) -> None:
     """On runs of neighbouring numbers, above all where the range reduction changes from one n to the next."""
-    for start in (0.1, 0.17, 0.34, 0.49, 0.51, 0.69, 1.03, 1.49, 1.72, 2.42, 5.1, 8.6):
+    for start in (0.1, 0.17, 0.34, 0.49, 0.495, 0.51, 0.69, 1.03, 1.49, 1.72, 1.99, 2.42, 5.1, 8.6):
         for sign in (1, -1) if "log" not in name else (1,):
             x = np.sort(sign * (np.float32(start).view(np.int32) + np.arange(300_000, dtype=np.int32)).view(SINGLE))
             y = compiled(name, SINGLE, processor)(x)
@@ -338,7 +342,9 @@ def test_nothing_is_called(name: str, dtype: np.dtype[Any], processor: str) -> N
 
 
 @both_formats
-@pytest.mark.parametrize("name, divisions", [("exp", 0), ("tanh", 1), ("sigmoid", 1), ("log", 1), ("sin", 0)])
+@pytest.mark.parametrize(
+    "name, divisions", [("exp", 0), ("tanh", 1), ("sigmoid", 1), ("log", 1), ("sin", 0), ("atan", 1)]
+)
 def test_divisions_are_few(name: str, divisions: int, dtype: np.dtype[Any]) -> None:
     assert len(re.findall(r"\bv?f?div[ps]?[sd]?\b", assembly(name, dtype, "host"))) == divisions
 
@@ -401,6 +407,13 @@ POLYNOMIALS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Any, An
         0,
         (mp.pi / 4) ** 2,
         (1.2e-10, 6e-20),
+    ),
+    "atan": (
+        lambda z: (mp.atan(root(z)) / root(z) - 1) / z,
+        lambda z: z * root(z) / mp.atan(root(z)),
+        0,
+        mp.mpf(1) / 4,
+        (5.5e-9, 1.1e-17),
     ),
 }
 

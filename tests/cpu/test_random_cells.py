@@ -196,10 +196,10 @@ def foreign(cell, n, a, b, k):
     """From the input alone, by operations that the loop program lacks."""
     x = cell.x
     return (
-        lambda: torch.atan(x),
+        lambda: torch.asinh(x),
         lambda: torch.cumsum(x, 1),
         lambda: x.sort(1).values,
-        lambda: torch.atan(x) @ cell.weight(f"W{n}", x.shape[1], 3),
+        lambda: torch.asinh(x) @ cell.weight(f"W{n}", x.shape[1], 3),
         lambda: torch.where(x[:, :1] > OFF, a, 0.2),
         lambda: F.linear(x, cell.weight(f"W{n}", 3, x.shape[1])).sinh(),
     )[k]()
@@ -235,11 +235,11 @@ Op = Callable[..., Tensor]
 OFF = 0.137  # where kinks and jumps are: nothing lands there by construction, to be decided by the last bit
 
 SMOOTH: dict[str, Op] = {
-    **{f.__name__: one(f) for f in (torch.neg, torch.tanh, torch.sigmoid, torch.sin, torch.cos, torch.erf, F.silu)},
+    **{f.__name__: one(f) for f in (torch.neg, torch.tanh, torch.sigmoid, torch.sin, torch.cos, torch.erf, torch.atan)},
     **{f.__name__: one(lambda a, f=f: f(torch.tanh(a))) for f in (torch.exp, torch.exp2, torch.expm1)},
     **{f.__name__: one(lambda a, f=f: f(a * a + 0.3)) for f in (torch.log, torch.log2, torch.sqrt, torch.rsqrt)},
     **{f.__name__: one(lambda a, f=f: f(a * a + 0.3)) for f in (torch.log1p, torch.reciprocal, torch.square)},
-    **{f.__name__: one(f) for f in (F.softplus, F.logsigmoid, F.softsign, F.gelu, F.elu)},
+    **{f.__name__: one(f) for f in (F.softplus, F.logsigmoid, F.softsign, F.gelu, F.elu, F.silu)},
     "softplus of beta": one(lambda a: F.softplus(a, 2.0, 3.0)),
     "gelu by tanh": one(lambda a: F.gelu(a, approximate="tanh")),
     "pow of numbers": powers,
@@ -247,6 +247,7 @@ SMOOTH: dict[str, Op] = {
     "power of two": one(lambda a: 2 ** torch.tanh(a)),
     **{f.__name__: meet(f) for f in (torch.add, torch.sub, torch.mul)},
     "div": meet(lambda a, b: a / (b * b + 0.4)),
+    "atan2": meet(lambda a, b: torch.atan2(a, b * b + 0.4)),
     "addcmul": meet(lambda a, b: torch.addcmul(a, b, b, value=0.5)),
     "addcdiv": meet(lambda a, b: torch.addcdiv(a, a, b * b + 0.4, value=-0.5)),
     "lerp": meet(lambda a, b: torch.lerp(a, b, torch.sigmoid(a))),

@@ -82,6 +82,7 @@ _OPERATIONS = (
     Operation("sin", torch.sin, dear=True),
     Operation("cos", torch.cos, dear=True),
     Operation("erf", torch.erf, dear=True),
+    Operation("atan", torch.atan, dear=True),
     Operation("positive", torch.positive, folds=False, is_aten=False),  # of a constant: it is written out for each row
     Operation("detach", torch.detach),
     Operation("add", torch.add, 2, neutral=(-0.0, -0.0), is_aten=False),  # adding 0 makes 0 of -0
@@ -90,6 +91,8 @@ _OPERATIONS = (
     Operation("div", torch.div, 2, neutral=(None, 1.0), dear=True, is_aten=False),
     Operation("pow", torch.pow, 2, dear=True, is_aten=False),
     Operation("fmod", torch.fmod, 2, dear=True),
+    Operation("remainder", torch.remainder, 2, dear=True),
+    Operation("atan2", torch.atan2, 2, dear=True),
     Operation("maximum", torch.maximum, 2),
     Operation("minimum", torch.minimum, 2),
     Operation("lt", torch.lt, 2, gives_mask=True),

@@ -117,11 +117,6 @@ def _turned(lo: Lowering, rest: Value, b: Value | float) -> Value:
     return lo.pointwise("logical_and", lo.pointwise("ne", rest, 0), below)
 
 
-def _remainder(lo: Lowering, a: Value | float, b: Value | float) -> Value:
-    rest = lo.pointwise("fmod", a, b)
-    return _where(lo, _turned(lo, rest, b), lo.pointwise("add", rest, b), rest)
-
-
 def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
     if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -0.5, -1, -2):
         assert isinstance(a, Value)
@@ -590,7 +585,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "logical_xor": lambda lo, a, b: lo.pointwise("ne", lo.mask(a), lo.mask(b)),
         **{"any": _any, "all": _all},
         **{"add": _add, "sub": _sub, "rsub": lambda lo, a, b, alpha=1: _sub(lo, b, a, alpha)},
-        **{"mul": _mul, "div": _div, "remainder": _remainder, "pow": _pow, "clamp": _clamp},
+        **{"mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp},
         "masked_fill": lambda lo, x, mask, number: _where(lo, mask, number, x),
         "clamp_min": _clamp,
         "clamp_max": lambda lo, x, high: _clamp(lo, x, None, high),
@@ -633,6 +628,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 #: Operations on each number whose derivative is PyTorch's own: they are more than one elementary operation.
 WHOLE = frozenset({"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}) | {
     *("softshrink", "hardshrink", "tan", "threshold", "softplus", "hardtanh", "hardsigmoid", "hardswish", "silu"),
-    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv", "fmod", "remainder"),
+    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv"),
     *("div.Tensor_mode", "div.Scalar_mode"),
 }

@@ -181,6 +181,39 @@ def _erf(x: Vector) -> Vector:
     return intrinsic("copysign", _expm1(-t * (polynomial(numerator, t) / polynomial(denominator, t))), x)
 
 
+def _octant(y: Vector, x: Vector) -> tuple[Vector, Vector]:
+    """Find n and t so that the angle of (x, y), both positive, is n pi/4 + atan(t), |t| <= 1/2.
+
+    A quotient of 1/2 goes to the side that has no sum of the two, so each comparison is exact, and so is y - x.
+    """
+    flat, steep = y + y < x, x + x < y
+    t = select(steep, -x, select(flat, y, y - x)) / select(steep, y, select(flat, x, y + x))
+    return select(steep, 2.0, select(flat, t.like(0.0), 1.0)), t
+
+
+def _angle(n: Vector, t: Vector) -> Vector:
+    """The angle n pi/4 + atan(t)."""
+    high, low = t.format.quarter_pi
+    square = t * t
+    return muladd(n, high, muladd(n, low, muladd(t * square, polynomial(t.format.atan, square), t)))
+
+
+def _atan(x: Vector) -> Vector:
+    return intrinsic("copysign", _angle(*_octant(abs(x), x.like(1.0))), x)
+
+
+def _atan2(y: Vector, x: Vector) -> Vector:
+    """C's atan2: of zeros and infinities by their signs."""
+    long, high = abs(x), abs(y)
+    equal = long.equals(high)  # also of zeros and infinities
+    long, high = select(equal, 1.0, long), select(equal & (high > 0.0), 1.0, high)
+    largest = 2.0**x.format.bias  # twice as much is infinite
+    scale = select((long > largest / 2) | (high > largest / 2), long.like(0.25), 1.0)
+    n, t = _octant(high * scale, long * scale)
+    left = intrinsic("copysign", x.like(1.0), x) < 0.0
+    return intrinsic("copysign", _angle(select(left, 4.0 - n, n), select(left, -t, t)), y)
+
+
 def _round(x: Vector) -> Vector:
     """Half to even. LLVM's own would call libm on a processor without SSE 4.1."""
     size, unit = abs(x), 2.0**x.format.mantissa
@@ -299,6 +332,12 @@ def _fmod(x: Vector, y: Vector) -> Vector:
     return intrinsic("copysign", select(y.equals(y), rest, y), x)
 
 
+def _remainder(x: Vector, y: Vector) -> Vector:
+    """What is left of x / y rounded down: of the sign of y."""
+    rest = _fmod(x, y)
+    return select(rest.differs(0.0) & ((rest < 0.0) ^ (y < 0.0)), rest + y, rest)
+
+
 @dataclass(frozen=True)
 class _Function:
     """An operation that is a function of the module.
@@ -341,12 +380,15 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "sin": _Function(_sin, 2.5, 2.5),
     "cos": _Function(_cos, 2.5, 2.5),
     "erf": _Function(_erf, 4, 4),
+    "atan": _Function(_atan, 2, 2),
     "add": lambda b, x, y: b.fadd(x, y, flags=_CONTRACT),
     "sub": lambda b, x, y: b.fsub(x, y, flags=_CONTRACT),
     "mul": lambda b, x, y: b.fmul(x, y, flags=_CONTRACT),
     "div": lambda b, x, y: b.fdiv(x, y, flags=_CONTRACT),
     "pow": _Function(_pow, 1, 1.5),
     "fmod": _Function(_fmod),
+    "remainder": _Function(_remainder, 0.5, 0.5),
+    "atan2": _Function(_atan2, 2, 2),
     "maximum": _Function(lambda x, y: select(x.equals(x), select(x > y, x, y), x)),  # NaN if either is
     "minimum": _Function(lambda x, y: select(x.equals(x), select(x < y, x, y), x)),
     "lt": lambda b, x, y: b.fcmp_ordered("<", x, y),
