@@ -1,4 +1,4 @@
-"""Passes: functions from a program to a program that computes the same, or more.
+"""Passes: functions from a program to a program.
 
 Each shows in its docstring what it does to the text of a program.
 """

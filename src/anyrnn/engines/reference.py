@@ -1,6 +1,6 @@
 """The living definition of what running a cell along a sequence means: a plain loop over the unchanged cell.
 
-Everything else is checked against it, so it shares no code with anything else. It differentiates through PyTorch's
+Everything else is checked against it, so no part of the compiler is in it. It differentiates through PyTorch's
 autograd and therefore does whatever the cell can do: any dtype and device, second derivatives, `vmap`.
 """
 

@@ -31,7 +31,7 @@ class Anatomy:
         products: The products of the loop, with a weight matrix each.
         loop: The other operations of the loop, on each number or along the features.
         after: The operations that no state depends on, run for all steps at once by PyTorch.
-        stages: How often within a step all units have to be there before it goes on.
+        stages: In how many stages a step runs: each begins when all units of the one before are computed.
         flops: Floating-point operations of the loop, a row and step; an elementary function counts as one.
         weight_bytes: Weights that the loop reads in a step, whatever the batch.
         row_bytes: What it reads and writes a row and step.

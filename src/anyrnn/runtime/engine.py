@@ -29,7 +29,11 @@ class Engine(Protocol):
     name: str
 
     def refusal(self, call: Call) -> str | None:
-        """Say why this engine cannot run the call; None if it can."""
+        """Say why this engine cannot run the call; None if it can.
+
+        What it has found out on the way may be left in `call.memo` for `run`: a compiled engine has to take the cell
+        apart to answer.
+        """
 
     def run(self, call: Call) -> Result:
         """Run the call; what it gives are tensors of their own."""

@@ -76,7 +76,7 @@ class Kernel(Protocol):
 
     @property
     def stages(self) -> int:
-        """How often within a step all units have to be there before it goes on."""
+        """In how many stages a step runs: each begins when all units of the one before are computed."""
 
     def bind(
         self,
@@ -91,8 +91,9 @@ class Kernel(Protocol):
             layout: The rows of the batch; a backward program runs through them from the last step to the first.
             arrays: By name, contiguous but for matrices. A kept state or a history has memory for all steps (T, B,
                 width); a carried one (B, width) begins as the initial state and ends as the final one.
-            initial: The initial states (B, width) of those that have memory for all steps.
-            transposed: The matrices that are given as (columns, rows).
+            initial: The initial states (B, width), by name, at least of those that have memory for all steps.
+            transposed: The matrices whose memory holds (columns, rows). This is about what is handed over; that a
+                product reads a matrix transposed (``U.T`` in the text) is part of the program.
         """
 
     @property

@@ -88,7 +88,7 @@ class CpuKernel:
 
     @property
     def stages(self) -> int:
-        """How often within a step all units have to be there before it goes on."""
+        """In how many stages a step runs."""
         return 1 + max((g.stage for g in self.schedule.groups), default=0)
 
     @functools.cached_property

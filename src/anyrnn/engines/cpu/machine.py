@@ -1,7 +1,7 @@
 """What the processor offers to the compiler: its name and features for LLVM, the vector width, the registers.
 
 ``ANYRNN_CPU`` replaces the host by one of the names of `named`, for instance ``x86-64-v3`` to run the AVX2 code on a
-machine with AVX-512. Leans on nothing but llvmlite, which is loaded here, at first use.
+machine with AVX-512. LLVM is loaded here, at first use.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ class Slots:
 
     Attributes:
         names: ("steps", ""), then for each step the tables of a `Layout`; ("order", "") its order; ("bounds", "")
-            the first row of each part; then what each array of the program takes (`TAKEN`), such as ("carry", "h").
+            the first row of each part; ("scratch", "") and ("total", ""); then what each array of the program takes
+            (`TAKEN`), such as ("carry", "h"), and the packed matrices. `CpuKernel.bind` gives them in this order.
     """
 
     names: tuple[tuple[str, str], ...]
