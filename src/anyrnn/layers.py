@@ -32,7 +32,7 @@ from anyrnn.checks import (
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described
 from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
-from anyrnn.runtime.call import PLAIN, Call, Request
+from anyrnn.runtime.call import NO_REQUEST, Call, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +102,7 @@ class Layer(nn.Module):
     ) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
             return node_of(self, x, state, lengths=lengths, record=record)
-        request = self._request(record) if record else PLAIN
+        request = self._request(record) if record else NO_REQUEST
         packed = x if isinstance(x, PackedSequence) else None
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
@@ -138,7 +138,7 @@ class Layer(nn.Module):
         states: Sequence[tuple[Tensor, ...]],
         lengths: Tensor | None,
         from_zero: bool,
-        request: Request = PLAIN,
+        request: Request = NO_REQUEST,
     ) -> Iterator[tuple[Choice, Call]]:
         """The calls that make up a layer, one a direction, and the engine of each."""
         for direction in range(self.num_directions):

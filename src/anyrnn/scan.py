@@ -12,7 +12,7 @@ from anyrnn.checks import check_input, check_lengths, check_state, check_x, chec
 from anyrnn.errors import AnyRNNError
 from anyrnn.opaque import choose, described, signature_key, signatures
 from anyrnn.protocol import Signature, State, describe, form_of, placement, untold
-from anyrnn.runtime.call import PLAIN, Call, Request
+from anyrnn.runtime.call import NO_REQUEST, Call, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def scan(
         states = tuple(like.new_zeros(B, size) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
-    request = Request(checked_names(name, record)) if record else PLAIN
+    request = Request(checked_names(name, record)) if record else NO_REQUEST
     call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request)
     result = choose(call).engine.run(call)
     output, states_after = result.output, signature.wrap(result.states, state)

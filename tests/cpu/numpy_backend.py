@@ -40,7 +40,7 @@ class NumpyBackend:
 def _taken(rows):
     """The rows of an operand, which lie `stride` numbers apart."""
     numbers = rows.tensor.detach().numpy().reshape(-1, rows.stride)[:, rows.column : rows.column + rows.width]
-    return numbers[rows.order.numpy()] if rows.order is not None else numbers[rows.first : rows.first + rows.height]
+    return numbers[rows.which.numpy()] if rows.which is not None else numbers[rows.first : rows.first + rows.height]
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class NumpyBound:
             return numbers, order
         return numbers.reshape(-1, array.width), slice(offset, offset + n) if array.place == "packed" else place + order
 
-    def _step(self, n, offset, place, joined, before):
+    def _step(self, n, offset, place, continued, before):
         known = {}
         for node in self.program.nodes:
             if node.op == "constant":
                 known[node] = np.full((1, node.width), node.attr[0])
             elif node.is_leaf:
                 name, first = node.attr
-                rows = self._read(node.op, self.program[name], n, offset, place, joined, before)
+                rows = self._read(node.op, self.program[name], n, offset, place, continued, before)
                 known[node] = rows[..., first : first + node.width]
             elif node.op == "dot":
                 terms = zip(node.args, node.attr, strict=True)
@@ -106,15 +106,15 @@ class NumpyBound:
         numbers = (self.arrays[matrix].T if turned else self.arrays[matrix])[row : row + operand.width]
         return np.broadcast_to(value, (len(value), operand.width)) @ numbers[:, col : col + width]
 
-    def _read(self, op, array, n, offset, place, joined, before):
+    def _read(self, op, array, n, offset, place, continued, before):
         if op == "vector":
             return self.arrays[array.name].reshape(1, -1)
         if op in ("current", "stream") or array.place == "carried":
             numbers, at = self._rows(array, n, offset, place)
             return numbers[at]
         order = self.layout.order[:n]  # a state before the step: that after the one before, or the initial one
-        earlier = self.arrays[array.name].reshape(-1, array.width)[before + order[:joined]]
-        return np.concatenate([earlier, self.initial[array.name][order[joined:]]])
+        earlier = self.arrays[array.name].reshape(-1, array.width)[before + order[:continued]]
+        return np.concatenate([earlier, self.initial[array.name][order[continued:]]])
 
 
 ENGINE = CompiledEngine("numpy", NumpyBackend)

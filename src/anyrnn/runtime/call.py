@@ -30,7 +30,7 @@ class Request:
     record: tuple[str, ...] = ()
 
 
-PLAIN = Request()
+NO_REQUEST = Request()
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class Call:
     lengths: Tensor | None
     reverse: bool
     from_zero: bool = False
-    request: Request = PLAIN
+    request: Request = NO_REQUEST
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def without_steps(self, records: Mapping[str, Tensor] = _NONE) -> Result:

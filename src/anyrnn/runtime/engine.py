@@ -74,8 +74,8 @@ class CompiledEngine:
         plan = call.memo.get(self.name) or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
         T, B, _ = call.x.shape
-        order = layout(T, B, call.lengths, call.reverse)
-        if order.total == 0:
+        batch = layout(T, B, call.lengths, call.reverse)
+        if batch.total == 0:
             return call.without_steps(plan.empty_records(call.x))
         given = call.x.dtype
         dtype = torch.float64 if given == torch.float64 else torch.float32
@@ -83,7 +83,7 @@ class CompiledEngine:
         if given != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
         with without_autocast():
-            output, finals, records = run(plan, self._backend(), call.cell, order, x, states, call.from_zero)
+            output, finals, records = run(plan, self._backend(), call.cell, batch, x, states, call.from_zero)
         if given != dtype or call.states[0].dtype != dtype:
             output, finals = output.to(given), [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
             records = {name: t.to(given) if t.dtype == dtype else t for name, t in records.items()}

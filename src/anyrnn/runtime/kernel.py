@@ -52,7 +52,7 @@ class Rows(NamedTuple):
         width: How many numbers of a row are meant.
         first: The first row.
         height: How many rows.
-        order: Which rows these are (int64), in order, counted from the first one; None if one after the other.
+        which: Which rows these are (int64), counted from the first one; None if one after the other.
     """
 
     tensor: Tensor
@@ -61,7 +61,7 @@ class Rows(NamedTuple):
     width: int
     first: int
     height: int
-    order: Tensor | None = None
+    which: Tensor | None = None
 
 
 class Bound(Protocol):

@@ -22,18 +22,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-STEP_TABLES = ("rows", "offset", "place", "joined", "before")
+STEP_TABLES = ("rows", "offset", "place", "continued", "before")
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The rows of a batch, in the order in which a direction runs through them.
 
+    For lengths [1, 3, 2] the order is [1, 2, 0], and the tables of the forward direction are, a column for each step::
+
+        rows       3  2  1    active at the step: the first of the sorted rows
+        offset     0  3  5    where they begin in packed arrays
+        place      0  3  6    where the step begins in padded arrays, B = 3 rows a step
+        continued  0  2  1    of the active rows, those with a step before; the others begin with the initial state
+        before     0  0  3    where that step begins in padded arrays
+
     Attributes:
         T, B: The size of the batch.
-        table: For each step in running order, one line each: how many rows are active; where they begin in packed
-            arrays; where the step begins in padded arrays; how many of the rows were active in the step before; where
-            that step begins in padded arrays (`STEP_TABLES`).
+        table: These tables, a line each (`STEP_TABLES`), a column for each step in running order.
         order: Which row of the batch each sorted row is, (B,).
         lengths: The lengths, (B,); None if all are T.
         reverse: Run from each row's last valid step to its first.
@@ -103,9 +109,9 @@ class Layout:
 
         And those without one: (the rows of the batch, where they are in packed arrays).
         """
-        _, _, _, joined, before = self.table
+        _, _, _, continued, before = self.table
         k = np.arange(self._most)
-        here, old = self.offset[:, None] + k, k < joined[:, None]
+        here, old = self.offset[:, None] + k, k < continued[:, None]
         new = (k < self.rows[:, None]) & ~old
         rows = np.broadcast_to(self.order[: self._most], old.shape)
         found = ((before[:, None] + rows)[old], here[old]), (rows[new], here[new])
@@ -164,13 +170,13 @@ def _full(T: int, B: int, reverse: bool) -> Layout:
 
 def _table(active: NDArray[np.int64], B: int, reverse: bool) -> NDArray[np.int64]:
     table = np.zeros((len(STEP_TABLES), len(active)), dtype=np.int64)
-    rows, offset, place, joined, before = table
+    rows, offset, place, continued, before = table
     rows[:] = active
     active[:-1].cumsum(out=offset[1:])
     place[:] = np.arange(0, B * len(active), B)
     if reverse:
         table[:3] = table[:3, ::-1].copy()
-    np.minimum(rows[1:], rows[:-1], out=joined[1:])
+    np.minimum(rows[1:], rows[:-1], out=continued[1:])
     before[1:] = place[:-1]
     return table
 

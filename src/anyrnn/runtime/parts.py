@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(
-    plan: Plan, backend: Backend, cell: nn.Module, order: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
+    plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
 ) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
     """Run the four parts of a cell. Those around the loop see packed rows, so that padding never meets a weight.
 
@@ -28,7 +28,7 @@ def run(
         plan: The cell, taken apart.
         backend: What runs the loop.
         cell: The cell, with the weights of this call.
-        order: The rows of the batch.
+        batch: The rows of the batch and their lengths.
         x: The input (T, B, I), float32 or float64.
         states: The initial states (B, size), of the same type.
         from_zero: They are zero.
@@ -44,10 +44,10 @@ def run(
         if isinstance(weight, float):  # it was another one in an earlier call
             weight = torch.tensor(weight, dtype=dtype, device="cpu")
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
-    plan.once.run(tensors, order.total)
+    plan.once.run(tensors, batch.total)
     if plan.reads_x:
-        tensors[graph.x] = _packed(x, order)
-    _run_rows(plan.before, tensors, order)
+        tensors[graph.x] = _packed(x, batch)
+    _run_rows(plan.before, tensors, batch)
     inputs = {name: _array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
     for name, ref, role in plan.arrays:
         if role == "matrix":
@@ -57,15 +57,15 @@ def run(
         else:
             tensor = _array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
             inputs[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
-    results = autograd.run(plan.loop, order, backend, inputs, from_zero)
+    results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
     finals = [results[name] for name in plan.loop.states]
     if plan.direct is not None:
         return results[plan.direct], finals, {}
     for name in plan.loop.outputs:
         ref = plan.split.tensors[name]
-        shaped = _packed(results[name], order).reshape(order.total, *graph.shapes[ref][1:])
+        shaped = _packed(results[name], batch).reshape(batch.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
-    _run_rows(plan.after, tensors, order)
+    _run_rows(plan.after, tensors, batch)
     sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
     taken = {tensors[r].untyped_storage()._cdata for r in sources}
 
@@ -73,23 +73,23 @@ def run(
         """The rows of a tensor as in the batch, in memory of their own."""
         rows = tensors[ref]
         shape = rows.shape[1:]
-        if order.is_ragged:
-            padded = rows.new_zeros(order.T * order.B, *shape)
-            return padded.index_copy_(0, order.packed_index, rows).view(order.T, order.B, *shape)
+        if batch.is_ragged:
+            padded = rows.new_zeros(batch.T * batch.B, *shape)
+            return padded.index_copy_(0, batch.packed_index, rows).view(batch.T, batch.B, *shape)
         memory = rows.untyped_storage()._cdata
         if memory in taken or 0 in rows.stride():
             rows = rows.clone(memory_format=torch.contiguous_format)
         taken.add(memory)
-        return rows.view(order.T, order.B, *shape)
+        return rows.view(batch.T, batch.B, *shape)
 
     output = whole(plan.result)
     return output, finals, {name: whole(ref) for name, ref in plan.records.items()}
 
 
-def _packed(tensor: Tensor, order: Layout) -> Tensor:
+def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     """The packed rows of a padded tensor."""
-    rows = tensor.reshape(order.T * order.B, -1)
-    return rows.index_select(0, order.packed_index) if order.is_ragged else rows
+    rows = tensor.reshape(batch.T * batch.B, -1)
+    return rows.index_select(0, batch.packed_index) if batch.is_ragged else rows
 
 
 def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -117,18 +117,18 @@ def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | 
     return found if found is not None else getattr(module, attribute)
 
 
-def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], order: Layout) -> None:
+def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], batch: Layout) -> None:
     """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
     if not steps.mixing:
-        steps.run(tensors, order.total)
+        steps.run(tensors, batch.total)
         return
-    shapes, batch = steps.graph.shapes, steps.graph.batch
-    batched = {r for r in tensors if shapes[r] and shapes[r][0] == batch}
+    shapes, rows = steps.graph.shapes, steps.graph.batch
+    batched = {r for r in tensors if shapes[r] and shapes[r][0] == rows}
     made: dict[Ref, list[Tensor]] = {}
-    for first, n in sorted(zip(order.offset.tolist(), order.rows.tolist(), strict=True)):
+    for first, n in sorted(zip(batch.offset.tolist(), batch.rows.tolist(), strict=True)):
         here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
         steps.run(here, n)
         for ref in (r for s in steps.steps for r in s.outputs):
             made.setdefault(ref, []).append(here[ref])
     for ref, parts in made.items():
-        tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == batch else parts[-1]
+        tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == rows else parts[-1]

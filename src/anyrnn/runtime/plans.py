@@ -22,7 +22,7 @@ from anyrnn.compiler.split import Split, Steps, split
 from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
-from anyrnn.runtime.call import PLAIN, Request
+from anyrnn.runtime.call import NO_REQUEST, Request
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.loop import Loop
 
@@ -120,7 +120,7 @@ _unseen: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary(
 
 
 def plan_of(
-    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, request: Request = PLAIN
+    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, request: Request = NO_REQUEST
 ) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):

@@ -163,8 +163,8 @@ class _Emitter(LoopWriter):
         with self.loop(b, I64(0), self.slot(b, slots, "steps"), 1) as step:
             at = {kind: self.element(b, table, step.index) for kind, table in tables.items()}
             stop = self.least(b, high, at["rows"])
-            old_stop = self.least(b, stop, at["joined"])
-            new_start = b.select(b.icmp_signed(">", low, at["joined"]), low, at["joined"])
+            old_stop = self.least(b, stop, at["continued"])
+            new_start = b.select(b.icmp_signed(">", low, at["continued"]), low, at["continued"])
             for start, end, fresh in ((low, old_stop, False), (new_start, stop, True)):
                 with b.if_then(b.icmp_signed("<", start, end)):
                     self._call_groups(b, groups, copies, fixed, packed, at, start, end, fresh)

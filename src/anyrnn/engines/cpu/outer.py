@@ -44,7 +44,7 @@ def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: 
 
 def _slots(rows: Rows) -> tuple[int, int, int]:
     address = rows.tensor.data_ptr() + (rows.first * rows.stride + rows.column) * rows.tensor.itemsize
-    return address, rows.stride, 0 if rows.order is None else rows.order.data_ptr()
+    return address, rows.stride, 0 if rows.which is None else rows.which.data_ptr()
 
 
 @functools.cache
