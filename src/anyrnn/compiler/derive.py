@@ -1,10 +1,10 @@
-"""The backward program of a loop program, by PyTorch's own autograd.
+"""The backward program of a loop program: its vector-Jacobian product, by PyTorch's own autograd.
 
-The step is evaluated in PyTorch with every product cut off: what a product gives is a leaf, what it takes is an output.
-What is left is arithmetic on each number and reductions, whose gradient autograd computes while every operation it runs
-is recorded and lowered as the cell's own were; that of an activation is PyTorch's own backward operation. The products
-are put back by the chain rule: the gradient of what a product takes is the gradient of what it gives times the
-transposed matrix. Gradients of matrices are left for one large product after the loop.
+The step is evaluated in PyTorch with every product cut out: its result is a leaf, its operands are outputs. What is
+left is arithmetic on each number and reductions. Autograd differentiates that, and each operation it runs is recorded
+and lowered as the cell's own were; the derivative of an activation is PyTorch's own backward operation. The products
+are put back by the chain rule: the gradient of an operand is that of the result times the transposed matrix. Gradients
+of matrices are left for weight-gradient GEMMs after the loop, over all steps at once (`Term`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from anyrnn.compiler.graph import Ref
@@ -27,22 +26,24 @@ from anyrnn.compiler.recorder import Recorder
 from anyrnn.compiler.rules import lower
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from anyrnn.compiler.graph import Step
 
 
 @dataclass(frozen=True)
 class Term:
-    """A product's share in gradients: matrix[row : row + rows, col : col + cols] += operand^T @ grads[:, first : ...].
+    """A weight-gradient GEMM: grad_matrix[row : row + rows, col : col + cols] += operand.T @ grad[:, first : ...].
 
     Attributes:
-        operand: The array of the forward program that the operand is in: a stream, a residual, or a state, which is
-            meant before the step.
+        operand: The array of the forward program that has the operand of the product: a stream, a residual, or a state
+            as it was before the step.
         start: The first number of the operand in that array.
         matrix: The name of the matrix.
         row, col: Where the part of the matrix begins.
         rows, cols: Its size.
-        given: The output of the backward program that has the gradients of what the product gives.
-        first: Where they begin there.
+        given: The output of the backward program that has the gradient of the product's result.
+        first: The first number of that gradient there.
     """
 
     operand: str
@@ -61,14 +62,14 @@ class Derivative:
     """A program and its backward program.
 
     Attributes:
-        forward: The program in elementary operations; if the backward one reads anything again, with a residual.
-        backward: Reads the arrays of the program, its states as histories, what is saved, and the gradients of its
+        forward: The program in elementary operations; with a residual, if the backward program needs one.
+        backward: Reads the arrays of the program, its states as histories, the residual, and the gradients of the
             outputs. Its states are gradients of the states, its sums those of vectors, its outputs those of all
             products and of streams.
-        gradients: By the name of a stream, state, vector or output, what the backward program calls its gradient.
-            What products add to a stream's is not in it; a stream that has no more is not here.
-        terms: What the products add to the gradients of matrices and streams. Those in a group have the same operand,
-            and the gradients of what they give lie side by side: one large product for all that add to a stream's.
+        gradients: The name of the gradient of a stream, state, vector or output in the backward program. A stream's is
+            without what its products add; a stream that only products read is not here.
+        terms: The weight-gradient GEMMs. Those of a group have the same operand, and gradients that lie side by side:
+            if the operand is a stream, its gradient is one product of these with the matrices side by side.
     """
 
     forward: Program
@@ -78,210 +79,213 @@ class Derivative:
 
 
 def derive(program: Program) -> Derivative:
-    """Derive the backward program."""
+    """Differentiate a program."""
     return _Derivation(program).result()
 
 
 class _Derivation:
+    """The gradients of a program's values, as nodes.
+
+    A gradient is built with placeholders in it, which `_resolved` replaces: a node "forward" (k, first) is a range of
+    the k-th value of the program, a node "operand" (k, first) a range of the gradient of the k-th operand.
+    """
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self.nodes = program.nodes
         self.names = {a.name for a in program.arrays}
-        self.gradient_of = {
-            a.name: self._new(f"grad_{a.name}") for a in program.of("stream", "state", "vector", "output")
+        self.gradient_names = {
+            a.name: self._new_name(f"grad_{a.name}") for a in program.of("stream", "state", "vector", "output")
         }
-        self.residual = self._new("saved")
+        self.residual = self._new_name("saved")
         self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
         self.builder = Builder.of(self.nodes)
         self.lowering = Lowering(self.builder)
         self.saved: list[Node] = []
-        # Streams are not among them: what products add to their gradients is left for after the loop.
+        # Not streams: the gradient that they have from products is left for after the loop.
         self.operands = list(dict.fromkeys(a for dot in self.dots for a in dot.args if a.op != "stream"))
-        self.dear = self._dear()
-        self.gradients = self._gradients()
+        states = [(a.name, program.results[a.name]) for a in program.of("state")]
+        self.new_states = {piece: (name, offset) for name, pieces in states for piece, offset in _with_offsets(pieces)}
+        self.in_memory = self._expensive().union(self.operands, self.new_states)
+        self._reread: dict[Node, Node] = {}
+        self._resolved_nodes: dict[Node, Node] = {}
+        self.gradients = self._differentiate()
 
-    def _dear(self) -> set[Node]:
-        """What takes long enough to compute to be kept."""
-        made = expand(self.nodes)
+    def _expensive(self) -> set[Node]:
+        """The values that are saved for the backward pass rather than computed again."""
+        expanded = expand(self.nodes)
 
-        def is_dear(node: Node) -> bool:
-            args = {made[a] for a in node.args}
-            parts = ordered([made[node]], given=args.__contains__)
-            if node.op == "dot" or node.op in REDUCTIONS:
-                return True
-            return any(n.op in OPERATIONS and OPERATIONS[n.op].dear for n in parts if n not in args)
+        def is_expensive(node: Node) -> bool:
+            args = {expanded[a] for a in node.args}
+            parts = (n.op for n in ordered([expanded[node]], given=args.__contains__) if n not in args)
+            dear = any(op in OPERATIONS and OPERATIONS[op].dear for op in parts)
+            return dear or node.op == "dot" or node.op in REDUCTIONS
 
-        return {node for node in self.nodes if is_dear(node)}
+        return {node for node in self.nodes if is_expensive(node)}
 
-    def _new(self, name: str) -> str:
+    def _new_name(self, wanted: str) -> str:
         """A name that no array has."""
-        self.names.add(found := free_name(name, self.names))
-        return found
+        self.names.add(name := free_name(wanted, self.names))
+        return name
 
-    # ---- Step 1: the gradients of all leaves and products, with the products cut off ----
+    # ---- Step 1: autograd, with the products cut out ----
 
-    def _cotangents(self) -> dict[Node, list[Node]]:
-        """What the gradient of each value that leaves the step is: a leaf of the backward program."""
-        found: dict[Node, list[Node]] = {}
-        for array in self.program.of("state", "output"):
-            op = "state" if array.role == "state" else "stream"
-            for piece, first in _placed(self.program.results[array.name]):
-                leaf = self.builder.node(op, (), piece.width, (self.gradient_of[array.name], first))
-                found.setdefault(piece, []).append(leaf)
-        for k, operand in enumerate(self.operands):
-            found.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
-        return found
-
-    def _gradients(self) -> dict[Node, Value]:
-        recorder = Recorder()
-        batch = 2
-        known: dict[Node, Tensor] = {}
-        for node in self.nodes:
-            if node.is_leaf or node.op == "dot":
-                known[node] = torch.ones(batch, node.width, dtype=torch.float64, requires_grad=True)
-        cotangents = [(node, leaf) for node, leaves in self._cotangents().items() for leaf in leaves]
-        grads = [torch.ones(batch, node.width, dtype=torch.float64) for node, _ in cotangents]
-        values: dict[Ref, Value] = {
-            recorder.ref(g): self.lowering.value([c]) for g, (_, c) in zip(grads, cotangents, strict=True)
-        }
-        for tensor in known.values():
-            recorder.ref(tensor)
-        leaves = list(known)
-        if not leaves:
+    def _differentiate(self) -> dict[Node, Value]:
+        """The gradients of all leaves and products: autograd's backward pass through the step, recorded and lowered."""
+        recorder, cotangents, batch = Recorder(), self._cotangents(), 2
+        inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot"]
+        if not inputs:
             return {}  # everything is a constant
+        tensors = {n: torch.ones(batch, n.width, dtype=torch.float64, requires_grad=True) for n in inputs}
+        grads_out = [torch.ones(batch, node.width, dtype=torch.float64) for node, _ in cotangents]
+        for tensor in (*grads_out, *tensors.values()):
+            recorder.ref(tensor)
         with torch.enable_grad(), recorder:
-            evaluate(self.nodes, known)
-            pairs = [(known[n], g) for (n, _), g in zip(cotangents, grads, strict=True) if known[n].requires_grad]
+            evaluate(self.nodes, tensors)
+            pairs = [(tensors[n], g) for (n, _), g in zip(cotangents, grads_out, strict=True)]
+            pairs = [(x.expand_as(g), g) for x, g in pairs if x.requires_grad]
             if not pairs:
                 return {}
-            outputs, given = zip(*((x.expand_as(g), g) for x, g in pairs), strict=True)
-            inputs = tuple(known[n] for n in leaves)
             # What torch.autograd.grad calls: that one loads a package for symbolic mathematics first, in 0.3 s.
-            found = torch.autograd.Variable._execution_engine.run_backward(
-                outputs, given, False, False, inputs, allow_unreachable=True, accumulate_grad=False
-            )
-        for k, node in enumerate(self.nodes):
-            values[recorder.ref(known[node])] = (
-                self.lowering.constant(node.attr[0])
-                if node.op == "constant"
-                else self.lowering.value([self.builder.node("forward", (), node.width, (k, 0))])
-            )
-        for step in recorder.steps:
+            grads_in = torch.autograd.Variable._execution_engine.run_backward(
+                *zip(*pairs, strict=True), False, False, tuple(map(tensors.__getitem__, inputs)),
+                allow_unreachable=True, accumulate_grad=False,
+            )  # fmt: skip
+        values = {
+            recorder.ref(g): self.lowering.value([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
+        }
+        values |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
+        self._lower(recorder.steps, values)
+        return {n: values[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
+
+    def _cotangents(self) -> list[tuple[Node, Node]]:
+        """The values that leave the step, cut as it is, each with the node that stands for its gradient."""
+        cotangents: dict[Node, list[Node]] = {}
+        for array in self.program.of("state", "output"):
+            op = "state" if array.role == "state" else "stream"
+            for piece, offset in _with_offsets(self.program.results[array.name]):
+                leaf = self.builder.node(op, (), piece.width, (self.gradient_names[array.name], offset))
+                cotangents.setdefault(piece, []).append(leaf)
+        for k, operand in enumerate(self.operands):
+            cotangents.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
+        return [(node, leaf) for node, leaves in cotangents.items() for leaf in leaves]
+
+    def _forward_value(self, k: int) -> Value:
+        if self.nodes[k].op == "constant":
+            return self.lowering.constant(self.nodes[k].attr[0])
+        return self.lowering.value([self.builder.node("forward", (), self.nodes[k].width, (k, 0))])
+
+    def _lower(self, steps: Iterable[Step], values: dict[Ref, Value]) -> None:
+        """Lower autograd's operations; those of the evaluation are known already."""
+        for step in steps:
             if step.short_name == "detach":  # autograd's, of what it saved
                 values.setdefault(step.outputs[0], values[step.args[0]])
             elif any(ref not in values for ref in step.outputs):
                 args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
-                for ref, value in zip(
-                    step.outputs, lower(self.lowering, step, args, kwargs, whole=False), strict=False
-                ):
+                results = lower(self.lowering, step, args, kwargs, whole=False)
+                for ref, value in zip(step.outputs, results, strict=False):
                     values.setdefault(ref, value)
-        return {n: values[recorder.ref(g)] for n, g in zip(leaves, found, strict=True) if g is not None}
 
-    # ---- Step 2: the products put back, and what is read again taken from where it is kept ----
+    # ---- Step 2: the products put back, and forward values read from memory ----
 
-    def _resolve(self, roots: list[Node]) -> list[Node]:
-        """Replace the gradients of operands by products, and forward values by saved ones or their formulas."""
-        states = [a.name for a in self.program.of("state")]
-        current = {p: (name, first) for name in states for p, first in _placed(self.program.results[name])}
-        operands = set(self.operands)  # kept for the gradients of matrices anyway
-        read: dict[Node, Node] = {}
-        done: dict[Node, Node] = {}
+    def _resolved(self, root: Node) -> Node:
+        """Replace the placeholders in a gradient by what the backward program can compute.
 
-        def in_memory(node: Node) -> bool:
-            return node in self.dear or node in operands or not node.args or node in current
+        Of h_new = tanh(h @ U), with g the gradient of h_new, step 1 gives the gradients
 
-        def forward(root: Node) -> Node:
-            for node in ordered([root], given=in_memory):
-                if node not in read:
-                    read[node] = recalled(node)
-            return read[root]
+            product: mul(g, sub(1, mul(forward(h_new), forward(h_new))))        h: operand(h)
 
-        def recalled(node: Node) -> Node:
-            if node.op == "state":
-                return self.builder.node("previous", (), node.width, node.attr)
-            if not node.args:
-                return node
-            if node in current:
-                return self.builder.node("current", (), node.width, current[node])
-            if not in_memory(node):
-                return self.builder.alike(node, tuple(read[a] for a in node.args))
-            if node not in self.saved:
-                self.saved.append(node)
-            return self.builder.node("stream", (), node.width, (self.residual, self._place_of(node)))
+        where forward(h_new) becomes `current(h)`, since it is a state, and operand(h) `dot(mul(g, ...) @ U.T)`.
+        """
+        for node in ordered([root]):
+            if node not in self._resolved_nodes:
+                if node.op == "forward":
+                    new = self.builder.cut(self._read_again(self.nodes[node.attr[0]]), node.attr[1], node.width)
+                elif node.op == "operand":
+                    new = self.builder.cut(self._operand_gradient(node.attr[0]), node.attr[1], node.width)
+                elif node.args:
+                    new = self.builder.alike(node, tuple(self._resolved_nodes[a] for a in node.args))
+                else:
+                    new = node
+                self._resolved_nodes[node] = new
+        return self._resolved_nodes[root]
 
-        def resolved(root: Node) -> Node:
-            for node in ordered([root]):
-                if node not in done:
-                    done[node] = one(node)
-            return done[root]
+    def _read_again(self, root: Node) -> Node:
+        """A forward value in the backward program: read from an array, or computed again from values that are."""
+        for node in ordered([root], given=lambda n: n in self.in_memory or not n.args):
+            if node not in self._reread:
+                self._reread[node] = self._recalled(node)
+        return self._reread[root]
 
-        def one(node: Node) -> Node:
-            if node.op == "forward":
-                return self.builder.cut(forward(self.nodes[node.attr[0]]), node.attr[1], node.width)
-            if node.op == "operand":
-                return self.builder.cut(self._product_of(node.attr[0], resolved), node.attr[1], node.width)
-            if not node.args:
-                return node
-            return self.builder.alike(node, tuple(done[a] for a in node.args))
+    def _recalled(self, node: Node) -> Node:
+        if node.op == "state":
+            return self.builder.node("previous", (), node.width, node.attr)
+        if not node.args:
+            return node
+        if node in self.new_states:
+            return self.builder.node("current", (), node.width, self.new_states[node])
+        if node not in self.in_memory:
+            return self.builder.alike(node, tuple(self._reread[a] for a in node.args))
+        if node not in self.saved:
+            self.saved.append(node)
+        return self.builder.node("stream", (), node.width, (self.residual, self._residual_offset(node)))
 
-        return [resolved(root) for root in roots]
-
-    def _product_of(self, operand: int, resolved: Callable[[Node], Node]) -> Node:
-        """The gradient of what products take: the gradients of what they give, times the transposed matrices."""
-        node = self.operands[operand]
+    def _operand_gradient(self, k: int) -> Node:
+        """The gradient of an operand: those of its products times the transposed matrices."""
+        operand = self.operands[k]
         terms = []
         for dot in self.dots:
             gradient = self._gradient(dot)
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                if arg is node and gradient is not None:
-                    given = resolved(gradient)
-                    if given.op != "constant":  # that is zero
-                        terms.append((given, (matrix, col, row, True)))
-        return self.builder.dot(terms, node.width) if terms else self._zero(node.width)
+                if arg is operand and gradient is not None:
+                    resolved = self._resolved(gradient)
+                    if resolved.op != "constant":  # that is zero
+                        terms.append((resolved, (matrix, col, row, True)))
+        return self.builder.dot(terms, operand.width) if terms else self._zero(operand.width)
 
     def _gradient(self, node: Node) -> Node | None:
+        """The gradient of a leaf or product, with placeholders; None if it has none."""
         if node not in self.gradients:
             return None
         (gradient,) = self.lowering.pieces(self.gradients[node])  # computed from values of the same width
         return gradient
 
-    def _total(self, array: Array) -> list[Node]:
-        """The gradient of an array, side by side."""
+    def _array_gradient(self, array: Array) -> list[Node]:
+        """The gradient of an array in pieces side by side: the sum over the leaves that read it, which may overlap."""
         leaves = [n for n in self.nodes if n.is_leaf and n.attr[0] == array.name]
         parts = [(n.attr[1], g) for n in leaves if (g := self._gradient(n))]
         edges = sorted({0, array.width, *(e for first, g in parts for e in (first, first + g.width))})
-        found = []
-        for a, b in itertools.pairwise(edges):
+        pieces = []
+        for start, end in itertools.pairwise(edges):
             total: Node | None = None
             for first, gradient in parts:
-                if first <= a and b <= first + gradient.width:
-                    piece = self.builder.cut(gradient, a - first, b - a)
+                if first <= start and end <= first + gradient.width:
+                    piece = self.builder.cut(gradient, start - first, end - start)
                     total = piece if total is None else self.builder.pointwise("add", total, piece)
-            found.append(total if total is not None else self._zero(b - a))
-        return found
+            pieces.append(total if total is not None else self._zero(end - start))
+        return pieces
 
-    def _place_of(self, node: Node) -> int:
-        """Where a saved value is among the others."""
+    def _residual_offset(self, node: Node) -> int:
+        """The first number of a saved value in the residual."""
         return sum(s.width for s in self.saved[: self.saved.index(node)])
 
     def _zero(self, width: int) -> Node:
         return self.builder.node("constant", (), width, (0.0,))
 
-    # ---- Step 3: the program ----
+    # ---- Step 3: the programs ----
 
     def result(self) -> Derivative:
         """Put the backward program together."""
         program = self.program
-        made = {self.gradient_of[a.name]: self._total(a) for a in program.of("state", "vector", "stream")}
+        grads = {self.gradient_names[a.name]: self._array_gradient(a) for a in program.of("state", "vector", "stream")}
         for stream in program.of("stream"):
-            if all(g.op == "constant" for g in made[self.gradient_of[stream.name]]):
-                del made[self.gradient_of.pop(stream.name)]
-        products = {self._new(f"grad_product{k}"): dots for k, dots in enumerate(self._together())}
+            if all(g.op == "constant" for g in grads[self.gradient_names[stream.name]]):
+                del grads[self.gradient_names.pop(stream.name)]
+        products = {self._new_name(f"grad_product{k}"): dots for k, dots in enumerate(self._products_by_streams())}
         for name, dots in products.items():
-            made[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
-        flat = iter(self._resolve([g for pieces in made.values() for g in pieces]))
-        results = {name: tuple(itertools.islice(flat, len(pieces))) for name, pieces in made.items()}
-        for operand in self.operands:  # matrices' gradients need what the products took
+            grads[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
+        results = {name: tuple(map(self._resolved, pieces)) for name, pieces in grads.items()}
+        for operand in self.operands:  # the weight-gradient GEMMs read them
             if not operand.is_leaf and operand not in self.saved:
                 self.saved.append(operand)
         saved: dict[str, tuple[Node, ...]] = {self.residual: tuple(self.saved)} if self.saved else {}
@@ -289,35 +293,35 @@ class _Derivation:
         forward = Program((*program.arrays, *residual), {**program.results, **saved}, program.names)
         arrays = tuple(self._backward_arrays(results, residual))
         backward = refine(merge_products(elementary(Program(arrays, results))))
-        return Derivative(elementary(forward), backward, self.gradient_of, self._terms(products))
+        return Derivative(elementary(forward), backward, self.gradient_names, self._terms(products))
 
     def _backward_arrays(self, results: Mapping[str, tuple[Node, ...]], residual: tuple[Array, ...]) -> Iterator[Array]:
         """The arrays of the backward program: those of the program, then gradients."""
-        names = {gradient: name for name, gradient in self.gradient_of.items()}
+        arrays = {gradient: self.program[name] for name, gradient in self.gradient_names.items()}
         for a in self.program.of("stream", "state", "vector", "matrix"):
             yield replace(a, role="history", place="padded") if a.role == "state" else a
         for a in residual:
             yield replace(a, role="stream")
         for a in self.program.of("output"):
-            yield Array(self.gradient_of[a.name], "stream", a.width, place="padded")
+            yield Array(self.gradient_names[a.name], "stream", a.width, place="padded")
         roles = {"state": "state", "vector": "sum", "stream": "output"}
         for name, pieces in results.items():
-            of = self.program[names[name]] if name in names else None
+            of = arrays.get(name)
             role, place = ("output", "packed") if of is None else (roles[of.role], of.place)
             yield Array(name, role, _width(pieces), place="carried" if role == "state" else place)
 
-    def _together(self) -> list[list[Node]]:
-        """The products in runs that take the same streams: their gradients are one large product's whole operand."""
-        runs = itertools.groupby(self.dots, lambda dot: [a for a in dot.args if a.op == "stream"])
-        return [list(run) for _, run in runs]
+    def _products_by_streams(self) -> list[list[Node]]:
+        """The products, those together that read the same streams: their gradients are one array, and one operand."""
+        groups = itertools.groupby(self.dots, lambda dot: [a for a in dot.args if a.op == "stream"])
+        return [list(group) for _, group in groups]
 
     def _terms(self, products: Mapping[str, list[Node]]) -> tuple[tuple[Term, ...], ...]:
         groups: list[list[Term]] = []
-        for given, dots in products.items():
-            for dot, first in _placed(tuple(dots)):
+        for grad, dots in products.items():
+            for dot, first in _with_offsets(tuple(dots)):
                 for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
-                    operand, start = arg.attr if arg.is_leaf else (self.residual, self._place_of(arg))
-                    term = Term(operand, start, matrix, row, col, arg.width, dot.width, given, first)
+                    operand, start = arg.attr if arg.is_leaf else (self.residual, self._residual_offset(arg))
+                    term = Term(operand, start, matrix, row, col, arg.width, dot.width, grad, first)
                     group = next((g for g in groups if _is_beside(g[-1], term)), None)
                     if group is None:
                         groups.append([term])
@@ -329,13 +333,13 @@ class _Derivation:
 
 
 def _is_beside(a: Term, b: Term) -> bool:
-    """Whether b has the same operand, and what it gives follows what a gives."""
+    """Whether b has the operand of a, and a gradient that follows a's."""
     end = a.given, a.first + a.cols
     return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.given, b.first))
 
 
 def _continues(a: Term, b: Term) -> bool:
-    """Whether b, beside a, also takes the columns of the same matrix that follow."""
+    """Whether b, beside a, has the columns of the same matrix that follow a's."""
     return (a.matrix, a.row, a.col + a.cols) == (b.matrix, b.row, b.col)
 
 
@@ -343,9 +347,7 @@ def _width(pieces: Iterable[Node]) -> int:
     return sum(p.width for p in pieces)
 
 
-def _placed(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:
-    placed, first = [], 0
-    for piece in pieces:
-        placed.append((piece, first))
-        first += piece.width
-    return placed
+def _with_offsets(pieces: tuple[Node, ...]) -> list[tuple[Node, int]]:
+    """Pieces that lie side by side, each with its first number."""
+    offsets = itertools.accumulate((p.width for p in pieces), initial=0)
+    return list(zip(pieces, offsets, strict=False))

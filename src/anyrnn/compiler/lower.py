@@ -1,8 +1,12 @@
-"""Tensors of a cell's step as values of the loop program; what each ATen operation does to them is in rules.py.
+"""Lowering: tensors of a cell's step as ranges of nodes of the loop program. The rules of ATen's operations: rules.py.
 
-A tensor of the cell's step, (B, ...) or without a batch, is here an array of codes, one for each number of a row: which
-number of which value it is. Layout operations (cat, chunk, view, expand) only move codes about, which numpy does.
-Arithmetic finds the runs of neighbouring numbers in its operands and makes one value of each.
+A tensor of the step, (B, ...) or without a batch, is an array of codes, one for each number of a row: which node, and
+which number of it. Here node.number, with x[0:4] as node 0 and h[0:4] as node 1:
+
+    z = cat((x, h), 1)           0.0 0.1 0.2 0.3 1.0 1.1 1.2 1.3    layout operations (cat, chunk, view, expand)
+    a = z[:, 2:6]                0.2 0.3 1.0 1.1                    move codes about, which numpy does
+    tanh(a)                      2.0 2.1 3.0 3.1                    arithmetic: a node for each segment of codes in
+                                                                    a row, 2 = tanh(x[2:4]) and 3 = tanh(h[0:2])
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_SHIFT = 32  # a code is the number of a value, shifted, plus the position in it
+_SHIFT = 32  # a code is the index of a node in `Lowering._nodes`, shifted, plus the number's index in the node
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Value:
     """A tensor of the step.
 
     Attributes:
-        codes: For each number of a row, or of the whole tensor if it has no batch, which number of which node it is.
+        codes: For each number of a row, or of the whole tensor if it has no batch, its code.
         batched: The tensor has a batch dimension in front of those of `codes`.
     """
 
@@ -39,60 +43,71 @@ class Value:
 
 
 class Lowering:
-    """Turns operations into nodes; knows nothing of where the leaves come from."""
+    """Turns operations on tensors into nodes, for which the rules call it."""
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self._nodes: list[Node] = []
-        self._numbers: dict[Node, int] = {}
+        self._index: dict[Node, int] = {}
 
     def value(self, nodes: Sequence[Node], shape: Sequence[int] | None = None, batched: bool = True) -> Value:
         """Return nodes side by side as a tensor, of a shape (without the batch) if given."""
-        parts = [np.arange(n.width, dtype=np.int64) + (self._number(n) << _SHIFT) for n in nodes]
-        codes = np.concatenate(parts)
+        codes = np.concatenate([self._codes(n, n.width) for n in nodes])
         return Value(codes if shape is None else codes.reshape(shape), batched)
 
     def constant(self, number: float, shape: Sequence[int] = (), batched: bool = False) -> Value:
         """Return a tensor full of one number."""
-        code = self._number(self.builder.constant(number)) << _SHIFT
-        return Value(np.full(tuple(shape), code, dtype=np.int64), batched)
+        return Value(np.full(tuple(shape), self._code(self.builder.constant(number)), dtype=np.int64), batched)
 
     def pieces(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
         return tuple(
-            node if node.width == count else self.builder.widened(self._typed("mul", 0, node), count)
-            for node, count in self._parts(value.codes)
+            node if node.width == count else self.builder.widened(self._cast("mul", 0, node), count)
+            for node, count in self._ranges(value.codes)
         )
 
     def is_mask(self, value: Value) -> bool:
         """Whether a tensor holds true and false."""
-        return all(node.is_mask for node, _ in self._parts(value.codes))
+        return all(node.is_mask for node, _ in self._ranges(value.codes))
 
     def pointwise(self, op: str, *operands: Value | float) -> Value:
         """Apply an elementary operation, with PyTorch's broadcasting."""
         values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
-        return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_typed(op, nodes)))
+        return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_cast(op, nodes)))
 
     def whole(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Apply an operation of PyTorch's on each number, such as "aten.elu.default", as one."""
         values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
-        given = tuple(HERE if isinstance(a, Value) else a for a in args)
+        positional = tuple(HERE if isinstance(a, Value) else a for a in args)
         named = tuple((k, HERE if isinstance(a, Value) else a) for k, a in kwargs.items())
         return self._broadcast(
-            values, lambda nodes: self.builder.whole(op, tuple(self._all_typed(op, nodes)), (given, named))
+            values, lambda nodes: self.builder.whole(op, tuple(self._all_cast(op, nodes)), (positional, named))
         )
 
     def number(self, value: Value) -> Value:
         """Make 1 of true and 0 of false."""
-        return self._broadcast([value], lambda nodes: self._typed("positive", 0, nodes[0]))
+        return self._broadcast([value], lambda nodes: self._cast("positive", 0, nodes[0]))
 
     def mask(self, value: Value) -> Value:
         """Make true of all but 0."""
-        return self._broadcast([value], lambda nodes: self._typed("logical_not", 0, nodes[0]))
+        return self._broadcast([value], lambda nodes: self._cast("logical_not", 0, nodes[0]))
 
     def _broadcast(self, values: Sequence[Value], make: Callable[[Sequence[Node]], Node]) -> Value:
-        """Broadcast tensors as PyTorch does, and make one node of each run of neighbouring numbers in all of them."""
+        """Broadcast tensors as PyTorch does, and make one node for each range that is a segment in all of them."""
         batched = any(v.batched for v in values)
+        arrays = list(np.broadcast_arrays(*self._aligned(values, batched)))
+        flats = [a.ravel() for a in arrays]
+        edges = sorted({e for flat in flats for start, stop, _ in _segments(flat) for e in (start, stop)})
+        results = []
+        for start, stop in itertools.pairwise(edges):
+            width = stop - start
+            nodes = [self._node(f[start], width, int(f[start + 1] - f[start]) if width > 1 else 1) for f in flats]
+            results.append(self._codes(make(nodes), width))
+        codes = np.concatenate(results) if results else flats[0]
+        return Value(codes.reshape(arrays[0].shape), batched)
+
+    def _aligned(self, values: Sequence[Value], batched: bool) -> list[NDArray[np.int64]]:
+        """The codes of tensors, without a dimension for the batch in those that have none, if others are batched."""
         rank = max(v.codes.ndim for v in values if v.batched) if batched else 0
         arrays = []
         for v in values:
@@ -106,41 +121,34 @@ class Lowering:
                 msg = "the batch dimensions do not meet"
                 raise ValueError(msg)
             arrays.append(codes)
-        arrays = list(np.broadcast_arrays(*arrays))
-        flats = [a.ravel() for a in arrays]
-        edges = sorted({e for flat in flats for a, b, _ in _runs(flat) for e in (a, b)})
-        made = []
-        for a, b in itertools.pairwise(edges):
-            nodes = [self._node(f[a], b - a, int(f[a + 1] - f[a]) if b - a > 1 else 1) for f in flats]
-            node = make(nodes)
-            codes = np.arange(b - a, dtype=np.int64) if node.width > 1 else np.zeros(b - a, dtype=np.int64)
-            made.append(codes + (self._number(node) << _SHIFT))
-        codes = np.concatenate(made) if made else flats[0]
-        return Value(codes.reshape(arrays[0].shape), batched)
+        return arrays
 
     def reduce(self, op: str, value: Value, axis: int) -> Value:
         """Sum or maximise over one of the feature dimensions, which is kept with size one."""
         moved = np.moveaxis(value.codes, axis, -1)
-        both = REDUCTIONS[op].pairwise
         count = moved.shape[-1]
         if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
             total = self.number(Value(moved[..., 0], value.batched))
             for k in range(1, count):
-                total = self.pointwise(both, total, Value(moved[..., k], value.batched))
+                total = self.pointwise(REDUCTIONS[op].pairwise, total, Value(moved[..., k], value.batched))
             return Value(np.expand_dims(total.codes, axis), value.batched)
-        out = np.empty(moved.shape[:-1], dtype=np.int64)
-        for index in np.ndindex(out.shape):
-            parts: list[Node] = []
-            numbers: list[Node] = []
-            for node, repeated in self._parts(moved[index]):
-                number = self._typed(op, 0, node)
-                if op == "sum" and node.width == 1 < repeated:
-                    number = self.builder.pointwise("mul", number, self.builder.constant(repeated))
-                (numbers if number.op == "constant" else parts).append(number)
-            made = [self.builder.reduction(op, tuple(parts))] if parts else []
-            result = functools.reduce(functools.partial(self.builder.pointwise, both), made + numbers)
-            out[index] = self._number(result) << _SHIFT
-        return Value(np.expand_dims(out, axis), value.batched)
+        codes = np.empty(moved.shape[:-1], dtype=np.int64)
+        for index in np.ndindex(codes.shape):
+            codes[index] = self._code(self._reduced(op, moved[index]))
+        return Value(np.expand_dims(codes, axis), value.batched)
+
+    def _reduced(self, op: str, codes: NDArray[np.int64]) -> Node:
+        """One number from many: a reduction of the ranges among them, and the constants."""
+        ranges: list[Node] = []
+        constants: list[Node] = []
+        for node, count in self._ranges(codes):
+            number = self._cast(op, 0, node)
+            if op == "sum" and node.width == 1 < count:
+                number = self.builder.pointwise("mul", number, self.builder.constant(count))
+            (constants if number.op == "constant" else ranges).append(number)
+        reduction = [self.builder.reduction(op, tuple(ranges))] if ranges else []
+        pairwise = functools.partial(self.builder.pointwise, REDUCTIONS[op].pairwise)
+        return functools.reduce(pairwise, reduction + constants)
 
     def product(self, value: Value, matrix: str, shape: tuple[int, int]) -> Value:
         """Multiply rows (B, rows) with a matrix of the program (rows, columns)."""
@@ -150,55 +158,62 @@ class Lowering:
         terms = []
         row = 0
         for piece in self.pieces(value):
-            # What a product takes differs by row; what does not is written out for each.
-            taken = self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece
-            terms.append((taken, (matrix, row, 0, False)))
+            # An operand has a row for each of the batch; what is the same for all is written out for each.
+            operand = self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece
+            terms.append((operand, (matrix, row, 0, False)))
             row += piece.width
         return self.value([self.builder.dot(terms, shape[1])])
 
-    def _typed(self, op: str, position: int, node: Node) -> Node:
-        """Make a mask of a number or a number of a mask, as the operation wants its argument."""
+    def _cast(self, op: str, position: int, node: Node) -> Node:
+        """Cast a mask to numbers, or numbers to a mask, as the operation wants its argument."""
         wants_mask = op in OPERATIONS and position in OPERATIONS[op].masks
         if wants_mask == node.is_mask:
             return node
         one, zero = self.builder.constant(1), self.builder.constant(0)
         return self.builder.pointwise(*(("ne", node, zero) if wants_mask else ("where", node, one, zero)))
 
-    def _all_typed(self, op: str, nodes: Sequence[Node]) -> list[Node]:
-        return [self._typed(op, k, node) for k, node in enumerate(nodes)]
+    def _all_cast(self, op: str, nodes: Sequence[Node]) -> list[Node]:
+        return [self._cast(op, k, node) for k, node in enumerate(nodes)]
 
-    def _parts(self, codes: NDArray[np.int64]) -> list[tuple[Node, int]]:
-        """The nodes of neighbouring numbers, and how many numbers each is: more than its width if it is repeated."""
+    def _ranges(self, codes: NDArray[np.int64]) -> list[tuple[Node, int]]:
+        """The nodes of the segments, and how many numbers each stands for: more than its width if it is repeated."""
         flat = codes.ravel()
-        return [(self._node(flat[a], b - a, step), b - a) for a, b, step in _runs(flat)]
-
-    def _number(self, node: Node) -> int:
-        if node not in self._numbers:
-            self._numbers[node] = len(self._nodes)
-            self._nodes.append(node)
-        return self._numbers[node]
+        return [(self._node(flat[start], stop - start, step), stop - start) for start, stop, step in _segments(flat)]
 
     def _node(self, code: np.int64, width: int, step: int) -> Node:
+        """The node of a segment, which begins with a code."""
         node = self._nodes[int(code) >> _SHIFT]
         return self.builder.cut(node, int(code) & ((1 << _SHIFT) - 1), width if step == 1 else 1)
 
+    def _codes(self, node: Node, width: int) -> NDArray[np.int64]:
+        """The codes of all numbers of a node, or of its only one, repeated."""
+        codes = np.arange(width, dtype=np.int64) if node.width > 1 else np.zeros(width, dtype=np.int64)
+        return codes + self._code(node)
 
-def _runs(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Split codes into runs (start, stop, step): neighbours (step 1) or one number repeated (step 0)."""
+    def _code(self, node: Node) -> int:
+        """The code of the first number of a node."""
+        if node not in self._index:
+            self._index[node] = len(self._nodes)
+            self._nodes.append(node)
+        return self._index[node] << _SHIFT
+
+
+def _segments(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Split codes into segments (start, stop, step): neighbours in a node (step 1) or one number repeated (step 0)."""
     n = len(flat)
     if n == 0:
         return []
     steps = np.diff(flat)
-    runs = []
+    segments = []
     start = 0
     while start < n:
         step = int(steps[start]) if start < n - 1 else 1
         if step not in (0, 1):
-            runs.append((start, start + 1, 1))
+            segments.append((start, start + 1, 1))
             start += 1
             continue
         breaks = np.flatnonzero(steps[start:] != step)
         stop = start + (int(breaks[0]) if len(breaks) else n - 1 - start) + 1
-        runs.append((start, stop, step))
+        segments.append((start, stop, step))
         start = stop
-    return runs
+    return segments

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 _ONCE, _BEFORE, _LOOP = range(3)
 
-#: Operations on the input that the loop program takes over, since they lead to or from products. A norm behind a
-#: product costs less there than as passes over the memory of all steps.
+#: Operations on the input that the loop program computes, since they lead to or from products. A norm behind a product
+#: costs less there than as passes over the memory of all steps.
 _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_with_sizes", "unsafe_split", "unbind"}) | {
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
     *("native_layer_norm", "native_group_norm"),
 }
 _PRODUCTS = frozenset({"addmm", "mm"})
-#: Operations that make a tensor of one number, and how it is found among their arguments.
+#: Operations that fill a tensor with one number: which of their arguments it is.
 _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
     **dict.fromkeys(("zeros", "new_zeros", "empty", "new_empty", "empty_like"), lambda args: 0.0),
     **dict.fromkeys(("ones", "new_ones"), lambda args: 1.0),
@@ -48,8 +48,6 @@ _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
     "full": lambda args: float(args[1]),
     "new_full": lambda args: float(args[2]),
 }
-
-Source: TypeAlias = "tuple[str, int]"
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Split:
         once, before, after: The operations that PyTorch runs.
         lowered: The loop as it is lowered, before any pass.
         program: The loop, after `PASSES`.
-        tensors: The tensor of the step that each of the program's streams, vectors, matrices and outputs is, by name.
-        records: The tensors of the step that are recorded, by name.
+        tensors: For each stream, vector, matrix and output of the program, by name, the tensor of the graph.
+        records: The recorded tensors of the graph, by name.
     """
 
     graph: Graph
@@ -76,47 +74,42 @@ class Split:
 
 
 def split(graph: Graph, record: Iterable[str] = ()) -> Split:
-    """Split a graph; `record` are local variables of the cell's step that are wanted for all steps.
+    """Split a graph; `record` names local variables of the cell's step that are wanted for all steps.
 
     Raises:
-        AnyRNNError: if the loop holds an operation that the loop program lacks, or one to be recorded is none. The
+        AnyRNNError: if the loop holds an operation that the loop program lacks, or `record` names no such variable. The
             message names it.
     """
-    kinds = _kinds(graph)
-    records = {name: _recorded(graph, name) for name in record}
+    part = _part_of(graph)
+    records = {name: _local(graph, name) for name in record}
     results = [graph.output if graph.output is not None else graph.new_states[0], *records.values()]
-    needed, shown = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
-    by_output = {ref: step for step in graph.steps for ref in step.outputs}
-    behind = (s for s in graph.steps if kinds[s.outputs[0]] == _LOOP and not needed.intersection(s.outputs))
-    after = tuple(s for s in behind if shown.intersection(s.outputs))
+    for_states, for_results = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
+    of_state = (s for s in graph.steps if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
+    after = tuple(s for s in of_state if for_results.intersection(s.outputs))
     wanted = [*results, *(r for s in after for r in s.inputs)]
-    produced_after = {r for s in after for r in s.outputs}
-    outputs = tuple(dict.fromkeys(r for r in wanted if kinds[r] == _LOOP and r not in produced_after))
-    _check_rows(graph, kinds, wanted)
+    after_outputs = {r for s in after for r in s.outputs}
+    outputs = tuple(dict.fromkeys(r for r in wanted if part[r] == _LOOP and r not in after_outputs))
+    _check_rows(graph, part, wanted)
 
-    loop = _Loop(graph, kinds, by_output)
-    made = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
+    loop = _LoopLowering(graph, part)
+    pieces = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
     for ref in outputs:
-        pieces = loop.pieces(ref)
-        made[loop.array("output", ref, sum(p.width for p in pieces))] = pieces
-    program = lowered = Program(loop.arrays, made, loop.names())
+        values = loop.pieces(ref)
+        pieces[loop.array("output", ref, sum(v.width for v in values))] = values
+    program = lowered = Program(loop.arrays, pieces, loop.names())
     for transform in PASSES:
         program = transform(program)
     tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
-    for_outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if kinds[r] != _LOOP))
-    return Split(
-        graph,
-        tuple(s for s in graph.steps if kinds[s.outputs[0]] == _ONCE and for_outside.intersection(s.outputs)),
-        tuple(s for s in graph.steps if kinds[s.outputs[0]] == _BEFORE and for_outside.intersection(s.outputs)),
-        after,
-        lowered,
-        program,
-        tensors,
-        records,
+    outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
+    once, before = (
+        tuple(s for s in graph.steps if part[s.outputs[0]] == which and outside.intersection(s.outputs))
+        for which in (_ONCE, _BEFORE)
     )
+    return Split(graph, once, before, after, lowered, program, tensors, records)
 
 
-def _recorded(graph: Graph, name: str) -> Ref:
+def _local(graph: Graph, name: str) -> Ref:
+    """The tensor that a local variable of the cell's step holds."""
     ref = graph.locals.get(name)
     if ref is None or graph.shapes[ref][:1] != (graph.batch,):
         msg = f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
@@ -124,53 +117,55 @@ def _recorded(graph: Graph, name: str) -> Ref:
     return ref
 
 
-def _check_rows(graph: Graph, kinds: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
-    """Check that what is used behind the loop, and what is the same for all rows, can be computed for all steps."""
+def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
+    """Check that tensors that are read after the loop, and weights spread over rows, can be computed for all steps."""
     for ref in wanted:
-        if kinds[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
+        if part[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
             msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
             raise AnyRNNError(msg)
     for step in graph.steps:
         spread = any(graph.shapes[r][:1] == (graph.batch,) for r in step.inputs)
-        if spread and kinds[step.outputs[0]] == _ONCE and mixes_rows(step, graph):
+        if spread and part[step.outputs[0]] == _ONCE and mixes_rows(step, graph):
             msg = f"`{step.op}` of weights along the batch"
             raise AnyRNNError(msg)
 
 
-def _kinds(graph: Graph) -> dict[Ref, int]:
-    kinds = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
+def _part_of(graph: Graph) -> dict[Ref, int]:
+    """The part that each tensor belongs to: that of the last of its inputs."""
+    part = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
     for step in graph.steps:
-        kind = max((kinds[r] for r in step.inputs), default=_ONCE)
+        last = max((part[r] for r in step.inputs), default=_ONCE)
         if torch.Tag.nondeterministic_seeded in step.op.tags:
-            kind = max(kind, _BEFORE)  # drawn anew at every step
-        kinds.update(dict.fromkeys(step.outputs, kind))
-    return kinds
+            last = max(last, _BEFORE)  # drawn anew at every step
+        part.update(dict.fromkeys(step.outputs, last))
+    return part
 
 
 def _ancestors(steps: Sequence[Step], refs: Iterable[Ref]) -> set[Ref]:
-    found = set(refs)
+    """Tensors, and all that they are computed from."""
+    ancestors = set(refs)
     for step in reversed(steps):
-        if found.intersection(step.outputs):
-            found.update(step.inputs)
-    return found
+        if ancestors.intersection(step.outputs):
+            ancestors.update(step.inputs)
+    return ancestors
 
 
-def _features(graph: Graph, ref: Ref) -> int:
-    shape = graph.shapes[ref]
-    return int(torch.Size(shape[1:]).numel())
+class _LoopLowering:
+    """Lowers the tensors that the loop needs, from the new states back to those that it reads as arrays.
 
+    ::
 
-def _numel(graph: Graph, ref: Ref) -> int:
-    return int(torch.Size(graph.shapes[ref]).numel())
+        e = exp(x)              before  a stream: PyTorch computes it for all steps
+        A = sub(M, M_t)         once    a matrix, as it is multiplied with; else a vector
+        p = mm(e, W_t)          before  lowered nevertheless, as it is a product (`_is_absorbed`)
+        q = mm(h, A)            loop    lowered: dot(h[0:8] @ A[0:8, 0:8])
+        new = tanh(add(p, q))   loop    lowered: where `value` begins, for `new` is the new state
+    """
 
-
-class _Loop:
-    """Lowers the tensors that the loop needs, and finds what it needs from outside."""
-
-    def __init__(self, graph: Graph, kinds: Mapping[Ref, int], by_output: Mapping[Ref, Step]) -> None:
+    def __init__(self, graph: Graph, part: Mapping[Ref, int]) -> None:
         self.graph = graph
-        self.kinds = kinds
-        self.by_output = by_output
+        self.part = part
+        self.producers = {ref: step for step in graph.steps for ref in step.outputs}
         self.types = Types(graph)
         self.builder = Builder()
         self.lowering = Lowering(self.builder)
@@ -187,24 +182,24 @@ class _Loop:
         return tuple(sorted(self._arrays.values(), key=lambda a: ROLES.index(a.role)))
 
     def array(self, role: str, ref: Ref, width: int, rows: int = 0) -> str:
-        """Return the name of the array that a tensor is in some role."""
+        """Return the name of the array that a tensor is in a role; there is a new one at the first time."""
         if (role, ref) not in self._arrays:
             number = sum(other == role for other, _ in self._arrays)
-            called = None if role == "output" else self._called(ref)  # the value keeps its name
-            name = free_name(called or f"{role}{number}", self.tensors)
+            wanted = None if role == "output" else self._name_of(ref)  # the value keeps its name
+            name = free_name(wanted or f"{role}{number}", self.tensors)
             place = {"stream": "padded" if ref == self.graph.x else "packed"}.get(role, "")
             self._arrays[role, ref] = Array(name, role, width, rows, place)
             self.tensors[name] = ref
         return self._arrays[role, ref].name
 
-    def _called(self, ref: Ref) -> str | None:
+    def _name_of(self, ref: Ref) -> str | None:
         """What the cell's code calls a tensor."""
         if ref == self.graph.x:
             return "x"
         weights = {r: name for name, r in self.graph.weights.items()}
         if ref in weights:
             return weights[ref]
-        step = self.by_output.get(ref)
+        step = self.producers.get(ref)
         if step is not None and step.name == "t.default" and step.args[0] in weights:
             return f"{weights[step.args[0]]}_t"
         return self.graph.names.get(ref)
@@ -218,23 +213,23 @@ class _Loop:
 
     def names(self) -> dict[Node, str]:
         """Return the cell's own names of values."""
-        found: dict[Node, str] = {}
+        names: dict[Node, str] = {}
         for ref, name in self.graph.names.items():
             if ref in self.values:
                 pieces = self.lowering.pieces(self.values[ref])
                 if len(pieces) == 1 and pieces[0].args:
-                    found.setdefault(pieces[0], name)
-        return found
+                    names.setdefault(pieces[0], name)
+        return names
 
     def value(self, ref: Ref) -> Value:
         """Lower a tensor."""
         if ref not in self.values:
-            kind, step = self.kinds[ref], self.by_output.get(ref)
+            part, step = self.part[ref], self.producers.get(ref)
             if step is not None and step.short_name in _FACTORIES:
                 self.values[ref] = self._constant(ref, step)
-            elif kind == _ONCE:
-                self.values[ref] = self._once(ref)
-            elif kind == _BEFORE and not self._is_absorbed(ref):
+            elif part == _ONCE:
+                self.values[ref] = self._vector(ref)
+            elif part == _BEFORE and not self._is_absorbed(ref):
                 self.values[ref] = self._stream(ref)
             else:
                 assert step is not None  # only inputs and weights are no operation's output
@@ -243,14 +238,14 @@ class _Loop:
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
-        step = self.by_output.get(ref)
+        step = self.producers.get(ref)
         if step is None or step.short_name not in _ABSORBED:
             return False
-        inputs = [r for r in step.inputs if self.kinds[r] == _BEFORE]
+        inputs = [r for r in step.inputs if self.part[r] == _BEFORE]
         if step.short_name in ("addmm", "mm"):
-            _, rows, matrix = self._operands(step)
-            whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) takes B S rows
-            return whole and self.kinds[matrix] == _ONCE and self.kinds[rows] == _BEFORE
+            _, rows, matrix = _addend_rows_matrix(step)
+            whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) multiplies B S rows
+            return whole and self.part[matrix] == _ONCE and self.part[rows] == _BEFORE
         return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
     def _stream(self, ref: Ref) -> Value:
@@ -258,27 +253,27 @@ class _Loop:
         if not shape or shape[0] != self.graph.batch:
             msg = f"a tensor {shape} without a batch is computed from x"
             raise AnyRNNError(msg)
-        width = _features(self.graph, ref)
+        width = int(torch.Size(shape[1:]).numel())
         node = self._leaf("stream", self.array("stream", ref, width), width)
-        return self._typed(ref, self.lowering.value([node], shape[1:]))
+        return self._mask_if_bool(ref, self.lowering.value([node], shape[1:]))
 
-    def _once(self, ref: Ref) -> Value:
+    def _vector(self, ref: Ref) -> Value:
         shape = self.graph.shapes[ref]
-        step = self.by_output.get(ref)
+        step = self.producers.get(ref)
         if shape and shape[0] == self.graph.batch and step:
-            return self._same_rows(self._lower(step)[step.outputs.index(ref)])
-        width = _numel(self.graph, ref)
+            return self._one_row(self._lower(step)[step.outputs.index(ref)])
+        width = int(torch.Size(shape).numel())
         node = self._leaf("vector", self.array("vector", ref, width), width)
-        return self._typed(ref, self.lowering.value([node], shape, batched=False))
+        return self._mask_if_bool(ref, self.lowering.value([node], shape, batched=False))
 
     def _constant(self, ref: Ref, step: Step) -> Value:
         shape = self.graph.shapes[ref]
         batched = shape[:1] == (self.graph.batch,)
         number = self.types.constant(ref, _FACTORIES[step.short_name](step.args))
-        return self._typed(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
+        return self._mask_if_bool(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
 
-    def _same_rows(self, value: Value) -> Value:
-        """Take a weight that was spread over the rows of the batch for one row."""
+    def _one_row(self, value: Value) -> Value:
+        """Each row of a weight that was expanded to the rows of the batch."""
         if value.batched:
             return value
         if (value.codes != value.codes[:1]).any():
@@ -286,28 +281,23 @@ class _Loop:
             raise AnyRNNError(msg)
         return Value(value.codes[0], batched=True)
 
-    def _typed(self, ref: Ref, value: Value) -> Value:
-        """True and false are a mask, whatever they are made of: arrays hold numbers, and so do constants."""
+    def _mask_if_bool(self, ref: Ref, value: Value) -> Value:
+        """A boolean tensor as a mask: arrays hold numbers, and so do constants."""
         return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
-
-    def _operands(self, step: Step) -> tuple[Any, Ref, Ref]:
-        """Return the addend, the rows and the matrix of a product."""
-        args = (None, *step.args) if len(step.args) == 2 else step.args
-        return args[0], args[1], args[2]
 
     def _lower(self, step: Step) -> list[Value]:
         if step.short_name in _PRODUCTS:
             return [self._product(step)]
         args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
-        if step.short_name in RULES:  # else that is what there is to say
+        if step.short_name in RULES:  # else `lower` says that there is no rule
             self.types.check(step)
-        made = lower(self.lowering, step, args, kwargs)
-        return [self._typed(ref, value) for ref, value in zip(step.outputs, made, strict=False)]
+        results = lower(self.lowering, step, args, kwargs)
+        return [self._mask_if_bool(ref, value) for ref, value in zip(step.outputs, results, strict=False)]
 
     def _product(self, step: Step) -> Value:
-        addend, rows, matrix = self._operands(step)
+        addend, rows, matrix = _addend_rows_matrix(step)
         shape = self.graph.shapes[matrix]
-        if self.kinds[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
+        if self.part[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
             msg = f"`{step.op}` in the loop with a matrix that is not a weight"
             raise AnyRNNError(msg)
         if set(step.kwargs.values()) - {1}:
@@ -318,18 +308,24 @@ class _Loop:
         return result if addend is None else self.lowering.pointwise("add", result, self.value(addend))
 
     def _operand(self, ref: Ref) -> Value:
-        """Lower the rows of a product: a tensor computed from x alone comes ready from PyTorch."""
+        """Lower the operand of a product: if it is computed from x alone, PyTorch computes it."""
         value = self.value(ref)
-        if self.kinds[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
+        if self.part[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
             return self._stream(ref)
         return value
+
+
+def _addend_rows_matrix(step: Step) -> tuple[Any, Ref, Ref]:
+    """The arguments of addmm, or of mm, which has no addend."""
+    addend, rows, matrix = (None, *step.args) if len(step.args) == 2 else step.args
+    return addend, rows, matrix
 
 
 # ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
 
 
 class Steps:
-    """Operations that PyTorch runs, prepared for running often."""
+    """The operations of a part that PyTorch runs, prepared for running often."""
 
     def __init__(self, steps: Sequence[Step], graph: Graph) -> None:
         self.steps = steps
@@ -340,7 +336,7 @@ class Steps:
         ]
 
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
-        """Run them, adding their results to `tensors`; the traced batch size stands for `rows`."""
+        """Run them on so many rows in the place of the traced batch size, adding their results to `tensors`."""
         for step, arguments, keywords in self._prepared:
             args = [
                 tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is FunctionType else a for a in arguments
@@ -353,11 +349,11 @@ class Steps:
 
 
 def _argument(step: Step, k: int, batch: int) -> Any:
-    """Prepare an argument: a tensor's number, a setting, or a function that finds it anew in each call."""
+    """Prepare an argument: a Ref for a tensor, a function for what depends on the call, or the value itself."""
     value = step.args[k]
-    sized = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
-    if sized and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
-        return lambda _, rows: scaled(value, batch, rows)  # the present number of rows for the traced one
+    is_size = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
+    if is_size and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
+        return lambda _, rows: scaled(value, batch, rows)
     if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
         return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value
@@ -372,7 +368,7 @@ def _keywords(step: Step) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | Non
 def mixes_rows(step: Step, graph: Graph) -> bool:
     """Whether a row of an operation's result may depend on other rows, or on chance.
 
-    Such an operation must see one time step at a time, as in the cell. What is not known to keep rows apart counts.
+    Such an operation must see one time step at a time, as in the cell. One that is not in `_ROW_WISE` counts as such.
     """
 
     def is_batched(ref: Ref) -> bool:
