@@ -247,6 +247,7 @@ SMOOTH: dict[str, Op] = {
     "power of two": one(lambda a: 2 ** torch.tanh(a)),
     **{f.__name__: meet(f) for f in (torch.add, torch.sub, torch.mul)},
     "div": meet(lambda a, b: a / (b * b + 0.4)),
+    "cumsum": lambda cell, n, a, b, k: a[:, :3].cumsum(1),
     "atan2": meet(lambda a, b: torch.atan2(a, b * b + 0.4)),
     "addcmul": meet(lambda a, b: torch.addcmul(a, b, b, value=0.5)),
     "addcdiv": meet(lambda a, b: torch.addcdiv(a, a, b * b + 0.4, value=-0.5)),
@@ -275,6 +276,8 @@ KINKED: dict[str, Op] = {
     "where of values": lambda cell, n, a, b, k: torch.where(compare(a[:, :1], b[:, :1], k), a, fit(b, a.shape[1])),
     "detach": meet(lambda a, b: a * torch.tanh(b).detach()),
     "amax": lambda cell, n, a, b, k: torch.cat([a, b + OFF], 1).amax(1, keepdim=True),
+    "max": lambda cell, n, a, b, k: torch.cat([a, b + OFF], 1).max(1, keepdim=True).values,
+    "min": lambda cell, n, a, b, k: a - torch.stack([a, fit(b, a.shape[1]) + OFF], 1).min(1).values,
     **{f.__name__: f for f in (logical, mask_forms, columns, foreign)},
 }
 

@@ -58,6 +58,11 @@ STEPS = {
     "not a number": added(lambda c, x, h: torch.where(torch.maximum(h * 0 / 0, h) == h, 1.0, h)),
     "a power of what is negative": added(lambda c, x, h: torch.where(h.detach() ** 0.37 >= 0, h, 1.0)),
     "nothing to the power of nothing": added(lambda c, x, h: (h * 0) ** 0 + (h.detach() * 0) ** (h.detach() * 0)),
+    "a position": added(lambda c, x, h: h.argmax(1, keepdim=True) * 2 - (-h).argmin(1, keepdim=True)),
+    "a position that comes with a value": added(lambda c, x, h: sum(h.max(1, keepdim=True)) - sum(h.min(1, True))),
+    "a position times as much as is exact": number(lambda c, x, h: h.argmax(1, True) * 8388608 > 16777215),
+    "a position compared": added(lambda c, x, h: torch.where(h.min(1, True).indices == h.argmax(1, True), 1, h)),
+    "positions of positions": added(lambda c, x, h: torch.stack([h, c.W(x)], 2).argmax(2) * h),
     "half to even": added(lambda c, x, h: torch.round(h * 0 + 2.5) + torch.round(h * 0 - 0.5) + h),
 }
 
@@ -91,7 +96,8 @@ REFUSED = {
     "numbers cut to integers": (number(lambda c, x, h: (h * 3).int()), "_to_copy.*int32"),
     "half precision for a moment": (added(lambda c, x, h: h.half().to(h.dtype)), "_to_copy.*float16"),
     "bfloat16 for a moment": (added(lambda c, x, h: h.bfloat16().to(h.dtype)), "_to_copy.*bfloat16"),
-    "a position": (added(lambda c, x, h: h.argmax(1, keepdim=True)), "argmax"),
+    "the largest integer": (number(lambda c, x, h: (h > 0).long().max(1, keepdim=True).values), "max.*int64"),
+    "a position times too much": (number(lambda c, x, h: h.argmax(1, True) * 8388609), "mul.*int64"),
 }
 
 # What is refused in one of the two types: PyTorch computes it in the other.

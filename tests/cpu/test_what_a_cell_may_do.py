@@ -117,7 +117,7 @@ TABLE = {
             lambda c, x, h: torch.tanh(c.W(x) + h @ (c.U.weight - c.U.weight.T) + c.U.weight[0] * h)),
         Row("views the state in three dimensions, as heads or blocks",
             lambda c, x, h: torch.tanh(c.W(x) + (h.view(-1, 1, H) * c.U.weight).sum(2) + h.unsqueeze(1).mean(1))),
-        Row("does with x alone what the loop cannot: `sort`, `cumsum`, a convolution, `x.mean(0)`",
+        Row("does with x alone what the loop cannot: `sort`, a convolution, `x.mean(0)`",
             lambda c, x, h: torch.tanh(c.W(x.sort(1).values.cumsum(1) - x.mean(0)) + h), "by PyTorch, before the loop"),
         Row("does it with the state", lambda c, x, h: torch.tanh(c.W(x) + h.sort(1).values)),
         Row("lets rows of the batch meet in the state", lambda c, x, h: torch.tanh(c.W(x) + h - h.mean(0))),

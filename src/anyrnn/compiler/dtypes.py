@@ -51,6 +51,8 @@ _OF_MASKS = _MOVING | {
     *(name for name, operation in OPERATIONS.items() if operation.gives_mask),
     *("add", "mul", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
 }
+#: Which of the results are indices.
+_INDICES = {"max": 1, "min": 1, "argmax": 0, "argmin": 0}
 
 
 class Types:
@@ -71,7 +73,8 @@ class Types:
         for ref in step.outputs:
             dtype = self.graph.dtypes[ref]
             if dtype not in (self.real, torch.bool):
-                self._ranges[ref] = found = self._range(step)
+                is_index = _INDICES.get(step.short_name) == step.outputs.index(ref)
+                self._ranges[ref] = found = self._places(step) if is_index else self._range(step)
                 if not self._fits(dtype, found) and not (found is None and self._only_moves(step, inputs)):
                     self._refuse(step, dtype)
             elif dtype == torch.bool and step.short_name not in _OF_MASKS:
@@ -136,6 +139,10 @@ class Types:
         if name in _MOVING and given:
             return min(low for low, _ in given), max(high for _, high in given)
         return None
+
+    def _places(self, step: Step) -> Range:
+        """The range of the indices that an operation gives."""
+        return 0, self._numbers(step.args[0]) // max(self._numbers(step.outputs[0]), 1) - 1
 
     def _numbers(self, ref: Ref) -> int:
         return int(torch.Size(self.graph.shapes[ref]).numel())

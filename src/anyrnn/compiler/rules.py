@@ -7,6 +7,8 @@ is computed for all arguments and one selected.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from anyrnn.compiler.graph import Step
 
 Rule = Callable[..., "Value | list[Value]"]
+
+#: As many features may be taken one by one. What is computed from them is in as many pieces then, and so are products:
+#: with `cumsum` of 16, a cell comes near to `MOST_VALUES`.
+MOST_COLUMNS = 32
 
 
 def lower(
@@ -357,6 +363,40 @@ def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, 
     return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
 
 
+def _columns(x: Value, dim: int, cure: str = "") -> tuple[list[Value], int]:
+    """What lies along a dimension, one by one, and which axis that is."""
+    axis = _axis(x, dim)
+    moved = np.moveaxis(x.codes, axis, 0)
+    if len(moved) > MOST_COLUMNS:
+        msg = f"along {len(moved)} features, which are taken one by one: {MOST_COLUMNS} at most{cure}"
+        raise ValueError(msg)
+    return [Value(np.asarray(codes), x.batched) for codes in moved], axis
+
+
+def _extreme(lo: Lowering, no_better: str, x: Value, dim: int, keepdim: bool) -> list[Value]:
+    """The first of the best, which is NaN if any is, and where it is."""
+    (value, *others), axis = _columns(x, dim, "; amax and amin take any number")
+    index = lo.constant(0, value.codes.shape, value.batched)
+    for k, other in enumerate(others, 1):
+        stays = lo.pointwise("logical_or", lo.pointwise(no_better, other, value), lo.pointwise("ne", value, value))
+        value, index = _where(lo, stays, value, other), _where(lo, stays, index, k)
+    return [Value(np.expand_dims(v.codes, axis), v.batched) if keepdim else v for v in (value, index)]
+
+
+def _max(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value | list[Value]:
+    return _amax(lo, x) if dim is None else _extreme(lo, "le", x, dim, keepdim)
+
+
+def _min(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value | list[Value]:
+    return _amin(lo, x) if dim is None else _extreme(lo, "ge", x, dim, keepdim)
+
+
+def _cumsum(lo: Lowering, x: Value, dim: int, **_: Any) -> Value:
+    columns, axis = _columns(x, dim)
+    sums = itertools.accumulate(columns, functools.partial(lo.pointwise, "add"))
+    return Value(np.stack([v.codes for v in sums], axis), x.batched)
+
+
 def _mean(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
     total = _sum(lo, x, dims, keepdim)
     return lo.pointwise("mul", total, total.codes.size / x.codes.size)
@@ -611,6 +651,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "_prelu_kernel_backward": _prelu_backward,
         "threshold_backward": lambda lo, grad, x, edge: _choose(lo, "le", x, edge, 0, grad),
         **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
+        **{"max": _max, "min": _min, "cumsum": _cumsum},
+        "argmax": lambda lo, x, dim, keepdim=False: _extreme(lo, "le", x, dim, keepdim)[1],
+        "argmin": lambda lo, x, dim, keepdim=False: _extreme(lo, "ge", x, dim, keepdim)[1],
         **{"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "linalg_vector_norm": _norm},
         **{"_softmax": _softmax, "_log_softmax": _log_softmax, "logsumexp": _log_sum_exp},
         **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split},
