@@ -1,10 +1,11 @@
-"""What a step can read beside its arguments, looked at: the cell's attributes, however deep, and what its code names.
+"""Guards: whether a step still reads what it read when its plan was made, as torch.compile's guards tell of its code.
 
-One walk gives both what a plan is filed under (`Sight.key`: equal for cells whose steps do the same) and what every
-call compares (`Sight.is_same`). It looks where the code that ran in a trace could look (`Reach`): at attributes by the
-names in that code, at the globals and closures of its functions, at what somebody wrote into their classes. What it
-does not understand is the same only if it is the same object; what changes by being used, as an iterator does, is
-refused.
+A step reads more than its arguments: attributes of the cell, however deep, globals, closures, class attributes. `Reach`
+is the set of names by which the code that ran in a trace can read such things. `Sight` is a cell seen through a reach:
+one walk over all objects that the code can get to gives a cache key (`Sight.key`: equal for cells whose steps do the
+same), and guards that every call checks (`Sight.is_same`): lists of object ids, compared in microseconds. An object
+whose content the walk does not understand is guarded by its identity; one that changes by being used, as an iterator
+does, is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import types
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,21 +35,21 @@ from anyrnn.twin import TRUSTED, is_trusted, slots_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
-#: As many objects as a call can compare in a millisecond.
+#: As many objects as a call can guard in a millisecond.
 MOST_OBJECTS = 20_000
 
-#: Names by which code finds attributes that it does not name.
+#: Names by which code reads attributes that it does not name.
 _INDIRECT = frozenset(
     {"getattr", "vars", "dir", "__dict__", "attrgetter", "methodcaller", "eval", "exec", "globals", "locals"}
     | {"__getattribute__", "getattr_static", "getmembers", "modules", "named_modules", "children", "named_children"}
 )
 
-#: What a module keeps for itself, and what differs from call to call in a layer's cells.
-_TORCHS = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
+#: Attributes of a module that are not guarded: PyTorch's own, and what differs from call to call in a layer's cells.
+_UNGUARDED = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
 
 _ATOMS = (bool, int, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-#: The same if they are the same object: they have no numbers to read, or keep them for ever.
+#: Guarded by identity: they have no content to read, or one that does not change.
 _IDENTITIES = (
     *(types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, slice),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType),
@@ -75,13 +76,13 @@ def is_standard_file(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where the code that ran in a trace could look.
+    """What the code that ran in a trace can read: attributes and globals of some names.
 
     Attributes:
         codes: The code that ran.
         names: The names in it.
-        indirect: It may have found attributes that it does not name.
-        inputs: Numbers, by (module, attribute), that a step takes as they are when it is called: not compared.
+        indirect: It may read attributes that it does not name, as `getattr` does.
+        inputs: Numbers, by (module, attribute), that are inputs of the graph: their values are not guarded.
     """
 
     codes: frozenset[types.CodeType]
@@ -93,14 +94,14 @@ class Reach:
     def of(codes: Iterable[types.CodeType], inputs: Iterable[tuple[str, str]] = ()) -> Reach:
         """Return the reach of code that ran, with the functions written within it."""
         ran = frozenset(codes)
-        found = [_names_of(code) for code in ran]
+        names = [_names_of(code) for code in ran]
         indirect = any(
-            not _INDIRECT.isdisjoint(names)
+            not _INDIRECT.isdisjoint(names_of_code)
             and not is_trusted_file(code.co_filename)
             and code.co_name != "update_wrapper"
-            for code, names in zip(ran, found, strict=True)
+            for code, names_of_code in zip(ran, names, strict=True)
         )
-        return Reach(ran, frozenset().union(*found), indirect, frozenset(inputs))
+        return Reach(ran, frozenset().union(*names), indirect, frozenset(inputs))
 
     def has(self, name: str) -> bool:
         """Whether the code can read an attribute of this name."""
@@ -113,96 +114,101 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*map(_names_of, inner))
 
 
+class _Guard(NamedTuple):
+    """An object is unchanged if its parts are the same objects."""
+
+    parts: Callable[[Any], Iterable[object]]  # lists the parts
+    object_of: Callable[[], Any] | None  # finds the object; None for the cell itself
+    ids: list[int]  # of the parts
+    where: str  # the path from the cell to the object, for messages
+
+
 class Sight:
-    """What a cell looked like to code of some reach.
+    """All that code of some reach can read of a cell: a key to compare cells by, and guards to check one cell by.
 
     Attributes:
-        key: Equal for cells to which that code does the same.
-        forms: The forms of its tensors then, as `tensors` gives them.
+        key: Equal for cells with which that code does the same.
+        forms: The shapes, strides and types of its tensors, as `tensors` gives them.
         numbers: The floating-point attributes of modules that the code names, by (module, attribute).
-        is_circular: To compare the cell would take to hold on to something that holds on to the cell.
+        is_circular: The guards hold strong references to an object that holds the cell: they would keep it alive.
     """
 
     def __init__(self, cell: nn.Module, reach: Reach) -> None:
-        """Look at a cell.
+        """Walk over a cell.
 
         Raises:
-            AnyRNNError: if something within reach cannot be watched. The message is the reason.
+            AnyRNNError: if something within reach cannot be guarded. The message is the reason.
         """
         self.numbers: dict[tuple[str, str], float] = {}
         self.is_circular = False
         self.reach = reach
-        self._alive = [True]
-        # What to compare: how to find the parts of a thing, the thing (None: the cell itself), and the parts' ids.
-        self._watched: list[tuple[Callable[[Any], Iterable[object]], Callable[[], Any] | None, list[int]]] = []
-        self._places: list[str] = []  # what these are called
-        self._numbers: list[tuple[Callable[[], Any], bytes]] = []
-        self._tensors: list[tuple[Callable[[], Any] | None, str, str]] = []
-        self._held: list[object] = []  # so that no other thing gets the id of a part
-        walk = _Walk(self, cell)
-        walked = walk.of(cell, "")
+        self._alive = [True]  # whether all guarded objects are
+        self._guards: list[_Guard] = []
+        self._contents: list[tuple[Callable[[], Any], bytes]] = []  # arrays of other libraries, and their numbers
+        self._tensors: list[tuple[Callable[[], Any] | None, str, str]] = []  # module, "_parameters" or so, name
+        self._held: list[object] = []  # so that no other object gets the id of a part
+        walked = _Walk(self, cell).key(cell, "")
         self.forms = self.tensors(cell)
         self.key: Hashable = (reach.inputs, walked, self.forms)
-        self._ids = [*map(id, self._plain(cell))]
+        self._plain_ids = [*map(id, self._plain_tensors(cell))]
 
     def is_same(self, cell: nn.Module) -> bool:
-        """Whether the cell, or one that is bound to other tensors, looks as it did, but for its tensors."""
+        """Whether the cell, or one that is bound to other tensors, passes all guards, which are not about tensors."""
         if not self._alive[0]:
             return False
-        for parts, owner, expected in self._watched:
-            if [*map(id, parts(cell if owner is None else owner()))] != expected:
+        for parts, object_of, ids, _ in self._guards:
+            if [*map(id, parts(cell if object_of is None else object_of()))] != ids:
                 return False
-        return all(_content(owner()) == content for owner, content in self._numbers)
+        return all(_content(object_of()) == content for object_of, content in self._contents)
 
     def changed(self, cell: nn.Module) -> str | None:
-        """Where the cell looks another way than it did; None if nowhere."""
-        for (parts, owner, expected), place in zip(self._watched, self._places, strict=True):
-            thing = cell if owner is None else owner()
-            now = [*map(id, parts(thing))]
-            if now != expected:
-                name = parts.label(thing, expected) if isinstance(parts, _ModuleParts | _Attributes) else ""
-                return f"the attribute `{'.'.join(filter(None, (place, name)))}` of {type(cell).__name__}"
-        if [*map(id, self._plain(cell))] != self._ids:
-            names = [name for _, place, name in self._tensors if not place]
-            return f"the attribute `{_label(names, self._plain(cell), self._ids)}` of {type(cell).__name__}"
+        """What is not as it was, in words; None if nothing."""
+        for parts, object_of, ids, where in self._guards:
+            thing = cell if object_of is None else object_of()
+            if [*map(id, parts(thing))] != ids:
+                name = parts.label(thing, ids) if isinstance(parts, _ModuleParts | _Attributes) else ""
+                return f"the attribute `{'.'.join(filter(None, (where, name)))}` of {type(cell).__name__}"
+        plain = self._plain_tensors(cell)
+        if [*map(id, plain)] != self._plain_ids:
+            names = [name for _, kind, name in self._tensors if not kind]
+            return f"the attribute `{_label(names, plain, self._plain_ids)}` of {type(cell).__name__}"
         return None if self.is_same(cell) else "the numbers of an array"
 
-    def _plain(self, cell: nn.Module) -> list[object]:
+    def _plain_tensors(self, cell: nn.Module) -> list[object]:
         """The tensors that are plain attributes of modules."""
-        return [(cell if o is None else o()).__dict__.get(name) for o, place, name in self._tensors if not place]
+        return [(cell if of is None else of()).__dict__.get(name) for of, kind, name in self._tensors if not kind]
 
     def tensors(self, cell: nn.Module) -> Hashable:
         """The forms of the tensors, and which are the same one."""
-        found = []
-        for owner, place, name in self._tensors:
-            attributes = (cell if owner is None else owner()).__dict__
-            found.append((attributes[place] if place else attributes).get(name))
-        ids = [*map(id, found)]
-        return tuple(map(ids.index, ids)) if len(set(ids)) < len(ids) else None, tuple(map(_form, found))
+        tensors = []
+        for module_of, kind, name in self._tensors:
+            attributes = (cell if module_of is None else module_of()).__dict__
+            tensors.append((attributes[kind] if kind else attributes).get(name))
+        ids = [*map(id, tensors)]
+        return tuple(map(ids.index, ids)) if len(set(ids)) < len(ids) else None, tuple(map(_form, tensors))
 
-    def watch(self, parts: Callable[[Any], Iterable[object]], value: object, root: nn.Module, place: str) -> None:
-        """Have the parts of a thing compared in every call."""
-        found = [*parts(value)]
-        for part in found:
+    def guard(self, parts: Callable[[Any], Iterable[object]], value: object, root: nn.Module, where: str) -> None:
+        """Have the parts of an object compared by identity in every call."""
+        now = [*parts(value)]
+        for part in now:
             if part is not root:
                 self._held.append(part if part.__class__ in _ATOMS else self._reference(part))
-        self._watched.append((parts, None if value is root else self._reference(value), [*map(id, found)]))
-        self._places.append(place)
+        self._guards.append(_Guard(parts, None if value is root else self._reference(value), [*map(id, now)], where))
 
-    def watch_numbers(self, value: object, content: bytes) -> None:
+    def guard_content(self, array: object, content: bytes) -> None:
         """Have the numbers of an array compared in every call."""
-        self._numbers.append((self._reference(value), content))
+        self._contents.append((self._reference(array), content))
 
-    def watch_tensors(self, module: nn.Module, root: nn.Module) -> tuple[Hashable, ...]:
+    def guard_tensors(self, module: nn.Module, root: nn.Module) -> tuple[Hashable, ...]:
         """Have the forms of a module's tensors compared; returns their names."""
-        owner, own = None if module is root else self._reference(module), module.__dict__
-        found = [(place, name) for place in ("_parameters", "_buffers") for name in own[place]]
-        found += [("", name) for name, value in own.items() if isinstance(value, Tensor)]
-        self._tensors += ((owner, place, name) for place, name in found)
-        return tuple(found)
+        module_of, attributes = None if module is root else self._reference(module), module.__dict__
+        names = [(kind, name) for kind in ("_parameters", "_buffers") for name in attributes[kind]]
+        names += [("", name) for name, value in attributes.items() if isinstance(value, Tensor)]
+        self._tensors += ((module_of, kind, name) for kind, name in names)
+        return tuple(names)
 
     def _reference(self, value: Any) -> Callable[[], Any]:
-        """A way to a thing that does not keep it alive, where its class allows that."""
+        """A reference to an object: a weak one, where its class allows that."""
         alive = self._alive
 
         def note(_: object) -> None:
@@ -215,129 +221,129 @@ class Sight:
 
 
 class _Walk:
-    """One way through all that is within reach: makes a key, and has what it meets watched."""
+    """A walk over all objects within reach: builds the key of a sight, and its guards."""
 
     def __init__(self, sight: Sight, root: nn.Module) -> None:
         self.sight = sight
         self.reach = sight.reach
         self.root = root
-        self._seen: dict[int, int] = {}
+        self._visited: dict[int, int] = {}  # by id, in the order of the walk
         self._paths = {id(m): name for name, m in root.named_modules()}
-        self._solid = 0  # how many things that have to be held on to lie on the way here
+        self._strong = 0  # how many objects on the way here have no weak references, so that the guards hold them
 
-    def of(self, value: Any, where: str) -> Hashable:
-        """The key of a thing."""
+    def key(self, value: Any, where: str) -> Hashable:
+        """The key of an object: equal for objects with which the code does the same."""
         kind = value.__class__
         if kind in _ATOMS or isinstance(value, _CONSTANTS):
             return kind, value
         if kind is float or kind is complex:
             return kind, repr(value)  # -0.0 is not 0.0, and NaN is NaN
-        if value is self.root and self._seen and self._solid:
+        if value is self.root and self._visited and self._strong:
             self.sight.is_circular = True
-        if id(value) in self._seen:
-            return "again", self._seen[id(value)]
-        self._seen[id(value)] = len(self._seen)
-        if len(self._seen) > MOST_OBJECTS:
+        if id(value) in self._visited:
+            return "again", self._visited[id(value)]
+        self._visited[id(value)] = len(self._visited)
+        if len(self._visited) > MOST_OBJECTS:
             msg = f"its code can reach more than {MOST_OBJECTS:,} objects, too many to compare in every call"
             raise AnyRNNError(msg)
         rule = next((rule for kinds, rule in _RULES if isinstance(value, kinds)), _Walk._object)
         return rule(self, value, where)
 
     def _parts(self, parts: Callable[[Any], Iterable[object]], value: object, where: str) -> tuple[Hashable, ...]:
-        self.sight.watch(parts, value, self.root, where)
-        solid = isinstance(value, dict | list | tuple)
-        self._solid += solid
-        found = tuple(self.of(part, where) for part in parts(value))
-        self._solid -= solid
-        return found
+        self.sight.guard(parts, value, self.root, where)
+        is_strong = isinstance(value, dict | list | tuple)
+        self._strong += is_strong
+        keys = tuple(self.key(part, where) for part in parts(value))
+        self._strong -= is_strong
+        return keys
 
     def _module(self, module: nn.Module, where: str) -> Hashable:
         if isinstance(module, torch.jit.ScriptModule):
             msg = "it is TorchScript, which cannot be looked into"
             raise AnyRNNError(msg)
-        own, path = module.__dict__, f"{where}." if where else ""
-        keep = (lambda _: True) if is_trusted(type(module).__module__) else self.reach.has
-        names = [n for n, v in own.items() if n not in _TORCHS and keep(n) and not isinstance(v, Tensor)]
+        attributes, path = module.__dict__, f"{where}." if where else ""
+        is_read = (lambda _: True) if is_trusted(type(module).__module__) else self.reach.has
+        names = [n for n, v in attributes.items() if n not in _UNGUARDED and is_read(n) and not isinstance(v, Tensor)]
         inputs = {n for at, n in self.reach.inputs if at == where}
         if self._paths.get(id(module)) == where:
-            self.sight.numbers |= {(where, n): own[n] for n in names if own[n].__class__ is float}
-        watched = tuple(n for n in names if n not in inputs)
-        self.sight.watch(_ModuleParts(watched, tuple(inputs)), module, self.root, where)
-        content = tuple((n, own[n].__class__ if n in inputs else self.of(own[n], path + n)) for n in names)
-        children = tuple((n, self.of(m, path + n)) for n, m in own["_modules"].items())
-        return self._kind(type(module), where), content, self.sight.watch_tensors(module, self.root), children
+            self.sight.numbers |= {(where, n): attributes[n] for n in names if attributes[n].__class__ is float}
+        guarded = tuple(n for n in names if n not in inputs)
+        self.sight.guard(_ModuleParts(guarded, tuple(inputs)), module, self.root, where)
+        keys = tuple((n, attributes[n].__class__ if n in inputs else self.key(attributes[n], path + n)) for n in names)
+        children = tuple((n, self.key(m, path + n)) for n, m in attributes["_modules"].items())
+        return self._class_key(type(module), where), keys, self.sight.guard_tensors(module, self.root), children
 
     def _container(self, value: Any, where: str) -> Hashable:
         parts = _items if isinstance(value, dict | types.MappingProxyType) else iter
         return value.__class__, self._parts(parts, value, where), self._attributes(value, where)
 
     def _wrapper(self, value: Any, where: str) -> Hashable:
-        """A thing that calls, or leads to, other things."""
+        """An object that calls, or leads to, others."""
         parts = next(parts for kind, parts in _WRAPPERS.items() if isinstance(value, kind))
         return value.__class__, self._parts(parts, value, where), self._attributes(value, where)
 
     def _function(self, function: types.FunctionType, where: str) -> Hashable:
         code = function.__code__
         if is_trusted(function.__module__):
-            return _Same(function)
+            return _Identity(function)
         inside = self._parts(_function_parts, function, where), self._attributes(function, where)
         if code not in self.reach.codes:
             return code, inside
         names = tuple(sorted(_names_of(code)))
-        self.sight.watch(_Globals(names), function, self.root, f"a global of {function.__qualname__}")
-        space = function.__globals__
-        return code, inside, tuple((n, self._named(space[n], n)) for n in names if n in space)
+        self.sight.guard(_Globals(names), function, self.root, f"a global of {function.__qualname__}")
+        namespace = function.__globals__
+        return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace)
 
-    def _named(self, value: Any, name: str) -> Hashable:
-        """A global, or an attribute of a module of somebody's."""
+    def _global(self, value: Any, name: str) -> Hashable:
+        """A global, or an attribute of a module of the user's."""
         if not isinstance(value, types.ModuleType):
-            return self.of(value, f"the global `{name}`")
-        if id(value) in self._seen or not _is_somebodys(value):
-            return _Same(value)
-        self._seen[id(value)] = len(self._seen)
+            return self.key(value, f"the global `{name}`")
+        if id(value) in self._visited or not _is_users_module(value):
+            return _Identity(value)
+        self._visited[id(value)] = len(self._visited)
         names = tuple(sorted(self.reach.names.intersection(vars(value))))
-        self.sight.watch(_Names(names), value, self.root, name)
-        return _Same(value), tuple((n, self._named(vars(value)[n], n)) for n in names)
+        self.sight.guard(_Names(names), value, self.root, name)
+        return _Identity(value), tuple((n, self._global(vars(value)[n], n)) for n in names)
 
     def _class(self, cls: type, where: str) -> Hashable:
-        if not _is_written(cls):
-            return _Same(cls)
+        if not _is_users_class(cls):
+            return _Identity(cls)
         names = tuple(n for n in vars(cls) if self._is_read(cls, n))
-        self.sight.watch(_ClassParts(names), cls, self.root, cls.__name__)
-        return _Same(cls), tuple((n, self.of(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
+        self.sight.guard(_ClassParts(names), cls, self.root, cls.__name__)
+        return _Identity(cls), tuple((n, self.key(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
 
     def _is_read(self, cls: type, name: str) -> bool:
         if name.startswith("__") and name.endswith("__"):  # called by Python itself, as `__getattr__` is
             return isinstance(vars(cls)[name], types.FunctionType) and name != "__init__"
         return self.reach.has(name)
 
-    def _kind(self, kind: type, where: str) -> Hashable:
-        return _Same(kind), tuple(self.of(c, where) for c in kind.__mro__ if _is_written(c))
+    def _class_key(self, kind: type, where: str) -> Hashable:
+        return _Identity(kind), tuple(self.key(c, where) for c in kind.__mro__ if _is_users_class(c))
 
     def _identity(self, value: Any, where: str) -> Hashable:
-        return _Same(value)
+        return _Identity(value)
 
     def _object(self, value: Any, where: str) -> Hashable:
         kind = value.__class__
         content = _content(value)
         if content is not None:
-            self.sight.watch_numbers(value, content)
+            self.sight.guard_content(value, content)
             return kind, content
-        named = f" in `{where}`" if where else ""
+        place = f" in `{where}`" if where else ""
         if isinstance(value, random.Random):
             msg = (
-                f"it draws random numbers from a generator of Python's{named}: draw them with torch, in the shape of x"
+                f"it draws random numbers from a generator of Python's{place}: draw them with torch, in the shape of x"
             )
             raise AnyRNNError(msg)
         if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
-            msg = f"it holds{named} a {kind.__name__}, an iterator, which goes on whenever it is asked"
+            msg = f"it holds{place} a {kind.__name__}, an iterator, which goes on whenever it is asked"
             raise AnyRNNError(msg)
         if kind.__module__ in _IMMUTABLE or (callable(value) and not kind.__flags__ & _HEAP):
-            return _Same(value)
+            return _Identity(value)
         if not hasattr(value, "__dict__") and not slots_of(kind) and not is_trusted(kind.__module__):
-            msg = f"it holds{named} a {kind.__module__}.{kind.__qualname__}, whose content cannot be compared"
+            msg = f"it holds{place} a {kind.__module__}.{kind.__qualname__}, whose content cannot be compared"
             raise AnyRNNError(msg)
-        return self._kind(kind, where), self._attributes(value, where)
+        return self._class_key(kind, where), self._attributes(value, where)
 
     def _attributes(self, value: Any, where: str) -> Hashable:
         """The attributes of an object that the code names."""
@@ -346,11 +352,11 @@ class _Walk:
         parts = _Attributes(read, hasattr(value, "__dict__"))
         if not names:
             return ()
-        self.sight.watch(parts, value, self.root, where)
-        return tuple((n, self.of(getattr(value, n, None), f"{where}.{n}")) for n in read)
+        self.sight.guard(parts, value, self.root, where)
+        return tuple((n, self.key(getattr(value, n, None), f"{where}.{n}")) for n in read)
 
 
-# ---- The parts of things, by which they are compared ----
+# ---- The parts of objects, which guards compare ----
 
 
 def _items(mapping: Any) -> list[object]:
@@ -369,7 +375,7 @@ def _contents(cell: types.CellType) -> object:
         return None
 
 
-#: For each kind of thing that calls, or leads to, others: where these are.
+#: For each class of objects that call, or lead to, others: these.
 _WRAPPERS: dict[type, Callable[[Any], Sequence[object]]] = {
     types.MethodType: lambda m: (m.__func__, m.__self__),
     functools.partial: lambda p: (p.func, *p.args, *p.keywords, *p.keywords.values()),
@@ -390,10 +396,11 @@ class _ModuleParts:
     inputs: tuple[str, ...]
 
     def __call__(self, module: nn.Module) -> list[object]:
-        own = module.__dict__
-        inner = own["_modules"]
-        values, kinds = map(own.get, self.names), (own.get(n).__class__ for n in self.inputs)
-        return [*own, *values, *inner, *inner.values(), *own["_parameters"], *own["_buffers"], module.__class__, *kinds]
+        names = module.__dict__
+        children = names["_modules"]
+        values, kinds = map(names.get, self.names), (names.get(n).__class__ for n in self.inputs)
+        tensors = *names["_parameters"], *names["_buffers"]
+        return [*names, *values, *children, *children.values(), *tensors, module.__class__, *kinds]
 
     def label(self, module: nn.Module, before: list[int]) -> str:
         """Which attribute is another one, or new."""
@@ -428,8 +435,8 @@ class _ClassParts:
     names: tuple[str, ...]
 
     def __call__(self, cls: type) -> list[object]:
-        own = cls.__dict__
-        return [*map(own.get, self.names), *own]
+        attributes = cls.__dict__
+        return [*map(attributes.get, self.names), *attributes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,20 +474,20 @@ def _content(value: Any) -> bytes | None:
 
 
 def _form(tensor: Tensor | None) -> Hashable:
-    """What machine code depends on beside a tensor's numbers."""
+    """What machine code depends on in a tensor, but for its numbers."""
     if tensor is None:
         return None
     strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
     return tensor.__class__, tensor.shape, tensor.dtype, tensor.device, strides
 
 
-def _is_written(cls: type) -> bool:
-    """Whether somebody wrote a class who may change it while it is in use."""
-    mine = not is_trusted(cls.__module__) or "<locals>" in cls.__qualname__
-    return bool(cls.__flags__ & _HEAP) and mine and not _is_standard(cls.__module__)
+def _is_users_class(cls: type) -> bool:
+    """Whether a class is the user's, who may change it while it is in use."""
+    is_users = not is_trusted(cls.__module__) or "<locals>" in cls.__qualname__
+    return bool(cls.__flags__ & _HEAP) and is_users and not _is_standard(cls.__module__)
 
 
-def _is_somebodys(module: types.ModuleType) -> bool:
+def _is_users_module(module: types.ModuleType) -> bool:
     return not is_trusted(module.__name__) and not _is_standard(module.__name__)
 
 
@@ -488,26 +495,26 @@ def _is_standard(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
-class _Same:
-    """A thing that is equal to itself only; it is not kept alive, where its class allows that."""
+class _Identity:
+    """The key of an object that is equal to itself only; it does not keep it alive, where its class allows that."""
 
-    __slots__ = ("_find", "_id")
+    __slots__ = ("_id", "_object_of")
 
     def __init__(self, value: Any) -> None:
         self._id = id(value)
         try:
-            self._find: Callable[[], Any] = weakref.ref(value)
+            self._object_of: Callable[[], Any] = weakref.ref(value)
         except TypeError:
-            self._find = lambda: value
+            self._object_of = lambda: value
 
     def __hash__(self) -> int:
         return self._id
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same) or self._id != other._id:
+        if not isinstance(other, _Identity) or self._id != other._id:
             return False
-        mine = self._find()
-        return mine is not None and mine is other._find()
+        value = self._object_of()
+        return value is not None and value is other._object_of()
 
 
 _RULES: tuple[tuple[tuple[type, ...], Callable[[_Walk, Any, str], Hashable]], ...] = (

@@ -1,13 +1,12 @@
-"""A cell's step as a graph of ATen operations, recorded while it runs on tensors without data.
+"""Tracing: a cell's step becomes a graph of ATen operations, recorded while its own Python code runs.
 
-Nothing of the cell is interpreted: its own Python code runs, with a batch size that occurs nowhere else, below a
-dispatch mode that writes down every operation. Parameters, buffers and plain tensor attributes become inputs by name,
-so that a later call computes with their present values. The run is real, on made up numbers: tensors without data would
-cost seconds of imports inside PyTorch. It is done on a copy of the cell (`twin`), whose questions are answered by a
-`Witness`, and three times: with other numbers and another batch size, and for one row. A step that
-then does something else (it reads numbers, counts steps, divides by the batch size) is not a graph. In the end the
-graph itself is run on the numbers of a trace: what does not give what the cell gave (it computed outside of PyTorch)
-is none.
+The step runs below a dispatch mode that records every operation (`recorder`), with a batch size that occurs nowhere
+else. Parameters, buffers and plain tensor attributes become inputs by name, so that a later call computes with their
+present values. The tensors are real, with made up numbers: fake tensors would cost seconds of imports inside PyTorch.
+It is a copy of the cell that runs (`twin`), and what it asks of tensors beside computing with them is answered or
+refused by a mode (`witness`). It is traced three times: with other numbers and another batch size, and for one row. A
+step that then does something else (it reads numbers, counts steps, divides by the batch size) is no graph. Nor is one
+whose graph, run on the numbers of a trace, gives other results than the cell (it computed outside of PyTorch).
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from anyrnn.records import is_method_of
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import CodeType, FrameType
 
     from anyrnn.protocol import Signature
 
-#: The package's own code that runs in a trace and is not the cell's.
+#: The package's modules whose code runs in a trace and is not the cell's.
 _COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
@@ -64,10 +63,10 @@ def trace(
 
     Args:
         cell: The cell.
-        signature: What it takes and returns.
+        signature: Its arguments and results.
         input_size: The number of features of x.
         dtype: The type of x and the states if the cell has no tensors that say so.
-        ran: Takes all code that ran, also where the trace is refused.
+        ran: A set to which all code that ran is added, also where the trace is refused.
         inputs: Numbers, by (module, attribute), to be read when the graph is run, as weights are.
 
     Raises:
@@ -77,18 +76,18 @@ def trace(
     ran = set() if ran is None else ran
     inputs = tuple(inputs)
     tracer = _Tracer(cell, signature, input_size, dtype, ran, inputs)
-    found: list[_Traced] = []
+    traces: list[_Trace] = []
     for batch in BATCHES:
-        traced = tracer.run(batch, fill=len(found), before=Reach.of(ran, inputs) if found else None)
-        if not traced.has_sizes_of_the_batch():
-            found.append(traced)
-        if len(found) == 2:  # with other numbers and another number of rows
-            _check_questions(ran, tracer.witnessed)
-            first, second = found
+        latest = tracer.trace(batch, fill=len(traces), guarded=Reach.of(ran, inputs) if traces else None)
+        if not latest.has_sizes_of_the_batch():
+            traces.append(latest)
+        if len(traces) == 2:  # with other numbers and another number of rows
+            _check_questions(ran, tracer.questions)
+            first, second = traces
             _check_same(first.graph, second.graph)
-            _check_replay(first.graph, second)
+            _check_results(first.graph, second)
             return first.graph
-    raise AnyRNNError(_moved(traced.graph))
+    raise AnyRNNError(_why_moved(latest.graph))
 
 
 def check_one_row(graph: Graph, cell: nn.Module, signature: Signature, inputs: Iterable[tuple[str, str]] = ()) -> None:
@@ -99,10 +98,10 @@ def check_one_row(graph: Graph, cell: nn.Module, signature: Signature, inputs: I
     """
     _, input_size = graph.shapes[graph.x]
     tracer = _Tracer(cell, signature, input_size, graph.dtypes[graph.x], set(), tuple(inputs))
-    _check_same(graph, tracer.run(1, fill=2, before=None).graph)
+    _check_same(graph, tracer.trace(1, fill=2, guarded=None).graph)
 
 
-def _moved(graph: Graph) -> str:
+def _why_moved(graph: Graph) -> str:
     """Say which operation moves the batch, if it is one; else a size happens to be a multiple of each batch tried."""
     weights = set(graph.weights.values())
     for step in graph.steps:
@@ -115,14 +114,14 @@ def _moved(graph: Graph) -> str:
     return f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
 
 
-def _check_questions(ran: Iterable[CodeType], witnessed: set[str]) -> None:
-    """Check that no code asked for what may be different in the next call, and none decided by it."""
-    theirs = [code for code in ran if not is_trusted_file(code.co_filename) and not is_standard_file(code.co_filename)]
-    for code in theirs:
+def _check_questions(ran: Iterable[CodeType], questions: set[str]) -> None:
+    """Check that no code of the user's asks for what may differ in the next call, nor decides by the batch size."""
+    users = [code for code in ran if not is_trusted_file(code.co_filename) and not is_standard_file(code.co_filename)]
+    for code in users:
         if asked := MOMENTARY.intersection(code.co_names):
             msg = f"it asks `{min(asked)}`, whose answer may be another one in the next call"
             raise AnyRNNError(msg)
-    if "len" in witnessed and any(map(_decides, theirs)):
+    if "len" in questions and any(map(_decides, users)):
         msg = "it takes the size of the batch by `len`, and may decide something by it; x.shape[0] would be followed"
         raise AnyRNNError(msg)
 
@@ -157,31 +156,31 @@ def _text(step: Step, batch: int, rows: int) -> str:
     return repr((step.op, args, step.kwargs, step.outputs))
 
 
-def _check_replay(graph: Graph, traced: _Traced) -> None:
-    """Check that the graph, run on the numbers of another trace, gives what the cell gave there."""
+def _check_results(graph: Graph, other: _Trace) -> None:
+    """Check that the graph, run on the numbers of another trace, gives the results of the cell there."""
     if any(torch.Tag.nondeterministic_seeded in step.op.tags for step in graph.steps):
         return
-    tensors = dict(traced.given)
+    tensors = dict(other.inputs)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        run_steps(graph, tensors, traced.graph.batch)
-        for ref, expected in traced.results:
+        run_steps(graph, tensors, other.graph.batch)
+        for ref, expected in other.results:
             if not torch.allclose(tensors[ref], expected, rtol=1e-4, atol=1e-5, equal_nan=True):
                 msg = "it computes something outside of PyTorch's operations: run again, they give other numbers"
                 raise AnyRNNError(msg)
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """A trace, with the numbers that it was of.
+class _Trace:
+    """One trace of a step: its graph, and the numbers of its inputs and results.
 
     Attributes:
         graph: The graph.
-        given: What the step was given: x, states and weights.
-        results: What it returned.
+        inputs: x, states and weights.
+        results: What the step returned.
     """
 
     graph: Graph
-    given: Mapping[Ref, Tensor]
+    inputs: Mapping[Ref, Tensor]
     results: Sequence[tuple[Ref, Tensor]]
 
     def has_sizes_of_the_batch(self) -> bool:
@@ -194,7 +193,7 @@ class _Traced:
 
 @dataclass(frozen=True)
 class _Tracer:
-    """Runs a cell's step to record it."""
+    """Traces a cell's step; the attributes are `trace`'s arguments, and the questions that could not be followed."""
 
     cell: nn.Module
     signature: Signature
@@ -202,48 +201,73 @@ class _Tracer:
     dtype: torch.dtype
     ran: set[CodeType]
     inputs: tuple[tuple[str, str], ...]
-    witnessed: set[str] = field(default_factory=set)
+    questions: set[str] = field(default_factory=set)
 
-    def run(self, batch: int, fill: int, before: Reach | None) -> _Traced:
+    def trace(self, batch: int, fill: int, guarded: Reach | None) -> _Trace:
         """Record a step.
 
         Args:
             batch: The number of rows.
-            fill: Which numbers it is given.
-            before: If given, see to it that nothing within this reach is changed by the step.
+            fill: Which numbers x and the states hold; see `_numbers`.
+            guarded: If given, the step is refused if it changes anything within this reach.
         """
-        signature, twin = self.signature, twin_of(self.cell)
-        names = {id(t): name for found in (tensors_of(self.cell), tensors_of(twin)) for name, t in found.items()}
-
-        def name_of(tensor: Tensor) -> str:
-            if id(tensor) not in names:
-                msg = f"it uses a tensor {tuple(tensor.shape)} that is no attribute of the cell"
-                raise AnyRNNError(msg)
-            return names[id(tensor)]
-
-        stand_ins = registered_of(twin)
-        recorder = Recorder(name_of)
-        recorder.weights.update((key, recorder.ref(value)) for key, value in stand_ins.items())
-        like = placement(self.cell, torch.empty(0, dtype=self.dtype, device="cpu"))
-        x, *states = (
-            _numbers(batch, size, fill * (k + 1)).to(like.device, like.dtype)
-            for k, size in enumerate((self.input_size, *signature.state_sizes))
+        twin, x_and_states = twin_of(self.cell), self._x_and_states(batch, fill)
+        recorder = Recorder(_namer(self.cell, twin))
+        weights = registered_of(twin)
+        recorder.weights.update((name, recorder.ref(tensor)) for name, tensor in weights.items())
+        refs = [recorder.ref(t) for t in x_and_states]
+        recorder.varying.update(refs)
+        inputs = dict(zip(refs, [t.clone() for t in x_and_states], strict=True))
+        inputs |= self._follow_numbers(twin, recorder, x_and_states[0], fill)
+        sight = None if guarded is None else Sight(twin, guarded)
+        frames = _Frames(recorder, self.ran, twin)
+        output, new = self._step(twin, x_and_states, recorder, frames)
+        if any(tensor is not weights.get(name) for name, tensor in registered_of(twin).items()):
+            msg = "its step puts another tensor in the place of a weight or buffer"
+            raise AnyRNNError(msg)
+        if sight is not None and (changed := sight.changed(twin)) is not None:
+            msg = f"its step changes {changed}"
+            raise AnyRNNError(msg)
+        results = [*([] if output is None else [output]), *new]
+        graph = Graph(
+            refs[0],
+            tuple(refs[1:]),
+            dict(recorder.weights),
+            tuple(recorder.steps),
+            None if output is None else recorder.ref(output),
+            tuple(map(recorder.ref, new)),
+            batch,
+            dict(recorder.shapes),
+            dict(recorder.dtypes),
+            {r: n for r, n in frames.locals.items() if r not in refs},
+            frames.of_methods,
         )
-        taken = [recorder.ref(t) for t in (x, *states)]
-        recorder.varying.update(taken)
-        copies = [t.clone() for t in (x, *states)]
-        followed = self._follow(twin, recorder, like, fill)
-        sight = None if before is None else Sight(twin, before)
-        watch = _Frames(recorder, self.ran, twin)
-        witness = Witness(batch if batch > 1 else None, self.witnessed)
+        tensors = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
+        return _Trace(graph, {**tensors, **inputs}, [(recorder.ref(t), t) for t in results])
+
+    def _x_and_states(self, batch: int, fill: int) -> list[Tensor]:
+        like = placement(self.cell, torch.empty(0, dtype=self.dtype, device="cpu"))
+        return [
+            _numbers(batch, size, fill * (k + 1)).to(like.device, like.dtype)
+            for k, size in enumerate((self.input_size, *self.signature.state_sizes))
+        ]
+
+    def _step(
+        self, twin: nn.Module, x_and_states: Sequence[Tensor], recorder: Recorder, frames: _Frames
+    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """Run the step below all modes: its output, if it has one beside the states, and the new states."""
+        x, *states = x_and_states
+        witness = Witness(len(x) if len(x) > 1 else None, self.questions)
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.note_function, recorder.is_varying), Contractions(), witness, recorder, watch,
+                recorded(recorder.note_function, recorder.is_varying), Contractions(), witness, recorder, frames,
             ):  # fmt: skip
-                output, new = signature.step(twin, x, tuple(states))
-            results = [(recorder.ref(t), t) for t in ((output, *new) if signature.has_output else new)]
-            recorder.check_written(t for _, t in results)
+                output, new = self.signature.step(twin, x, tuple(states))
+            results = (output, *new) if self.signature.has_output else new
+            for tensor in results:
+                recorder.ref(tensor)
+            recorder.check_written(results)
         except AnyRNNError:
             raise
         except (MemoryError, OSError):
@@ -252,59 +276,48 @@ class _Tracer:
             first, _, _ = str(cause).partition("\n")
             if "allocate memory" in first:
                 raise
-            msg = f"its step fails{_told(batch)}: {type(cause).__name__}: {first}"
+            msg = f"its step fails{' for one row' if len(x) == 1 else ''}: {type(cause).__name__}: {first}"
             raise AnyRNNError(msg) from cause
-        if any(value is not stand_ins.get(name) for name, value in registered_of(twin).items()):
-            msg = "its step puts another tensor in the place of a weight or buffer"
-            raise AnyRNNError(msg)
-        if sight is not None and (changed := sight.changed(twin)) is not None:
-            msg = f"its step changes {changed}"
-            raise AnyRNNError(msg)
-        graph = Graph(
-            taken[0],
-            tuple(taken[1:]),
-            dict(recorder.weights),
-            tuple(recorder.steps),
-            results[0][0] if signature.has_output else None,
-            tuple(r for r, _ in results[len(results) - len(new) :]),
-            batch,
-            dict(recorder.shapes),
-            dict(recorder.dtypes),
-            {r: n for r, n in watch.locals.items() if r not in taken},
-            watch.own,
-        )
-        weights = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
-        return _Traced(graph, {**weights, **followed, **dict(zip(taken, copies, strict=True))}, results)
+        return output if self.signature.has_output else None, new
 
-    def _follow(self, twin: nn.Module, recorder: Recorder, like: Tensor, fill: int) -> dict[Ref, Tensor]:
-        """Put numbers that are followed in the place of those that are inputs of the graph."""
-        found = {}
+    def _follow_numbers(self, twin: nn.Module, recorder: Recorder, like: Tensor, fill: int) -> dict[Ref, Tensor]:
+        """Make attributes that are inputs of the graph numbers that are followed; returns their tensors."""
+        tensors = {}
         for path, name in self.inputs:
             module = twin.get_submodule(path)
             value = getattr(module, name) * (1 + 0.25 * fill)  # another one in each trace
             tensor = torch.tensor(value, dtype=like.dtype, device=like.device)
             ref = recorder.weights[f"{path}.{name}" if path else name] = recorder.ref(tensor)
             vars(module)[name] = Number.of(value, tensor)
-            found[ref] = tensor
-        return found
+            tensors[ref] = tensor
+        return tensors
 
 
-def _numbers(rows: int, columns: int, kind: int) -> Tensor:
-    """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the kind 0."""
+def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
+    """A function that names the tensors of cells by their attributes, and refuses others."""
+    names = {id(tensor): name for cell in cells for name, tensor in tensors_of(cell).items()}
+
+    def name_of(tensor: Tensor) -> str:
+        if id(tensor) not in names:
+            msg = f"it uses a tensor {tuple(tensor.shape)} that is no attribute of the cell"
+            raise AnyRNNError(msg)
+        return names[id(tensor)]
+
+    return name_of
+
+
+def _numbers(rows: int, columns: int, fill: int) -> Tensor:
+    """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the fill 0."""
     row, column = np.ogrid[:rows, :columns]
-    return torch.from_numpy((row * 37 + column * 17 + kind * 11) % 61 / 30.5 - 1 if kind else np.zeros((rows, columns)))
-
-
-def _told(batch: int) -> str:
-    return " for one row" if batch == 1 else ""
+    return torch.from_numpy((row * 37 + column * 17 + fill * 11) % 61 / 30.5 - 1 if fill else np.zeros((rows, columns)))
 
 
 class _Frames:
-    """Notes, while it is open, which code returns, and what its local variables are called."""
+    """A profile function: notes, while it is set, which code returns, and which tensors its local variables hold."""
 
     def __init__(self, recorder: Recorder, ran: set[CodeType], cell: nn.Module) -> None:
         self.locals: dict[Ref, str] = {}
-        self.own: dict[str, Ref] = {}  # those of the cell's methods; of equal names, those that return last
+        self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
         self._recorder, self._ran, self._cell = recorder, ran, cell
         self._outer: Any = None
 
@@ -327,13 +340,13 @@ class _Frames:
         if event != "return" or file in _MACHINERY:
             return
         self._ran.add(frame.f_code)
-        theirs, own = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
-        if theirs or own:
+        is_users, is_method = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
+        if is_users or is_method:
             tensors = ((name, value) for name, value in frame.f_locals.items() if isinstance(value, Tensor))
-            found = {name: ref for name, t in tensors if (ref := self._recorder.known(t)) is not None}
-            if own:
-                self.own |= found
-            for name, ref in found.items() if theirs else ():
+            refs = {name: ref for name, t in tensors if (ref := self._recorder.known(t)) is not None}
+            if is_method:
+                self.of_methods |= refs
+            for name, ref in refs.items() if is_users else ():
                 self.locals.setdefault(ref, name)
 
 
@@ -343,7 +356,7 @@ _MACHINERY = frozenset({__file__, *(str(sys.modules[f"anyrnn.{name}"].__file__) 
 
 @contextlib.contextmanager
 def _no_random_numbers() -> Iterator[None]:
-    """Leave the random numbers of the process alone, and refuse a step that draws others than PyTorch's."""
+    """Leave the random state of the process alone, and refuse a step that draws from Python's or NumPy's."""
     before = random.getstate(), np.random.get_state()
     with own_random_numbers():
         yield
@@ -361,9 +374,9 @@ def registered_of(cell: nn.Module) -> dict[str, Tensor]:
 
 def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
     """Return the parameters, buffers and plain tensor attributes of a cell and its submodules, by dotted name."""
-    found = registered_of(cell)
+    tensors = registered_of(cell)
     for prefix, module in cell.named_modules():
         for key, value in module.__dict__.items():
             if isinstance(value, Tensor):
-                found[f"{prefix}.{key}" if prefix else key] = value
-    return found
+                tensors[f"{prefix}.{key}" if prefix else key] = value
+    return tensors
