@@ -161,9 +161,7 @@ class Tile:
         e.store(b, combine(old, value), pointer, None)
 
     def _combine(self, reduction: Node) -> Callable[[ir.Value, ir.Value], ir.Value]:
-        if reduction.op == "sum":
-            return partial(self.b.fadd)
-        return partial(EMIT["maximum"], self.b)
+        return partial(EMIT[REDUCTIONS[reduction.op].pairwise], self.b)
 
     def _finish(self, reduction: Node) -> ir.Value:
         e, b = self.e, self.b
