@@ -167,6 +167,11 @@ class Sight:
             return f"the attribute `{_label(names, self._plain(cell), self._ids)}` of {type(cell).__name__}"
         return None if self.is_same(cell) else "the numbers of an array"
 
+    def changed_numbers(self, cell: nn.Module) -> frozenset[tuple[str, str]]:
+        """The numbers among a cell's attributes that are others now, beside those that are inputs already."""
+        now = Sight(cell, self.reach).numbers
+        return self.reach.inputs | {at for at, number in now.items() if self.numbers.get(at, number) != number}
+
     def _plain(self, cell: nn.Module) -> list[object]:
         """The tensors that are plain attributes of modules."""
         return [(cell if o is None else o()).__dict__.get(name) for o, place, name in self._tensors if not place]
