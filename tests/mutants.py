@@ -60,6 +60,7 @@ AREAS = {
     "records": "test_record.py",
     "checks": "test_messages.py test_meaning.py",
     **dict.fromkeys(("derive", "split", "gradient_paths", "opaque_function"), _DERIVE),
+    **dict.fromkeys(("operators", "graph_text", "traced"), "test_graph_text.py test_compile.py test_export.py"),
     **dict.fromkeys(("attempt", "call", "reference", "select", "vendor", "whole"), _SELECT),
     **dict.fromkeys(("anatomy", "emit", "emit_outer", "engine", "layout", "loop"), _EMIT),
     **dict.fromkeys(("backend", "kernel", "parts", "lock"), _EMIT),

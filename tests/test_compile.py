@@ -1,18 +1,24 @@
-"""Below torch.compile and torch.export a layer is one operator a scan: same results and gradients, no graph breaks."""
+"""Below torch.compile a layer is operators that hold its step as text: same results and gradients, no graph breaks."""
 
 import copy
-import subprocess
-import sys
+import gc
+import re
+import shutil
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.export import Dim
+from torch._inductor.utils import run_and_get_code
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import anyrnn
-from anyrnn import opaque
+from anyrnn import operators, traced
+from anyrnn.compiler.graph_text import written
+from anyrnn.compiler.trace import tensors_of, trace
+from anyrnn.engines import select
 from anyrnn.protocol import describe
 from zoo import CASES, flat
 
@@ -76,12 +82,6 @@ def test_a_compiled_model_has_the_eager_values_and_gradients_without_graph_break
         torch.testing.assert_close(ours, eager, rtol=0, atol=1e-10)
 
 
-def test_an_exported_model_has_the_eager_values(model):
-    x, lengths = call()
-    program = torch.export.export(model, (x, lengths))
-    torch.testing.assert_close(program.module()(x, lengths), model(x, lengths), rtol=0, atol=1e-10)
-
-
 def gradients_of(y, *leaves):
     return torch.autograd.grad(y.square().sum(), leaves)
 
@@ -93,43 +93,94 @@ def compare(got, want, atol=1e-10):
 
 # ---- The operators themselves ----
 
+
+class Drawing(nn.Module):
+    """Its step has no loop program: what it draws differs from step to step."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.new = nn.Linear(input_size + hidden_size, hidden_size)
+
+    def forward(self, x, h):
+        return torch.tanh(self.new(torch.cat((x, F.dropout(h, 0.5)), 1)))
+
+
 OPERANDS = {
     "LSTM": {},
     "LSTM, ragged": {"lengths": [4, 0, 1]},
     "LSTM backward": {"lengths": [4, 0, 1], "reverse": True},
+    "LSTM, no steps": {"lengths": [0, 0, 0]},
     "GRU": {},
     "ConcatLSTM": {},  # its output is no state
+    "ConcatLSTM, ragged": {"lengths": [4, 0, 1]},
     "Buffered": {},
+    "Buffered, ragged": {"lengths": [4, 0, 1]},
     "LSTM in bfloat16": {"autocast": torch.bfloat16},
     "GRU without gradients": {"trained": False},
+    "Drawing": {},
+    "Drawing, ragged": {"lengths": [4, 0, 1], "reverse": True},
 }
 
 
 def arguments(name, lengths=None, reverse=False, autocast=None, trained=True):
-    case = next(case for case in CASES if case.name == name.replace(",", "").split()[0])
-    cell = case.cell(3, torch.float32 if autocast else torch.float64)
-    signature, weights = describe(cell, 3), [*cell.parameters(), *cell.buffers()]
-    dtype = weights[0].dtype
+    name = name.replace(",", "").split()[0]
+    cell = next((case.cell(3) for case in CASES if case.name == name), None) or Drawing(3, 5).double()
+    cell = cell.float() if autocast else cell.double()
+    dtype = next(cell.parameters()).dtype
+    signature = describe(cell, 3)
+    step = written(trace(cell, signature, 3, dtype))
     x = torch.randn(4, 3, 3, dtype=dtype, requires_grad=trained)
     states = [torch.randn(3, size, dtype=dtype, requires_grad=trained) for size in signature.state_sizes]
-    needed = [trained and t.requires_grad for t in (x, *states, *weights)]
-    number = opaque.number_of(cell), reverse, signature.bare, signature.has_output, signature.output_size, autocast
+    weights = [tensors_of(cell)[n].requires_grad_(trained) for n in operators.parsed(step).weights]
     lengths = None if lengths is None else torch.tensor(lengths)
-    return cell, (needed, x, states, lengths, weights, *number)
+    return step, x, states, lengths, weights, reverse, autocast
+
+
+class Leaves(TorchDispatchMode):
+    """Notes the calls of this package's operators that are kernels, with what they were given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "anyrnn":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", OPERANDS)
 def test_the_operators_pass_pytorchs_own_checks(name):
     """Their schemas, that they return no memory of their arguments, fake tensors, and autograd with any sizes."""
-    cell, given = arguments(name, **OPERANDS[name])
+    given = arguments(name, **OPERANDS[name])
     torch.library.opcheck(torch.ops.anyrnn.scan.default, given)
-    *results, random = (t.detach() for t in torch.ops.anyrnn.scan(*given))
-    needed, x, states, lengths, weights, *options = given
-    fixed = (x.detach(), [s.detach() for s in states], lengths, [w.detach() for w in weights], *options)
-    for grads in ([torch.randn_like(r) for r in results], [torch.ones_like(results[0]), *[None] * len(states)]):
-        if any(needed):
-            torch.library.opcheck(torch.ops.anyrnn.scan_backward.default, (grads, results, random, needed, *fixed))
-    assert cell is not None  # kept alive: the operators know it by a number
+    for wanted in (slice(None), slice(1)):  # gradients of all results, and of the output alone
+        with Leaves() as leaves:
+            results = torch.ops.anyrnn.scan(*given)[wanted]
+            if results[0].requires_grad:
+                sum(r.square().sum() for r in results if r.requires_grad).backward()
+        kind = "steps" if name.startswith("Drawing") else "loop"
+        names = [f"anyrnn::{kind}", f"anyrnn::{kind}_backward"][: 1 + results[0].requires_grad]
+        assert [func._schema.name for func, _ in leaves.calls] == names
+        for func, args in leaves.calls:
+            plain = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, args)
+            torch.library.opcheck(func, plain if "backward" in func._schema.name else args)
+
+
+def test_gradients_of_gradients_break_clearly():
+    """An operator has one backward pass. An ordinary call has as many as are asked for."""
+    step, x, *others = arguments("LSTM")
+    output, *_ = torch.ops.anyrnn.scan(step, x, *others)
+    (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        gradient.square().sum().backward()
+
+
+def test_an_operator_is_told_how_many_weights_its_step_has():
+    step, x, states, lengths, weights, *others = arguments("GRU")
+    with pytest.raises(anyrnn.AnyRNNError, match=r"got 3 weights, expected 4: weight_ih, weight_hh, bias_ih, bias_hh"):
+        torch.ops.anyrnn.scan(step, x, states, lengths, weights[:3], *others)
 
 
 # ---- Sizes that change ----
@@ -206,10 +257,9 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "replayed"])
 @pytest.mark.parametrize("where", RANDOM)
-def test_dropout_below_compile_is_the_eager_one_in_both_passes(where, kept):
-    """With the same seed the same numbers are dropped, in the backward pass too, even where it runs the scan anew."""
+def test_dropout_below_compile_is_the_eager_one_in_both_passes(where):
+    """With the same seed the same numbers are dropped, in the backward pass too, where it runs the steps anew."""
     torch._dynamo.reset()
     model, (x, lengths) = Model(RANDOM[where]()).double(), call()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -221,8 +271,6 @@ def test_dropout_below_compile_is_the_eager_one_in_both_passes(where, kept):
     got, want = seeded(compiled, x), seeded(model, x)
     assert not torch.equal(got, compiled(x, lengths)), "drawn anew at each call"
     got = seeded(compiled, x)
-    if not kept:
-        opaque._kept.clear()
     leaves, state = [x, *model.parameters()], torch.get_rng_state()
     found = gradients_of(got, *leaves)
     assert torch.equal(torch.get_rng_state(), state)
@@ -246,59 +294,184 @@ def test_autocast_below_compile_is_the_eager_one():
             compare(got, want, atol=0)
 
 
-# ---- Export ----
+# ---- A cell that changes after it was compiled ----
 
 
-def test_an_exported_model_takes_any_sizes_and_its_own_weights(model):
-    T, B = Dim("T"), Dim("B")
-    program = torch.export.export(model, sized(7, 4), dynamic_shapes=({0: T, 1: B}, {0: B}))
-    exported = program.module()
-    for sizes in ((7, 4), (20, 2), (2, 5)):
-        given = sized(*sizes)
-        compare(exported(*given), model(*given))
-    lighter, exported = copy.deepcopy(model), copy.deepcopy(exported)
-    with torch.no_grad():
-        for parameter in (*lighter.parameters(), *exported.parameters()):
-            parameter.mul_(0.5)
-    compare(exported(*given), lighter(*given))
+class Settings(nn.Module):
+    """Reads what may change: numbers, a flag, a list, a class attribute, a global."""
 
+    power = 1.0
 
-ALONE = """
-import sys, torch
-program, (x, expected) = torch.export.load(sys.argv[1]), torch.load(sys.argv[2])
-torch.testing.assert_close(program.module()(x), expected)
-assert "anyrnn" not in sys.modules
-"""
-
-
-class First(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.layer = anyrnn.GRU(3, 5, bidirectional=True)
+        self.hidden_size = hidden_size
+        self.new = nn.Linear(input_size + hidden_size, hidden_size)
+        self.slope, self.flag, self.scales = 0.9, True, [0.5]
 
-    def forward(self, x):
-        return self.layer(x)[0]
-
-
-def test_a_program_exported_step_by_step_runs_without_this_package(tmp_path):
-    model, x = First(), torch.randn(5, 2, 3)
-    with anyrnn.engine("reference"):
-        program = torch.export.export(model, (x,))
-    torch.export.save(program, tmp_path / "program.pt2")
-    torch.save((x, model(x)), tmp_path / "numbers.pt")
-    command = [sys.executable, "-W", "ignore", "-c", ALONE, tmp_path / "program.pt2", tmp_path / "numbers.pt"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    def forward(self, x, h):
+        new = torch.tanh(self.new(torch.cat((x, h), 1))) * self.scales[0] * self.power * FACTOR
+        return self.slope * h + (new if self.flag else -new)
 
 
-def test_a_program_of_operators_runs_where_it_was_exported_and_elsewhere_says_so(tmp_path, monkeypatch):
-    model, x = First(), torch.randn(5, 2, 3)
-    want = model(x)
-    torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
-    del model
-    loaded = torch.export.load(tmp_path / "program.pt2")
-    for program in (loaded, loaded.run_decompositions({})):
-        compare(program.module()(x), want)
-    monkeypatch.setattr(opaque, "_cells", {})  # as in another process
-    with pytest.raises(anyrnn.AnyRNNError, match=r'a cell that is not here, .*with anyrnn.engine\("reference"\)'):
-        loaded.module()(x)
+FACTOR = 1.0
+
+
+def _set(name, value):
+    return lambda cell, monkeypatch: setattr(cell, name, value)
+
+
+CHANGES = {
+    "a number": _set("slope", 0.5),
+    "a flag": _set("flag", False),
+    "within a list": lambda cell, monkeypatch: cell.scales.__setitem__(0, 2.0),
+    "another list": _set("scales", [2.0]),
+    "the class": lambda cell, monkeypatch: monkeypatch.setattr(Settings, "power", 2.0),
+    "a global": lambda cell, monkeypatch: monkeypatch.setitem(globals(), "FACTOR", 2.0),
+    "the code": lambda cell, monkeypatch: monkeypatch.setattr(Settings, "forward", lambda self, x, h: h + self.slope),
+    "a weight": lambda cell, monkeypatch: cell.new.register_parameter("bias", nn.Parameter(torch.ones(4).double())),
+    "a hook": lambda cell, monkeypatch: cell.register_forward_hook(lambda cell, given, result: 2 * result),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_of_the_cell_after_compilation_is_seen(what, monkeypatch):
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(Settings(3, 4)).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, _ = call()
+    before = compiled(x)[0]
+    compare(before, layer(x)[0])
+    CHANGES[what](layer.cells[0], monkeypatch)
+    compare(compiled(x)[0], layer(x)[0])
+    assert not torch.allclose(layer(x)[0], before)
+
+
+def test_a_number_that_changes_again_and_again_is_an_input():
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(Settings(3, 4)).double()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    x, _ = call()
+    for slope in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
+        layer.cells[0].slope = slope
+        compare(compiled(x)[0], layer(x)[0])
+    assert counter.frame_count == 3  # the number, another number, a number
+
+
+def test_a_step_is_recorded_once_for_all_calls_and_kept_as_long_as_its_cell():
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(Settings(3, 4)).double()
+    before = set(vars(traced._WATCHES))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        compiled(call()[0])
+    assert len(set(vars(traced._WATCHES)) - before) == 1
+    del layer, compiled
+    torch._dynamo.reset()
+    gc.collect()
+    assert set(vars(traced._WATCHES)) <= before
+
+
+# ---- Engines, and cells that cannot be recorded ----
+
+
+class Reading(nn.Module):
+    """Decides by a number in a tensor."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.new = nn.Linear(input_size + hidden_size, hidden_size)
+        self.doubles = True
+
+    def forward(self, x, h):
+        h = torch.tanh(self.new(torch.cat((x, h), 1)))
+        return 2 * h if h.sum().item() > 0 else h
+
+
+class Moving(Reading):
+    """Moves the batch to the end, which the tracer does not follow."""
+
+    def forward(self, x, h):
+        return torch.tanh(self.new(torch.cat((x, h), 1))).t().contiguous().cos().t()
+
+
+def test_a_cell_that_cannot_be_recorded_is_traced_step_by_step_in_a_short_sequence():
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(Moving(3, 4), input_size=3).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, _ = call()
+    got, want = compiled(x)[0], layer(x)[0]
+    compare([got, *gradients_of(got, x)], [want, *gradients_of(want, x)])
+
+
+@pytest.mark.parametrize("cell", [Reading, Moving])
+@pytest.mark.parametrize("lengths", [None, [20, 3, 0]], ids=["full", "ragged"])
+def test_a_cell_that_cannot_be_recorded_breaks_the_graph_in_a_long_or_ragged_one_and_says_why(cell, lengths):
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(cell(3, 4), input_size=3).double()
+    model = Model(layer).double()
+    x = torch.randn(20, 3, 3, dtype=torch.float64)
+    compare(torch.compile(model, backend="aot_eager")(x, lengths), model(x, lengths))
+    torch._dynamo.reset()
+    why = "a Python number is taken from a tensor" if cell is Reading else "moves the batch"
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=f"(?s){cell.__name__}: its step is no operator.*{why}"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x, lengths)
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch", "cpu"])
+def test_an_engine_that_is_asked_for_by_name_is_asked_for_below_compile(engine, monkeypatch):
+    torch._dynamo.reset()
+    layer = anyrnn.GRU(3, 4, dtype=torch.float64)
+    compiled, x = torch.compile(layer, backend="aot_eager"), call()[0]
+    want = layer(x)[0]
+    compare(compiled(x)[0], want)
+    ran = []
+    for name, each in select.ENGINES.items():
+        monkeypatch.setattr(each, "run", lambda call, name=name, run=each.run: ran.append(name) or run(call))
+    with anyrnn.engine(engine):
+        long = torch.cat([x] * 3)
+        got = compiled(long)[0]
+        assert set(ran) == (set() if engine == "cpu" else {engine})
+        compare(got, layer(long)[0])
+
+
+def test_the_cpu_engine_asked_for_by_name_refuses_below_compile_as_ever():
+    torch._dynamo.reset()
+    layer = anyrnn.Recurrent(Drawing(3, 4)).double()
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="engine 'cpu' was asked for by name and cannot"):
+        torch.compile(layer, backend="aot_eager")(call()[0])
+
+
+# ---- Inductor ----
+
+
+class Encoding(nn.Module):
+    """Has much to do before the loop."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.new = nn.Linear(input_size + hidden_size, hidden_size)
+
+    def forward(self, x, h):
+        e = torch.sin(x) * torch.exp(-x * x) + torch.erf(x).square()
+        e = torch.where(e > 0.1, e * torch.sigmoid(x), torch.log1p(x * x))
+        return 0.9 * h + 0.1 * torch.tanh(self.new(torch.cat((e, h), 1)))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+def test_inductor_fuses_what_is_before_the_loop_into_the_callers_kernel():
+    torch._dynamo.reset()
+    model = Model(anyrnn.Recurrent(Encoding(3, 4), input_size=3)).double()
+    compiled, (x, lengths) = torch.compile(model, fullgraph=True), call()
+    for given in (None, lengths):
+        _, (code, *_) = run_and_get_code(lambda given=given: compiled(x, given))
+        # One kernel has the model's own product, 2 x, and all of the encoding; what follows is the loop.
+        kernels = re.findall(r"(?m)^ *(cpp_fused_\w+)\(|torch\.ops\.(anyrnn\.loop)", code)
+        first = kernels[0][0]
+        assert all(f"_{name}_" in first for name in ("mul", "sin", "exp", "erf", "sigmoid", "log1p", "where")), first
+        assert kernels[1][1] == "anyrnn.loop"
+        got, want = compiled(x, given), model(x, given)
+        leaves = [x, *model.parameters()]
+        compare([got, *gradients_of(got, *leaves)], [want, *gradients_of(want, *leaves)])

@@ -30,9 +30,9 @@ from anyrnn.checks import (
     checked_names,
 )
 from anyrnn.errors import AnyRNNError
-from anyrnn.opaque import choose, described
 from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
+from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from anyrnn.checks import check_input, check_lengths, check_state, check_x, checked_names
 from anyrnn.errors import AnyRNNError
-from anyrnn.opaque import choose, described, signature_key, signatures
 from anyrnn.protocol import Signature, State, describe, form_of, placement, untold
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
+from anyrnn.traced import choose, described, signature_key, signatures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

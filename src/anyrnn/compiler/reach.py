@@ -174,6 +174,11 @@ class Sight:
             return f"the attribute `{_label(names, plain, self._plain_ids)}` of {type(cell).__name__}"
         return None if self.is_same(cell) else "the numbers of an array"
 
+    def changed_numbers(self, cell: nn.Module) -> frozenset[tuple[str, str]]:
+        """The numbers among a cell's attributes that are others now, beside those that are inputs already."""
+        now = Sight(cell, self.reach).numbers
+        return self.reach.inputs | {at for at, number in now.items() if self.numbers.get(at, number) != number}
+
     def _plain_tensors(self, cell: nn.Module) -> list[object]:
         """The tensors that are plain attributes of modules."""
         return [(cell if of is None else of()).__dict__.get(name) for of, kind, name in self._tensors if not kind]

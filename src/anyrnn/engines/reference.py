@@ -46,7 +46,7 @@ def _run_full(call: Call) -> Result:
     """
     records: list[list[Tensor]] = []
     step, cell, states = _stepper(call, records), call.cell, tuple(s.clone() for s in call.states)
-    copies = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()  # where writes cannot be seen
+    copies = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()  # where writes cannot be seen
     outputs: list[Tensor] = []
     for x in _steps(call.x, call.reverse):
         if copies:

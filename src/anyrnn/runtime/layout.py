@@ -103,6 +103,10 @@ class Layout:
         index[(self.offset[:, None] + k)[active]] = (self.place[:, None] + self.order[: self._most])[active]
         return torch.from_numpy(index)
 
+    def unpacked(self, rows: Tensor) -> Tensor:
+        """Packed rows (N, n) as padded ones (T B, n), zero at padded steps."""
+        return rows.new_zeros(self.T * self.B, rows.shape[1]).index_copy_(0, self.packed_index, rows)
+
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Rows with a step before: (where that is in padded arrays, where they are in packed ones).

@@ -97,9 +97,17 @@ class Loop:
 
 
 def forward(
-    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], training: bool
+    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], training: bool, roomy: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run a loop.
+
+    Args:
+        loop: The loop.
+        layout: The rows of the batch.
+        backend: What compiles and runs it.
+        given: Its streams, initial states, vectors and matrices, by name.
+        training: Keep what a backward pass needs.
+        roomy: What is kept has memory for T B rows, zero where there is nothing to keep.
 
     Returns:
         The outputs (T, B, width) and final states (B, width), by name; and what a backward pass reads: the states of
@@ -113,10 +121,10 @@ def forward(
     for name, place, width in loop.made[kind]:
         if place == "carried":
             made[name] = given[name].clone(memory_format=torch.contiguous_format)
-        elif place == "kept" and name not in aliased:
+        elif place == "kept" and name not in aliased and not roomy:
             made[name] = empty(like, layout.T, layout.B, width)
         elif place == "packed":
-            made[name] = empty(like, layout.total, width)
+            made[name] = padded_rows(layout, like, width).flatten(0, 1) if roomy else empty(like, layout.total, width)
         else:
             made[name] = padded_rows(layout, like, width)
     kernel.bind(layout, {**given, **made}, given, loop.transposed).launch()

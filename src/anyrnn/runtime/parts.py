@@ -48,14 +48,14 @@ def run(
     if plan.reads_x:
         tensors[graph.x] = _packed(x, batch)
     _run_rows(plan.before, tensors, batch)
-    inputs = {name: _array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
     for name, ref, role in plan.arrays:
         if role == "matrix":
-            inputs[name] = _matrix(tensors[ref], dtype)
+            inputs[name] = as_matrix(tensors[ref], dtype)
         elif ref == graph.x:
-            inputs[name] = _array(x, dtype)
+            inputs[name] = as_array(x, dtype)
         else:
-            tensor = _array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
+            tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
             inputs[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
     results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
     finals = [results[name] for name in plan.loop.states]
@@ -92,7 +92,7 @@ def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     return rows.index_select(0, batch.packed_index) if batch.is_ragged else rows
 
 
-def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor as machine code reads it."""
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
@@ -101,7 +101,7 @@ def _array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor as machine code reads a matrix, by both of its strides."""
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)

@@ -38,7 +38,7 @@ _PLANS = 256  # remembered
 _MOST_CHANGES = 16  # of one cell, before it is left to the reference: each has cost a trace
 _HOOKS = "forward", "forward_pre", "backward", "backward_pre"
 _GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _HOOKS)
-_HOOKED = "hooks are called when its modules are, which machine code would not do"
+HOOKED = "hooks are called when its modules are, which machine code would not do"
 
 
 class Plan:
@@ -124,7 +124,7 @@ def plan_of(
 ) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
-        return _HOOKED
+        return HOOKED
     origin = origin_of(cell)
     # What a step makes anew has the defaults of the call.
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
@@ -189,8 +189,7 @@ def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple
     """The numbers among a cell's attributes that were others at its last call: they are inputs from now on."""
     if recent is None:
         return frozenset()
-    before, now = recent.sight.numbers, Sight(cell, recent.sight.reach).numbers
-    return recent.sight.reach.inputs | {at for at, number in now.items() if before.get(at, number) != number}
+    return recent.sight.changed_numbers(cell)
 
 
 def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
