@@ -37,7 +37,7 @@ _PROBE_BATCH = 7
 
 @dataclass(frozen=True)
 class Signature:
-    """What a cell takes and returns, found once and then relied on.
+    """The signature of a cell's step: the sizes and the structure of its state and output. See `describe`.
 
     Attributes:
         state_sizes: The size of each state variable.
@@ -45,8 +45,8 @@ class Signature:
         output_size: The size of the output of a step.
         has_output: A step returns ``(output, new_state)``; otherwise its output is the first state variable.
         kind: The class of the tuple: `tuple`, or a named tuple of the user's.
-        settled: A step has shown which structure the state has. A step that hands back its state untouched shows
-            nothing, and another step has to be looked at.
+        settled: A step has shown which structure the state has. A step that returns its state untouched shows nothing,
+            and another step has to be probed.
     """
 
     state_sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ class Signature:
     settled: bool = True
 
     def wrap(self, states: tuple[Tensor, ...], given: object = None) -> State:
-        """Give the states the structure that the cell uses, or that of a named tuple that was `given`."""
+        """Give the states the structure that the cell uses, or that of a named tuple passed as `given`."""
         if self.bare:
             return states[0]
         kind: type[Any] = type(given) if self.kind is tuple and _is_named(type(given)) else self.kind
@@ -71,8 +71,8 @@ class Signature:
         """
         result = cell(x, states[0] if self.bare else self.wrap(states))
         if self.has_output:
-            output, after = result
-            new = (after,) if self.bare else tuple(after)
+            output, new_state = result
+            new = (new_state,) if self.bare else tuple(new_state)
         else:
             new = (result,) if self.bare else tuple(result)
             output = new[0]
@@ -88,7 +88,7 @@ class Signature:
         return output, new
 
 
-#: What the state of a call looks like: the class of the tuple and how many tensors are in it; (Tensor, 1) for a tensor.
+#: The structure of a state: the class of the tuple and the number of tensors in it; (Tensor, 1) for a tensor.
 Form: TypeAlias = "tuple[type, int]"
 
 _kinds: WeakKeyDictionary[nn.Module, type[tuple[Any, ...]]] = WeakKeyDictionary()
@@ -97,17 +97,17 @@ _kinds: WeakKeyDictionary[nn.Module, type[tuple[Any, ...]]] = WeakKeyDictionary(
 def describe(
     cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None = None, form: Form | None = None
 ) -> Signature:
-    """Find the signature of a cell.
+    """Infer the signature of a cell by running a step.
 
     The sizes of the state are ``state_sizes`` if given, else ``cell.state_sizes``, else ``cell.hidden_size`` for
     each of one to four state variables, whichever makes a step work. The cell is run for one step on a few rows
-    of zeros. The step is real, not on fake tensors: those take two seconds to import, and refuse cells that keep
-    plain tensors as attributes. It leaves no gradient, random numbers are left alone, and what the cell updates
-    (buffers, counters, logs) are copies; hooks see it. Lazy modules in the cell get their parameters.
+    of zeros. The tensors are real, not fake: those take two seconds to import, and refuse cells with plain tensors as
+    attributes. It leaves no gradient and the random state as it was, and what the cell updates (buffers, counters,
+    logs) are copies; hooks see it. Lazy modules in the cell get their parameters.
 
-    Where a step hands back its state untouched, it tells nothing about the state's structure. Then another is run, on
-    other numbers, and if that tells nothing either, `form`, the form of a state that was given, decides. Without one
-    the signature is not `settled`.
+    A step that returns its state untouched does not show the state's structure. Then another is run, on other numbers,
+    and if that does not either, `form`, the structure of the initial state of a call, decides. Without one the
+    signature is not `settled`.
 
     Raises:
         AnyRNNError: if no sizes are known, or a step fails or returns something that fits neither form.
@@ -117,30 +117,30 @@ def describe(
         msg = f"a cell is an nn.Module with forward(x, state); got {cell!r}"
         raise AnyRNNError(msg)
     failures: dict[str, Exception] = {}
-    untold: list[tuple[_Candidate, Signature]] = []
+    ambiguous: list[tuple[_Candidate, Signature]] = []
     for candidate in _candidates(cell, name, state_sizes, form):
         try:
-            signature, told = _probe(cell, input_size, candidate, fill=0.0)
+            signature, is_shown = _probe(cell, input_size, candidate, fill=0.0)
         except Exception as cause:  # noqa: BLE001 - a cell may raise anything when its state has another form
             failures[str(candidate)] = cause
             continue
-        if told:
-            return _found(cell, input_size, candidate, signature)
-        untold.append((candidate, signature))
-    if not untold:
-        raise AnyRNNError(_failed(cell, input_size, failures))
-    for candidate, _ in untold if len(untold) > 1 else ():
+        if is_shown:
+            return _adopted(cell, input_size, candidate, signature)
+        ambiguous.append((candidate, signature))
+    if not ambiguous:
+        raise AnyRNNError(_failure_message(cell, input_size, failures))
+    for candidate, _ in ambiguous if len(ambiguous) > 1 else ():
         with contextlib.suppress(Exception):
-            signature, told = _probe(cell, input_size, candidate, fill=0.5)
-            if told:
-                return _found(cell, input_size, candidate, signature)
-    fitting = [pair for pair in untold if form == pair[0].form] or untold
+            signature, is_shown = _probe(cell, input_size, candidate, fill=0.5)
+            if is_shown:
+                return _adopted(cell, input_size, candidate, signature)
+    fitting = [pair for pair in ambiguous if form == pair[0].form] or ambiguous
     candidate, signature = fitting[0]
-    return _found(cell, input_size, candidate, replace(signature, settled=len(fitting) == 1))
+    return _adopted(cell, input_size, candidate, replace(signature, settled=len(fitting) == 1))
 
 
 def untold(cell: nn.Module, signature: Signature) -> str:
-    """Say that the structure of a state is not known."""
+    """The message that the structure of a cell's state is not known."""
     size = signature.state_sizes[0]
     return (
         f"{type(cell).__name__}: a step returned the state that it was given, so that it does not tell whether that is "
@@ -150,7 +150,7 @@ def untold(cell: nn.Module, signature: Signature) -> str:
 
 
 def stated_sizes(cell: nn.Module) -> int | tuple[int, ...] | None:
-    """The sizes of the state that a cell states itself, by which it is seen that they changed."""
+    """The sizes of the state that a cell declares; when they change, its signature has to be inferred again."""
     sizes = getattr(cell, "state_sizes", None)
     if sizes is None:
         sizes = getattr(cell, "hidden_size", None)
@@ -158,7 +158,7 @@ def stated_sizes(cell: nn.Module) -> int | tuple[int, ...] | None:
 
 
 def form_of(state: object) -> Form | None:
-    """The form of a state that was given; None if it is no state."""
+    """The structure of a state; None if it is no state."""
     if isinstance(state, Tensor):
         return Tensor, 1
     if isinstance(state, tuple | list):
@@ -167,11 +167,12 @@ def form_of(state: object) -> Form | None:
 
 
 def kind_of(cell: nn.Module) -> type[tuple[Any, ...]]:
-    """The class of the tuple of states that a cell takes, for those who know the cell's signature but for this."""
+    """The class of the tuple of states of a cell, which a signature that was written down as text does not hold."""
     return _kinds.get(cell) or _declared_kind(cell) or tuple
 
 
-def _found(cell: nn.Module, input_size: int, candidate: _Candidate, signature: Signature) -> Signature:
+def _adopted(cell: nn.Module, input_size: int, candidate: _Candidate, signature: Signature) -> Signature:
+    """The signature, once the cell has its parameters and the class of its states is noted."""
     if _is_lazy(cell):
         _materialize(cell, input_size, candidate)
     if signature.kind is not tuple:
@@ -179,13 +180,13 @@ def _found(cell: nn.Module, input_size: int, candidate: _Candidate, signature: S
     return signature
 
 
-def _failed(cell: nn.Module, input_size: int, failures: Mapping[str, Exception]) -> str:
-    """Say why no form of state worked, each cause once; where a step ran to its end, only what it returned counts."""
+def _failure_message(cell: nn.Module, input_size: int, failures: Mapping[str, Exception]) -> str:
+    """Why no structure of the state works, each cause once; where a step ran to its end, only its result counts."""
     returned = {form: cause for form, cause in failures.items() if isinstance(cause, AnyRNNError)}
     forms: dict[str, list[str]] = {}
     for form, cause in (returned or failures).items():
         forms.setdefault(str(cause) if returned else f"{type(cause).__name__}: {cause}", []).append(form)
-    told = "".join(
+    causes = "".join(
         f"\n  with {'every form of state' if len(tried) == len(failures) > 1 else ' or '.join(tried)}: {cause}"
         for cause, tried in forms.items()
     )
@@ -196,14 +197,14 @@ def _failed(cell: nn.Module, input_size: int, failures: Mapping[str, Exception])
     else:
         cure = "If the sizes are not these, give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)"
     return (
-        f"{type(cell).__name__}: a step with x (B, {input_size}), tried with B={_PROBE_BATCH}, failed{told}\n"
+        f"{type(cell).__name__}: a step with x (B, {input_size}), tried with B={_PROBE_BATCH}, failed{causes}\n"
         f"Expected forward(x, state) to return the new state, or (output, new_state), each (B, size). {cure}."
     )
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A form that the state of a cell may have."""
+    """A structure, with sizes, that the state of a cell may have."""
 
     sizes: tuple[int, ...]
     bare: bool
@@ -259,34 +260,34 @@ def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
 
 
 def _probe(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
-    """Run a step and read what it returned: a signature, and whether it shows the structure of the state."""
+    """Run a step: the signature that its result has, and whether the result shows the structure of the state."""
     subject = _copy_of(cell) if _is_lazy(cell) else cell
-    given, result = _one_step(subject, input_size, candidate, fill)
-    output, new, state = _read(result, len(candidate.sizes), candidate.bare)
+    state, result = _one_step(subject, input_size, candidate, fill)
+    output, new, new_state = _output_and_states(result, len(candidate.sizes), candidate.bare)
     for k, (value, size) in enumerate(zip(new, candidate.sizes, strict=True)):
         if value.shape != (_PROBE_BATCH, size):
             msg = f"returned state {k} of shape {_shape(value)}, expected (B, {size})"
             raise AnyRNNError(msg)
     kind = candidate.kind
-    if kind is tuple and _is_named(type(state)):
-        kind = type(state)  # type: ignore[assignment]
-    told = state is not given
+    if kind is tuple and _is_named(type(new_state)):
+        kind = type(new_state)  # type: ignore[assignment]
+    is_shown = new_state is not state
     if output is None:
-        return Signature(candidate.sizes, candidate.bare, candidate.sizes[0], has_output=False, kind=kind), told
+        return Signature(candidate.sizes, candidate.bare, candidate.sizes[0], has_output=False, kind=kind), is_shown
     if output.dim() != 2 or len(output) != _PROBE_BATCH:
         msg = f"returned an output of shape {_shape(output)}, expected (B, size)"
         raise AnyRNNError(msg)
-    return Signature(candidate.sizes, candidate.bare, output.shape[1], has_output=True, kind=kind), told
+    return Signature(candidate.sizes, candidate.bare, output.shape[1], has_output=True, kind=kind), is_shown
 
 
 def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[object, object]:
-    """Run a step on made up numbers: the state that it was given, and what it returned."""
+    """Run a step on a twin of the cell, on made up numbers: its state and its result."""
     like, sizes = placement(cell), candidate.sizes
-    held = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
+    weights = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
     with (
         torch.inference_mode(False),
         # With gradients, since a step may ask for some; a cell made in inference mode can have none.
-        torch.set_grad_enabled(not any(t.is_inference() for t in held)),
+        torch.set_grad_enabled(not any(t.is_inference() for t in weights)),
         own_random_numbers(),
         caching_nothing(),
         # Hooks of the caller's see nothing of this graph; and detached it does not hold on to itself.
@@ -295,8 +296,8 @@ def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: flo
         x = like.new_full((_PROBE_BATCH, input_size), fill)
         states = tuple(like.new_full((_PROBE_BATCH, size), fill) for size in sizes)
         state = states[0] if candidate.bare else states if candidate.kind is tuple else candidate.kind(*states)
-        scripted = any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules())
-        return state, (cell if scripted else twin_of(cell, to_probe=True))(x, state)
+        is_scripted = any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules())
+        return state, (cell if is_scripted else twin_of(cell, to_probe=True))(x, state)
 
 
 # ---- Lazy modules, which get their parameters when they see their first input ----
@@ -311,10 +312,10 @@ def _is_lazy(cell: nn.Module) -> bool:
 
 
 def _copy_of(cell: nn.Module) -> nn.Module:
-    """A copy of a cell with lazy modules. Their buffers have no way of being copied."""
+    """A deep copy of a cell with lazy modules; new buffers, since uninitialized ones cannot be copied."""
     lazy = [b for b in cell.buffers() if _is_uninitialized(b)]
-    make: Any = UninitializedBuffer
-    return copy.deepcopy(cell, {id(b): make(device=b.device, dtype=b.dtype) for b in lazy})
+    new_buffer: Any = UninitializedBuffer
+    return copy.deepcopy(cell, {id(b): new_buffer(device=b.device, dtype=b.dtype) for b in lazy})
 
 
 def _is_lazy_itself(module: nn.Module) -> bool:
@@ -324,20 +325,20 @@ def _is_lazy_itself(module: nn.Module) -> bool:
 
 
 def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> None:
-    """Give the lazy modules of a cell their parameters, as a first step would: initialised once, drawn as usual.
+    """Initialise the lazy modules of a cell, as a first step would.
 
-    A copy of the cell runs the step and shows what each of them is given; the cell itself runs nothing.
+    A copy of the cell runs the step and shows the arguments of each of them; the cell itself is not called.
     """
-    twin = _copy_of(cell)
+    probed = _copy_of(cell)
     modules: dict[str, Any] = dict(cell.named_modules())
-    seen: list[tuple[str, Any, Any]] = []
-    for name, module in twin.named_modules():
+    calls: list[tuple[str, Any, Any]] = []
+    for name, module in probed.named_modules():
         if _is_lazy_itself(module):
             module.register_forward_pre_hook(
-                lambda _, args, kwargs, name=name: seen.append((name, args, kwargs)), with_kwargs=True
+                lambda _, args, kwargs, name=name: calls.append((name, args, kwargs)), with_kwargs=True
             )
-    _one_step(twin, input_size, candidate, 0.0)
-    for name, args, kwargs in seen:
+    _one_step(probed, input_size, candidate, 0.0)
+    for name, args, kwargs in calls:
         module = modules[name]
         if _is_lazy_itself(module):
             module._infer_parameters(module, args, kwargs)
@@ -345,7 +346,7 @@ def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> Non
 
 @contextlib.contextmanager
 def caching_nothing() -> Iterator[None]:
-    """Leave nothing behind in the cache of parametrizations, for a step that is not the user's own.
+    """Leave nothing behind in the cache of parametrizations, for a step that the user did not ask for.
 
     Below `torch.nn.utils.parametrize.cached` the first step computes the weights for all later ones: computed without
     gradients, or for a copy of a module whose place in memory the next copy takes, they would be wrong for those.
@@ -359,7 +360,7 @@ def caching_nothing() -> Iterator[None]:
 
 
 def outside_inference_mode() -> contextlib.AbstractContextManager[Any]:
-    """Let tensors made meanwhile serve training as well.
+    """Leave inference mode, so that tensors made meanwhile can be trained with as well.
 
     The mode is left only where it is on: since Python 3.12 a profiler (cProfile) loses count of the calls around any
     `with torch.inference_mode(...)`, whose methods report a return without a call.
@@ -367,8 +368,8 @@ def outside_inference_mode() -> contextlib.AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
-def _read(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...], object]:
-    """Tell the two return forms apart by structure: (output or None, states, the states as they were returned)."""
+def _output_and_states(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...], object]:
+    """Tell the two return forms apart by structure: (output or None, new states, these as the step returned them)."""
     states = _as_states(result, count, bare)
     if states is not None:
         return None, states, result
@@ -390,15 +391,15 @@ def _as_states(value: object, count: int, bare: bool) -> tuple[Tensor, ...] | No
 
 def placement(module: nn.Module, x: Tensor | None = None) -> Tensor:
     """Return a tensor with the dtype and device of a module: those of its parameters, else buffers, else `x`."""
-    found = next(chain(_floating(module, "_parameters"), _floating(module, "_buffers")), None)
-    if found is not None:
-        # A lazy parameter has a type and a place, and nothing else.
-        return torch.empty(0, dtype=found.dtype, device=found.device) if _is_uninitialized(found) else found
+    first = next(chain(_floating(module, "_parameters"), _floating(module, "_buffers")), None)
+    if first is not None:
+        # A lazy parameter has a dtype and a device, and nothing else.
+        return torch.empty(0, dtype=first.dtype, device=first.device) if _is_uninitialized(first) else first
     return x if x is not None and x.is_floating_point() else torch.empty(0)
 
 
 def _floating(module: nn.Module, kind: str) -> Iterator[Tensor]:
-    """The tensors of a module and what is in it, in order; torch's iterators are slow."""
+    """The floating-point tensors of a module and its submodules, in order; torch's iterators are slow."""
     for tensor in getattr(module, kind).values():
         if tensor is not None and tensor.is_floating_point():
             yield tensor

@@ -4,8 +4,9 @@ A program is one step of the loop part of a cell, for one row of the batch. Rows
 products with a matrix (`dot`) and in reductions (`sum`, `max`). Everything about layout (cat, chunk, slice, view) is
 already resolved: a leaf says which numbers of an array it is.
 
-An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is derived: its derivative is
-then the one that the running PyTorch has for it. Only what is compiled consists of elementary operations alone.
+An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is differentiated: its
+derivative is then the one that the running PyTorch has for it. Only programs that are compiled consist of elementary
+operations alone.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
     from anyrnn.compiler.ops import Operation
 
-#: Values that come from outside, each a range of an array. `attr` is (name of the array, first number). They are called
-#: as the role of their array; of a history, `previous` is before the step, `current` after it.
+#: Operations that read a range of an array; `attr` is (name of the array, first number). They are called as the role of
+#: the array; of a history, `previous` reads the state before the step, `current` that after it.
 LEAVES = ("stream", "state", "vector", "previous", "current")
 
-#: In the arguments of an operation of PyTorch's, the place of a value.
+#: Stands for a value among the arguments of an operation of PyTorch's.
 HERE = "%"
 
 _NONE: Mapping[str, Tensor] = MappingProxyType({})
 
-#: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward pass, a norm adds 50.
+#: As many values as LLVM compiles in some seconds. An LSTM has 120 with its backward program, a norm adds 50.
 MOST_VALUES = 1500
 
 
@@ -59,12 +60,12 @@ class Node:
 
     @property
     def is_leaf(self) -> bool:
-        """It comes from an array."""
+        """It is read from an array."""
         return self.op in LEAVES
 
     @property
     def is_whole(self) -> bool:
-        """It is an operation of PyTorch's on each number, which elementary ones have yet to take the place of."""
+        """It is an operation of PyTorch's on each number, which the pass `elementary` replaces."""
         return self.op.startswith("aten.")
 
     @property
@@ -74,7 +75,7 @@ class Node:
 
     @property
     def is_mask(self) -> bool:
-        """It is true or false."""
+        """It is true or false for each number."""
         return self.op in OPERATIONS and OPERATIONS[self.op].gives_mask
 
     def __repr__(self) -> str:
@@ -83,31 +84,31 @@ class Node:
 
 @dataclass
 class Builder:
-    """Makes nodes: equal ones once, constants folded, ranges pushed down to the leaves, products summed up."""
+    """Makes nodes: equal ones once (hash-consing), constants folded, ranges pushed down to leaves and products."""
 
     known: dict[object, Node] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> Builder:
-        """Go on from the nodes of a program."""
+        """A builder that knows the nodes of a program."""
         return cls({_key(n.op, n.args, n.width, n.attr): n for n in nodes})
 
     def node(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...] = ()) -> Node:
         """Return the node with these parts."""
         key = _key(op, args, width, attr)
-        found = self.known.get(key)
-        if found is None:
+        node = self.known.get(key)
+        if node is None:
             if len(self.known) > MOST_VALUES:
                 msg = (
                     f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
                     f"transposed dimension) are computed one by one, those side by side at once"
                 )
                 raise AnyRNNError(msg)
-            found = self.known[key] = Node(op, args, width, attr)
-        return found
+            node = self.known[key] = Node(op, args, width, attr)
+        return node
 
     def constant(self, value: float) -> Node:
-        """Return a number."""
+        """Return a constant of width one."""
         return self.node("constant", (), 1, (float(value),))
 
     def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
@@ -141,7 +142,7 @@ class Builder:
         return self.node(op, args, max(a.width for a in args))
 
     def widened(self, node: Node, width: int) -> Node:
-        """Return a value as wide as asked for: one number many times."""
+        """Return a value of width one, expanded to another width."""
         if node.op == "constant":
             return self.node("constant", (), width, node.attr)
         return self.node("mul", (node, self.node("constant", (), width, (1.0,))), width)
@@ -160,8 +161,8 @@ class Builder:
             array, first, *kind = node.attr
             return self.node(node.op, (), width, (array, first + start, *kind))
         if node.op == "dot":
-            moved = tuple((m, row, col + start, tr) for m, row, col, tr in node.attr)
-            return self.node("dot", node.args, width, moved)
+            columns = tuple((m, row, col + start, transposed) for m, row, col, transposed in node.attr)
+            return self.node("dot", node.args, width, columns)
         return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
 
     def dot(self, terms: Iterable[tuple[Node, tuple[str, int, int, bool]]], width: int) -> Node:
@@ -172,22 +173,22 @@ class Builder:
     def rebuild(
         self, roots: Iterable[Node], replace: Callable[[Node, tuple[Node, ...]], Node | None]
     ) -> dict[Node, Node]:
-        """Rebuild graphs from the leaves up; `replace` may put another node in the place of one."""
-        done: dict[Node, Node] = {}
+        """Rebuild graphs from the leaves up; `replace` may return another node, given the new arguments."""
+        rebuilt: dict[Node, Node] = {}
         for node in ordered(roots):
-            args = tuple(done[a] for a in node.args)
+            args = tuple(rebuilt[a] for a in node.args)
             new = replace(node, args)
-            done[node] = self.alike(node, args) if new is None else new
-        return done
+            rebuilt[node] = self.alike(node, args) if new is None else new
+        return rebuilt
 
 
 def _key(op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> object:
-    """What equal nodes have in common. Numbers count as they are written: 0 is not -0, and NaN is itself."""
+    """The key of equal nodes. Constants are equal if their texts are: 0 is not -0, and NaN is NaN."""
     return op, args, width, repr(attr) if op == "constant" or op.startswith("aten.") else attr
 
 
 def _folded(operation: Operation, numbers: Sequence[Any]) -> float | None:
-    """The result of an operation on constants, unless it is another one where each is rounded to float32."""
+    """The result of an operation on constants; None if it differs where each is rounded to float32."""
     double, single = (
         operation.function(*(torch.tensor(n, dtype=dtype) for n in numbers)) for dtype in (torch.float64, torch.float32)
     )
@@ -195,19 +196,19 @@ def _folded(operation: Operation, numbers: Sequence[Any]) -> float | None:
 
 
 def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
-    """Return the nodes that the roots need, arguments before users; but not what only `given` ones need."""
-    seen: dict[Node, None] = {}
+    """Return the nodes that the roots need, arguments before users (topologically); `given` nodes need none."""
+    done: dict[Node, None] = {}
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
     while stack:
         node, ready = stack.pop()
-        if node in seen:
+        if node in done:
             continue
         if ready:
-            seen[node] = None
+            done[node] = None
         else:
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in seen and not given(node))
-    return list(seen)
+            stack.extend((a, False) for a in reversed(node.args) if a not in done and not given(node))
+    return list(done)
 
 
 def count_uses(roots: Iterable[Node]) -> dict[Node, int]:
@@ -242,8 +243,8 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping
             known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
         elif node.is_whole:
             _, name, overload = node.op.split(".")
-            given, named = filled(node.attr, args)
-            result = getattr(getattr(torch.ops.aten, name), overload)(*given, **named)
+            positional, named = filled(node.attr, args)
+            result = getattr(getattr(torch.ops.aten, name), overload)(*positional, **named)
             known[node] = result if isinstance(result, Tensor) else result[0]
         else:
             known[node] = OPERATIONS[node.op].function(*args)
@@ -251,8 +252,8 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping
 
 def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of an operation of PyTorch's, with values in the places of `HERE`."""
-    given, named = attr
+    positional, named = attr
     following = iter(values)
-    return [next(following) if a == HERE else a for a in given], {
+    return [next(following) if a == HERE else a for a in positional], {
         k: next(following) if a == HERE else a for k, a in named
     }

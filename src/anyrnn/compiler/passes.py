@@ -1,4 +1,4 @@
-"""Passes: functions from a program to a program.
+"""Passes: functions from program to program, most of which do not change what it computes.
 
 Each shows in its docstring what it does to the text of a program.
 """
@@ -17,11 +17,11 @@ from anyrnn.compiler.rules import RULES
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 def elementary(program: Program) -> Program:
-    """Put elementary operations in the place of PyTorch's own.
+    """Decompose PyTorch's own operations into elementary ones.
 
     ::
 
@@ -32,19 +32,19 @@ def elementary(program: Program) -> Program:
 
 
 def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, Node]:
-    """What each value that the roots need is in elementary operations."""
+    """Decompose graphs of nodes: the new node of each old one."""
     lowering = Lowering(builder or Builder())
 
     def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
         if not node.is_whole:
             return None
         values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
-        given, named = filled(node.attr, values)
+        positional, named = filled(node.attr, values)
         rule = RULES.get(node.op.split(".")[1])
         if rule is None:
             msg = f"`{node.op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
-        result = rule(lowering, *given, **named)
+        result = rule(lowering, *positional, **named)
         (piece,) = lowering.pieces(result if isinstance(result, Value) else result[0])
         return piece
 
@@ -52,7 +52,7 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
 
 
 def merge_products(program: Program) -> Program:
-    """Turn sums of products into one product, where they are used once.
+    """Fuse a sum of products that nothing else uses into one product, which is accumulated in registers.
 
     ::
 
@@ -64,37 +64,39 @@ def merge_products(program: Program) -> Program:
     builder, uses = Builder.of(program.nodes), count_uses(program.roots)
 
     def addends(node: Node) -> Iterator[Node]:
+        """The values that are added up, through all additions that nothing else uses."""
         for arg in node.args:
             if arg.op == "add" and uses[arg] == 1 and arg.width == node.width:
                 yield from addends(arg)
             else:
                 yield arg
 
-    done: dict[Node, Node] = {}
+    rebuilt: dict[Node, Node] = {}
 
     def merged(node: Node) -> Node | None:
         if node.op != "add":
             return None
-        parts = list(addends(node))
-        dots = [p for p in parts if p.op == "dot" and uses[p] == 1 and p.width == node.width]
+        values = list(addends(node))
+        dots = [v for v in values if v.op == "dot" and uses[v] == 1 and v.width == node.width]
         if len(dots) < 2:
             return None
-        total = builder.dot(((done[a], at) for d in dots for a, at in zip(d.args, d.attr, strict=True)), node.width)
-        for part in parts:
-            if part not in dots:
-                total = builder.pointwise("add", total, done[part])
+        terms = ((rebuilt[a], at) for dot in dots for a, at in zip(dot.args, dot.attr, strict=True))
+        total = builder.dot(terms, node.width)
+        for value in values:
+            if value not in dots:
+                total = builder.pointwise("add", total, rebuilt[value])
         return total
 
     for node in program.nodes:
         new = merged(node)
-        done[node] = builder.alike(node, tuple(done[a] for a in node.args)) if new is None else new
-    return program.with_results(done)
+        rebuilt[node] = builder.alike(node, tuple(rebuilt[a] for a in node.args)) if new is None else new
+    return program.with_results(rebuilt)
 
 
 def refine(program: Program) -> Program:
-    """Cut what is reduced where other values cut the same products, so that none is computed twice.
+    """Split the operands of reductions where others split the same product, so that no column is computed twice.
 
-    Sums of reductions become one reduction. ::
+    Below, columns 0:4 are in v0 and in v2. Sums of reductions become one reduction. ::
 
         v0 = dot(h[0:8] @ U[0:8, 0:8])                      v0 = dot(h[0:8] @ U[0:8, 0:4])
         v1 = sum(v0)                                        v1 = dot(h[0:8] @ U[0:8, 4:8])
@@ -102,19 +104,20 @@ def refine(program: Program) -> Program:
         v3 = tanh(v2)                                       v3 = tanh(v0)
     """
     builder, uses = Builder.of(program.nodes), count_uses(program.roots)
-    families: dict[object, set[int]] = {}
+    ends: dict[object, set[int]] = {}  # the columns at which products of the same rows and matrix begin and end
 
-    def family(dot: Node) -> object:
-        return dot.args, tuple((m, row, tr) for m, row, _, tr in dot.attr)
+    def rows_of(dot: Node) -> object:
+        return dot.args, tuple((matrix, row, transposed) for matrix, row, _, transposed in dot.attr)
 
     for node in program.nodes:
         if node.op == "dot":
-            families.setdefault(family(node), set()).update((node.attr[0][2], node.attr[0][2] + node.width))
+            ends.setdefault(rows_of(node), set()).update((node.attr[0][2], node.attr[0][2] + node.width))
 
     def edges(node: Node) -> list[int]:
-        inner = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
-        found = {edge - dot.attr[0][2] for dot in inner for edge in families[family(dot)]}
-        return sorted({0, node.width} | {e for e in found if 0 < e < node.width})
+        """Where a value is to be split."""
+        dots = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
+        inner = {end - dot.attr[0][2] for dot in dots for end in ends[rows_of(dot)]}
+        return sorted({0, node.width} | {e for e in inner if 0 < e < node.width})
 
     def refined(node: Node, args: tuple[Node, ...]) -> Node | None:
         if node.op == "add" and all(a.op == "sum" for a in args) and all(uses[a] == 1 for a in node.args):
@@ -127,12 +130,8 @@ def refine(program: Program) -> Program:
     return program.with_results(builder.rebuild(program.roots, refined))
 
 
-#: What a loop goes through as it is lowered, in order.
-PASSES: tuple[Callable[[Program], Program], ...] = (merge_products, refine)
-
-
 def placed(program: Program, places: Mapping[str, str]) -> Program:
-    """Say how arrays lie in memory.
+    """Set the places of arrays: how they lie in memory.
 
     ::
 
@@ -142,20 +141,20 @@ def placed(program: Program, places: Mapping[str, str]) -> Program:
 
 
 def without(program: Program, names: Iterable[str]) -> Program:
-    """Leave outputs out, and what only they need.
+    """Remove outputs, and the values that only they need.
 
     ::
 
         output y[8]                                         state h[8]
         state h[8]
     """
-    left = set(names)
-    arrays = tuple(a for a in program.arrays if a.name not in left)
-    return replace(program, arrays=arrays, results={k: v for k, v in program.results.items() if k not in left})
+    removed = set(names)
+    arrays = tuple(a for a in program.arrays if a.name not in removed)
+    return replace(program, arrays=arrays, results={k: v for k, v in program.results.items() if k not in removed})
 
 
 def anonymous(program: Program) -> Program:
-    """Call arrays by role and number, and values by number: what programs of equal machine code have in common.
+    """Rename arrays by role and number, values by number: programs of equal machine code become equal.
 
     ::
 
@@ -176,8 +175,8 @@ def anonymous(program: Program) -> Program:
             return builder.node("dot", args, node.width, tuple((new[m], *at) for m, *at in node.attr))
         return builder.node(node.op, args, node.width, node.attr)
 
-    made = builder.rebuild(program.roots, renamed)
+    rebuilt = builder.rebuild(program.roots, renamed)
     return Program(
         tuple(replace(a, name=new[a.name]) for a in program.arrays),
-        {new[name]: tuple(made[p] for p in pieces) for name, pieces in program.results.items()},
+        {new[name]: tuple(rebuilt[p] for p in pieces) for name, pieces in program.results.items()},
     )

@@ -1,4 +1,4 @@
-"""The loop program: what every backend reads. Its arrays have names, and it has a text that is read back by `parse`.
+"""The loop program: the IR of one step of a loop, which every backend compiles. `parse` reads its text back.
 
 ::
 
@@ -15,11 +15,11 @@
     h <- c
     y <- c
 
-After the version come the arrays: role, name, numbers of a row (of a matrix, its rows and columns), and how they lie in
-memory, if that is settled. Then the values, each a call of an operation on earlier values, ranges of arrays and
-numbers; those that the cell's code has no name for are numbered. Of a transposed matrix a range is written
-``U.T[0:64, 0:64]``; a history is read as ``previous(h[0:64])`` or ``current(h[0:64])``; a number that is wide is
-``full(0.5, 64)``. Last, what each array is made of, side by side.
+After the version come the arrays: role, name, width of a row (of a matrix, rows and columns), and how they lie in
+memory, if that is settled. Then the values, each an operation on earlier values, ranges of arrays and constants; those
+that the cell's code has no name for are numbered. A range of a transposed matrix is written ``U.T[0:64, 0:64]``; a
+history is read as ``previous(h[0:64])`` or ``current(h[0:64])``; a wide constant is ``full(0.5, 64)``. Last come the
+results: for each array that is written, the values that lie side by side in it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-#: What an array can be.
-#: stream: read, differs by row and step.
-#: state: read and written, differs by row, and what a step writes is what the next one reads.
+#: The roles of arrays; in brackets what `jax.lax.scan` calls them.
+#: stream [xs]: read, one row for each row of the batch and step.
+#: state [carry]: read and written: a step reads what the step before has written.
 #: history: read by a backward program: a state of the forward pass, before and after each step.
-#: vector: read, the same for all rows and steps.
-#: matrix: read by products.
-#: output: written at every step. residual: the same, for the backward program. sum: summed over all rows and steps.
+#: vector [consts]: read, the same for all rows and steps.
+#: matrix [consts]: read by products.
+#: output [ys]: written at every step. residual: likewise, for the backward program. sum: summed over rows and steps.
 ROLES = ("stream", "state", "history", "vector", "matrix", "output", "residual", "sum")
-#: The roles of what is written.
+#: The roles of arrays that are written.
 WRITTEN = frozenset({"state", "output", "residual", "sum"})
 
 #: How an array of a role may lie in memory. padded: a step's rows as they are in the batch; packed: the active rows of
@@ -64,7 +64,7 @@ _HEAD = "anyrnn program "
 _ARRAY = re.compile(r"(\w+) (\S+)\[(?:(\d+), )?(\d+)\](?: (\w+))?")
 _NUMBERED = re.compile(r"v\d+")
 _HISTORY = ("previous", "current")
-#: How numbers are written that are no literals of Python's.
+#: The constants that are no literals of Python's.
 _NUMBERS = {"inf": math.inf, "nan": math.nan, "True": True, "False": False, "None": None}
 
 
@@ -74,8 +74,8 @@ class Array:
 
     Attributes:
         name: Its name, unlike any other in the program.
-        role: What it is, one of `ROLES`.
-        width: How many numbers a row has; of a matrix, its columns.
+        role: One of `ROLES`.
+        width: The length of a row; of a matrix, its number of columns.
         rows: The rows of a matrix.
         place: How it lies in memory; see `PLACES`. Empty as long as that is open.
     """
@@ -92,10 +92,10 @@ class Program:
     """One step of a loop. Programs of equal text are equal.
 
     Attributes:
-        arrays: What it reads and writes.
-        results: By the name of each state, output, residual and sum the values that make it up, side by side. Of a
-            state it is the new one; of a sum, what is summed over all rows and steps.
-        names: What the cell's code calls the values.
+        arrays: The arrays that it reads and writes.
+        results: The values that lie side by side in each state, output, residual and sum, by name. Of a state they are
+            the new one; of a sum, what is summed over all rows and steps.
+        names: The names of values in the cell's code.
     """
 
     arrays: tuple[Array, ...]
@@ -114,25 +114,24 @@ class Program:
             raise AnyRNNError(msg)
 
     def _misfits(self) -> Iterator[object]:
-        """What does not fit."""
-        known = self._known
-        if len(known) < len(self.arrays):
+        """The arrays and values that do not fit, or messages about them."""
+        if len(self._by_name) < len(self.arrays):
             yield f"two of {len(self.arrays)} arrays have one name"
         for array in self.arrays:
-            roles = array.role in ROLES and array.place in ("", *PLACES.get(array.role, ()))
-            if not roles or array.width < 0 or array.rows < 0:
+            is_known = array.role in ROLES and array.place in ("", *PLACES.get(array.role, ()))
+            if not is_known or array.width < 0 or array.rows < 0:
                 yield array
-        writes = [a for a in self.arrays if a.role in WRITTEN]
-        if self.results.keys() != {a.name for a in writes}:
-            yield f"results of {', '.join(self.results)} for {', '.join(a.name for a in writes)}"
+        written = [a for a in self.arrays if a.role in WRITTEN]
+        if self.results.keys() != {a.name for a in written}:
+            yield f"results of {', '.join(self.results)} for {', '.join(a.name for a in written)}"
             return
-        yield from (a for a in writes if sum(p.width for p in self.results[a.name]) != a.width)
+        yield from (a for a in written if sum(p.width for p in self.results[a.name]) != a.width)
         yield from (node for node in self.nodes if not self._fits(node))
 
     def _fits(self, node: Node) -> bool:
         if node.is_leaf:
             name, first = node.attr
-            array = self._known.get(name)
+            array = self._by_name.get(name)
             if array is None or array.role != _ROLE_OF_LEAF.get(node.op, node.op):
                 return False
             return bool(0 <= first <= first + node.width <= array.width)
@@ -141,12 +140,12 @@ class Program:
         if node.op in REDUCTIONS:
             return node.width == 1
         operation = OPERATIONS.get(node.op)
-        known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_whole
-        return known and all(a.width in (1, node.width) for a in node.args)
+        is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_whole
+        return is_known and all(a.width in (1, node.width) for a in node.args)
 
     def _fits_matrix(self, operand: Node, at: tuple[str, int, int, bool], width: int) -> bool:
         name, row, col, transposed = at
-        array = self._known.get(name)
+        array = self._by_name.get(name)
         if array is None or array.role != "matrix":
             return False
         rows, columns = (array.width, array.rows) if transposed else (array.rows, array.width)
@@ -165,10 +164,10 @@ class Program:
 
     def __getitem__(self, name: str) -> Array:
         """The array of a name."""
-        return self._known[name]
+        return self._by_name[name]
 
     @functools.cached_property
-    def _known(self) -> dict[str, Array]:
+    def _by_name(self) -> dict[str, Array]:
         return {a.name: a for a in self.arrays}
 
     @property
@@ -181,12 +180,12 @@ class Program:
         """All values, arguments before users."""
         return ordered(self.roots)
 
-    def with_results(self, made: Mapping[Node, Node]) -> Program:
-        """The program with other values in the place of those that `made` has."""
-        results = {name: tuple(made.get(p, p) for p in pieces) for name, pieces in self.results.items()}
+    def with_results(self, new: Mapping[Node, Node]) -> Program:
+        """The program with new values in the place of those that are the keys of a mapping."""
+        results = {name: tuple(new.get(p, p) for p in pieces) for name, pieces in self.results.items()}
         names: dict[Node, str] = {}
         for node, name in self.names.items():
-            names.setdefault(made.get(node, node), name)
+            names.setdefault(new.get(node, node), name)
         return Program(self.arrays, results, names)
 
     def __str__(self) -> str:
@@ -214,13 +213,13 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def _written(program: Program) -> str:
-    """Write a program down."""
+    """The text of a program."""
     lines = [f"{_HEAD}{VERSION}"]
     for a in program.arrays:
         size = f"{a.rows}, {a.width}" if a.role == "matrix" else str(a.width)
         lines.append(f"{a.role} {a.name}[{size}]{' ' if a.place else ''}{a.place}")
-    shown: dict[Node, str] = {}
-    taken = {a.name for a in program.arrays}
+    shown: dict[Node, str] = {}  # the text of each value, as an argument
+    names = {a.name for a in program.arrays}
     count = 0
     for node in program.nodes:
         if node.op == "constant":
@@ -232,27 +231,27 @@ def _written(program: Program) -> str:
             shown[node] = f"{node.op}({text})" if node.op in _HISTORY else text
         else:
             if node in program.names:
-                shown[node] = free_name(program.names[node], taken)
-                taken.add(shown[node])
+                shown[node] = free_name(program.names[node], names)
+                names.add(shown[node])
             else:
                 shown[node] = f"v{count}"
                 count += 1
             lines.append(f"{shown[node]} = {_call(node, shown)}")
-    made = {a.name: ", ".join(shown[p] for p in program.results[a.name]) for a in program.of(*WRITTEN)}
-    lines += [f"{name} <- {pieces}" for name, pieces in made.items()]
+    pieces = {a.name: ", ".join(shown[p] for p in program.results[a.name]) for a in program.of(*WRITTEN)}
+    lines += [f"{name} <- {texts}" for name, texts in pieces.items()]
     return "\n".join(lines)
 
 
 def _call(node: Node, shown: dict[Node, str]) -> str:
     if node.op == "dot":
         terms = (
-            f"{shown[a]} @ {m}{'.T' if turned else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
-            for a, (m, row, col, turned) in zip(node.args, node.attr, strict=True)
+            f"{shown[a]} @ {m}{'.T' if transposed else ''}[{row}:{row + a.width}, {col}:{col + node.width}]"
+            for a, (m, row, col, transposed) in zip(node.args, node.attr, strict=True)
         )
         return f"dot({', '.join(terms)})"
     if node.is_whole:
-        given, named = filled(node.attr, [_Written(shown[a]) for a in node.args])
-        args = [*map(_argument, given), *(f"{k}={_argument(v)}" for k, v in named.items())]
+        positional, named = filled(node.attr, [_Written(shown[a]) for a in node.args])
+        args = [*map(_argument, positional), *(f"{k}={_argument(v)}" for k, v in named.items())]
         return f"{node.op}({', '.join(args)})"
     return f"{node.op}({', '.join(shown[a] for a in node.args)})"
 
@@ -277,7 +276,7 @@ def _number(value: float) -> str:
 
 
 def parse(text: str) -> Program:
-    """Read a program that was written down.
+    """Return the program that has this text.
 
     Raises:
         AnyRNNError: if the text is of another version, or no program. The message says which line.
@@ -303,7 +302,7 @@ def parse(text: str) -> Program:
 
 
 class _Reader:
-    """What was read so far."""
+    """Reads a text line by line; its attributes are what a program is made from."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, Array] = {}
@@ -313,8 +312,8 @@ class _Reader:
         self._builder = Builder()
 
     def read(self, line: str) -> None:
-        if (found := _ARRAY.fullmatch(line)) is not None:
-            role, name, rows, width, place = found.groups()
+        if (match := _ARRAY.fullmatch(line)) is not None:
+            role, name, rows, width, place = match.groups()
             self._add(Array(name, role, int(width), int(rows or 0), place or ""))
         elif " <- " in line:
             name, _, pieces = line.partition(" <- ")
@@ -353,10 +352,10 @@ class _Reader:
                 msg = "a product is written value @ matrix[rows, columns]"
                 raise ValueError(msg)  # noqa: TRY004 - told as any other fault of a line
             name, ranges = self._range(term.right)
-            turned = name not in self.arrays and name.endswith(".T")
+            transposed = name not in self.arrays and name.endswith(".T")
             (row, _), (col, end) = ranges
             args.append(self._value(term.left))
-            places.append((self.arrays[name.removesuffix(".T") if turned else name].name, row, col, turned))
+            places.append((self.arrays[name.removesuffix(".T") if transposed else name].name, row, col, transposed))
             width = end - col
         return self._builder.node("dot", tuple(args), width, tuple(places))
 
@@ -370,9 +369,9 @@ class _Reader:
                 args.append(self._value(expression))
                 return HERE
 
-        given = tuple(argument(a) for a in call.args)
+        positional = tuple(argument(a) for a in call.args)
         named = tuple((str(k.arg), argument(k.value)) for k in call.keywords)
-        return self._builder.whole(op, tuple(args), (given, named))
+        return self._builder.whole(op, tuple(args), (positional, named))
 
     def _value(self, expression: ast.expr) -> Node:
         """A value by its name, a range of an array, or a number."""
