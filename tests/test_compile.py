@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._inductor.utils import run_and_get_code
+from torch._inductor.utils import fresh_cache, run_and_get_code
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -461,6 +461,7 @@ class Encoding(nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@fresh_cache()  # else PyTorch finds on disk what another version of the operators made of these texts
 def test_inductor_fuses_what_is_before_the_loop_into_the_callers_kernel():
     torch._dynamo.reset()
     model = Model(anyrnn.Recurrent(Encoding(3, 4), input_size=3)).double()

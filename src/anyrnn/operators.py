@@ -12,6 +12,9 @@ A step with operations that the loop program lacks, or in which rows meet or cha
 In a ragged batch the leaf packs the rows itself, and what it keeps for the backward pass has room for all. Around it
 padding is computed along, as copies of a valid row, so that nothing is infinite or NaN there that is not so elsewhere:
 a gradient of zero times that would be NaN, and end in a weight.
+
+PyTorch keeps compiled code on disk and finds it by these texts, and programs are saved. So whoever changes what an
+operator takes, gives or does has to give the texts another version.
 """
 
 from __future__ import annotations
@@ -143,12 +146,12 @@ def _parts(
     series = _series(loop)
     found = dict(zip(series, results, strict=False))
     finals = results[len(series) : len(series) + len(loop.states)]
-    if plan.direct is not None:
-        return found[loop.aliases.get(plan.direct, plan.direct)], finals
     for name in loop.outputs:
         ref = plan.split.tensors[name]
-        shaped = rows.filled(found[loop.aliases.get(name, name)].reshape(T * B, -1))
-        shaped = shaped.reshape(T * B, *graph.shapes[ref][1:])
+        sequence = found[loop.aliases.get(name, name)]
+        if ref == plan.result and graph.dtypes[ref].is_floating_point:
+            return sequence, finals
+        shaped = rows.filled(sequence.reshape(T * B, -1)).reshape(T * B, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     plan.after.run(tensors, T * B)
     return rows.zeroed(tensors[plan.result].reshape(T * B, -1)).reshape(T, B, -1), finals
