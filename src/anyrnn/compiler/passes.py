@@ -17,7 +17,7 @@ from anyrnn.compiler.rules import RULES
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 def elementary(program: Program) -> Program:
@@ -128,6 +128,10 @@ def refine(program: Program) -> Program:
         return builder.reduction(node.op, tuple(pieces))
 
     return program.with_results(builder.rebuild(program.roots, refined))
+
+
+#: What a loop goes through as it is lowered, in order.
+PASSES: tuple[Callable[[Program], Program], ...] = (merge_products, refine)
 
 
 def placed(program: Program, places: Mapping[str, str]) -> Program:
