@@ -30,7 +30,7 @@ def is_trusted(module: str | None) -> bool:
     return (module or "").partition(".")[0] in TRUSTED
 
 
-def slots_of(kind: type) -> tuple[str, ...]:
+def slot_names(kind: type) -> tuple[str, ...]:
     """The names of a class's slots, as attributes."""
     names: list[str] = []
     for cls in kind.__mro__:
@@ -165,7 +165,7 @@ class _Copier:
     def _object(self, value: Any) -> Any:
         """An object of a class written in Python, with its attributes; anything else is shared."""
         kind = type(value)
-        slots = slots_of(kind)
+        slots = slot_names(kind)
         if kind is types.SimpleNamespace:
             namespace = self._copies[id(value)] = types.SimpleNamespace()
             vars(namespace).update(self._items(vars(value)))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN
 from anyrnn.errors import AnyRNNError
-from anyrnn.twin import TRUSTED, is_trusted, slots_of
+from anyrnn.twin import TRUSTED, is_trusted, slot_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -345,14 +345,14 @@ class _Walk:
             raise AnyRNNError(msg)
         if kind.__module__ in _IMMUTABLE or (callable(value) and not kind.__flags__ & _HEAP):
             return _Identity(value)
-        if not hasattr(value, "__dict__") and not slots_of(kind) and not is_trusted(kind.__module__):
+        if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(kind.__module__):
             msg = f"it holds{place} a {kind.__module__}.{kind.__qualname__}, whose content cannot be compared"
             raise AnyRNNError(msg)
         return self._class_key(kind, where), self._attributes(value, where)
 
     def _attributes(self, value: Any, where: str) -> Hashable:
         """The attributes of an object that the code names."""
-        names = (*getattr(value, "__dict__", ()), *slots_of(value.__class__))
+        names = (*getattr(value, "__dict__", ()), *slot_names(value.__class__))
         read = tuple(n for n in names if self.reach.has(n))
         parts = _Attributes(read, hasattr(value, "__dict__"))
         if not names:

@@ -1,20 +1,20 @@
-"""From a schedule to LLVM IR: the loop over time, the loops over units and rows, and the tile in registers.
+"""Code generation: from a schedule to LLVM IR, the loop over time and in it those over groups, columns and rows.
 
 The machine code has two entries ``void f(int64_t* slots, int64_t part, int64_t parts)``: `pack` copies the matrices
 into the order in which the tiles read them, `run` computes all steps for the rows of its part. A third one,
 ``void whole(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
-Letters: R rows of a tile, U blocks of units of a tile.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llvmlite import ir
 
 from anyrnn.compiler.ops import REDUCTIONS
-from anyrnn.engines.cpu.products import Products, strides_of
+from anyrnn.engines.cpu.products import Block, Products, strides_of
 from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
@@ -22,47 +22,60 @@ from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import Group, Schedule
     from anyrnn.runtime.kernel import Precision
 
-_FEW = 8  # rows for which groups without products run one after the other: their values stay in the first cache
+_FEW = 8  # rows for which groups without products are computed one after the other: values stay in the first cache
 
 
 def emit(schedule: Schedule, machine: Machine, precision: Precision) -> str:
     """Return the IR of a schedule for a machine."""
-    return _Emitter(schedule, machine, precision).text()
+    return str(_Emitter(schedule, machine, precision).module)
+
+
+#: The slots that have the addresses of an array, where it is not one of the same kind.
+_STATE = "initial", "sequence"
+_SLOTS_OF: Mapping[str, tuple[str, ...]] = {
+    "state": _STATE, "previous": _STATE, "current": ("sequence",), "total": ()
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """What the entry `run` has read from its slots: the address of each array, and of each packed matrix."""
+
+    arrays: dict[tuple[str, str], ir.Value]
+    packed: list[ir.Value]
 
 
 class _Emitter(LoopWriter):
     def __init__(self, schedule: Schedule, machine: Machine, precision: Precision) -> None:
         super().__init__(schedule, machine, precision)
         self.packed = packed_of(schedule)
-
-    def text(self) -> str:
-        """The IR."""
         self._emit_pack()
-        groups = [self._emit_group(k, g) for k, g in enumerate(self.schedule.groups)]
-        copies = self._emit_copies() if self.schedule.copies else None
-        self._emit_run(groups, copies)
+        self.groups = [self._emit_group(k, g) for k, g in enumerate(schedule.groups)]  # functions and their arrays
+        self.copies = self._emit_copies() if schedule.copies else None
+        self._emit_run()
         self._emit_whole()
-        return str(self.module)
 
     def _arrays_of(self, group: Group) -> list[tuple[str, str]]:
         """The arrays that a group reads or writes."""
         inside = set(group.nodes)
         args = [a for n in group.nodes if n.op not in REDUCTIONS for a in n.args]
         read = [a for a in args if a.is_leaf or (a.op != "constant" and a not in inside)]
-        found = dict.fromkeys(self.array_of(a)[0] for a in read)
+        arrays = dict.fromkeys(self.array_of(a)[0] for a in read)
         used = [s[0] for s in group.stores] + [a for p in group.partial for a in p[1]] + [t[0] for t in group.totals]
-        found |= dict.fromkeys(self.array_of(n)[0] for n in used if n.is_leaf)
-        found |= dict.fromkeys(place.array for _, place in group.stores)
-        found |= dict.fromkeys(self.array_of(a)[0] for a, _ in group.operands)
+        arrays |= dict.fromkeys(self.array_of(n)[0] for n in used if n.is_leaf)
+        arrays |= dict.fromkeys(place.array for _, place in group.stores)
+        arrays |= dict.fromkeys(self.array_of(a)[0] for a, _ in group.operands)
         if group.partial or any(n.op in REDUCTIONS for n in group.nodes):
-            found[SCRATCH] = None
+            arrays[SCRATCH] = None
         if group.totals:
-            found["total", ""] = None
-        return list(found)
+            arrays["total", ""] = None
+        return list(arrays)
 
     # ---- Entry: pack ----
 
@@ -76,29 +89,29 @@ class _Emitter(LoopWriter):
             target = self.pointer(b, slots, "packed", str(number))
             lines = -(-packed.width // self.line)
             share = [b.sdiv(b.mul(p, I64(lines)), parts) for p in (part, b.add(part, I64(1)))]
-            apart, step, between = strides_of(self, group, packed.rows, len(packed.sources))
+            per_line, per_row, per_product = strides_of(self, group, packed.rows, len(packed.sources))
             for k, (matrix, row, col, transposed) in enumerate(packed.sources):
                 strides = [self.slot(b, slots, f"{kind}_stride", matrix) for kind in ("row", "column")]
                 down, along = reversed(strides) if transposed else strides
                 start = b.add(b.mul(I64(row), down), b.mul(I64(col), along))
                 base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
-                sizes = [I64(n) for n in (packed.rows, packed.width, apart, step)]
-                b.call(copy, [base, self.at(b, target, k * between), down, along, *sizes, *share])
+                sizes = [I64(n) for n in (packed.rows, packed.width, per_line, per_row)]
+                b.call(copy, [base, self.at(b, target, k * per_product), down, along, *sizes, *share])
         b.ret_void()
 
     def _emit_copy(self) -> ir.Function:
         """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
 
-        From a line to the next one it goes on by `apart` numbers, from a row to the next one by `step`.
+        Its strides: `down` and `along` a row of the matrix, `per_line` and `per_row` of the copy.
         """
         function, b = self.function("copy", [PTR, PTR, *[I64] * 8])
         function.linkage = "internal"
-        base, target, down, along, rows, width, apart, step, first, last = function.args
+        base, target, down, along, rows, width, per_line, per_row, first, last = function.args
         n, size = self.lanes, self.line
         with self.loop(b, first, last, 1) as line, self.loop(b, I64(0), I64(size), n) as vector:
             column = b.add(b.mul(line.index, I64(size)), vector.index)
             source = self.at(b, base, b.mul(column, along))
-            sink = self.at(b, target, b.add(b.mul(line.index, apart), vector.index))
+            sink = self.at(b, target, b.add(b.mul(line.index, per_line), vector.index))
             inside = b.sub(width, column)
             whole = b.icmp_signed(">=", inside, I64(n))
             vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
@@ -106,23 +119,23 @@ class _Emitter(LoopWriter):
             with b.if_else(vectors) as (near, far):
                 with near, self.loop(b, I64(0), rows, 1) as row:
                     value = self.load(b, self.at(b, source, b.mul(row.index, down)), None)
-                    self.store(b, value, self.at(b, sink, b.mul(row.index, step)), None)
+                    self.store(b, value, self.at(b, sink, b.mul(row.index, per_row)), None)
                 with far:
                     done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
                     with self.loop(b, I64(0), done, n) as row:
                         lines = [self.at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
                         for k, value in enumerate(self._transposed(b, [self.load(b, x, None) for x in lines])):
-                            at = b.mul(b.add(row.index, I64(k)), step)
+                            at = b.mul(b.add(row.index, I64(k)), per_row)
                             self.store(b, value, self.at(b, sink, at), None)
                     with self.loop(b, done, rows, 1) as row, self.loop(b, I64(0), I64(n), 1) as lane:
-                        there = b.icmp_signed("<", lane.index, inside)
-                        at = b.add(b.mul(row.index, down), b.mul(b.select(there, lane.index, I64(0)), along))
+                        exists = b.icmp_signed("<", lane.index, inside)
+                        at = b.add(b.mul(row.index, down), b.mul(b.select(exists, lane.index, I64(0)), along))
                         # Where there is no column any more, not even the first one of the line may be read.
-                        at = b.select(there, at, I64(0))
-                        place = b.select(there, source, base)
+                        at = b.select(exists, at, I64(0))
+                        place = b.select(exists, source, base)
                         value = b.load(self.at(b, place, at), typ=self.real)
-                        value = b.select(there, value, ir.Constant(self.real, 0.0))
-                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, step), lane.index)))
+                        value = b.select(exists, value, ir.Constant(self.real, 0.0))
+                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, per_row), lane.index)))
         b.ret_void()
         return function
 
@@ -143,31 +156,28 @@ class _Emitter(LoopWriter):
 
     # ---- Entry: run ----
 
-    def _emit_run(self, groups: list[tuple[ir.Function, list[tuple[str, str]]]], copies: ir.Function | None) -> None:
+    def _emit_run(self) -> None:
+        """The loop over time, for the rows of a part: those that have a step before, then those that begin."""
         function, b = self.function("run", [PTR, I64, I64])
         slots, part, _ = function.args
         bounds = self.pointer(b, slots, "bounds")
         low, high = self.element(b, bounds, part), self.element(b, bounds, b.add(part, I64(1)))
         tables = {kind: self.pointer(b, slots, kind) for kind in STEP_TABLES}
         total = self.at(b, self.pointer(b, slots, "total"), b.mul(part, I64(self.schedule.total_width)))
-        fixed: dict[tuple[str, str], ir.Value] = {("total", ""): total, ("order", ""): self.pointer(b, slots, "order")}
-        for _, arrays in groups:
-            for kind, name in arrays:
-                if kind in ("state", "previous"):
-                    fixed["initial", name] = self.pointer(b, slots, "initial", name)
-                    fixed["sequence", name] = self.pointer(b, slots, "sequence", name)
-                elif kind != "total":
-                    kind = "sequence" if kind == "current" else kind  # noqa: PLW2901
-                    fixed[kind, name] = self.pointer(b, slots, kind, name)
+        arrays: dict[tuple[str, str], ir.Value] = {("total", ""): total, ("order", ""): self.pointer(b, slots, "order")}
+        for kind, name in (array for _, arguments in self.groups for array in arguments):
+            for each in _SLOTS_OF.get(kind, (kind,)):
+                arrays[each, name] = self.pointer(b, slots, each, name)
         packed = [self.pointer(b, slots, "packed", str(k)) for k in range(len(self.packed))]
+        addresses = _Addresses(arrays, packed)
         with self.loop(b, I64(0), self.slot(b, slots, "steps"), 1) as step:
             at = {kind: self.element(b, table, step.index) for kind, table in tables.items()}
             stop = self.least(b, high, at["rows"])
             old_stop = self.least(b, stop, at["continued"])
             new_start = b.select(b.icmp_signed(">", low, at["continued"]), low, at["continued"])
-            for start, end, fresh in ((low, old_stop, False), (new_start, stop, True)):
+            for start, end, begins in ((low, old_stop, False), (new_start, stop, True)):
                 with b.if_then(b.icmp_signed("<", start, end)):
-                    self._call_groups(b, groups, copies, fixed, packed, at, start, end, fresh)
+                    self._call_groups(b, addresses, at, start, end, begins)
         b.ret_void()
 
     def _emit_whole(self) -> None:
@@ -178,29 +188,33 @@ class _Emitter(LoopWriter):
         b.ret_void()
 
     def _call_groups(
-        self, b: ir.IRBuilder, groups: list[tuple[ir.Function, list[tuple[str, str]]]], copies: ir.Function | None,
-        fixed: dict[tuple[str, str], ir.Value], packed: list[ir.Value], at: dict[str, ir.Value],
-        start: ir.Value, end: ir.Value, fresh: bool,
+        self, b: ir.IRBuilder, addresses: _Addresses, at: Mapping[str, ir.Value], start: ir.Value, end: ir.Value,
+        begins: bool,
     ) -> None:  # fmt: skip
+        """Call the functions of all groups for some rows of a step.
+
+        `at` holds the step's entries of the tables of a `Layout`; rows that begin read the initial states.
+        """
+
         def base(array: tuple[str, str]) -> ir.Value:
             kind, name = array
             if kind in ("state", "previous"):
-                if fresh:
-                    return fixed["initial", name]
-                return self.at(b, fixed["sequence", name], b.mul(at["before"], I64(self.stride(array))))
+                if begins:
+                    return addresses.arrays["initial", name]
+                return self.at(b, addresses.arrays["sequence", name], b.mul(at["before"], I64(self.stride(array))))
             if kind == "current":
                 array = ("sequence", name)
             if kind in ("stream", "output", "sequence", "current"):
                 first = at["place" if self.is_padded(array) else "offset"]
-                return self.at(b, fixed[array], b.mul(first, I64(self.stride(array))))
-            return fixed[array]
+                return self.at(b, addresses.arrays[array], b.mul(first, I64(self.stride(array))))
+            return addresses.arrays[array]
 
-        matrices = iter(packed)
-        pairs = zip(groups, self.schedule.groups, strict=True)
-        for with_products, run in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
+        order, packed = addresses.arrays["order", ""], iter(addresses.packed)
+        pairs = zip(self.groups, self.schedule.groups, strict=True)
+        for with_products, neighbours in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
             calls = [
-                (function, [fixed["order", ""], *itertools.islice(matrices, len(group.operands)), *map(base, arrays)])
-                for (function, arrays), group in run
+                (function, [order, *itertools.islice(packed, len(group.operands)), *map(base, arrays)])
+                for (function, arrays), group in neighbours
             ]
             if with_products or len(calls) == 1:
                 for function, args in calls:
@@ -210,12 +224,12 @@ class _Emitter(LoopWriter):
                 stop = self.least(b, b.add(rows.index, I64(_FEW)), end)
                 for function, args in calls:
                     b.call(function, [rows.index, stop, *args])
-        if copies is not None:
-            states = [fixed.get(("carry", name)) for name, _ in self.schedule.copies]
-            b.call(copies, [start, end, fixed["order", ""], fixed[SCRATCH], *states])
+        if self.copies is not None:
+            states = [addresses.arrays.get(("carry", name)) for name, _ in self.schedule.copies]
+            b.call(self.copies, [start, end, order, addresses.arrays[SCRATCH], *states])
 
     def _emit_copies(self) -> ir.Function:
-        """New states that could not be written at once."""
+        """A function that copies new states from scratch, which could not be written at once."""
         function, b = self.function("copies", [I64, I64, PTR, PTR, *[PTR] * len(self.schedule.copies)])
         function.linkage = "internal"
         start, end, order, scratch, *states = function.args
@@ -232,6 +246,7 @@ class _Emitter(LoopWriter):
     # ---- Groups ----
 
     def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, str]]]:
+        """The function of a group for some rows, and the arrays that are its arguments."""
         arrays = self._arrays_of(group)
         count = len(group.operands)
         types = [I64, I64, *[PTR] * (1 + count + len(arrays))]
@@ -245,14 +260,14 @@ class _Emitter(LoopWriter):
         if group.dots:
             self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])
         else:
-            tile.emit(b, I64(0), group.width, start, b.sub(end, start))
+            tile.emit(b, Block(start, b.sub(end, start), I64(0), group.width))
         b.ret_void()
         return function, arrays
 
     def _product_tiles(
         self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
     ) -> None:
-        """Run over the lines of columns, several at once, and over the rows: tiles of pairs, then a last row."""
+        """The loops over lines of columns, several at once, and over rows: tiles of pairs, then a last row."""
         products = Products(self, b, tile.group, f"group{number}_products")
         shapes = (1, products.lines_of_one), (products.rows, products.lines)
         pairs = b.sdiv(count, I64(2))
@@ -264,20 +279,21 @@ class _Emitter(LoopWriter):
                     several = I64(1) if most == 1 else b.add(tiles, b.srem(count, I64(2)))
                     for first, last, at_once, columns in self._edges(tile.group.width, lines):
                         with self.loop(b, I64(first), I64(last), at_once) as line:
-                            products.find_weights(b, packed, line.index)
-                            unit = b.mul(line.index, I64(self.line))
+                            products.store_weight_addresses(b, packed, line.index)
+                            column = b.mul(line.index, I64(self.line))
                             with self.loop(b, I64(0), several, 1) as t:
                                 row, height = start, I64(1)
                                 if most > 1:
                                     low = self._edge(b, t.index, tiles, pairs, count)
                                     high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
                                     row, height = b.add(start, low), b.sub(high, low)
-                                tile.find_rows(b, products, row, height)
-                                products.emit(b, most, t.index, tiles, height, at_once, columns)
-                                tile.emit(b, unit, at_once * columns, row, height, products, at_once)
+                                block = Block(row, height, column, at_once * columns, at_once)
+                                tile.store_row_addresses(b, products, block)
+                                products.emit(b, block, most, t.index, tiles)
+                                tile.emit(b, block, products)
 
     def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
-        """Where a tile of rows begins: after as many pairs as fall to those before it; the last row is by itself."""
+        """The first row of a tile: the tiles before it have their shares of the pairs; the last row is by itself."""
         inside = b.mul(b.sdiv(b.mul(t, pairs), tiles), I64(2))
         return b.select(b.icmp_signed(">", t, tiles), count, inside)
 

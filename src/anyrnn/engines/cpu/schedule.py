@@ -1,8 +1,8 @@
-"""In which order a loop program is computed: groups of values that share one pass over rows and units.
+"""Scheduling and loop fusion: the groups of a program's values that are computed in one loop over rows and units.
 
-A group computes values of one width, block by block of units. First come its products, accumulated in registers; then
-the arithmetic on them. A value waits for a later stage where it needs a product or a reduction of values computed
-before, since these need all units of a row.
+A group computes values of one width, block by block of units: first its products, accumulated in registers, then the
+arithmetic on them, their epilogue. A product or a reduction of computed values is in a later stage than these, since it
+needs all units of a row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
 
-#: Where a row keeps what is needed for the length of a step.
+#: The array that has, for each row, the values that later groups of the same step read.
 SCRATCH = ("scratch", "")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is in memory: `array` is such as ("stream", "x"), `first` its first number in a row."""
+    """Where a value is in memory: the array, such as ("stream", "x"), and the first number in a row of it."""
 
     array: tuple[str, str]
     first: int
@@ -32,15 +32,15 @@ class Place:
 
 @dataclass
 class Group:
-    """Values of one width and stage.
+    """Values of one width and stage, computed in one loop.
 
     Attributes:
-        stage: When, after all groups of lower stages.
+        stage: Groups of lower stages are computed before.
         width: The width of the values.
         nodes: The values to compute: products first, then arguments before users.
-        stores: Which values are written where.
-        partial: Reductions, the values here that add to each, and whether no group before adds to it.
-        totals: Values that are summed over rows and steps, and where the sum begins.
+        stores: The values that are written, and where.
+        partial: Reductions, the values here that each accumulates, and whether it is the first group to do so.
+        totals: Values that are summed over rows and steps, and the first number of the sum among the totals.
     """
 
     stage: int
@@ -57,26 +57,26 @@ class Group:
 
     @property
     def operands(self) -> list[tuple[Node, list[tuple[Node, int]]]]:
-        """The values that the products take, and for each the products (with the number of the term) that take it."""
-        found: dict[Node, list[tuple[Node, int]]] = {}
+        """The operands of the products, each with its users: a product and the index of the term in it."""
+        users: dict[Node, list[tuple[Node, int]]] = {}
         for dot in self.dots:
             for k, arg in enumerate(dot.args):
-                found.setdefault(arg, []).append((dot, k))
-        return list(found.items())
+                users.setdefault(arg, []).append((dot, k))
+        return list(users.items())
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The groups of a program in order, and where every value that is read from memory is.
+    """The groups of a program in order, and the places of all values that are read from memory.
 
     Attributes:
         program: The program.
         groups: The groups.
-        places: Where the values are that another group, or a product, reads.
-        partials: Where in scratch the lanes of each reduction are added up.
-        scratch: How many numbers a row needs for what is kept for the length of a step.
-        copies: States (and where they are in scratch) that are written in place only when the step is done.
-        sums: Where the numbers of each sum are among the totals: ranges (start, end) that side by side are the sum.
+        places: The places of the values that another group, or a product, reads.
+        partials: The first number in scratch of the lanes in which each reduction is accumulated.
+        scratch: How many numbers a row of scratch has.
+        copies: States, with their first numbers in scratch, that are copied to their arrays at the end of a step.
+        sums: The ranges (start, end) of the totals that side by side are each sum.
         total_width: How many numbers the totals are.
     """
 
@@ -91,10 +91,10 @@ class Schedule:
 
 
 def schedule(program: Program, lanes: int) -> Schedule:
-    """Order a program.
+    """Schedule a program.
 
     Args:
-        program: The program; it is settled where its arrays are.
+        program: The program; all its arrays have their places.
         lanes: The numbers in a vector, as many as a reduction keeps for each row.
     """
     return _Scheduler(program, lanes).result()
@@ -110,7 +110,7 @@ class _Scheduler:
         self.groups: dict[tuple[int, int], Group] = {}
         self.home: dict[Node, Group] = {}
         for node in program.nodes:
-            self._place_in_time(node)
+            self._assign(node)
         self.order = sorted(self.groups.values(), key=lambda g: (g.stage, g.width != 1, g.width))
 
     def result(self) -> Schedule:
@@ -118,8 +118,8 @@ class _Scheduler:
             group.nodes.sort(key=lambda n: n.op != "dot")  # stable: arguments stay before users
         partials = {n: self._scratch(self.lanes) for n in self.program.nodes if n.op in REDUCTIONS}
         copies = self._store_results()
-        self._add_partials()
-        self._keep_what_others_read()
+        self._assign_partials()
+        self._store_what_others_read()
         first, sums = 0, {a.name: self.program.results[a.name] for a in self.program.of("sum")}
         starts: dict[Node, int] = {}
         for node in dict.fromkeys(p for pieces in sums.values() for p in pieces):  # two biases may have one sum
@@ -131,7 +131,8 @@ class _Scheduler:
             self.program, tuple(self.order), self.places, partials, self.scratch, tuple(copies), ranges, first
         )
 
-    def _place_in_time(self, node: Node) -> None:
+    def _assign(self, node: Node) -> None:
+        """Assign a value to a stage and a group."""
         args = [self.stage[a] for a in node.args]
         if node.op in REDUCTIONS:
             self.stage[node] = max(args) + 1
@@ -154,10 +155,12 @@ class _Scheduler:
         return self.home[node]
 
     def _scratch(self, width: int) -> int:
+        """Reserve numbers in scratch: the first of them."""
         self.scratch += width
         return self.scratch - width
 
     def _store_results(self) -> list[tuple[str, int]]:
+        """Store states, outputs and residuals; returns the copies of the schedule."""
         copies = []
         for state in self.program.of("state"):
             pieces, array, first = self.program.results[state.name], ("sequence", state.name), 0
@@ -180,7 +183,7 @@ class _Scheduler:
             first += piece.width
 
     def _may_overwrite(self, name: str, pieces: tuple[Node, ...]) -> bool:
-        """Whether nothing reads the old state after, or elsewhere than, the new one is written over it."""
+        """Whether a state may be updated in place: nothing reads the old one later, or at other units of a group."""
         first = 0
         for piece in pieces:
             writer = self.order.index(self._home_of(piece))
@@ -194,16 +197,16 @@ class _Scheduler:
 
     def _readers(self, name: str) -> list[tuple[Group, Node | None]]:
         """The groups that read a state, and the range they read block by block; None for whole rows."""
-        found: list[tuple[Group, Node | None]] = []
+        readers: list[tuple[Group, Node | None]] = []
         for node in self.program.nodes:
             for arg in node.args:
                 if arg.op == "state" and arg.attr[0] == name:
                     group = self._home_of(arg) if node.op in REDUCTIONS else self.home[node]
-                    found.append((group, None if node.op == "dot" or arg.width != node.width else arg))
-        found += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == name]
-        return found
+                    readers.append((group, None if node.op == "dot" or arg.width != node.width else arg))
+        readers += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == name]
+        return readers
 
-    def _add_partials(self) -> None:
+    def _assign_partials(self) -> None:
         started: set[Node] = set()
         reductions = [n for n in self.program.nodes if n.op in REDUCTIONS]
         for group in self.order:
@@ -213,8 +216,8 @@ class _Scheduler:
                     group.partial.append((node, here, node not in started))
                     started.add(node)
 
-    def _keep_what_others_read(self) -> None:
-        """Give a place to every value that a product or another group reads."""
+    def _store_what_others_read(self) -> None:
+        """Store every value that a product or another group reads."""
         for group in self.order:
             read = [
                 a
@@ -233,7 +236,7 @@ class _Scheduler:
 
 
 def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """From (start, width) to ranges (start, end), those joined that follow each other."""
+    """From (start, width) to ranges (start, end); those that follow each other become one."""
     ranges: list[tuple[int, int]] = []
     for start, width in places:
         first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start

@@ -1,4 +1,4 @@
-"""The words in which machine code is written: arrays, vectors, masks, loops, as LLVM IR."""
+"""Helpers on top of llvmlite's IRBuilder: arrays, vectors, masks and loops, as LLVM IR."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 PTR = ir.PointerType()
 
-#: What numbers are of each type of PyTorch's.
+#: The LLVM type of each dtype.
 REALS = {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}
 
 
 @dataclass
 class Loop:
-    """A loop that is being written: its counter, and the values that change from turn to turn."""
+    """A loop that is being written: its counter, its carried values (to be set to the next ones), and the last ones."""
 
     index: ir.Value
     values: list[ir.Value]
@@ -49,20 +49,20 @@ class Writer:
         self.module = ir.Module("anyrnn")
 
     def at(self, b: ir.IRBuilder, base: ir.Value, index: ir.Value | int) -> ir.Value:
-        """Return the address of a number of an array."""
+        """Return the address of an element of an array."""
         index = I64(index) if isinstance(index, int) else index
         return b.gep(base, [index], source_etype=self.real)
 
     def element(self, b: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
-        """Read a number of a table of integers."""
+        """Load an element of a table of integers."""
         return b.load(b.gep(array, [index], source_etype=I64), typ=I64)
 
     def address(self, b: ir.IRBuilder, table: ir.Value, index: int) -> ir.Value:
-        """Read an address of a table of addresses."""
+        """Load an element of a table of addresses."""
         return b.load(b.gep(table, [I64(index)], source_etype=PTR), typ=PTR)
 
     def splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-        """Put one number into all lanes."""
+        """Broadcast a number to all lanes."""
         one = b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, I32(0))
         zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros)
@@ -76,9 +76,9 @@ class Writer:
         return ir.Constant(self.vector, [number] * self.lanes)
 
     def intrinsic(self, name: str, result: ir.Type, args: Sequence[ir.Type]) -> ir.Function:
-        """Declare one of LLVM's own functions."""
-        known = self.module.globals.get(name)
-        return known if known is not None else ir.Function(self.module, ir.FunctionType(result, args), name)
+        """Declare an intrinsic of LLVM's, once."""
+        declared = self.module.globals.get(name)
+        return declared if declared is not None else ir.Function(self.module, ir.FunctionType(result, args), name)
 
     def _suffix(self) -> str:
         return f"v{self.lanes}{'f64' if self.bytes == 8 else 'f32'}"
@@ -109,7 +109,7 @@ class Writer:
     def loop(
         self, b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int, carried: Sequence[ir.Value] = ()
     ) -> Iterator[Loop]:
-        """``for (i = start; i < stop; i += step)``, with values that change from turn to turn."""
+        """``for (i = start; i < stop; i += step)``, with values that are carried from iteration to iteration."""
         before = b.block
         body, after = b.append_basic_block("body"), b.append_basic_block("after")
         b.cbranch(b.icmp_signed("<", start, stop), body, after)
@@ -123,17 +123,17 @@ class Writer:
             phis.append(phi)
         loop = Loop(index, list(phis))
         yield loop
-        following = b.add(index, I64(step))
+        next_index = b.add(index, I64(step))
         end = b.block
-        index.add_incoming(following, end)
+        index.add_incoming(next_index, end)
         for phi, value in zip(phis, loop.values, strict=True):
             phi.add_incoming(value, end)
-        b.cbranch(b.icmp_signed("<", following, stop), body, after)
+        b.cbranch(b.icmp_signed("<", next_index, stop), body, after)
         b.position_at_end(after)
         results = []
-        for first, value in zip(carried, loop.values, strict=True):
+        for initial, value in zip(carried, loop.values, strict=True):
             phi = b.phi(value.type)
-            phi.add_incoming(first, before)
+            phi.add_incoming(initial, before)
             phi.add_incoming(value, end)
             results.append(phi)
         loop.results = results
@@ -145,7 +145,7 @@ class Writer:
 
 
 class LoopWriter(Writer):
-    """Writes vector code for one loop program, whose arrays it knows."""
+    """Writes vector code for one scheduled loop program."""
 
     def __init__(self, schedule: Schedule, machine: Machine, precision: Precision) -> None:
         super().__init__(machine, precision)
@@ -154,15 +154,15 @@ class LoopWriter(Writer):
         self.slots = slots_of(schedule)
 
     def stride(self, array: tuple[str, str]) -> int:
-        """How many numbers a row of an array has."""
+        """The length of a row of an array."""
         return self.schedule.scratch if array == SCRATCH else self.program[array[1]].width
 
     def is_padded(self, array: tuple[str, str]) -> bool:
-        """Whether the rows of an array lie as in the batch, in no order."""
+        """Whether the rows of an array lie as in the batch, not sorted by length."""
         return array != SCRATCH and (array[0] not in ("stream", "output") or self.program[array[1]].place == "padded")
 
     def array_of(self, node: Node) -> tuple[tuple[str, str], int]:
-        """The array in which a value is, by the name of its base pointer, and its first number."""
+        """The array that a value is read from, by the kind of its address, and its first number there."""
         if node.is_leaf:
             name, first = node.attr
             carried = node.op == "state" and self.program[name].place == "carried"
@@ -171,9 +171,9 @@ class LoopWriter(Writer):
         return place.array, place.first
 
     def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
-        """Read a number that the caller gave."""
+        """Load an argument that is a number."""
         return b.load(b.gep(slots, [I64(self.slots.index(kind, name))], source_etype=I64), typ=I64)
 
     def pointer(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
-        """Read an address that the caller gave."""
+        """Load an argument that is an address."""
         return b.inttoptr(self.slot(b, slots, kind, name), PTR)
