@@ -88,6 +88,8 @@ def code_for_another_processor(name: str) -> bool:
     return bool(wanted) and (platform.machine() not in ("x86_64", "AMD64") or bool(Machine.named(wanted[1]).missing()))
 
 
+# torch.export warns of itself.
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", [name for name in PAGES if "```python" in page_of(name)])
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name, tmp_path):
     if code_for_another_processor(name):

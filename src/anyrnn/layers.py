@@ -260,7 +260,8 @@ def node_of(module: nn.Module, x: Any, state: Any, **options: Any) -> Any:
             f"torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
         )
         raise AnyRNNError(msg)
-    options = {key: value for key, value in options.items() if value is not None and value != ()}
+    # Told by their classes, since a proxy is neither true nor false.
+    options = {k: v for k, v in options.items() if v is not None and not (type(v) is tuple and not v)}
     return x.tracer.create_proxy("call_module", path, (x, state), options)
 
 
