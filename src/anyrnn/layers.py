@@ -87,15 +87,15 @@ class Layer(nn.Module):
             raise AnyRNNError(msg)
 
     def _cell(self, layer: int, reverse: bool) -> nn.Module:
-        """The same, perhaps one that was returned before."""
+        """The same, but it may be a cell that an earlier call has bound to its weights."""
         return self.cell(layer, reverse)
 
     @abstractmethod
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
-        """What the cell of a layer and direction takes and returns."""
+        """The signature of the cell of a layer and direction."""
 
     def _settle(self, state: State | None) -> None:
-        """See that the signatures are those of the present cells; `state` is the one that a call was given, if any."""
+        """Update the signatures, if the cells have changed; `state` is the initial state of the call, if any."""
 
     def _apply_layer(
         self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None, record: Record = ()
@@ -116,13 +116,13 @@ class Layer(nn.Module):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (T, B, D*O)
             if self.dropout and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout, self.training)
-        found = self._outer(x, packed, batched), self._stack(finals, batched, state)
+        results = self._outer(x, packed, batched), self._stack(finals, batched, state)
         if not request.record:
-            return found
-        return *found, {name: self._outer(t, None, batched) for name, t in result.records.items()}
+            return results
+        return *results, {name: self._outer(t, None, batched) for name, t in result.records.items()}
 
     def _request(self, record: Record) -> Request:
-        """What a call is asked to record."""
+        """The request of a call that names local variables to be recorded."""
         if self.num_layers * self.num_directions > 1:
             msg = (
                 f"{type(self).__name__}: got record={record!r} for {self.num_layers} layers in {self.num_directions} "
@@ -140,7 +140,7 @@ class Layer(nn.Module):
         from_zero: bool,
         request: Request = NO_REQUEST,
     ) -> Iterator[tuple[Choice, Call]]:
-        """The calls that make up a layer, one a direction, and the engine of each."""
+        """The calls of a layer, one for each direction, each with its engine."""
         for direction in range(self.num_directions):
             reverse = direction == 1
             state = states[layer * self.num_directions + direction]
@@ -153,7 +153,7 @@ class Layer(nn.Module):
     def _canonical(
         self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
     ) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor | None, bool]:
-        """Take off the outer forms: x (T, B, I), a tuple of states for each layer and direction, lengths or None."""
+        """Convert arguments to the inner forms: x (T, B, I), states for each layer and direction, lengths or None."""
         name = type(self).__name__
         if isinstance(x, PackedSequence):
             if lengths is not None:
@@ -186,6 +186,7 @@ class Layer(nn.Module):
     def _initial(
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
     ) -> list[tuple[Tensor, ...]]:
+        """The initial states of each layer and direction."""
         signature = self._signature(0)
         count = self.num_layers * self.num_directions
         if state is None:
@@ -197,14 +198,16 @@ class Layer(nn.Module):
             stacked = tuple(s.unsqueeze(1) for s in stacked)
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
 
-    def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, given: State | None) -> State:
+    def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
+        """The final states as one tensor for each state variable, in the structure of the initial ones."""
         if len(finals) == 1:
             stacked = tuple(final.unsqueeze(0) for final in finals[0])
         else:
             stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
-        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), given)
+        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
+        """Convert an output (T, B, O) to the outer form of the input."""
         if packed is not None:
             # As the input was packed, so that its indices hold for the output.
             if packed.sorted_indices is not None:
@@ -219,7 +222,7 @@ class Layer(nn.Module):
         self.input_size = input_size
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Say that TorchScript cannot compile a layer, when it asks."""
+        """Refuse TorchScript, which calls this before it compiles a module."""
         msg = (
             f"{type(self).__name__}: got torch.jit.script, which would compile the code of every step and cannot; "
             f"expected torch.compile or torch.export. Or load the state_dict into torch.nn's layer, and script that"
@@ -243,17 +246,18 @@ class Layer(nn.Module):
 
 
 def is_proxy(x: object) -> bool:
-    """Whether x stands for a tensor in a graph that `torch.fx` traces."""
-    fx = sys.modules.get("torch.fx")  # who traces has it
+    """Whether x is a proxy of `torch.fx`, which traces a model."""
+    fx = sys.modules.get("torch.fx")  # imported by whoever traces
     return fx is not None and isinstance(x, fx.Proxy)
 
 
 def node_of(module: nn.Module, x: Any, state: Any, **options: Any) -> Any:
     """Put a call of a layer into a graph of `torch.fx` as one node, as it does with the layers of torch.nn."""
     path = x.tracer.path_of_module(module)
-    own = "forward" in vars(module) or type(module).forward.__module__.partition(".")[0] != __name__.partition(".")[0]
-    if own or not path:
-        got = "a layer whose `forward` is not this package's own" if own else "the layer itself"
+    package = type(module).forward.__module__.partition(".")[0]
+    is_foreign = "forward" in vars(module) or package != __name__.partition(".")[0]
+    if is_foreign or not path:
+        got = "a layer whose `forward` is not this package's own" if is_foreign else "the layer itself"
         msg = (
             f"{type(module).__name__}: got torch.fx.symbolic_trace of {got}, expected that of a model in whose graph "
             f"the layer is one node: a torch.fx.Tracer whose is_leaf_module says so of it, or for the layer alone "
@@ -323,8 +327,8 @@ class Recurrent(Layer):
     ) -> None:
         single = isinstance(cell, nn.Module)
         if single and input_size is None:
-            own = getattr(cell, "input_size", None)
-            input_size = own if isinstance(own, int) else None
+            declared = getattr(cell, "input_size", None)
+            input_size = declared if isinstance(declared, int) else None
         super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
         if single and (num_layers > 1 or bidirectional):
             msg = (
@@ -339,15 +343,15 @@ class Recurrent(Layer):
             msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
             raise AnyRNNError(msg)
         self._state_sizes = tuple(state_sizes) if isinstance(state_sizes, list) else state_sizes
-        self._seen: list[_Seen] = []
+        self._described: list[_DescribedCell] = []
         self.cells = nn.ModuleList()
         for _ in range(num_layers):
             for _ in range(self.num_directions):
-                self.cells.append(cell if isinstance(cell, nn.Module) else _made(cell, input_size))
+                self.cells.append(cell if isinstance(cell, nn.Module) else _new_cell(cell, input_size))
                 if input_size is not None:
-                    self._seen.append(_see(self.cells[-1], input_size, self._state_sizes, None))
+                    self._described.append(_describe(self.cells[-1], input_size, self._state_sizes, None))
             if input_size is not None:
-                input_size = self.num_directions * self._seen[-1].signature.output_size
+                input_size = self.num_directions * self._described[-1].signature.output_size
         self._check_alike()
 
     def forward(
@@ -367,62 +371,65 @@ class Recurrent(Layer):
         return self.cells[layer * self.num_directions + reverse]
 
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
-        if not self._seen:
+        if not self._described:
             msg = "Recurrent: the size of its input is not known before the first call; pass input_size="
             raise AnyRNNError(msg)
-        return self._seen[layer * self.num_directions + reverse].signature
+        return self._described[layer * self.num_directions + reverse].signature
 
     def _set_input_size(self, input_size: int, state: State | None) -> None:
-        self._seen = [_see(self.cells[0], input_size, self._state_sizes, form_of(state))]
+        self._described = [_describe(self.cells[0], input_size, self._state_sizes, form_of(state))]
         super()._set_input_size(input_size, state)
 
     def _settle(self, state: State | None) -> None:
-        """Look at cells again that were replaced or have grown, or of which a step has not shown the state's form."""
-        if not self._seen:
+        """Infer signatures again: of cells that were replaced or resized, or whose state's structure is not known."""
+        if not self._described:
             return
-        if len(self.cells) != len(self._seen):
+        if len(self.cells) != len(self._described):
             msg = (
-                f"Recurrent: it has {len(self.cells)} cells, expected {len(self._seen)}, one for each of "
+                f"Recurrent: it has {len(self.cells)} cells, expected {len(self._described)}, one for each of "
                 f"{self.num_layers} layers and {self.num_directions} directions; for more, make a new layer"
             )
             raise AnyRNNError(msg)
         input_size, changed = self.input_size, False
         for k, cell in enumerate(self.cells):
-            seen = self._seen[k]
-            if not seen.signature.settled or not seen.is_still(cell, input_size):
-                again = _see(cell, operator.index(input_size), self._state_sizes, form_of(state))  # type: ignore[arg-type]
-                self._seen[k], changed = again, True
+            known = self._described[k]
+            if not known.signature.settled or not known.is_current(cell, input_size):
+                size = operator.index(input_size)  # type: ignore[arg-type]
+                self._described[k], changed = _describe(cell, size, self._state_sizes, form_of(state)), True
             if (k + 1) % self.num_directions == 0:
-                input_size = self.num_directions * self._seen[k].signature.output_size
+                input_size = self.num_directions * self._described[k].signature.output_size
         if changed:
             self._check_alike()
 
     def _check_alike(self) -> None:
-        found = [seen.signature for seen in self._seen]
-        if any((s.state_sizes, s.bare) != (found[0].state_sizes, found[0].bare) for s in found):
-            msg = f"Recurrent: the layers' states have sizes {[s.state_sizes for s in found]}, expected equal"
+        signatures = [each.signature for each in self._described]
+        forms = [(s.state_sizes, s.bare) for s in signatures]
+        if any(form != forms[0] for form in forms):
+            msg = f"Recurrent: the layers' states have sizes {[s.state_sizes for s in signatures]}, expected equal"
             raise AnyRNNError(msg)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A cell as it was when its signature was found."""
+class _DescribedCell:
+    """A cell with its signature, and the sizes from which that was inferred."""
 
     cell: nn.Module
     sizes: int | tuple[int, ...] | None
     input_size: int
     signature: Signature
 
-    def is_still(self, cell: nn.Module, input_size: int | None) -> bool:
+    def is_current(self, cell: nn.Module, input_size: int | None) -> bool:
         """Whether this is the same cell, with the same sizes of x and state."""
         return cell is self.cell and self.input_size == input_size and self.sizes == stated_sizes(cell)
 
 
-def _see(cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None, form: Form | None) -> _Seen:
-    return _Seen(cell, stated_sizes(cell), input_size, described(cell, input_size, state_sizes, form))
+def _describe(
+    cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None, form: Form | None
+) -> _DescribedCell:
+    return _DescribedCell(cell, stated_sizes(cell), input_size, described(cell, input_size, state_sizes, form))
 
 
-def _made(factory: Callable[[int], nn.Module], input_size: int | None) -> nn.Module:
+def _new_cell(factory: Callable[[int], nn.Module], input_size: int | None) -> nn.Module:
     cell = factory(input_size)  # type: ignore[arg-type]  # checked above
     if not isinstance(cell, nn.Module):
         msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"

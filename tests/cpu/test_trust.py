@@ -572,6 +572,19 @@ def test_a_number_that_is_looked_at_makes_plans_up_to_a_limit():
     assert "differs at every call: the attribute `alpha`" in why(layer, x)
 
 
+alpha_of_something_else = iter([1, 2])
+
+
+def test_a_global_that_has_the_name_of_an_attribute_is_not_read():
+    step = lambda c, x, h: torch.tanh(c.W(x) + c.U(h) * c.alpha_of_something_else)  # noqa: E731
+    layer, x = anyrnn.Recurrent(plain(step)), draw()
+    layer.cell().alpha_of_something_else = 0.5
+    assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu", why(layer, x)
+    layer.cell().alpha_of_something_else = 0.75
+    assert_like_the_loop(layer, x)
+
+
 def test_going_back_and_forth_between_known_plans_is_no_change():
     step = lambda c, x, h: torch.tanh(c.W(x) * (2 if c.alpha > 0.5 else 1) + c.alpha * c.U(h))  # noqa: E731
     layer, x = anyrnn.Recurrent(plain(step)), draw(2, 2, I)

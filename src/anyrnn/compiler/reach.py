@@ -10,6 +10,7 @@ does, is refused.
 
 from __future__ import annotations
 
+import dis
 import enum
 import functools
 import io
@@ -112,6 +113,14 @@ class Reach:
 def _names_of(code: types.CodeType) -> frozenset[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*map(_names_of, inner))
+
+
+@functools.lru_cache(maxsize=4096)
+def _globals_of(code: types.CodeType) -> frozenset[str]:
+    """The globals that code reads by name, and functions written within it: of `A.T` the global `A`, not one called T."""
+    names = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(names).union(*map(_globals_of, inner))
 
 
 class _Guard(NamedTuple):
@@ -294,7 +303,7 @@ class _Walk:
         inside = self._parts(_function_parts, function, where), self._attributes(function, where)
         if code not in self.reach.codes:
             return code, inside
-        names = tuple(sorted(_names_of(code)))
+        names = tuple(sorted(_globals_of(code)))
         self.sight.guard(_Globals(names), function, self.root, f"a global of {function.__qualname__}")
         namespace = function.__globals__
         return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace)

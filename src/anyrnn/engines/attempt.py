@@ -1,4 +1,4 @@
-"""Whether PyTorch's kernels for a whole sequence work here in low precision: nothing says so, but a call does.
+"""Whether PyTorch's kernels for a whole sequence work here in low precision: found out by a call of the kernel.
 
 oneDNN has an LSTM in bfloat16 only for processors with AVX-512, in float16 for fewer still, and below autocast PyTorch
 calls it all the same ("could not create a primitive descriptor"). What decides is spread over autocast, PyTorch's own
@@ -19,15 +19,15 @@ _GATES = {"lstm": 4, "gru": 3}
 
 @dataclass(frozen=True)
 class Precision:
-    """All that PyTorch chooses a kernel on the CPU by, but for sizes.
+    """All dtypes and modes, but no sizes, by which PyTorch chooses an implementation of a kernel on the CPU.
 
     Attributes:
         kernel: Its name in `torch._VF`.
         x: The type of the input.
         states: The types of the states.
         weights: The names and types of the weights, in the kernel's order.
-        autocast: What autocast computes in; None outside of it.
-        trained: A graph is recorded, so that a backward pass may follow.
+        autocast: The type that autocast computes in; None outside of it.
+        trained: Autograd is on, so that a backward pass may follow.
         onednn: The switch `torch.backends.mkldnn.enabled`.
     """
 
@@ -41,7 +41,7 @@ class Precision:
 
     @classmethod
     def of(cls, kernel: str, x: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]) -> Precision:
-        """Describe a call that would be made now."""
+        """The precision of a call in the present modes."""
         return cls(
             kernel,
             x.dtype,
@@ -55,24 +55,25 @@ class Precision:
 
 @functools.cache
 def failure(precision: Precision) -> str | None:
-    """Return what PyTorch says where its kernel does not work in these types on this machine; None if it does."""
-    found: list[str] = []
+    """Return PyTorch's message if its kernel does not work in these types on this machine; None if it does."""
+    messages: list[str] = []
 
     def attempt() -> None:
         try:
             _call(precision)
         except RuntimeError as cause:
-            found.append(str(cause).partition(". ")[0])
+            messages.append(str(cause).partition(". ")[0])
 
-    # A new thread has no modes, hooks, transforms, autocast or default device: the try sees the types and nothing else,
-    # and what the caller has set up sees nothing of the try.
+    # A new thread has no modes, hooks, transforms, autocast or default device: the call depends on the types only, and
+    # the caller's hooks and modes do not see it.
     thread = threading.Thread(target=attempt)
     thread.start()
     thread.join()
-    return found[0] if found else None
+    return messages[0] if messages else None
 
 
 def _call(precision: Precision) -> None:
+    """Call the kernel on the smallest inputs of these types, with a backward pass if there may be one."""
     names = [name for name, _ in precision.weights]
     gates, size = _GATES.get(precision.kernel, 1), 2
     out = 1 if "weight_hr" in names else size

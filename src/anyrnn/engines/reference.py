@@ -1,6 +1,6 @@
-"""The living definition of what running a cell along a sequence means: a plain loop over the unchanged cell.
+"""The reference implementation of a recurrence: a plain loop over the unchanged cell, which defines every result.
 
-Everything else is checked against it, so no part of the compiler is in it. It differentiates through PyTorch's
+The other engines are checked against it, so no part of the compiler is in it. It differentiates through PyTorch's
 autograd and therefore does whatever the cell can do: any dtype and device, second derivatives, `vmap`.
 """
 
@@ -41,8 +41,8 @@ class ReferenceEngine:
 def _run_full(call: Call) -> Result:
     """Run all rows at every step.
 
-    A step may do to its x and state what it likes: they are its own, neither the caller's nor an output. The state is
-    copied for a step only from where one was seen to write into it: autograd may have kept what is written into.
+    A step may write into its x and state: they are copies, not the caller's tensors, nor outputs. The state is copied
+    for a step only after another was seen to write into it: autograd may have saved the tensor that is written into.
     """
     records: list[list[Tensor]] = []
     step, cell, states = _stepper(call, records), call.cell, tuple(s.clone() for s in call.states)
@@ -60,8 +60,9 @@ def _run_full(call: Call) -> Result:
     if not outputs:
         return _without_steps(call)
     # A cell may have passed a state through, or returned it twice.
-    found = dict(zip(call.request.record, (_stacked(call, steps) for steps in zip(*records, strict=True)), strict=True))
-    return Result(_stacked(call, outputs), tuple(s.clone() for s in states), found)
+    stacked = (_stacked(call, steps) for steps in zip(*records, strict=True))
+    recorded = dict(zip(call.request.record, stacked, strict=True))
+    return Result(_stacked(call, outputs), tuple(s.clone() for s in states), recorded)
 
 
 def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
@@ -84,7 +85,7 @@ def _stepper(call: Call, records: list[list[Tensor]]) -> Callable[..., tuple[Ten
 
 
 def _without_steps(call: Call) -> Result:
-    """Where no row has a step, one on zeros tells what the records would be."""
+    """The result where no row has a step; a step on zeros shows the shapes of the records."""
     if not call.request.record:
         return call.without_steps()
     x = call.x
@@ -97,7 +98,7 @@ def _without_steps(call: Call) -> Result:
 
 
 def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
-    """The rows (B, I) of each step, in running order: copies, so that a cell may write to what it is given."""
+    """The x (B, I) of each step, in the order of the steps: copies, so that a cell may write into them."""
     if torch.is_grad_enabled():
         # Not x[t]: the gradient of each would be as large as x, and to write into one is to write into all.
         rows = [row.clone() for row in x.unbind(0)] if len(x) else []
@@ -139,17 +140,17 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
         return _padded(stacked, T).index_select(1, back)
 
     padded = ([_padded(t, B) for t in locals_] for locals_ in records)
-    found = dict(zip(call.request.record, map(whole, zip(*padded, strict=True)), strict=True))
-    return Result(whole(outputs), tuple(s.index_select(0, back) for s in states), found)
+    recorded = dict(zip(call.request.record, map(whole, zip(*padded, strict=True)), strict=True))
+    return Result(whole(outputs), tuple(s.index_select(0, back) for s in states), recorded)
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:
-    """Zeros behind the rows, to be so many."""
+    """The rows, padded with zeros to be so many."""
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, count - len(rows)))
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Keep the state in its own precision where a step, under autocast, returns a lower one."""
+    """Cast the new state to the dtype of the old one, which a step under autocast may have lowered."""
     for n, o in zip(new, old, strict=True):
         if n.dtype is not o.dtype:
             return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))

@@ -1,4 +1,4 @@
-"""Which engine runs a call, and why: chosen by name with `engine(...)`, or the first that can."""
+"""The choice of an engine for a call: by name with `engine(...)`, or the first that can run it; and the reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Choice:
 
     Attributes:
         engine: The engine.
-        reason: Why it was chosen: what keeps the call from a faster engine, as far as it could be otherwise.
+        reason: Why it was chosen: why no faster one was, unless nobody could change that.
         refused: Why each engine tried before it cannot run the call, by name.
     """
 
@@ -79,7 +79,7 @@ def engine(name: str) -> Iterator[None]:
 
 
 def wanted_name() -> str:
-    """The engine that is asked for here and now: "auto" or a name in `ENGINES`.
+    """The name that the present context or the environment asks for: "auto" or a name in `ENGINES`.
 
     Raises:
         AnyRNNError: for an unknown name in the environment.
@@ -111,8 +111,8 @@ def choose(call: Call) -> Choice:
             if not refused:
                 return _FIRST
             # That a cell is none of torch.nn's three is no news to its author, and nothing he could change.
-            told = [why for name, why in refused.items() if name != "torch" or kernel_of(call.cell) is not None]
-            return Choice(each, "; ".join(told) or _FIRST.reason, refused)
+            reasons = [why for name, why in refused.items() if name != "torch" or kernel_of(call.cell) is not None]
+            return Choice(each, "; ".join(reasons) or _FIRST.reason, refused)
         refused[each.name] = refusal
     raise AssertionError  # the reference engine never refuses
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
-#: What computes a step. A cell that has one of these set on the object computes something else.
+#: The methods that compute a step. A cell that has one of these set on the object computes something else.
 _METHODS = frozenset({"forward", "step", "affine", "parameter"})
 
 
@@ -62,7 +62,7 @@ class TorchEngine:
 
 def kernel_of(cell: nn.Module) -> str | None:
     """Name the kernel of `torch._VF` that computes this very cell; None if there is none."""
-    # Told by its methods, not by its class: a subclass may compute something else, and a parametrized cell is one, too.
+    # By its methods, not by its class: a subclass may compute something else, and a parametrized cell is one, too.
     if not _METHODS.isdisjoint(vars(cell)):
         return None
     if isinstance(cell, cells.Cell):
@@ -86,12 +86,13 @@ def kernel_of(cell: nn.Module) -> str | None:
 
 
 def _unable_here(call: Call) -> str | None:
+    """Say why the kernel does not work in the precision of a call on this processor; None if it does."""
     low = torch.is_autocast_enabled("cpu") or call.x.dtype not in (torch.float32, torch.float64)
     if not low:  # works on every processor
         return None
     names = {n: w for n in _NAMES if isinstance(w := getattr(call.cell, n, None), Tensor)}
-    said = failure(Precision.of(str(kernel_of(call.cell)), call.x, call.states, names))
-    return None if said is None else f"PyTorch's kernel does not work in this precision on this processor: {said}"
+    message = failure(Precision.of(str(kernel_of(call.cell)), call.x, call.states, names))
+    return None if message is None else f"PyTorch's kernel does not work in this precision on this processor: {message}"
 
 
 def weights_of(cell: nn.Module) -> list[Tensor]:

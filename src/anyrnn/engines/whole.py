@@ -1,14 +1,14 @@
-"""A whole stack of torch.nn's RNN, LSTM or GRU by one call of PyTorch's kernel, where that is the fastest way.
+"""The fast path for short sequences: a stack of torch.nn's RNN, LSTM or GRU by one call of PyTorch's kernel.
 
-For a few steps the time of a call is the time of its preparations: machine code reads every weight once to put it in
-order, and around it is Python. PyTorch's kernel does neither, so it is faster, up to a number of steps that depends on
-how much work a step is. That number was chosen from measurements with one and two threads, with AVX-512 and without
-(`benchmarks/short.py` takes such ones and prints what follows from them), and is never found by timing while a program
-runs: the same program gives the same numbers again. (To keep ordered weights from one call to the next would be no
-cure: a change through ``weight.data`` leaves no trace that a later call could see.)
+For a few steps the time of a call is that of its preparations: machine code reads every weight once to pack it, and
+around it is Python. PyTorch's kernel does neither, so it is faster, up to a number of steps that depends on how much
+work a step is. That number was chosen from measurements with one and two threads, with AVX-512 and without
+(`benchmarks/short.py` measures again and prints the numbers that follow), and never by timing while a program runs: the
+same program gives the same numbers again. (To cache packed weights would be no cure: a later call could not see a
+change through ``weight.data``.)
 
-Here is the rule, and a way past all preparations of `Layer._apply_layer` for the layers that have nothing else to
-prepare. What is not plainly the same computation, on plain tensors, is left to the engines.
+Here is the rule, and a path past `Layer._apply_layer` for the layers whose inputs are as the kernel takes them. What is
+not plainly the same computation, on plain tensors, is left to the engines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Stack(Protocol):
-    """What is to be known of a layer: torch.nn's options, its cells, and the names and shapes of its weights."""
+    """The attributes of a layer that the path reads: torch.nn's options, cells, names and shapes of weights."""
 
     input_size: int | None
     hidden_size: int
@@ -47,7 +47,7 @@ class Stack(Protocol):
     _shapes: dict[str, torch.Size]
 
 
-_DTYPE = torch.float32  # what was measured
+_DTYPE = torch.float32  # the type of the measurements
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _is_autocast, _tracing_state = torch.is_autocast_enabled, torch._C._get_tracing_state
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
@@ -80,7 +80,7 @@ _FUNCTIONS = {kernel: getattr(torch._VF, kernel) for kernel in _KINDS}
 
 
 def is_faster(kernel: str, T: int, B: int, H: int, training: bool) -> bool:
-    """Whether PyTorch's kernel ("rnn_tanh", "rnn_relu", "lstm", "gru") is faster than machine code: the rule."""
+    """The rule: whether PyTorch's kernel ("rnn_tanh", "rnn_relu", "lstm", "gru") is faster than machine code."""
     key = kernel.partition("_")[0], training
     if B == 1 and H >= _WIDE and _STEPS_OF_WIDE[key] >= T:
         return True
@@ -111,12 +111,12 @@ def preference(call: Call) -> str | None:
 
 
 def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Tensor, State] | None:
-    """Run a layer by one call of PyTorch's kernel: what it returns; None where `preference` would not have it so.
+    """Run a layer by one call of PyTorch's kernel: its results; None where `preference` would be None.
 
     Args:
         layer: The layer; it is not called below torch.compile, and with the engine "auto".
-        x: Its input as given: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or anything else.
-        hx: Its initial state as given; None for zeros.
+        x: The input of the call: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or anything else.
+        hx: The initial state of the call; None for zeros.
     """
     if not isinstance(x, Tensor) or not _is_plain_context() or not _is_plain(x):
         return None
@@ -136,9 +136,9 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
     for template in templates[1:]:
         if kernel_of(template) != kernel or _has_hooks(template):
             return None
-    own, weights, training = layer._parameters, [], x.requires_grad
+    parameters, weights, training = layer._parameters, [], x.requires_grad
     for key, shape in layer._shapes.items():
-        weight: Any = own.get(key)
+        weight: Any = parameters.get(key)
         # `_is_plain`, written out: this is most of what a call costs.
         if type(weight) not in _TENSORS or weight.shape != shape or weight.dtype is not _DTYPE:
             return None
