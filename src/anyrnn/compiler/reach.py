@@ -117,7 +117,7 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _globals_of(code: types.CodeType) -> frozenset[str]:
-    """The globals that code reads by name, and functions written within it: of `A.T` the global `A`, not one called T."""
+    """The globals that code, and functions within it, read by name: of `A.T` the global `A`, not one called T."""
     names = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(names).union(*map(_globals_of, inner))
