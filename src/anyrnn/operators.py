@@ -133,14 +133,14 @@ def _parts(
     if plan.reads_x:
         tensors[graph.x] = rows.filled(x.reshape(T * B, -1))
     plan.before.run(tensors, T * B)
-    given = dict(zip(loop.states, states, strict=True))
+    inputs = dict(zip(loop.states, states, strict=True))
     for name, ref, role in plan.arrays:
         tensor = x if ref == graph.x else tensors[ref].to(x.dtype)
         if role == "matrix":
-            given[name] = tensor.t() if name in loop.transposed else tensor
+            inputs[name] = tensor.t() if name in loop.transposed else tensor
         else:
-            given[name] = tensor.reshape(T, B, -1) if role == "stream" else tensor.reshape(-1)
-    arrays = [given[name] for name in loop.inputs]
+            inputs[name] = tensor.reshape(T, B, -1) if role == "stream" else tensor.reshape(-1)
+    arrays = [inputs[name] for name in loop.inputs]
     training = torch.is_grad_enabled() and any(t.requires_grad for t in arrays)
     results = torch.ops.anyrnn.loop(program, arrays, T, lengths, reverse, training)
     series = _series(loop)
@@ -208,14 +208,14 @@ def _series(loop: Loop) -> dict[str, str]:
 
 
 def _residuals(loop: Loop) -> tuple[tuple[str, str, int], ...]:
-    """What a backward pass reads, as in `Loop.made`: states of all steps and residuals."""
-    return tuple(made for made in loop.made["training"] if made[0] not in loop.outputs)
+    """What a backward pass reads, as in `Loop.writes`: states of all steps and residuals."""
+    return tuple(array for array in loop.writes["training"] if array[0] not in loop.outputs)
 
 
 def _others(loop: Loop) -> tuple[tuple[str, str, int], ...]:
     """Those of them that are no series."""
     series = _series(loop)
-    return tuple(made for made in _residuals(loop) if made[0] not in series)
+    return tuple(array for array in _residuals(loop) if array[0] not in series)
 
 
 @torch.library.custom_op(
@@ -239,14 +239,14 @@ def _loop(
         other states of all steps, and residuals with room for T B rows.
     """
     loop = _read(program)
-    given, order = _laid_out(loop, arrays, T, lengths, reverse)
-    if order.total == 0:
-        finals = [given[name].clone(memory_format=torch.contiguous_format) for name in loop.states]
-        nothing, unused = _empty(loop, given[loop.states[0]], T, training)
+    inputs, batch = _laid_out(loop, arrays, T, lengths, reverse)
+    if batch.total == 0:
+        finals = [inputs[name].clone(memory_format=torch.contiguous_format) for name in loop.states]
+        nothing, unused = _empty(loop, inputs[loop.states[0]], T, training)
         return [*(t.zero_() for t in nothing), *finals, *(t.zero_() for t in unused)]
-    results, made = forward(loop, order, CpuBackend.host(), given, training, roomy=True)
+    results, residuals = forward(loop, batch, CpuBackend.host(), inputs, training, roomy=True)
     series = [results[name] for name in _series(loop).values()]
-    others = [made[name] for name, *_ in _others(loop)] if training else []
+    others = [residuals[name] for name, *_ in _others(loop)] if training else []
     return [*series, *(results[name] for name in loop.states), *others]
 
 
@@ -254,19 +254,19 @@ def _laid_out(
     loop: Loop, arrays: Sequence[Tensor], T: int, lengths: Tensor | None, reverse: bool
 ) -> tuple[dict[str, Tensor], Layout]:
     """The arrays by name, as machine code reads them, and the rows of the batch."""
-    given = dict(zip(loop.inputs, arrays, strict=True))
+    inputs = dict(zip(loop.inputs, arrays, strict=True))
     numbers = None if lengths is None else valid_lengths("anyrnn::loop", lengths, T)
-    order = layout(T, len(given[loop.states[0]]), numbers, reverse)
+    batch = layout(T, len(inputs[loop.states[0]]), numbers, reverse)
     for array in loop.program.of("stream", "state", "vector", "matrix"):
-        tensor = given[array.name]
+        tensor = inputs[array.name]
         if array.role == "stream":
             tensor = tensor.reshape(-1, array.width)
-            if order.is_ragged and array.place == "packed":
-                tensor = tensor.index_select(0, order.packed_index)
-        given[array.name] = (
+            if batch.is_ragged and array.place == "packed":
+                tensor = tensor.index_select(0, batch.packed_index)
+        inputs[array.name] = (
             as_matrix(tensor, tensor.dtype) if array.role == "matrix" else as_array(tensor, tensor.dtype)
         )
-    return given, order
+    return inputs, batch
 
 
 def _empty(loop: Loop, like: Tensor, T: int, training: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -282,9 +282,9 @@ def _(
     program: str, arrays: list[Tensor], T: int, lengths: Tensor | None, reverse: bool, training: bool
 ) -> list[Tensor]:
     loop = _read(program)
-    given = dict(zip(loop.inputs, arrays, strict=True))
-    series, others = _empty(loop, given[loop.states[0]], T, training)
-    return [*series, *(given[name].new_empty(given[name].shape) for name in loop.states), *others]
+    inputs = dict(zip(loop.inputs, arrays, strict=True))
+    series, others = _empty(loop, inputs[loop.states[0]], T, training)
+    return [*series, *(inputs[name].new_empty(inputs[name].shape) for name in loop.states), *others]
 
 
 @torch.library.custom_op(
@@ -300,7 +300,7 @@ def _loop_backward(
     """Return the gradients of those arrays that need one.
 
     Args:
-        program: As it was given to ``anyrnn::loop``, like arrays, T, lengths and reverse.
+        program: As it went to ``anyrnn::loop``, like arrays, T, lengths and reverse.
         arrays: See there.
         T: See there.
         lengths: See there.
@@ -310,21 +310,21 @@ def _loop_backward(
         needed: Of which arrays the gradient is wanted.
     """
     loop, by_name = _read(program), dict(zip(_read(program).inputs, arrays, strict=True))
-    given, order = _laid_out(loop, arrays, T, lengths, reverse)
+    inputs, batch = _laid_out(loop, arrays, T, lengths, reverse)
     names = [name for name, wanted in zip(loop.inputs, needed, strict=True) if wanted]
     series = _series(loop)
     of_series = {name: g for name, g in zip(series.values(), grads, strict=False) if g is not None}
     of_states = {n: g for n, g in zip(loop.states, grads[len(series) :], strict=True) if g is not None}
-    if order.total == 0:  # the final states are the initial ones
+    if batch.total == 0:  # the final states are the initial ones
         found = {name: of_states[name] if name in of_states else torch.zeros_like(by_name[name]) for name in names}
     else:
         saved = {name: t for (name, *_), t in zip(_residuals(loop), residuals, strict=True)}
-        forward_pass = ForwardPass(loop, order, CpuBackend.host(), given, saved, from_zero=False)
+        forward_pass = ForwardPass(loop, batch, CpuBackend.host(), inputs, saved, from_zero=False)
         with without_autocast():
             found = backward(forward_pass, {**of_series, **of_states}, names)
-        if order.is_ragged:
+        if batch.is_ragged:
             packed = {a.name for a in loop.program.of("stream") if a.place == "packed"}
-            found.update((name, order.unpacked(found[name])) for name in names if name in packed)
+            found.update((name, batch.unpacked(found[name])) for name in names if name in packed)
     return own((found[name].reshape(by_name[name].shape) for name in names), [*arrays, *residuals, *_present(grads)])
 
 
@@ -450,9 +450,9 @@ def _steps_backward(
     reverse: bool, autocast: torch.dtype | None, random: Tensor, grads: list[Tensor | None], needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
     """Run the steps again, and return the gradients of those of x, states and weights that need one."""
-    given, count = [x, *states, *weights], 1 + len(states)
+    inputs, count = [x, *states, *weights], 1 + len(states)
     with _dispatched_anew(), _random_from(random, x.device):
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
             results = _run(step, leaves[0], leaves[1:count], lengths, leaves[count:], reverse, autocast)
         pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
@@ -460,7 +460,7 @@ def _steps_backward(
         found = torch.autograd.grad(
             [r for r, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True, materialize_grads=True
         )
-        return own(found, [*given, *_present(grads)])
+        return own(found, [*inputs, *_present(grads)])
 
 
 @_steps_backward.register_fake
@@ -523,12 +523,12 @@ def _lowered(device: str, autocast: torch.dtype | None) -> contextlib.AbstractCo
     return torch.autocast(device, autocast, enabled=autocast is not None)
 
 
-def own(results: Iterable[Tensor], given: Iterable[Tensor]) -> list[Tensor]:
-    """Make results contiguous, and copy those that share memory with what was given or with each other.
+def own(results: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Make results contiguous, and copy those that share memory with the inputs or with each other.
 
     And those that begin within their memory: the operators promise tensors that begin where theirs does.
     """
-    taken = {t.untyped_storage()._cdata for t in given}
+    taken = {t.untyped_storage()._cdata for t in inputs}
     owned = []
     for result in results:
         tensor = result.contiguous()

@@ -90,14 +90,14 @@ class Loop:
         return found
 
     @functools.cached_property
-    def made(self) -> Mapping[str, tuple[tuple[str, str, int], ...]]:
+    def writes(self) -> Mapping[str, tuple[tuple[str, str, int], ...]]:
         """For each kind of forward pass the arrays that it writes: name, where it is, numbers of a row."""
         kinds = {kind: self.settled(kind).of("state", "output", "residual") for kind in ("inference", "training")}
         return {kind: tuple((a.name, a.place, a.width) for a in arrays) for kind, arrays in kinds.items()}
 
 
 def forward(
-    loop: Loop, layout: Layout, backend: Backend, given: Mapping[str, Tensor], training: bool, roomy: bool = False
+    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], training: bool, roomy: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Run a loop.
 
@@ -105,7 +105,7 @@ def forward(
         loop: The loop.
         layout: The rows of the batch.
         backend: What compiles and runs it.
-        given: Its streams, initial states, vectors and matrices, by name.
+        inputs: Its streams, initial states, vectors and matrices, by name.
         training: Keep what a backward pass needs.
         roomy: What is kept has memory for T B rows, zero where there is nothing to keep.
 
@@ -114,25 +114,25 @@ def forward(
         all steps and the residuals.
     """
     kind = "training" if training else "inference"
-    like = given[loop.states[0]]
+    like = inputs[loop.states[0]]
     kernel = loop.kernel(kind, like, backend)
     aliased = loop.aliases.values()
-    made: dict[str, Tensor] = {}
-    for name, place, width in loop.made[kind]:
+    arrays: dict[str, Tensor] = {}
+    for name, place, width in loop.writes[kind]:
         if place == "carried":
-            made[name] = given[name].clone(memory_format=torch.contiguous_format)
+            arrays[name] = inputs[name].clone(memory_format=torch.contiguous_format)
         elif place == "kept" and name not in aliased and not roomy:
-            made[name] = empty(like, layout.T, layout.B, width)
+            arrays[name] = empty(like, layout.T, layout.B, width)
         elif place == "packed":
-            made[name] = padded_rows(layout, like, width).flatten(0, 1) if roomy else empty(like, layout.total, width)
+            arrays[name] = padded_rows(layout, like, width).flatten(0, 1) if roomy else empty(like, layout.total, width)
         else:
-            made[name] = padded_rows(layout, like, width)
-    kernel.bind(layout, {**given, **made}, given, loop.transposed).launch()
-    results = {name: made[loop.aliases.get(name, name)] for name in loop.outputs}
-    for name, place, _ in loop.made[kind]:
+            arrays[name] = padded_rows(layout, like, width)
+    kernel.bind(layout, {**inputs, **arrays}, inputs, loop.transposed).launch()
+    results = {name: arrays[loop.aliases.get(name, name)] for name in loop.outputs}
+    for name, place, _ in loop.writes[kind]:
         if place == "carried":
-            results[name] = made[name]
+            results[name] = arrays[name]
         elif place == "kept":
-            results[name] = layout.final(made[name], given[name])
+            results[name] = layout.final(arrays[name], inputs[name])
     # Not the outputs: whoever has one may write into it.
-    return results, {name: made[name] for name in made if name not in loop.outputs}
+    return results, {name: arrays[name] for name in arrays if name not in loop.outputs}
