@@ -87,7 +87,7 @@ class Layer(nn.Module):
             raise AnyRNNError(msg)
 
     def _cell(self, layer: int, reverse: bool) -> nn.Module:
-        """The same, but it may be a cell that an earlier call has bound to its weights."""
+        """As `cell`, for this package's own calls: it may be a cell that an earlier one has bound to its weights."""
         return self.cell(layer, reverse)
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Layer(nn.Module):
         if self.num_layers * self.num_directions > 1:
             msg = (
                 f"{type(self).__name__}: got record={record!r} for {self.num_layers} layers in {self.num_directions} "
-                f"directions; expected one layer in one direction: anyrnn.scan(layer.cell(1), ...) records one of them"
+                f"directions; expected one layer in one direction: anyrnn.scan(layer.cell(0), ...) records one of them"
             )
             raise AnyRNNError(msg)
         return Request(checked_names(type(self).__name__, record))

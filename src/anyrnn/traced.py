@@ -204,8 +204,8 @@ def _found(
             found = _record(origin, training, forms, input_size, dtype, _signature(origin, *signature))
     except AnyRNNError as reason:
         return _Recording(None, reason=str(reason), short=wanted == "auto")
-    if wanted == "cpu" and (plan := operators.recipe(str(found.text))).plan is None:
-        return _Recording(None, reason=plan.reason, short=False)
+    if wanted == "cpu" and (recipe := operators.recipe(str(found.text))).plan is None:
+        return _Recording(None, reason=recipe.reason, short=False)
     return found
 
 

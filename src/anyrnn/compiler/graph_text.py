@@ -8,10 +8,10 @@
     state state0: float32[127, 64]
     weight new.weight: float32[64, 76]
     weight new.bias: float32[64]
-    v0: float32[127, 76] = aten.cat.default([x, state0], 1)
-    v1: float32[76, 64] = aten.t.default(new.weight)
-    v2: float32[127, 64] = aten.addmm.default(new.bias, v0, v1)
-    candidate: float32[127, 64] = aten.tanh.default(v2)
+    v4: float32[127, 76] = aten.cat.default([x, state0], 1)
+    v5: float32[76, 64] = aten.t.default(new.weight)
+    v6: float32[127, 64] = aten.addmm.default(new.bias, v4, v5)
+    candidate: float32[127, 64] = aten.tanh.default(v6)
     new candidate
 
 The batch is the number of rows in the recording: another one takes its place when the step runs. Weights are in the

@@ -127,6 +127,13 @@ class Lowering:
         """Sum or maximise over one of the feature dimensions, which is kept with size one."""
         moved = np.moveaxis(value.codes, axis, -1)
         count = moved.shape[-1]
+        if count == 0:
+            if op != "sum":
+                msg = "of no features"
+                raise ValueError(msg)
+            return self.constant(
+                REDUCTIONS[op].empty, (*value.codes.shape[:axis], 1, *value.codes.shape[axis + 1 :]), value.batched
+            )
         if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
             total = self.number(Value(moved[..., 0], value.batched))
             for k in range(1, count):

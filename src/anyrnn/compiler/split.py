@@ -6,7 +6,7 @@ loop    depends on the state, and the next state depends on it: becomes a loop p
 after   depends on the state, and no state depends on it: run for all time steps at once, in PyTorch
 
 PyTorch runs and differentiates the parts around the loop, so they may hold any operation. Products of the input with a
-weight matrix are computed by the loop program's engine, which may do so for all steps at once or within the loop.
+weight matrix are part of the loop program.
 """
 
 from __future__ import annotations

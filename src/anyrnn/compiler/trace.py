@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
-#: Batch sizes for a trace: the first of these primes that no number of features is a multiple of.
+#: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
 
 
@@ -309,7 +309,12 @@ def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
 def _numbers(rows: int, columns: int, fill: int) -> Tensor:
     """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the fill 0."""
     row, column = np.ogrid[:rows, :columns]
-    return torch.from_numpy((row * 37 + column * 17 + fill * 11) % 61 / 30.5 - 1 if fill else np.zeros((rows, columns)))
+    if not fill:
+        return torch.zeros(rows, columns, dtype=torch.float64)
+    return torch.from_numpy((row * 37 + column * 17 + fill * 11) % _MOST_ROWS / (_MOST_ROWS / 2) - 1)
+
+
+_MOST_ROWS = 157  # a prime above all `BATCHES`
 
 
 class _Frames:

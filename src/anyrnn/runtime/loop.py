@@ -134,5 +134,6 @@ def forward(
             results[name] = arrays[name]
         elif place == "kept":
             results[name] = layout.final(arrays[name], inputs[name])
-    # Not the outputs: whoever has one may write into it.
+    # Outputs that are no state are not read again, so whoever has one may write into it. One that is a state is the
+    # very tensor that is saved: autograd notices when somebody writes into that.
     return results, {name: arrays[name] for name in arrays if name not in loop.outputs}

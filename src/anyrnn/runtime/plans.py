@@ -53,7 +53,7 @@ class Plan:
         reads_x: Whether PyTorch reads the input.
         result: The output.
         records: What is recorded, by name.
-        direct: Which of the loop's outputs is the output, if the loop is all there is; else None.
+        direct: The name of the loop's output that is returned as it is, if the loop is all there is; else None.
     """
 
     def __init__(self, parts: Split) -> None:
@@ -113,10 +113,15 @@ class _Recent:
     changes: int
 
 
+# A Reach says where code that ran could look; a Sight is what it finds there: a key, and guards of all that it met.
+#: By the form of a call and the key of a cell: its plan, or why it has none. The oldest ones are dropped.
 _plans: OrderedDict[Hashable, Plan | str] = OrderedDict()
+#: By class and form: where the code of cells of that class has looked so far. They go with the class.
 _reaches: WeakKeyDictionary[type, dict[Hashable, list[Reach]]] = WeakKeyDictionary()
+#: By cell: what it was at its last call.
 _recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
-_unseen: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
+#: By cell that cannot be looked at: its form and attributes then, and the reason.
+_refused: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
 def plan_of(
@@ -134,9 +139,9 @@ def plan_of(
         sight = recent.sight
         if sight.is_same(cell) and sight.tensors(cell) == sight.forms:
             return recent.plan
-    unseen = _unseen.get(origin)
-    if unseen is not None and unseen[0] == (form, _surface(cell)):
-        return unseen[1]
+    refused = _refused.get(origin)
+    if refused is not None and refused[0] == (form, _surface(cell)):
+        return refused[1]
     with LOCK:
         return _looked_up(cell, origin, form, recent if recent is not None and recent.form == form else None)
 
@@ -160,7 +165,7 @@ def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent
             reaches.append(reach)
         sight = Sight(cell, reach)
     except AnyRNNError as reason:
-        _unseen[origin] = (form, _surface(cell)), str(reason)
+        _refused[origin] = (form, _surface(cell)), str(reason)
         return str(reason)
     except (MemoryError, OSError, RuntimeError) as cause:
         if not isinstance(cause, MemoryError | OSError) and "allocate memory" not in str(cause):
