@@ -1,8 +1,8 @@
-"""Which tensors of a loop have a gradient at all.
+"""Which inputs of a loop have a gradient, and which have None, as in autograd's graph.
 
-PyTorch tells zero from none: an optimiser with weight decay moves a weight whose gradient is zero, and leaves one alone
-that has none. A value reaches another one in the graph of autograd unless there are only comparisons, or a `detach`,
-between them; and how many steps back it does so depends on the cell, and on which results are differentiated.
+PyTorch tells zero from None: an optimiser with weight decay moves a weight whose gradient is zero, and leaves one alone
+whose gradient is None. A gradient reaches an input unless only comparisons, or a `detach`, lead from it to the results;
+and how many steps back it does so depends on the cell, and on which results are differentiated.
 """
 
 from __future__ import annotations
@@ -18,60 +18,62 @@ if TYPE_CHECKING:
 
 
 class GradientPaths:
-    """What the results of a program's step depend on, as autograd has it."""
+    """For each result of a step of a program, the arrays that its gradient reaches."""
 
     def __init__(self, program: Program) -> None:
-        self._reached = {name: _arrays(pieces) for name, pieces in program.results.items()}
+        self._arrays_of = {name: _arrays(pieces) for name, pieces in program.results.items()}
         self._states = frozenset(a.name for a in program.of("state"))
         self._results = tuple(a.name for a in program.of("output", "state"))
         self._all = frozenset(a.name for a in program.of("stream", "state", "vector", "matrix"))
-        self._is_whole = False
+        self._is_dense = False
         alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
-        self._is_whole = all(found == self._all for found in alone)  # within a step, as in most cells
-        self._known: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
+        self._is_dense = all(arrays == self._all for arrays in alone)  # within a step, as in most cells
+        self._unreached: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
 
     def unreached(self, needed: frozenset[str], steps: int, ragged: bool) -> frozenset[str]:
-        """Which of the outputs and final states no tensor reaches whose gradient is needed."""
-        if self._is_whole and needed:
+        """The outputs and final states whose gradients reach none of the inputs whose gradients are needed."""
+        if self._is_dense and needed:
             return frozenset()
         key = needed, min(steps, len(self._states) + 1), ragged  # that many steps back, nothing new is reached
-        if key not in self._known:
-            self._known[key] = frozenset(
+        if key not in self._unreached:
+            self._unreached[key] = frozenset(
                 name for name in self._results if self.reached({name}, key[1], ragged).isdisjoint(needed)
             )
-        return self._known[key]
+        return self._unreached[key]
 
     def reached(self, results: Collection[str], steps: int, ragged: bool) -> frozenset[str]:
         """The streams, initial states, vectors and matrices that have a gradient.
 
         Args:
             results: Which outputs and final states have one.
-            steps: How many steps were run.
+            steps: The number of steps of the loop.
             ragged: Rows end at different steps: a state that a step does not read goes on for the other rows.
         """
-        if self._is_whole and results and steps:
+        if self._is_dense and results and steps:
             return self._all
-        every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
-        live = self._states.intersection(results)
-        found: set[str] = set()
+        of_outputs = frozenset[str]().union(*(self._arrays_of[name] for name in results if name not in self._states))
+        live = self._states.intersection(results)  # the states after the step whose gradients are carried to it
+        reached: set[str] = set()
         for _ in range(steps):
-            here = every.union(*(self._reached[name] for name in live))
-            before = (here & self._states) | (live if ragged else frozenset())
-            found |= here
+            in_step = of_outputs.union(*(self._arrays_of[name] for name in live))
+            before = (in_step & self._states) | (live if ragged else frozenset())
+            reached |= in_step
             if before == live:
                 break
             live = before
-        return (frozenset(found) - self._states) | live
+        return (frozenset(reached) - self._states) | live
 
 
 def _arrays(roots: Iterable[Node]) -> frozenset[str]:
-    def ends(node: Node) -> bool:
+    """The arrays that the gradients of some values reach within a step."""
+
+    def stops(node: Node) -> bool:
         return node.is_mask or node.op == "detach"
 
-    found: set[str] = set()
-    for node in ordered(roots, given=ends):
+    arrays: set[str] = set()
+    for node in ordered(roots, given=stops):
         if node.is_leaf:
-            found.add(node.attr[0])
+            arrays.add(node.attr[0])
         elif node.op == "dot":
-            found.update(at[0] for at in node.attr)
-    return frozenset(found)
+            arrays.update(at[0] for at in node.attr)
+    return frozenset(arrays)

@@ -21,24 +21,16 @@ _OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "
 
 
 class Recorder(TorchDispatchMode):
-    """Records operations. A tensor that none of them has computed is a weight, which `name_of` names.
-
-    Attributes:
-        refs: The number of each tensor, by its id.
-        shapes, dtypes: Those of the tensors.
-        steps: The operations.
-        weights: The weights, by name.
-        varying: The tensors that depend on the input or the state.
-    """
+    """Records operations. A tensor that none of them has computed is a weight, which `name_of` names."""
 
     def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.refs: dict[int, Ref] = {}
+        self.refs: dict[int, Ref] = {}  # by the id of the tensor
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
         self.steps: list[Step] = []
         self.weights: dict[str, Ref] = {}
-        self.varying: set[Ref] = set()
+        self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
         self._name_of = name_of
         self._tensors: list[Tensor] = []  # held, so that no id is used twice
         self._stale: set[int] = set()  # ids of tensors of which a part was changed in place since

@@ -62,7 +62,7 @@ MOMENTARY = frozenset(
 
 
 class Batch(int):  # noqa: PLW1641 - to hash it is refused
-    """A symbolic integer, a multiple of the batch size: it may be passed on, multiplied, divided, compared with another.
+    """A symbolic integer, a multiple of the batch size: may be passed on, multiplied, divided, compared with another.
 
     Any other operation would have a result that holds for the traced size only.
     """
