@@ -71,7 +71,7 @@ def _arrays(roots: Iterable[Node]) -> frozenset[str]:
         return node.is_mask or node.op == "detach"
 
     arrays: set[str] = set()
-    for node in ordered(roots, given=stops):
+    for node in ordered(roots, is_input=stops):
         if node.is_leaf:
             arrays.add(node.attr[0])
         elif node.op == "dot":
