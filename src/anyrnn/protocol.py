@@ -56,11 +56,11 @@ class Signature:
     kind: type[tuple[Any, ...]] = tuple
     settled: bool = True
 
-    def wrap(self, states: tuple[Tensor, ...], given: object = None) -> State:
-        """Give the states the structure that the cell uses, or that of a named tuple passed as `given`."""
+    def wrap(self, states: tuple[Tensor, ...], like: object = None) -> State:
+        """Give the states the structure that the cell uses, or, if `like` is a named tuple, that of `like`."""
         if self.bare:
             return states[0]
-        kind: type[Any] = type(given) if self.kind is tuple and _is_named(type(given)) else self.kind
+        kind: type[Any] = type(like) if self.kind is tuple and _is_named(type(like)) else self.kind
         return states if kind is tuple else kind(*states)
 
     def step(self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,7 +1,6 @@
-"""`einsum` of rows and a matrix as the product that it is.
+"""`einsum` of rows and a matrix as `matmul`, while a step is traced.
 
-PyTorch computes ``einsum("bi,ij->bj", h, W)`` as a product of batches of matrices, with the batch moved elsewhere.
-While a step is recorded, it is ``h @ W``.
+PyTorch computes ``einsum("bi,ij->bj", h, W)`` by `bmm`, with the batch in another dimension. Here it is ``h @ W``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Contractions(TorchFunctionMode):
-    """Runs functions of PyTorch's as they are, but for `einsum` of rows and a matrix."""
+    """A mode that replaces `einsum` of rows and a matrix by `matmul`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call a function."""
@@ -26,7 +25,7 @@ class Contractions(TorchFunctionMode):
 
 
 def _product(equation: Any, *operands: Any) -> Tensor | None:
-    """The product of rows and a matrix; None if it is another contraction."""
+    """The result of `einsum` as a product of rows and a matrix; None if it is another contraction."""
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     inputs, arrow, output = str(equation).replace(" ", "").partition("->")

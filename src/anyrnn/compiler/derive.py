@@ -117,7 +117,7 @@ class _Derivation:
 
         def is_expensive(node: Node) -> bool:
             args = {expanded[a] for a in node.args}
-            parts = (n.op for n in ordered([expanded[node]], given=args.__contains__) if n not in args)
+            parts = (n.op for n in ordered([expanded[node]], is_input=args.__contains__) if n not in args)
             dear = any(op in OPERATIONS and OPERATIONS[op].dear for op in parts)
             return dear or node.op == "dot" or node.op in REDUCTIONS
 
@@ -212,7 +212,7 @@ class _Derivation:
 
     def _read_again(self, root: Node) -> Node:
         """A forward value in the backward program: read from an array, or computed again from values that are."""
-        for node in ordered([root], given=lambda n: n in self.in_memory or not n.args):
+        for node in ordered([root], is_input=lambda n: n in self.in_memory or not n.args):
             if node not in self._reread:
                 self._reread[node] = self._recalled(node)
         return self._reread[root]

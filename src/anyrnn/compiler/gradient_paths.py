@@ -79,7 +79,7 @@ def _arrays(roots: Iterable[Node]) -> frozenset[str]:
         return node.is_mask or node.op == "detach"
 
     found: set[str] = set()
-    for node in ordered(roots, given=ends):
+    for node in ordered(roots, is_input=ends):
         if node.is_leaf:
             found.add(node.attr[0])
         elif node.op == "dot":

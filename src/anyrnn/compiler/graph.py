@@ -1,4 +1,4 @@
-"""A cell's step as a graph of ATen operations: what a trace gives, and what is split."""
+"""The graph of a cell's step: ATen operations in order, on numbered tensors. `trace` makes it, `split` reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
 
 
-#: The classes of tensors that are nothing but numbers in memory.
+#: The classes of plain tensors, without a `__torch_dispatch__` or `__torch_function__` of their own.
 PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -26,7 +26,7 @@ class Ref(int):
 
 @dataclass(frozen=True)
 class Step:
-    """One ATen operation: `args` and `kwargs` with a Ref in the place of each tensor, and the tensors it returns."""
+    """One ATen operation: arguments with a Ref for each tensor, and its outputs; if `many`, it returns a sequence."""
 
     op: torch._ops.OpOverload
     args: tuple[Any, ...]
@@ -54,7 +54,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Graph:
-    """A step of a cell.
+    """The graph of a step of a cell.
 
     Attributes:
         x: The input.
@@ -66,8 +66,8 @@ class Graph:
         batch: The batch size of the trace.
         shapes: The shape of every tensor.
         dtypes: The type of every tensor.
-        names: The local variables of the cell's code that hold a tensor.
-        locals: The tensors that the local variables of the cell's methods hold in the end, by name.
+        names: For tensors that a local variable of the user's code holds, its name.
+        locals: The tensors that the local variables of the cell's methods hold when these return, by name.
     """
 
     x: Ref
@@ -108,7 +108,7 @@ def scaled(value: Any, batch: int, rows: int) -> Any:
 
 
 def run_steps(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
-    """Run a whole graph, adding what it computes to `tensors`."""
+    """Run a graph on so many rows, adding its results to `tensors`, which has its inputs."""
     for step in graph.steps:
         args = [
             scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value

@@ -195,8 +195,8 @@ def _folded(operation: Operation, numbers: Sequence[Any]) -> float | None:
     return double.item() if str(double.float().item()) == str(single.item()) else None
 
 
-def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: False) -> list[Node]:
-    """Return the nodes that the roots need, arguments before users (topologically); `given` nodes need none."""
+def ordered(roots: Iterable[Node], is_input: Callable[[Node], bool] = lambda node: False) -> list[Node]:
+    """Return the nodes that the roots need, in topological order: arguments before users; inputs need no arguments."""
     done: dict[Node, None] = {}
     stack: list[tuple[Node, bool]] = [(root, False) for root in reversed(list(roots))]
     while stack:
@@ -207,7 +207,7 @@ def ordered(roots: Iterable[Node], given: Callable[[Node], bool] = lambda node: 
             done[node] = None
         else:
             stack.append((node, True))
-            stack.extend((a, False) for a in reversed(node.args) if a not in done and not given(node))
+            stack.extend((a, False) for a in reversed(node.args) if a not in done and not is_input(node))
     return list(done)
 
 

@@ -1,7 +1,7 @@
-"""Calls of an `autograd.Function` on weights alone, recorded as one step that calls it again.
+"""A user's `autograd.Function` on weights alone, recorded as one opaque operation that calls it again.
 
-What such a function does is below no_grad, and its gradient is its own, so a trace must not look inside. Where it
-depends on weights only it need not: it runs once a call, as it is, with its own backward pass.
+Its forward runs below no_grad and its backward is the user's, so a trace must not record the operations inside. It need
+not, if the function depends on weights only: it is in the part `once`, where autograd calls its backward.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_traced = threading.local()  # the recording of this thread; other threads may call such functions meanwhile
+_trace = threading.local()  # that of this thread; other threads may call such functions meanwhile
 
 
 class FunctionCall:
-    """A function with its own gradient in the place of an ATen operation."""
+    """An autograd.Function in the place of an ATen operation in a graph."""
 
     tags = ()
 
@@ -45,11 +45,11 @@ class FunctionCall:
 
 
 class _Inside(TorchDispatchMode):
-    """Checks that a function reads nothing but what it is given, and draws nothing."""
+    """Checks that a function does not read the input or the state, and draws no random numbers."""
 
-    def __init__(self, name: str, is_foreign: Callable[[Tensor], bool]) -> None:
+    def __init__(self, name: str, is_varying: Callable[[Tensor], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.name, self.is_foreign = name, is_foreign
+        self.name, self.is_varying = name, is_varying
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -58,7 +58,7 @@ class _Inside(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if any(map(self.is_foreign, tensors)) or torch.Tag.nondeterministic_seeded in func.tags:
+        if any(map(self.is_varying, tensors)) or torch.Tag.nondeterministic_seeded in func.tags:
             msg = f"`{self.name}`, an autograd.Function, reads the input or the state, or random numbers"
             raise AnyRNNError(msg)
         return func(*args, **(kwargs or {}))
@@ -66,19 +66,19 @@ class _Inside(TorchDispatchMode):
 
 @contextlib.contextmanager
 def recorded(
-    note: Callable[[FunctionCall, tuple[Any, ...], Any], None], is_varying: Callable[[Tensor], bool]
+    record: Callable[[FunctionCall, tuple[Any, ...], Any], None], is_varying: Callable[[Tensor], bool]
 ) -> Iterator[None]:
-    """Have calls on weights alone noted, with arguments and result, and others refused.
+    """Record calls on weights alone, and refuse others, by another `autograd.Function.apply` meanwhile.
 
     Args:
-        note: Is given each call.
+        record: Records a call, with its arguments and its result.
         is_varying: Whether a tensor depends on the input or the state.
     """
-    plain = torch.autograd.Function.__dict__["apply"]
+    original = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        call = plain.__get__(None, cls)
-        if getattr(_traced, "note", None) is None:
+        call = original.__get__(None, cls)
+        if getattr(_trace, "record", None) is None:
             return call(*args, **kwargs)
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if any(map(is_varying, tensors)):
@@ -96,16 +96,16 @@ def recorded(
                 f"`{cls.__name__}`, an autograd.Function, changes what it is given, or gives other things than tensors"
             )
             raise AnyRNNError(msg)
-        _traced.note(FunctionCall(cls, len(args)), args, result)
+        _trace.record(FunctionCall(cls, len(args)), args, result)
         return result
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    _traced.note = note
+    _trace.record = record
     try:
         yield
     finally:
-        _traced.note = None
-        torch.autograd.Function.apply = plain  # type: ignore[method-assign]
+        _trace.record = None
+        torch.autograd.Function.apply = original  # type: ignore[method-assign]
 
 
 _PLAIN = bool | int | float | str | None

@@ -193,7 +193,7 @@ class Program:
         return _written(self)
 
 
-def free_name(wanted: str, taken: Iterable[str]) -> str:
+def free_name(wanted: str, used: Iterable[str]) -> str:
     """Return a name that a program may use for an array or a value, as near to the one wanted as can be.
 
     Names are identifiers with dots, so that a program is read as Python's expressions are.
@@ -203,8 +203,8 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
     name = ".".join(parts)
     if _NUMBERED.fullmatch(name):
         name += "_"
-    taken = set(taken)
-    while name in taken:
+    used = set(used)
+    while name in used:
         name += "_"
     return name
 

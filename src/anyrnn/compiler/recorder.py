@@ -1,4 +1,4 @@
-"""Writes operations down while they run: a dispatch mode below whatever the code of a step calls."""
+"""The recorder of a trace: a `TorchDispatchMode` that records every ATen operation while it runs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down operations; tensors that come from elsewhere are asked for by `name_of`."""
+    """Records operations. A tensor that none of them has computed is a weight, which `name_of` names."""
 
     def __init__(self, name_of: Callable[[Tensor], str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._unwritten: set[int] = set()  # memory that nobody has written to
-        self.refs: dict[int, Ref] = {}
+        self.refs: dict[int, Ref] = {}  # by the id of the tensor
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
         self.steps: list[Step] = []
         self.weights: dict[str, Ref] = {}
+        self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
         self._name_of = name_of
-        self._kept: list[Tensor] = []  # so that no id is used twice
-        self._stale: set[int] = set()
-        self.varying: set[Ref] = set()  # what depends on the input or the state
+        self._tensors: list[Tensor] = []  # held, so that no id is used twice
+        self._stale: set[int] = set()  # ids of tensors of which a part was changed in place since
+        self._uninitialized: set[int] = set()  # memory that nobody has written to
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -43,25 +43,26 @@ class Recorder(TorchDispatchMode):
 
     def ref(self, tensor: Tensor) -> Ref:
         """Return the number of a tensor, giving it one if it is new."""
-        found = self.refs.get(id(tensor))
-        if found is None:
-            return self._number(tensor)
+        ref = self.refs.get(id(tensor))
+        if ref is None:
+            return self._add(tensor)
         if id(tensor) in self._stale:
             msg = "it reads a tensor after a part of it was changed in place"
             raise AnyRNNError(msg)
-        return found
-
-    def known(self, tensor: Tensor) -> Ref | None:
-        """The number of a tensor of the graph; None if it has none, or was partly changed in place since."""
-        return None if id(tensor) in self._stale else self.refs.get(id(tensor))
-
-    def _number(self, tensor: Tensor) -> Ref:
-        ref = self.refs[id(tensor)] = self._fresh(tensor)
-        self._kept.append(tensor)
         return ref
 
-    def _fresh(self, tensor: Tensor) -> Ref:
-        """A number for what a tensor is before it is detached."""
+    def known(self, tensor: Tensor) -> Ref | None:
+        """The number of a tensor; None if it has none, or if a part of it was changed in place since."""
+        return None if id(tensor) in self._stale else self.refs.get(id(tensor))
+
+    def _add(self, tensor: Tensor) -> Ref:
+        """Give a tensor a new number."""
+        ref = self.refs[id(tensor)] = self._new_ref(tensor)
+        self._tensors.append(tensor)
+        return ref
+
+    def _new_ref(self, tensor: Tensor) -> Ref:
+        """A number for a tensor of this shape and type, such as this one before it was detached."""
         ref = Ref(len(self.shapes))
         self.shapes[ref] = tuple(tensor.shape)
         self.dtypes[ref] = tensor.dtype
@@ -70,17 +71,40 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run an operation and write it down."""
+        """Run an operation and record it."""
         kwargs = dict(kwargs or {})
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
-            self._let_check(args[0])
+            self._enable_check_errors(args[0])
             return func(*args, **kwargs)
-        frozen = self._name_of is not None and not torch.is_grad_enabled()
-        if frozen and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
+        without_grad = self._name_of is not None and not torch.is_grad_enabled()
+        self._check_operation(func, tensors, kwargs, without_grad)
+        if func._schema.is_mutable:
+            return self._in_place(func, args, kwargs)
+        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
+            msg = f"`{func}` changes the running statistics"
+            raise AnyRNNError(msg)
+        result = func(*args, **kwargs)
+        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        self._check_initialized(func, tensors, outputs)
+        if not outputs:
+            msg = (
+                f"`{func}`: a Python number is taken from a tensor (.item(), float(), if): compute with tensors, "
+                f"e.g. torch.where"
+            )
+            raise AnyRNNError(msg)
+        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
+        self._record(func, recorded[0], recorded[1], result, without_grad)
+        return result
+
+    def _check_operation(
+        self, func: Any, tensors: Sequence[Tensor], kwargs: Mapping[str, Any], without_grad: bool
+    ) -> None:
+        """Check that an operation can be recorded, and name the weights among its tensors."""
+        if without_grad and tensors and (func._schema.is_mutable or any(map(self.is_varying, tensors))):
             msg = f"`{func}` runs below torch.no_grad or in an autograd.Function: its gradient is not its own"
             raise AnyRNNError(msg)
         for tensor in tensors:
@@ -89,137 +113,122 @@ class Recorder(TorchDispatchMode):
                 msg = f"`{func}` takes a {kind}, which is no plain array of numbers"
                 raise AnyRNNError(msg)
             if id(tensor) not in self.refs:
-                self._name(tensor)
+                self._add_weight(tensor)
         if any(isinstance(v, torch.Generator) for v in kwargs.values()):
             msg = f"`{func}` draws random numbers from a generator of the cell's own"
             raise AnyRNNError(msg)
-        if func._schema.is_mutable:
-            return self._in_place(func, args, kwargs)
-        if func is torch.ops.aten.native_batch_norm.default and args[3] is not None and args[5]:
-            msg = f"`{func}` changes the running statistics"
-            raise AnyRNNError(msg)
-        result = func(*args, **kwargs)
-        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        self._check_read(func, tensors, outputs)
-        if not outputs:
-            msg = (
-                f"`{func}`: a Python number is taken from a tensor (.item(), float(), if): compute with tensors, "
-                f"e.g. torch.where"
-            )
-            raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
-        self._note(func, recorded[0], recorded[1], result, frozen)
-        return result
 
-    def _check_read(self, func: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    def _check_initialized(self, func: Any, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Check that no memory is read that nobody has written to."""
         if "empty" in func._schema.name:
-            self._unwritten.update(map(_memory, outputs))
+            self._uninitialized.update(map(_memory, outputs))
             return
-        is_view = self._unwritten.issuperset(map(_memory, outputs))
-        if not self._unwritten.isdisjoint(map(_memory, tensors)) and not (outputs and is_view):
+        is_view = self._uninitialized.issuperset(map(_memory, outputs))
+        if not self._uninitialized.isdisjoint(map(_memory, tensors)) and not (outputs and is_view):
             msg = f"`{func}` reads memory that nobody has written to"
             raise AnyRNNError(msg)
 
     def check_written(self, results: Iterable[Tensor]) -> None:
-        """Check that what a step returns was written."""
-        if not self._unwritten.isdisjoint(map(_memory, results)):
+        """Check that the memory of a step's results was written to."""
+        if not self._uninitialized.isdisjoint(map(_memory, results)):
             msg = "it returns memory that nobody has written to"
             raise AnyRNNError(msg)
 
     def named(self) -> Iterator[tuple[Ref, Tensor]]:
-        """The tensors of the graph."""
-        return ((self.refs[id(t)], t) for t in self._kept)
+        """All tensors, with their numbers."""
+        return ((self.refs[id(t)], t) for t in self._tensors)
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frozen: bool = False) -> None:
-        """Write a step down; `frozen` ends the path of gradients at what it gives."""
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any, without_grad: bool = False) -> None:
+        """Record an operation; without gradients, its results are detached."""
         outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
-        if frozen:
-            refs = tuple(self._fresh(o) for o in outputs)
+        if without_grad:
+            refs = tuple(self._new_ref(o) for o in outputs)
             detach = torch.ops.aten.detach.default
-            after = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+            detached = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
         else:
-            refs, after = tuple(self.ref(o) for o in outputs), []
-        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *after]
+            refs, detached = tuple(self.ref(o) for o in outputs), []
+        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
         for step in steps:
             if self.varying.intersection(step.inputs):
                 self.varying.update(step.outputs)
         self.steps += steps
 
-    def note_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Write a call of an autograd.Function down."""
+    def record_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Record a call of an autograd.Function."""
         for tensor in args:
             if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
-                self._name(tensor)
-        self._note(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
+                self._add_weight(tensor)
+        self._record(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
 
     def is_varying(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the input or the state."""
         return self.refs.get(id(tensor)) in self.varying
 
-    def _let_check(self, info: Tensor) -> None:
-        """Have an operation of linear algebra check its own result, as its caller just did."""
+    def _enable_check_errors(self, info: Tensor) -> None:
+        """Set `check_errors` of the operation of linear algebra whose result the step's code has just checked."""
         ref = self.ref(info)
         for k, step in enumerate(self.steps):
             if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
                 names = [a.name for a in step.op._schema.arguments]
                 args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
-                given = {} if len(args) > names.index("check_errors") else {"check_errors": True}
-                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **given})
+                extra = {} if len(args) > names.index("check_errors") else {"check_errors": True}
+                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **extra})
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Write an operation such as `add_` down as `add`, and let the changed tensor stand for its result."""
+        """Record an operation such as `add_` as `add` (functionalization); the changed tensor becomes its result."""
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        plain = getattr(packet, func._overloadname, None)
-        written = args
+        functional = getattr(packet, func._overloadname, None)
+        functional_args = args
         if func is torch.ops.aten.bernoulli_.float:
-            plain, written = torch.ops.aten.bernoulli.p, (*args, *([] if kwargs or args[1:] else [0.5]))
+            functional = torch.ops.aten.bernoulli.p
+            functional_args = (*args, *([] if kwargs or args[1:] else [0.5]))
         target = args[0] if args else None
-        if plain is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
+        if functional is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
             raise AnyRNNError(msg)
         others = [t for t in pytree.tree_leaves((args[1:], dict(kwargs))) if isinstance(t, Tensor)]
-        self._check_read(func, others, ())
+        self._check_initialized(func, others, ())
         storage = _memory(target)
-        if storage in self._unwritten:
+        if storage in self._uninitialized:
             whole = target.numel() * target.itemsize == target.untyped_storage().nbytes()
             if func._schema.name not in _OVERWRITING or not whole:
                 msg = f"`{func}` reads or keeps memory that nobody has written to"
                 raise AnyRNNError(msg)
-            self._unwritten.discard(storage)
-        views = [t for t in self._kept if _memory(t) == storage]
+            self._uninitialized.discard(storage)
+        views = [t for t in self._tensors if _memory(t) == storage]
         if any(self.refs[id(t)] in self.weights.values() for t in views):
             msg = f"`{func}` changes a weight or buffer"
             raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (written, dict(kwargs)))
+        recorded = pytree.tree_map_only(Tensor, self.ref, (functional_args, dict(kwargs)))
         func(*args, **kwargs)
-        self._stale.update(id(t) for t in views if t is not target and not _apart(t, target))
+        self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))
-        op, given, options = self._differentiable(func, plain, target, args, *recorded)
-        self.steps.append(Step(op, given, options, (self._number(target),), many=False))
+        step = self._differentiable(func, functional, target, args, *recorded)
+        self.steps.append(Step(*step, (self._add(target),), many=False))
         if self.varying.intersection(self.steps[-1].inputs):
             self.varying.update(self.steps[-1].outputs)
         return target
 
     def _differentiable(
-        self, func: Any, plain: Any, target: Tensor, args: tuple[Any, ...], recorded: tuple[Any, ...], options: Any
+        self, func: Any, functional: Any, target: Tensor, args: tuple[Any, ...], recorded: tuple[Any, ...], options: Any
     ) -> tuple[Any, tuple[Any, ...], Any]:
-        """What stands for an operation in place: PyTorch has no derivative of `copy` and `zero`, only of `copy_`."""
+        """The operation to record, with its arguments: PyTorch has no derivative of `copy` and `zero`."""
         aten = torch.ops.aten
         if func is aten.zero_.default:
             return aten.zeros_like.default, recorded[:1], {}
         if func is not aten.copy_.default:
-            return plain, recorded, options
+            return functional, recorded, options
         source = recorded[1]
         if args[1].shape != target.shape:
-            spread = self._fresh(args[1].expand(target.shape))
-            self.steps.append(Step(aten.expand.default, (source, list(target.shape)), {}, (spread,), many=False))
+            expanded = self._new_ref(args[1].expand(target.shape))
+            self.steps.append(Step(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
             if source in self.varying:
-                self.varying.add(spread)
-            source = spread
+                self.varying.add(expanded)
+            source = expanded
         return aten._to_copy.default, (source,), {"dtype": target.dtype}
 
-    def _name(self, tensor: Tensor) -> None:
+    def _add_weight(self, tensor: Tensor) -> None:
+        """Give a tensor that no operation has computed the number of its weight."""
         if self._name_of is None:
             msg = "a tensor turned up that is not part of the graph"
             raise AnyRNNError(msg)
@@ -227,14 +236,15 @@ class Recorder(TorchDispatchMode):
         if name in self.weights:  # reached by another way than the attribute, as in a closure
             self.refs[id(tensor)] = self.weights[name]
         else:
-            self.weights[name] = self._number(tensor)
+            self.weights[name] = self._add(tensor)
 
 
 def _memory(tensor: Tensor) -> int:
+    """The identity of a tensor's storage."""
     return int(tensor.untyped_storage()._cdata)
 
 
-def _apart(a: Tensor, b: Tensor) -> bool:
+def _are_disjoint(a: Tensor, b: Tensor) -> bool:
     """Whether two views (B, n) of one tensor are different columns of it."""
     if a.dim() != 2 or a.stride() != b.stride() or a.stride(1) != 1:
         return False

@@ -261,7 +261,7 @@ class _Tracer:
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.note_function, recorder.is_varying), Contractions(), witness, recorder, frames,
+                recorded(recorder.record_function, recorder.is_varying), Contractions(), witness, recorder, frames,
             ):  # fmt: skip
                 output, new = self.signature.step(twin, x, tuple(states))
             results = (output, *new) if self.signature.has_output else new

@@ -1,9 +1,9 @@
-"""What a step's Python asks of tensors while it is traced, beside computing with them.
+"""Control flow while tracing: what a step's Python asks of tensors is answered so that the graph holds for every call.
 
-A trace writes down operations; what a step does with an answer that is no tensor leaves no trace. So every question is
-witnessed here. Sizes, types and places may be asked: those of the features are the same in every call, and the size of
-the batch is answered by a number that may be passed on and multiplied, but not compared. Everything else (Is there a
-gradient? Is it contiguous? What are the numbers?) is refused, and so is what reaches behind operations, as hooks do.
+A trace records operations; what a step decides by an answer that is no tensor (`if x.shape[0] > 1`) is not in it. So a
+`TorchFunctionMode` sees every such question. Sizes, dtypes and devices may be asked: those of features are the same in
+every call, and the size of the batch is a symbolic integer (`Batch`), which may be passed on and multiplied, but not
+compared. All else (requires_grad, is_contiguous, numbers) is refused, and so is what acts behind operations, as hooks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import CodeType, FrameType
 
-#: What may be asked of a tensor: the answer follows from the sizes of the cell and the type of its tensors.
+#: Questions that may be asked: the answer follows from the sizes of the cell and the dtypes of its tensors.
 _HARMLESS = frozenset(
     {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device", "layout", "itemsize"}
     | {"element_size", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_complex", "is_floating_point"}
@@ -43,10 +43,10 @@ _HARMLESS = frozenset(
     }
     | {"is_storage", "has_names", "__class__", "__repr__", "__hash__", "__format__"}
 )
-#: What may be done though no tensor comes back: it is written down, or seen, as operations are.
-_DONE = frozenset({"__setitem__", "_assert_async", "_check", "_set_grad_enabled"})
+#: Functions that return no tensor and may be called: the recorder sees what they do.
+_RECORDED = frozenset({"__setitem__", "_assert_async", "_check", "_set_grad_enabled"})
 
-#: Functions whose answer belongs to the moment of the call. Named by code that ran, they are refused.
+#: Functions whose result depends on the moment of the call. Named by code that ran, they are refused.
 MOMENTARY = frozenset(
     {"is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"}
     | {
@@ -62,9 +62,9 @@ MOMENTARY = frozenset(
 
 
 class Batch(int):  # noqa: PLW1641 - to hash it is refused
-    """A multiple of the batch size: it may be passed on, multiplied, divided, and compared with another one.
+    """A symbolic integer, a multiple of the batch size: may be passed on, multiplied, divided, compared with another.
 
-    Anything else would be an answer that holds for the traced size only.
+    Any other operation would have a result that holds for the traced size only.
     """
 
     def _refuse(self, *_: object) -> Any:
@@ -75,7 +75,7 @@ class Batch(int):  # noqa: PLW1641 - to hash it is refused
         raise AnyRNNError(msg)
 
     def _compared(self, other: object, compare: Callable[[Any, Any], bool]) -> bool:
-        """Compare with what every batch compares with alike: a multiple of its size, and what no size is."""
+        """Compare with numbers with which every batch size compares alike: its multiples, and those below one."""
         if isinstance(other, Batch):
             return compare(int.__index__(self), int.__index__(other))
         if isinstance(other, int | float) and other > 0:
@@ -121,16 +121,16 @@ class Batch(int):  # noqa: PLW1641 - to hash it is refused
 
 
 class Number(float):
-    """A number that a step takes as it is when it is called: in a trace a tensor goes along with it.
+    """A symbolic float: an attribute of the cell that is an input of the graph, with the tensor that stands for it.
 
-    Computing with it computes with the tensor, too. To look at it, as `if` does, is refused.
+    Arithmetic computes with the tensor, too. Whatever would read the number, as `if` does, is refused.
     """
 
     tensor: Tensor
 
     @staticmethod
     def of(value: float, tensor: Tensor) -> Number:
-        """Return a number with its tensor, which has no dimensions."""
+        """Return a number with its tensor, a scalar."""
         number = Number(value)
         number.tensor = tensor
         return number
@@ -139,13 +139,13 @@ class Number(float):
         msg = "it looks at a number that differs from call to call"
         raise AnyRNNError(msg)
 
-    def _computed(self, other: Any, compute: Callable[[Any, Any], Any], turned: bool = False) -> Any:
+    def _computed(self, other: Any, compute: Callable[[Any, Any], Any], reflected: bool = False) -> Any:
         if isinstance(other, Tensor) or not isinstance(other, int | float):
             return NotImplemented
         value = float.__pos__(other) if isinstance(other, float) else other
         tensor = other.tensor if isinstance(other, Number) else other
         pairs = (float.__pos__(self), value), (self.tensor, tensor)
-        return Number.of(*(compute(b, a) if turned else compute(a, b) for a, b in pairs))
+        return Number.of(*(compute(b, a) if reflected else compute(a, b) for a, b in pairs))
 
     def __add__(self, other: Any) -> Any:
         return self._computed(other, operator.add)
@@ -154,7 +154,7 @@ class Number(float):
         return self._computed(other, operator.sub)
 
     def __rsub__(self, other: Any) -> Any:
-        return self._computed(other, operator.sub, turned=True)
+        return self._computed(other, operator.sub, reflected=True)
 
     def __mul__(self, other: Any) -> Any:
         return self._computed(other, operator.mul)
@@ -163,7 +163,7 @@ class Number(float):
         return self._computed(other, operator.truediv)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return self._computed(other, operator.truediv, turned=True)
+        return self._computed(other, operator.truediv, reflected=True)
 
     def __neg__(self) -> Any:
         return self._computed(-1, operator.mul)
@@ -176,17 +176,22 @@ class Number(float):
 
 
 class Witness(TorchFunctionMode):
-    """Sees every question and every function, and answers with numbers that are followed."""
+    """Sees every function of PyTorch's that a step calls, and answers with symbolic numbers.
 
-    def __init__(self, batch: int | None, seen: set[str]) -> None:
+    Args:
+        batch: The batch size of the trace; None if its multiples are no symbolic integers.
+        questions: A set to which "len" is added if `len` is asked for the batch size, whose result cannot be symbolic.
+    """
+
+    def __init__(self, batch: int | None, questions: set[str]) -> None:
         super().__init__()
         self._batch = batch
-        self._seen = seen  # takes "len" if the size of the batch was asked in a way that cannot be followed
+        self._questions = questions
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Answer a question, or let a function compute."""
+        """Call a function, with symbolic sizes in its result, or refuse it."""
         kwargs = dict(kwargs or {})
         if any(isinstance(v, Number) for v in pytree.tree_leaves((args, kwargs))):
             args, kwargs = pytree.tree_map_only(Number, lambda number: number.tensor, (args, kwargs))
@@ -195,28 +200,28 @@ class Witness(TorchFunctionMode):
             msg = f"it asks `{name}`, whose answer may be another one in the next call"
             raise AnyRNNError(msg)
         result = func(*args, **kwargs)
-        if name in _DONE or any(isinstance(r, Tensor) for r in pytree.tree_leaves(result)):
+        if name in _RECORDED or any(isinstance(r, Tensor) for r in pytree.tree_leaves(result)):
             return result
-        asked = name in _HARMLESS
-        if not asked and (result is None or name in _REACHING or not is_trusted_file(_asker().co_filename)):
+        by_user = not is_trusted_file(_caller().co_filename)
+        if name not in _HARMLESS and (result is None or name in _BEHIND or by_user):
             msg = f"it uses `Tensor.{name}`, and what comes of that is no operation; compute with tensors"
             raise AnyRNNError(msg)
-        return self._answer(name, result) if not is_trusted_file(_asker().co_filename) else result
+        return self._symbolic(name, result) if by_user else result
 
-    def _answer(self, name: str, result: Any) -> Any:
-        """Put a followed number in the place of each multiple of the batch size."""
+    def _symbolic(self, name: str, result: Any) -> Any:
+        """Put a symbolic integer in the place of each multiple of the batch size."""
         if isinstance(result, torch.Size):
-            return torch.Size([self._answer(name, n) for n in result])
+            return torch.Size([self._symbolic(name, n) for n in result])
         if self._batch is None or type(result) is not int or result % self._batch or not result:
             return result
         if name == "__len__":
-            self._seen.add("len")
+            self._questions.add("len")
             return result
         return Batch(result)
 
 
-#: What reaches behind the operations, whoever asks for it.
-_REACHING = frozenset(
+#: Functions that act behind operations: refused even if PyTorch's code calls them.
+_BEHIND = frozenset(
     {"register_hook", "register_post_accumulate_grad_hook", "retain_grad", "numpy", "__array__", "tolist", "data_ptr"}
     | {"untyped_storage", "storage", "__dlpack__", "backward", "set_", "resize_", "grad_fn", "_backward_hooks"}
 )
@@ -231,8 +236,8 @@ def _name_of(func: Any) -> str:
     return name
 
 
-def _asker() -> CodeType:
-    """The code that called the function which is witnessed."""
+def _caller() -> CodeType:
+    """The code that called the function which the mode sees."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back

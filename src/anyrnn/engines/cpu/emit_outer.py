@@ -1,4 +1,4 @@
-"""The machine code of outer.py, as LLVM IR: copies of blocks, and tiles of the result that stay in registers."""
+"""Code generation for the weight-gradient GEMM of outer.py: packed blocks, and tiles accumulated in registers."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class _Emitter(Writer):
                 here = [s["right_index"], s["right_stride"], block.index, rows]
                 b.call(copy_right, [right, across.index, width, *here, rights])
                 with self.loop(b, I64(0), width, self.wide) as column, self.loop(b, I64(0), height, self.tall) as row:
-                    taken = self.at(b, lefts, b.mul(row.index, depth))
-                    given = self.at(b, rights, b.mul(column.index, depth))
+                    left_tile = self.at(b, lefts, b.mul(row.index, depth))
+                    right_tile = self.at(b, rights, b.mul(column.index, depth))
                     at = b.mul(b.add(down.index, row.index), s["out_stride"])
                     target = self.at(b, out, b.add(at, b.add(across.index, column.index)))
                     more = b.sub(width, column.index)
-                    args = [taken, given, rows, target, s["out_stride"], b.sub(height, row.index), more, old]
+                    args = [left_tile, right_tile, rows, target, s["out_stride"], b.sub(height, row.index), more, old]
                     with b.if_else(b.icmp_signed("<=", more, I64(self.lanes))) as (one, several):
                         with one:
                             b.call(narrow, args)
@@ -89,10 +89,10 @@ class _Emitter(Writer):
             number = b.add(start, k.index)
             before = b.block
             with b.if_then(by_table):
-                found, there = self.element(b, b.inttoptr(table, PTR), number), b.block
+                indexed, inside = self.element(b, b.inttoptr(table, PTR), number), b.block
             row = b.phi(I64)
             row.add_incoming(number, before)
-            row.add_incoming(found, there)
+            row.add_incoming(indexed, inside)
             line = self.at(b, source, b.add(b.mul(row, stride), first))
             sink = self.at(b, target, b.mul(k.index, I64(count)))
             with self.loop(b, I64(0), whole, count) as i:
@@ -116,11 +116,11 @@ class _Emitter(Writer):
         with self.loop(b, I64(0), depth, 1, [self.constant(0.0)] * len(keys)) as k:
             line = self.at(b, right, b.mul(k.index, I64(self.wide)))
             vectors = [self.load(b, self.at(b, line, u * lanes), None) for u in range(blocks)]
-            taken = self.at(b, left, b.mul(k.index, I64(self.tall)))
+            left_row = self.at(b, left, b.mul(k.index, I64(self.tall)))
             values = []
             for (r, u), total in zip(keys, k.values, strict=True):
                 if u == 0:
-                    x = self.splat(b, b.load(self.at(b, taken, r), typ=self.real))
+                    x = self.splat(b, b.load(self.at(b, left_row, r), typ=self.real))
                 values.append(b.fadd(total, b.fmul(x, vectors[u], flags=("contract",)), flags=("contract",)))
             k.values = values
         sums = dict(zip(keys, k.results or [], strict=True))
