@@ -310,7 +310,7 @@ def _numbers(rows: int, columns: int, fill: int) -> Tensor:
     """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the fill 0."""
     row, column = np.ogrid[:rows, :columns]
     if not fill:
-        return torch.zeros(rows, columns, dtype=torch.float64)
+        return torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
     return torch.from_numpy((row * 37 + column * 17 + fill * 11) % _MOST_ROWS / (_MOST_ROWS / 2) - 1)
 
 
