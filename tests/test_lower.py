@@ -14,7 +14,7 @@ from anyrnn.compiler.node import Builder, Node, evaluate
 from anyrnn.compiler.passes import elementary
 from anyrnn.compiler.program import Array, Program
 from anyrnn.compiler.recorder import Recorder
-from anyrnn.compiler.rules import RULES, WHOLE, lower
+from anyrnn.compiler.rules import COMPOSITE, RULES, lower
 from anyrnn.errors import AnyRNNError
 
 B = 11
@@ -227,12 +227,12 @@ class Lowered:
             values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
         with torch.no_grad(), recorder:
             result = function(*operands)
-        for step in recorder.steps:
+        for op in recorder.ops:
             args, kwargs = pytree.tree_map_only(
-                type(recorder.ref(operands[0])), values.__getitem__, (step.args, dict(step.kwargs))
+                type(recorder.ref(operands[0])), values.__getitem__, (op.args, dict(op.kwargs))
             )
-            values.update(zip(step.outputs, lower(lowering, step, args, kwargs), strict=False))
-        self.rules = {step.short_name for step in recorder.steps}
+            values.update(zip(op.outputs, lower(lowering, step, args, kwargs), strict=False))
+        self.rules = {op.short_name for op in recorder.ops}
         pieces = lowering.pieces(values[recorder.ref(result)])
         arrays = [Array(n.attr[0], n.op, n.width, place="packed" * (n.op == "stream")) for n in self.leaves]
         output = Array("y", "output", sum(p.width for p in pieces))
@@ -332,7 +332,7 @@ def test_every_rule_has_a_row(monkeypatch):
     met = {"empty_like", "new_empty_strided"}  # written before they are read
 
     def noting(lowering, step, *args, **options):
-        met.add(step.short_name)
+        met.add(op.short_name)
         return lower(lowering, step, *args, **options)
 
     monkeypatch.setattr(anyrnn.compiler.derive, "lower", noting)
@@ -342,12 +342,12 @@ def test_every_rule_has_a_row(monkeypatch):
 
 
 def test_what_stays_whole_has_a_rule_and_prints_as_pytorch_has_it():
-    assert set(RULES) >= {name.partition(".")[0] for name in WHOLE}
+    assert set(RULES) >= {name.partition(".")[0] for name in COMPOSITE}
     lowered = Lowered(lambda x, y: F.elu(torch.lerp(x, y, 0.25).clamp(-1, 1), 0.3), [X, Y])
     assert "aten.lerp.Scalar(x0[0:4], x1[0:4], 0.25)" in str(lowered.program)
     assert "aten.clamp.default(v0, -1, 1)" in str(lowered.program)
-    assert all(n.is_whole for n in lowered.program.nodes if n.args)
-    assert not any(n.is_whole for n in elementary(lowered.program).nodes)
+    assert all(n.is_composite for n in lowered.program.nodes if n.args)
+    assert not any(n.is_composite for n in elementary(lowered.program).nodes)
 
 
 REFUSED = {

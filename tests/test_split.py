@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.compiler.derive import derive
-from anyrnn.compiler.split import Steps, mixes_rows, split
+from anyrnn.compiler.split import Ops, mixes_rows, split
 from anyrnn.compiler.trace import trace
 from anyrnn.engines.cpu.schedule import schedule
 from anyrnn.errors import AnyRNNError
@@ -22,7 +22,7 @@ def taken_apart(cell):
 
 def names(steps):
     """The operations, without the transpositions of linear layers."""
-    return [step.short_name for step in steps if step.short_name != "t"]
+    return [op.short_name for op in steps if op.short_name != "t"]
 
 
 class Step(nn.Module):
@@ -263,7 +263,7 @@ def test_operations_that_mix_rows_are_found(name):
     cell = Step(lambda c, x, h: (function(c, x).sum(1, keepdim=True).expand(-1, H) * 1, h))
     parts = taken_apart(cell)
     assert any(mixes_rows(step, parts.graph) for step in parts.before) == mixing
-    assert Steps(parts.before, parts.graph).mixing == mixing
+    assert Ops(parts.before, parts.graph).mixing == mixing
 
 
 def test_the_parts_run_on_any_number_of_rows():
@@ -271,7 +271,7 @@ def test_the_parts_run_on_any_number_of_rows():
         lambda c, x, h: (x.view(len(x), 1, I).expand(-1, 2, -1).reshape(x.shape[0], -1) + x.new_ones(len(x), 1), h)
     )
     parts = taken_apart(cell)
-    steps = Steps(parts.before, parts.graph)
+    steps = Ops(parts.before, parts.graph)
     for rows in (1, 2, 127, 254, 300):
         x = torch.randn(rows, I)
         tensors = {parts.graph.x: x}

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn.checks import valid_lengths
-from anyrnn.compiler.graph import run_steps
+from anyrnn.compiler.graph import run_ops
 from anyrnn.compiler.graph_text import parse_graph
 from anyrnn.compiler.program import parse
 from anyrnn.compiler.split import split
@@ -384,7 +384,7 @@ class _Recorded(nn.Module):
         """Run the recorded operations."""
         graph = self.graph
         tensors = {**self.weights, graph.x: x, **dict(zip(graph.states, states, strict=True))}
-        run_steps(graph, tensors, len(x))
+        run_ops(graph, tensors, len(x))
         new = tuple(tensors[r] for r in graph.new_states)
         return tensors[graph.output] if graph.output is not None else new[0], new
 
@@ -410,7 +410,7 @@ def _run(
 
 
 def _is_random(graph: Graph) -> bool:
-    return any(torch.Tag.nondeterministic_seeded in s.op.tags for s in graph.steps)
+    return any(torch.Tag.nondeterministic_seeded in s.overload.tags for s in graph.ops)
 
 
 @torch.library.custom_op(

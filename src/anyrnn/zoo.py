@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyrnn import cells
 from anyrnn.dropin import TorchLSTMNames, TorchNames
-from anyrnn.engines import whole
+from anyrnn.engines import short
 from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
@@ -168,7 +168,7 @@ class _DropIn(TorchNames, CellLayer):
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output and the final state, and what is recorded."""
         if lengths is None and not record and not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
-            done = whole.run(self, input, hx) if wanted_name() == "auto" else None
+            done = short.run(self, input, hx) if wanted_name() == "auto" else None
             if done is not None:
                 return done
         return self._apply_layer(input, hx, lengths, record)

@@ -28,7 +28,7 @@ from anyrnn.compiler.rules import lower
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from anyrnn.compiler.graph import Step
+    from anyrnn.compiler.graph import Op
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Term:
         matrix: The name of the matrix.
         row, col: Where the part of the matrix begins.
         rows, cols: Its size.
-        given: The output of the backward program that has the gradient of the product's result.
+        gradient: The output of the backward program that has the gradient of the product's result.
         first: The first number of that gradient there.
     """
 
@@ -53,7 +53,7 @@ class Term:
     col: int
     rows: int
     cols: int
-    given: str
+    gradient: str
     first: int
 
 
@@ -155,7 +155,7 @@ class _Derivation:
             recorder.ref(g): self.lowering.value([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
         }
         values |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
-        self._lower(recorder.steps, values)
+        self._lower(recorder.ops, values)
         return {n: values[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
 
     def _cotangents(self) -> list[tuple[Node, Node]]:
@@ -175,15 +175,15 @@ class _Derivation:
             return self.lowering.constant(self.nodes[k].attr[0])
         return self.lowering.value([self.builder.node("forward", (), self.nodes[k].width, (k, 0))])
 
-    def _lower(self, steps: Iterable[Step], values: dict[Ref, Value]) -> None:
+    def _lower(self, steps: Iterable[Op], values: dict[Ref, Value]) -> None:
         """Lower autograd's operations; those of the evaluation are known already."""
-        for step in steps:
-            if step.short_name == "detach":  # autograd's, of what it saved
-                values.setdefault(step.outputs[0], values[step.args[0]])
-            elif any(ref not in values for ref in step.outputs):
-                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
-                results = lower(self.lowering, step, args, kwargs, whole=False)
-                for ref, value in zip(step.outputs, results, strict=False):
+        for op in steps:
+            if op.short_name == "detach":  # autograd's, of what it saved
+                values.setdefault(op.outputs[0], values[op.args[0]])
+            elif any(ref not in values for ref in op.outputs):
+                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (op.args, dict(op.kwargs)))
+                results = lower(self.lowering, op, args, kwargs, composite=False)
+                for ref, value in zip(op.outputs, results, strict=False):
                     values.setdefault(ref, value)
 
     # ---- Step 2: the products put back, and forward values read from memory ----
@@ -334,8 +334,8 @@ class _Derivation:
 
 def _is_beside(a: Term, b: Term) -> bool:
     """Whether b has the operand of a, and a gradient that follows a's."""
-    end = a.given, a.first + a.cols
-    return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.given, b.first))
+    end = a.gradient, a.first + a.cols
+    return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.gradient, b.first))
 
 
 def _continues(a: Term, b: Term) -> bool:

@@ -28,14 +28,14 @@ class GradientPaths:
         self._states = frozenset(a.name for a in program.of("state"))
         self._results = tuple(a.name for a in program.of("output", "state"))
         self._all = frozenset(a.name for a in program.of("stream", "state", "vector", "matrix"))
-        self._is_whole = False
+        self._is_complete = False
         alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
-        self._is_whole = all(found == self._all for found in alone)  # within a step, as in most cells
+        self._is_complete = all(found == self._all for found in alone)  # within a step, as in most cells
         self._known: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
 
     def unreached(self, needed: frozenset[str], steps: int, ragged: bool) -> frozenset[str]:
         """Which of the outputs and final states no tensor reaches whose gradient is needed."""
-        if self._is_whole and needed:
+        if self._is_complete and needed:
             return frozenset()
         key = needed, steps, ragged
         if key not in self._known:
@@ -54,7 +54,7 @@ class GradientPaths:
             steps: How many steps were run.
             ragged: Rows end at different steps: a state that a step does not read goes on for the other rows.
         """
-        if self._is_whole and results and steps:
+        if self._is_complete and results and steps:
             return self._all
         every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
         live = self._states.intersection(results)  # the states before whose gradient goes further back

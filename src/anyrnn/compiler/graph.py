@@ -25,7 +25,7 @@ class Ref(int):
 
 
 @dataclass(frozen=True)
-class Step:
+class Op:
     """One ATen operation: arguments with a Ref for each tensor, and its outputs; if `many`, it returns a sequence."""
 
     op: torch._ops.OpOverload
@@ -73,7 +73,7 @@ class Graph:
     x: Ref
     states: tuple[Ref, ...]
     weights: Mapping[str, Ref]
-    steps: tuple[Step, ...]
+    steps: tuple[Op, ...]
     output: Ref | None
     new_states: tuple[Ref, ...]
     batch: int
@@ -93,10 +93,10 @@ class Graph:
             return str(value)
 
         lines = []
-        for step in self.steps:
-            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in step.outputs)
-            args = ", ".join([*map(show, step.args), *(f"{k}={show(v)}" for k, v in step.kwargs.items())])
-            lines.append(f"{', '.join(map(show, step.outputs))} = {step.name}({args})  # {shapes}")
+        for op in self.ops:
+            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in op.outputs)
+            args = ", ".join([*map(show, op.args), *(f"{k}={show(v)}" for k, v in op.kwargs.items())])
+            lines.append(f"{', '.join(map(show, op.outputs))} = {op.name}({args})  # {shapes}")
         return "\n".join(lines)
 
 
@@ -107,13 +107,13 @@ def scaled(value: Any, batch: int, rows: int) -> Any:
     return value // batch * rows if type(value) is int and value % batch == 0 < value else value
 
 
-def run_steps(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
+def run_ops(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
     """Run a graph on so many rows, adding its results to `tensors`, which has its inputs."""
-    for step in graph.steps:
+    for op in graph.ops:
         args = [
             scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value
-            for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+            for value, argument in zip(op.args, op.overload._schema.arguments, strict=False)
         ]
-        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(step.kwargs)))
-        result = step.op(*args, **kwargs)
-        tensors.update(zip(step.outputs, result if step.many else (result,), strict=True))
+        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(op.kwargs)))
+        result = op.overload(*args, **kwargs)
+        tensors.update(zip(op.outputs, result if op.many else (result,), strict=True))

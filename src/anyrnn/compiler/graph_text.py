@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from anyrnn.compiler.graph import Graph, Ref, Step
+from anyrnn.compiler.graph import Graph, Op, Ref
 from anyrnn.compiler.program import free_name
 from anyrnn.errors import AnyRNNError
 
@@ -51,12 +51,12 @@ def written(graph: Graph) -> str:
     writer = _Writer(graph)
     lines = [f"{_HEAD}{VERSION}", f"batch {graph.batch}", writer.tensor(graph.x, "x")]
     lines += [f"state {writer.tensor(ref, f'state{k}')}" for k, ref in enumerate(graph.states)]
-    used = {r for s in graph.steps for r in s.inputs} | {graph.output, *graph.new_states}
+    used = {r for s in graph.ops for r in s.inputs} | {graph.output, *graph.new_states}
     for name, ref in graph.weights.items():
         if ref in used:
             line = f"weight {writer.tensor(ref, name)}"
             lines.append(line if writer.labels[ref] == name else f"{line} {name!r}")
-    lines += map(writer.step, graph.steps)
+    lines += map(writer.step, graph.ops)
     if graph.output is not None:
         lines.append(f"output {writer.labels[graph.output]}")
     return "\n".join([*lines, *(f"new {writer.labels[ref]}" for ref in graph.new_states)])
@@ -78,13 +78,13 @@ class _Writer:
         shape = ", ".join(map(str, self.graph.shapes[ref]))
         return f"{label}: {str(self.graph.dtypes[ref]).removeprefix('torch.')}[{shape}]"
 
-    def step(self, step: Step) -> str:
-        if not isinstance(step.op, torch._ops.OpOverload):
-            msg = f"`{step.op}`, an autograd.Function, is code of this process, which a text cannot hold"
+    def step(self, op: Op) -> str:
+        if not isinstance(op.overload, torch._ops.OpOverload):
+            msg = f"`{op.overload}`, an autograd.Function, is code of this process, which a text cannot hold"
             raise AnyRNNError(msg)
-        args = [*map(self.argument, step.args), *(f"{k}={self.argument(v)}" for k, v in step.kwargs.items())]
-        results = ", ".join(self.tensor(ref, self.graph.names.get(ref)) for ref in step.outputs)
-        return f"{f'[{results}]' if step.many else results} = {step.op}({', '.join(args)})"
+        args = [*map(self.argument, op.args), *(f"{k}={self.argument(v)}" for k, v in op.kwargs.items())]
+        results = ", ".join(self.tensor(ref, self.graph.names.get(ref)) for ref in op.outputs)
+        return f"{f'[{results}]' if op.many else results} = {op.overload}({', '.join(args)})"
 
     def argument(self, value: Any) -> str:
         if isinstance(value, Ref):
@@ -135,7 +135,7 @@ class _Reader:
         self._dtypes: dict[Ref, torch.dtype] = {}
         self._names: dict[Ref, str] = {}
         self._weights: dict[str, Ref] = {}
-        self._steps: list[Step] = []
+        self._steps: list[Op] = []
         self._batch: int | None = None
         self._marked: dict[str, list[Ref]] = {"x": [], "state": [], "output": [], "new": []}
 
@@ -195,7 +195,7 @@ class _Reader:
         for label, ref in list(self._refs.items())[len(self._refs) - len(outputs) :]:
             if not _NUMBERED.fullmatch(label):
                 self._names[ref] = label
-        self._steps.append(Step(_operation(ast.unparse(call.func)), args, kwargs, outputs, results.startswith("[")))
+        self._steps.append(Op(_operation(ast.unparse(call.func)), args, kwargs, outputs, results.startswith("[")))
 
     def _argument(self, value: ast.expr) -> Any:
         if isinstance(value, ast.List):

@@ -75,13 +75,13 @@ class Lowering:
         values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
         return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_cast(op, nodes)))
 
-    def whole(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+    def composite(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Apply an operation of PyTorch's on each number, such as "aten.elu.default", as one."""
         values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
         positional = tuple(HERE if isinstance(a, Value) else a for a in args)
         named = tuple((k, HERE if isinstance(a, Value) else a) for k, a in kwargs.items())
         return self._broadcast(
-            values, lambda nodes: self.builder.whole(op, tuple(self._all_cast(op, nodes)), (positional, named))
+            values, lambda nodes: self.builder.composite(op, tuple(self._all_cast(op, nodes)), (positional, named))
         )
 
     def number(self, value: Value) -> Value:

@@ -64,14 +64,14 @@ class Node:
         return self.op in LEAVES
 
     @property
-    def is_whole(self) -> bool:
+    def is_composite(self) -> bool:
         """It is an operation of PyTorch's on each number, which the pass `elementary` replaces."""
         return self.op.startswith("aten.")
 
     @property
     def is_pointwise(self) -> bool:
         """It is computed number by number."""
-        return self.op in OPERATIONS or self.is_whole
+        return self.op in OPERATIONS or self.is_composite
 
     @property
     def is_mask(self) -> bool:
@@ -111,14 +111,14 @@ class Builder:
         """Return a constant of width one."""
         return self.node("constant", (), 1, (float(value),))
 
-    def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
+    def composite(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
         """Apply an operation of PyTorch's to each number; `attr` are its arguments, see `Node`."""
         return self.node(op, args, max(a.width for a in args), attr)
 
     def alike(self, node: Node, args: tuple[Node, ...]) -> Node:
         """Apply a node's operation to other values, which may be of another width if it works on each number."""
-        if node.is_whole:
-            return self.whole(node.op, args, node.attr)
+        if node.is_composite:
+            return self.composite(node.op, args, node.attr)
         return (
             self.pointwise(node.op, *args) if node.op in OPERATIONS else self.node(node.op, args, node.width, node.attr)
         )
@@ -241,7 +241,7 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping
             known[node] = sum(totals[1:], totals[0])
         elif node.op == "max":
             known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
-        elif node.is_whole:
+        elif node.is_composite:
             _, name, overload = node.op.split(".")
             positional, named = filled(node.attr, args)
             result = getattr(getattr(torch.ops.aten, name), overload)(*positional, **named)

@@ -36,7 +36,7 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
     lowering = Lowering(builder or Builder())
 
     def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
-        if not node.is_whole:
+        if not node.is_composite:
             return None
         values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
         positional, named = filled(node.attr, values)

@@ -140,7 +140,7 @@ class Program:
         if node.op in REDUCTIONS:
             return node.width == 1
         operation = OPERATIONS.get(node.op)
-        is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_whole
+        is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_composite
         return is_known and all(a.width in (1, node.width) for a in node.args)
 
     def _fits_matrix(self, operand: Node, at: tuple[str, int, int, bool], width: int) -> bool:
@@ -249,7 +249,7 @@ def _call(node: Node, shown: dict[Node, str]) -> str:
             for a, (m, row, col, transposed) in zip(node.args, node.attr, strict=True)
         )
         return f"dot({', '.join(terms)})"
-    if node.is_whole:
+    if node.is_composite:
         positional, named = filled(node.attr, [_Written(shown[a]) for a in node.args])
         args = [*map(_argument, positional), *(f"{k}={_argument(v)}" for k, v in named.items())]
         return f"{node.op}({', '.join(args)})"
@@ -341,7 +341,7 @@ class _Reader:
         if op == "dot":
             return self._dot(call.args)
         if op.startswith("aten."):
-            return self._whole(op, call)
+            return self._composite(op, call)
         args = tuple(self._value(a) for a in call.args)
         return self._builder.node(op, args, 1 if op in REDUCTIONS else max(a.width for a in args))
 
@@ -359,7 +359,7 @@ class _Reader:
             width = end - col
         return self._builder.node("dot", tuple(args), width, tuple(places))
 
-    def _whole(self, op: str, call: ast.Call) -> Node:
+    def _composite(self, op: str, call: ast.Call) -> Node:
         args: list[Node] = []
 
         def argument(expression: ast.expr) -> Any:
@@ -371,7 +371,7 @@ class _Reader:
 
         positional = tuple(argument(a) for a in call.args)
         named = tuple((str(k.arg), argument(k.value)) for k in call.keywords)
-        return self._builder.whole(op, tuple(args), (positional, named))
+        return self._builder.composite(op, tuple(args), (positional, named))
 
     def _value(self, expression: ast.expr) -> Node:
         """A value by its name, a range of an array, or a number."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyrnn.compiler.graph import PLAIN, Ref, Step
+from anyrnn.compiler.graph import PLAIN, Op, Ref
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Recorder(TorchDispatchMode):
         self.refs: dict[int, Ref] = {}  # by the id of the tensor
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
-        self.steps: list[Step] = []
+        self.ops: list[Op] = []
         self.weights: dict[str, Ref] = {}
         self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
         self._name_of = name_of
@@ -144,14 +144,14 @@ class Recorder(TorchDispatchMode):
         if without_grad:
             refs = tuple(self._new_ref(o) for o in outputs)
             detach = torch.ops.aten.detach.default
-            detached = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+            detached = [Op(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
         else:
             refs, detached = tuple(self.ref(o) for o in outputs), []
-        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
-        for step in steps:
-            if self.varying.intersection(step.inputs):
-                self.varying.update(step.outputs)
-        self.steps += steps
+        steps = [Op(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
+        for op in steps:
+            if self.varying.intersection(op.inputs):
+                self.varying.update(op.outputs)
+        self.ops += steps
 
     def record_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
         """Record a call of an autograd.Function."""
@@ -167,12 +167,12 @@ class Recorder(TorchDispatchMode):
     def _enable_check_errors(self, info: Tensor) -> None:
         """Set `check_errors` of the operation of linear algebra whose result the step's code has just checked."""
         ref = self.ref(info)
-        for k, step in enumerate(self.steps):
-            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
-                names = [a.name for a in step.op._schema.arguments]
-                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
+        for k, op in enumerate(self.ops):
+            if ref in op.outputs and any(a.name == "check_errors" for a in op.overload._schema.arguments):
+                names = [a.name for a in op.overload._schema.arguments]
+                args = tuple(True if name == "check_errors" else a for name, a in zip(names, op.args, strict=False))
                 extra = {} if len(args) > names.index("check_errors") else {"check_errors": True}
-                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **extra})
+                self.ops[k] = replace(op, args=args, kwargs={**op.kwargs, **extra})
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Record an operation such as `add_` as `add` (functionalization); the changed tensor becomes its result."""
@@ -203,10 +203,10 @@ class Recorder(TorchDispatchMode):
         func(*args, **kwargs)
         self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))
-        step = self._differentiable(func, functional, target, args, *recorded)
-        self.steps.append(Step(*step, (self._add(target),), many=False))
-        if self.varying.intersection(self.steps[-1].inputs):
-            self.varying.update(self.steps[-1].outputs)
+        parts = self._differentiable(func, functional, target, args, *recorded)
+        self.ops.append(Op(*parts, (self._add(target),), many=False))
+        if self.varying.intersection(self.ops[-1].inputs):
+            self.varying.update(self.ops[-1].outputs)
         return target
 
     def _differentiable(
@@ -221,7 +221,7 @@ class Recorder(TorchDispatchMode):
         source = recorded[1]
         if args[1].shape != target.shape:
             expanded = self._new_ref(args[1].expand(target.shape))
-            self.steps.append(Step(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
+            self.ops.append(Op(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
             if source in self.varying:
                 self.varying.add(expanded)
             source = expanded

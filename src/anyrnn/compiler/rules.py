@@ -1,6 +1,6 @@
 """What each ATen operation is to the loop program: the table `RULES`.
 
-Operations in `WHOLE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those of
+Operations in `COMPOSITE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those of
 PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches, each
 is computed for all arguments and one selected.
 """
@@ -24,7 +24,7 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anyrnn.compiler.graph import Step
+    from anyrnn.compiler.graph import Op
 
 Rule = Callable[..., "Value | list[Value]"]
 
@@ -34,32 +34,32 @@ MOST_COLUMNS = 32
 
 
 def lower(
-    lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], whole: bool = True
+    lowering: Lowering, op: Op, args: Sequence[Any], kwargs: Mapping[str, Any], composite: bool = True
 ) -> list[Value]:
-    """Lower one operation, whose tensor arguments are Values; `whole` leaves those in `WHOLE` as they are.
+    """Lower one operation, whose tensor arguments are Values; `composite` leaves those in `COMPOSITE` as they are.
 
     Raises:
         AnyRNNError: if the loop program has no such operation. The message names it.
     """
-    rule = RULES.get(step.short_name)
+    rule = RULES.get(op.short_name)
     if rule is None:
-        raise AnyRNNError(unsupported(step))
+        raise AnyRNNError(unsupported(op))
     try:
-        kept = whole and (step.short_name in WHOLE or step.name in WHOLE)
-        result = lowering.whole(str(step.op), args, kwargs) if kept else rule(lowering, *args, **kwargs)
+        kept = composite and (op.short_name in COMPOSITE or op.name in COMPOSITE)
+        result = lowering.composite(str(op.overload), args, kwargs) if kept else rule(lowering, *args, **kwargs)
     except (TypeError, ValueError, IndexError, KeyError) as cause:
-        form = f"{step.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
-        msg = f"{unsupported(step)} in this form ({form})"
+        form = f"{op.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
+        msg = f"{unsupported(op)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
 
 
-def unsupported(step: Step) -> str:
+def unsupported(op: Op) -> str:
     """Say which operation the loop program lacks, and what may help."""
-    name, hint = step.short_name, ""
+    name, hint = op.short_name, ""
     if "dropout" in name or "bernoulli" in name:
         hint = "; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
-    elif torch.Tag.nondeterministic_seeded in step.op.tags:
+    elif torch.Tag.nondeterministic_seeded in op.overload.tags:
         hint = "; draw random numbers in the shape of x, not of the state"
     elif name in ("bmm", "baddbmm", "mv", "dot"):
         hint = ", a product of values that are no weight; write it as (a * b).sum(-1)"
@@ -669,7 +669,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 #: Operations on each number whose derivative is PyTorch's own: they are more than one elementary operation.
-WHOLE = frozenset({"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}) | {
+COMPOSITE = frozenset(
+    {"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}
+) | {
     *("softshrink", "hardshrink", "tan", "threshold", "softplus", "hardtanh", "hardsigmoid", "hardswish", "silu"),
     *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv"),
     *("div.Tensor_mode", "div.Scalar_mode"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from anyrnn.compiler.dtypes import Types
-from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
 from anyrnn.compiler.lower import Lowering, Value
 from anyrnn.compiler.node import Builder, Node
 from anyrnn.compiler.passes import PASSES
@@ -64,9 +64,9 @@ class Split:
     """
 
     graph: Graph
-    once: tuple[Step, ...]
-    before: tuple[Step, ...]
-    after: tuple[Step, ...]
+    once: tuple[Op, ...]
+    before: tuple[Op, ...]
+    after: tuple[Op, ...]
     lowered: Program
     program: Program
     tensors: Mapping[str, Ref]
@@ -83,8 +83,8 @@ def split(graph: Graph, record: Iterable[str] = ()) -> Split:
     part = _part_of(graph)
     records = {name: _local(graph, name) for name in record}
     results = [graph.output if graph.output is not None else graph.new_states[0], *records.values()]
-    for_states, for_results = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
-    of_state = (s for s in graph.steps if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
+    for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, results)
+    of_state = (s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
     after = tuple(s for s in of_state if for_results.intersection(s.outputs))
     wanted = [*results, *(r for s in after for r in s.inputs)]
     after_outputs = {r for s in after for r in s.outputs}
@@ -100,9 +100,9 @@ def split(graph: Graph, record: Iterable[str] = ()) -> Split:
     for transform in PASSES:
         program = transform(program)
     tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
-    outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
+    outside = _ancestors(graph.ops, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
     once, before = (
-        tuple(s for s in graph.steps if part[s.outputs[0]] == which and outside.intersection(s.outputs))
+        tuple(s for s in graph.ops if part[s.outputs[0]] == which and outside.intersection(s.outputs))
         for which in (_ONCE, _BEFORE)
     )
     return Split(graph, once, before, after, lowered, program, tensors, records)
@@ -123,30 +123,30 @@ def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) ->
         if part[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
             msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
             raise AnyRNNError(msg)
-    for step in graph.steps:
-        spread = any(graph.shapes[r][:1] == (graph.batch,) for r in step.inputs)
-        if spread and part[step.outputs[0]] == _ONCE and mixes_rows(step, graph):
-            msg = f"`{step.op}` of weights along the batch"
+    for op in graph.ops:
+        spread = any(graph.shapes[r][:1] == (graph.batch,) for r in op.inputs)
+        if spread and part[op.outputs[0]] == _ONCE and mixes_rows(op, graph):
+            msg = f"`{op.overload}` of weights along the batch"
             raise AnyRNNError(msg)
 
 
 def _part_of(graph: Graph) -> dict[Ref, int]:
     """The part that each tensor belongs to: that of the last of its inputs."""
     part = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
-    for step in graph.steps:
-        last = max((part[r] for r in step.inputs), default=_ONCE)
-        if torch.Tag.nondeterministic_seeded in step.op.tags:
+    for op in graph.ops:
+        last = max((part[r] for r in op.inputs), default=_ONCE)
+        if torch.Tag.nondeterministic_seeded in op.overload.tags:
             last = max(last, _BEFORE)  # drawn anew at every step
-        part.update(dict.fromkeys(step.outputs, last))
+        part.update(dict.fromkeys(op.outputs, last))
     return part
 
 
-def _ancestors(steps: Sequence[Step], refs: Iterable[Ref]) -> set[Ref]:
+def _ancestors(steps: Sequence[Op], refs: Iterable[Ref]) -> set[Ref]:
     """Tensors, and all that they are computed from."""
     ancestors = set(refs)
-    for step in reversed(steps):
-        if ancestors.intersection(step.outputs):
-            ancestors.update(step.inputs)
+    for op in reversed(steps):
+        if ancestors.intersection(op.outputs):
+            ancestors.update(op.inputs)
     return ancestors
 
 
@@ -165,7 +165,7 @@ class _LoopLowering:
     def __init__(self, graph: Graph, part: Mapping[Ref, int]) -> None:
         self.graph = graph
         self.part = part
-        self.producers = {ref: step for step in graph.steps for ref in step.outputs}
+        self.producers = {ref: op for op in graph.ops for ref in op.outputs}
         self.types = Types(graph)
         self.builder = Builder()
         self.lowering = Lowering(self.builder)
@@ -199,9 +199,9 @@ class _LoopLowering:
         weights = {r: name for name, r in self.graph.weights.items()}
         if ref in weights:
             return weights[ref]
-        step = self.producers.get(ref)
-        if step is not None and step.name == "t.default" and step.args[0] in weights:
-            return f"{weights[step.args[0]]}_t"
+        op = self.producers.get(ref)
+        if op is not None and op.name == "t.default" and op.args[0] in weights:
+            return f"{weights[op.args[0]]}_t"
         return self.graph.names.get(ref)
 
     def _leaf(self, role: str, name: str, width: int) -> Node:
@@ -224,26 +224,26 @@ class _LoopLowering:
     def value(self, ref: Ref) -> Value:
         """Lower a tensor."""
         if ref not in self.values:
-            part, step = self.part[ref], self.producers.get(ref)
-            if step is not None and step.short_name in _FACTORIES:
-                self.values[ref] = self._constant(ref, step)
+            part, op = self.part[ref], self.producers.get(ref)
+            if op is not None and op.short_name in _FACTORIES:
+                self.values[ref] = self._constant(ref, op)
             elif part == _ONCE:
                 self.values[ref] = self._vector(ref)
             elif part == _BEFORE and not self._is_absorbed(ref):
                 self.values[ref] = self._stream(ref)
             else:
-                assert step is not None  # only inputs and weights are no operation's output
-                self.values.update(zip(step.outputs, self._lower(step), strict=False))
+                assert op is not None  # only inputs and weights are no operation's output
+                self.values.update(zip(op.outputs, self._lower(op), strict=False))
         return self.values[ref]
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
-        step = self.producers.get(ref)
-        if step is None or step.short_name not in _ABSORBED:
+        op = self.producers.get(ref)
+        if op is None or op.short_name not in _ABSORBED:
             return False
-        inputs = [r for r in step.inputs if self.part[r] == _BEFORE]
-        if step.short_name in ("addmm", "mm"):
-            _, rows, matrix = _addend_rows_matrix(step)
+        inputs = [r for r in op.inputs if self.part[r] == _BEFORE]
+        if op.short_name in ("addmm", "mm"):
+            _, rows, matrix = _addend_rows_matrix(op)
             whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) multiplies B S rows
             return whole and self.part[matrix] == _ONCE and self.part[rows] == _BEFORE
         return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
@@ -259,17 +259,17 @@ class _LoopLowering:
 
     def _vector(self, ref: Ref) -> Value:
         shape = self.graph.shapes[ref]
-        step = self.producers.get(ref)
-        if shape and shape[0] == self.graph.batch and step:
-            return self._one_row(self._lower(step)[step.outputs.index(ref)])
+        op = self.producers.get(ref)
+        if shape and shape[0] == self.graph.batch and op:
+            return self._one_row(self._lower(op)[op.outputs.index(ref)])
         width = int(torch.Size(shape).numel())
         node = self._leaf("vector", self.array("vector", ref, width), width)
         return self._mask_if_bool(ref, self.lowering.value([node], shape, batched=False))
 
-    def _constant(self, ref: Ref, step: Step) -> Value:
+    def _constant(self, ref: Ref, op: Op) -> Value:
         shape = self.graph.shapes[ref]
         batched = shape[:1] == (self.graph.batch,)
-        number = self.types.constant(ref, _FACTORIES[step.short_name](step.args))
+        number = self.types.constant(ref, _FACTORIES[op.short_name](op.args))
         return self._mask_if_bool(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
 
     def _one_row(self, value: Value) -> Value:
@@ -285,23 +285,23 @@ class _LoopLowering:
         """A boolean tensor as a mask: arrays hold numbers, and so do constants."""
         return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
 
-    def _lower(self, step: Step) -> list[Value]:
-        if step.short_name in _PRODUCTS:
-            return [self._product(step)]
-        args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
-        if step.short_name in RULES:  # else `lower` says that there is no rule
-            self.types.check(step)
-        results = lower(self.lowering, step, args, kwargs)
-        return [self._mask_if_bool(ref, value) for ref, value in zip(step.outputs, results, strict=False)]
+    def _lower(self, op: Op) -> list[Value]:
+        if op.short_name in _PRODUCTS:
+            return [self._product(op)]
+        args, kwargs = pytree.tree_map_only(Ref, self.value, (op.args, dict(op.kwargs)))
+        if op.short_name in RULES:  # else `lower` says that there is no rule
+            self.types.check(op)
+        results = lower(self.lowering, op, args, kwargs)
+        return [self._mask_if_bool(ref, value) for ref, value in zip(op.outputs, results, strict=False)]
 
-    def _product(self, step: Step) -> Value:
-        addend, rows, matrix = _addend_rows_matrix(step)
+    def _product(self, op: Op) -> Value:
+        addend, rows, matrix = _addend_rows_matrix(op)
         shape = self.graph.shapes[matrix]
         if self.part[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
-            msg = f"`{step.op}` in the loop with a matrix that is not a weight"
+            msg = f"`{op.overload}` in the loop with a matrix that is not a weight"
             raise AnyRNNError(msg)
-        if set(step.kwargs.values()) - {1}:
-            msg = f"`{step.op}` in the loop with scale factors"
+        if set(op.kwargs.values()) - {1}:
+            msg = f"`{op.overload}` in the loop with scale factors"
             raise AnyRNNError(msg)
         name = self.array("matrix", matrix, shape[1], shape[0])
         result = self.lowering.product(self._operand(rows), name, (shape[0], shape[1]))
@@ -315,57 +315,57 @@ class _LoopLowering:
         return value
 
 
-def _addend_rows_matrix(step: Step) -> tuple[Any, Ref, Ref]:
+def _addend_rows_matrix(op: Op) -> tuple[Any, Ref, Ref]:
     """The arguments of addmm, or of mm, which has no addend."""
-    addend, rows, matrix = (None, *step.args) if len(step.args) == 2 else step.args
+    addend, rows, matrix = (None, *op.args) if len(op.args) == 2 else op.args
     return addend, rows, matrix
 
 
 # ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
 
 
-class Steps:
+class Ops:
     """The operations of a part that PyTorch runs, prepared for running often."""
 
-    def __init__(self, steps: Sequence[Step], graph: Graph) -> None:
-        self.steps = steps
+    def __init__(self, steps: Sequence[Op], graph: Graph) -> None:
+        self.ops = steps
         self.graph = graph
-        self.mixing = any(mixes_rows(step, graph) for step in steps)
+        self.mixing = any(mixes_rows(op, graph) for op in steps)
         self._prepared = [
-            (step, [_argument(step, k, graph.batch) for k in range(len(step.args))], _keywords(step)) for step in steps
+            (op, [_argument(op, k, graph.batch) for k in range(len(op.args))], _keywords(op)) for op in steps
         ]
 
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
         """Run them on so many rows in the place of the traced batch size, adding their results to `tensors`."""
-        for step, arguments, keywords in self._prepared:
+        for op, arguments, keywords in self._prepared:
             args = [
                 tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is FunctionType else a for a in arguments
             ]
-            result = step.op(*args, **(step.kwargs if keywords is None else keywords(tensors)))
-            if step.many:
-                tensors.update(zip(step.outputs, result, strict=True))
+            result = op.overload(*args, **(op.kwargs if keywords is None else keywords(tensors)))
+            if op.many:
+                tensors.update(zip(op.outputs, result, strict=True))
             else:
-                tensors[step.outputs[0]] = result
+                tensors[op.outputs[0]] = result
 
 
-def _argument(step: Step, k: int, batch: int) -> Any:
+def _argument(op: Op, k: int, batch: int) -> Any:
     """Prepare an argument: a Ref for a tensor, a function for what depends on the call, or the value itself."""
-    value = step.args[k]
+    value = op.args[k]
     is_size = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
-    if is_size and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
+    if is_size and op.overload._schema.arguments[k].name in SHAPE_ARGUMENTS:
         return lambda _, rows: scaled(value, batch, rows)
     if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
         return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value
 
 
-def _keywords(step: Step) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
-    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(step.kwargs))):
+def _keywords(op: Op) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
+    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(op.kwargs))):
         return None
-    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(step.kwargs))
+    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(op.kwargs))
 
 
-def mixes_rows(step: Step, graph: Graph) -> bool:
+def mixes_rows(op: Op, graph: Graph) -> bool:
     """Whether a row of an operation's result may depend on other rows, or on chance.
 
     Such an operation must see one time step at a time, as in the cell. One that is not in `_ROW_WISE` counts as such.
@@ -375,43 +375,43 @@ def mixes_rows(step: Step, graph: Graph) -> bool:
         shape = graph.shapes[ref]
         return bool(shape) and shape[0] == graph.batch
 
-    refs = list(step.inputs)
+    refs = list(op.inputs)
     batched = [r for r in refs if is_batched(r)]
-    if not batched or not all(is_batched(r) for r in step.outputs):
-        return bool(batched) or torch.Tag.nondeterministic_seeded in step.op.tags
-    if torch.Tag.nondeterministic_seeded in step.op.tags:
+    if not batched or not all(is_batched(r) for r in op.outputs):
+        return bool(batched) or torch.Tag.nondeterministic_seeded in op.overload.tags
+    if torch.Tag.nondeterministic_seeded in op.overload.tags:
         return True
-    name = step.short_name
-    rank = max(len(graph.shapes[r]) for r in step.outputs)
-    if torch.Tag.pointwise in step.op.tags:
+    name = op.short_name
+    rank = max(len(graph.shapes[r]) for r in op.outputs)
+    if torch.Tag.pointwise in op.overload.tags:
         lead = [graph.shapes[r] for r in refs if len(graph.shapes[r]) == rank]
         return any(s[0] not in (1, graph.batch) for s in lead) or any(len(graph.shapes[r]) != rank for r in batched)
     if name in _PRODUCTS:
         return any(is_batched(r) for r in refs[-1:]) or len(batched) != 1
     check = _ROW_WISE.get(name)
-    return check is None or not check(step, graph)
+    return check is None or not check(op, graph)
 
 
-def _along_features(step: Step, graph: Graph) -> bool:
+def _along_features(op: Op, graph: Graph) -> bool:
     """The dimensions that an operation works along do not include the batch."""
-    first = next(iter(step.inputs))
+    first = next(iter(op.inputs))
     rank = len(graph.shapes[first])
-    for value, argument in zip(step.args, step.op._schema.arguments, strict=False):
+    for value, argument in zip(op.args, op.overload._schema.arguments, strict=False):
         if argument.name in ("dim", "dims", "dim0", "dim1"):
             dims = value if isinstance(value, list | tuple) else [value]
-            return bool(dims) and all(d % (rank + 1 if "unsqueeze" in str(step.op) else rank) != 0 for d in dims)
+            return bool(dims) and all(d % (rank + 1 if "unsqueeze" in str(op.overload) else rank) != 0 for d in dims)
     return False
 
 
-def _keeps_batch(step: Step, graph: Graph) -> bool:
-    return all(graph.shapes[r][0] == graph.batch for r in (*step.inputs, *step.outputs) if graph.shapes[r])
+def _keeps_batch(op: Op, graph: Graph) -> bool:
+    return all(graph.shapes[r][0] == graph.batch for r in (*op.inputs, *op.outputs) if graph.shapes[r])
 
 
-def _normalises_features(step: Step, graph: Graph) -> bool:
-    return len(step.args[1]) < len(graph.shapes[step.args[0]])
+def _normalises_features(op: Op, graph: Graph) -> bool:
+    return len(op.args[1]) < len(graph.shapes[op.args[0]])
 
 
-_ROW_WISE: Mapping[str, Callable[[Step, Graph], bool]] = {
+_ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
     **dict.fromkeys(
         ("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features

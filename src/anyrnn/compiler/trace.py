@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.compiler.contraction import Contractions
-from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, run_steps, scaled
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, run_ops, scaled
 from anyrnn.compiler.opaque_function import recorded
 from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.compiler.recorder import Recorder
@@ -104,11 +104,11 @@ def check_one_row(graph: Graph, cell: nn.Module, signature: Signature, inputs: I
 def _why_moved(graph: Graph) -> str:
     """Say which operation moves the batch, if it is one; else a size happens to be a multiple of each batch tried."""
     weights = set(graph.weights.values())
-    for step in graph.steps:
-        for ref in step.outputs:
+    for op in graph.ops:
+        for ref in op.outputs:
             if ref not in weights and any(size and size % graph.batch == 0 for size in graph.shapes[ref][1:]):
                 return (
-                    f"`{step.op}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
+                    f"`{op.overload}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
                     f"dimension throughout; keep it first, as in h @ W or (a.unsqueeze(-1) * W).sum(1)"
                 )
     return f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
@@ -137,32 +137,32 @@ def _decides(code: CodeType) -> bool:
 def _check_same(a: Graph, b: Graph) -> None:
     """Check that two traces are of the same operations, but for the number of rows."""
     why = "by a size of the batch, a number in a tensor, or by chance"
-    for first, second in zip(a.steps, b.steps, strict=False):
+    for first, second in zip(a.ops, b.ops, strict=False):
         shapes = all(tuple(scaled(a.shapes[r], a.batch, b.batch)) == b.shapes.get(r) for r in first.outputs)
         if not shapes or _text(first, a.batch, b.batch) != _text(second, b.batch, b.batch):
-            msg = f"`{first.op}` differs between two runs: {why}"
+            msg = f"`{first.overload}` differs between two runs: {why}"
             raise AnyRNNError(msg)
-    if len(a.steps) != len(b.steps) or (a.output, a.new_states) != (b.output, b.new_states):
+    if len(a.ops) != len(b.ops) or (a.output, a.new_states) != (b.output, b.new_states):
         msg = f"its operations differ between two runs: {why}"
         raise AnyRNNError(msg)
 
 
-def _text(step: Step, batch: int, rows: int) -> str:
+def _text(op: Op, batch: int, rows: int) -> str:
     """A step as text, for another number of rows."""
     args = [
         scaled(value, batch, rows) if argument.name in SHAPE_ARGUMENTS and batch != rows else value
-        for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+        for value, argument in zip(op.args, op.overload._schema.arguments, strict=False)
     ]
-    return repr((step.op, args, step.kwargs, step.outputs))
+    return repr((op.overload, args, op.kwargs, op.outputs))
 
 
 def _check_results(graph: Graph, other: _Trace) -> None:
     """Check that the graph, run on the numbers of another trace, gives the results of the cell there."""
-    if any(torch.Tag.nondeterministic_seeded in step.op.tags for step in graph.steps):
+    if any(torch.Tag.nondeterministic_seeded in op.overload.tags for op in graph.ops):
         return
     tensors = dict(other.inputs)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        run_steps(graph, tensors, other.graph.batch)
+        run_ops(graph, tensors, other.graph.batch)
         for ref, expected in other.results:
             if not torch.allclose(tensors[ref], expected, rtol=1e-4, atol=1e-5, equal_nan=True):
                 msg = "it computes something outside of PyTorch's operations: run again, they give other numbers"
@@ -233,7 +233,7 @@ class _Tracer:
             refs[0],
             tuple(refs[1:]),
             dict(recorder.weights),
-            tuple(recorder.steps),
+            tuple(recorder.ops),
             None if output is None else recorder.ref(output),
             tuple(map(recorder.ref, new)),
             batch,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
-from anyrnn.engines.attempt import Precision, failure
+from anyrnn.engines.attempt import LowPrecision, failure
 from anyrnn.runtime.call import Result
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _unable_here(call: Call) -> str | None:
     if not low:  # works on every processor
         return None
     names = {n: w for n in _NAMES if isinstance(w := getattr(call.cell, n, None), Tensor)}
-    message = failure(Precision.of(str(kernel_of(call.cell)), call.x, call.states, names))
+    message = failure(LowPrecision.of(str(kernel_of(call.cell)), call.x, call.states, names))
     return None if message is None else f"PyTorch's kernel does not work in this precision on this processor: {message}"
 
 

@@ -84,7 +84,7 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
         name: (sums if gradient in sums else arrays)[gradient] for name, gradient in derivative.gradients.items()
     }
     for group in derivative.terms:
-        grad = arrays[group[0].given]
+        grad = arrays[group[0].gradient]
         for term in group:
             if term.matrix in needed:
                 _add_weight_gradient(saved, term, grad, grads_in)
@@ -229,15 +229,17 @@ def interpret(loop: Loop, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[
     streams = {a.name: inputs[a.name].reshape(-1, a.width) for a in program.of("stream")}
     state = {name: inputs[name] for name in loop.states}
     outputs: dict[str, list[Tensor]] = {name: [] for name in loop.outputs}
-    for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
+    for n, packed_start, padded_start in zip(
+        layout.rows.tolist(), layout.packed.tolist(), layout.padded.tolist(), strict=True
+    ):
         rows = order[:n]
-        packed = torch.arange(offset, offset + n, device="cpu")
+        packed = torch.arange(packed_start, packed_start + n, device="cpu")
         values = {}
         for node in (node for node in program.nodes if node.is_leaf):
             name, first = node.attr
             columns = slice(first, first + node.width)
             if node.op == "stream":
-                at = place + rows if program[name].place == "padded" else packed
+                at = padded_start + rows if program[name].place == "padded" else packed
                 values[node] = streams[name][at, columns]
             elif node.op == "vector":
                 values[node] = inputs[name].reshape(-1)[columns].expand(n, -1)

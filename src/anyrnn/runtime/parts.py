@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyrnn.compiler.graph import Ref
-    from anyrnn.compiler.split import Steps
+    from anyrnn.compiler.split import Ops
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.plans import Plan
@@ -117,7 +117,7 @@ def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | 
     return found if found is not None else getattr(module, attribute)
 
 
-def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], batch: Layout) -> None:
+def _run_rows(steps: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:
     """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
     if not steps.mixing:
         steps.run(tensors, batch.total)

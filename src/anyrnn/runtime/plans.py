@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.split import Split, Steps, split
+from anyrnn.compiler.split import Ops, Split, split
 from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
@@ -69,7 +69,7 @@ class Plan:
         used = needed | {ref for _, ref, _ in self.arrays}
         self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items() if ref in used)
         once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
-        self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
+        self.once, self.before, self.after = (Ops(s, graph) for s in (once, parts.before, parts.after))
         self.loop = Loop(program, [n for n, r, role in given if role == "matrix" and r in turned])
         self.result = graph.output if graph.output is not None else graph.new_states[0]
         shown = {self.result, *self.records.values()}

@@ -104,7 +104,7 @@ class CpuKernel:
         return jit.assembly(self.source, self.machine)
 
     @functools.cached_property
-    def places(self) -> list[int]:
+    def packed_offsets(self) -> list[int]:
         """Where each packed matrix begins, in bytes, and where they all end."""
         itemsize = self.precision.itemsize
         sizes = (p.size(LINE // itemsize) for p in self.packed)
@@ -121,9 +121,9 @@ class CpuKernel:
         return self.code.address("run")
 
     @functools.cached_property
-    def whole(self) -> Callable[[int], None]:
+    def serial(self) -> Callable[[int], None]:
         """Both, in the calling thread."""
-        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("whole"))
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("serial"))
 
     @functools.cached_property
     def backward(self) -> bool:
@@ -136,7 +136,7 @@ class CpuKernel:
         nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
         return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
 
-    def parts(self, layout: Layout) -> int:
+    def shares(self, layout: Layout) -> int:
         """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
         return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
 
@@ -165,14 +165,14 @@ class CpuKernel:
     ) -> CpuBound:
         """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
         like = next(iter(arrays.values()))
-        parts = self.parts(layout)
+        shares = self.shares(layout)
         # First the matrices, then room for each row.
-        *packed, end = self.places
+        *packed, end = self.packed_offsets
         size = end // self.precision.itemsize + layout.B * self.schedule.scratch + self.lanes
         workspace = empty(like, size)
-        totals = like.new_zeros(parts, self.schedule.total_width)
+        totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
-        values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
+        values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
         for name, role in self._arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
@@ -186,7 +186,7 @@ class CpuKernel:
             else:
                 values.append(place)
         values += [address + place for place in packed]
-        return CpuBound(self, array("q", values), parts, totals, workspace)
+        return CpuBound(self, array("q", values), shares, totals, workspace)
 
 
 @dataclass(frozen=True)
@@ -195,24 +195,24 @@ class CpuBound:
 
     kernel: CpuKernel
     slots: array[int]
-    parts: int
+    shares: int
     totals: Tensor
     workspace: Tensor
 
     def launch(self) -> Mapping[str, Tensor]:
         """Run all steps; returns the sums, by name."""
         kernel, pointer = self.kernel, self.slots.buffer_info()[0]
-        if self.parts == 1:
-            kernel.whole(pointer)
+        if self.shares == 1:
+            kernel.serial(pointer)
         else:
             if kernel.packed:
-                threads.parallel(kernel.pack, pointer, self.parts)
-            threads.parallel(kernel.main, pointer, self.parts)
+                threads.parallel(kernel.pack, pointer, self.shares)
+            threads.parallel(kernel.main, pointer, self.shares)
         ranges = kernel.sums
         return dict(self._sums(ranges)) if ranges else {}
 
     def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
-        total = self.totals[0] if self.parts == 1 else self.totals.sum(0)
+        total = self.totals[0] if self.shares == 1 else self.totals.sum(0)
         for name, places in ranges.items():
             # A copy even of one piece: two biases may have one sum.
             pieces = [total.narrow_copy(0, start, end - start) for start, end in places]

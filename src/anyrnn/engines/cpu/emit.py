@@ -2,7 +2,7 @@
 
 The machine code has two entries ``void f(int64_t* slots, int64_t part, int64_t parts)``: `pack` copies the matrices
 into the order in which the tiles read them, `run` computes all steps for the rows of its part. A third one,
-``void whole(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
+``void serial(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Emitter(LoopWriter):
         self.groups = [self._emit_group(k, g) for k, g in enumerate(schedule.groups)]  # functions and their arrays
         self.copies = self._emit_copies() if schedule.copies else None
         self._emit_run()
-        self._emit_whole()
+        self._emit_serial()
 
     def _arrays_of(self, group: Group) -> list[tuple[str, str]]:
         """The arrays that a group reads or writes."""
@@ -69,7 +69,7 @@ class _Emitter(LoopWriter):
         arrays = dict.fromkeys(self.array_of(a)[0] for a in read)
         used = [s[0] for s in group.stores] + [a for p in group.partial for a in p[1]] + [t[0] for t in group.totals]
         arrays |= dict.fromkeys(self.array_of(n)[0] for n in used if n.is_leaf)
-        arrays |= dict.fromkeys(place.array for _, place in group.stores)
+        arrays |= dict.fromkeys(location.array for _, location in group.stores)
         arrays |= dict.fromkeys(self.array_of(a)[0] for a, _ in group.operands)
         if group.partial or any(n.op in REDUCTIONS for n in group.nodes):
             arrays[SCRATCH] = None
@@ -180,9 +180,9 @@ class _Emitter(LoopWriter):
                     self._call_groups(b, addresses, at, start, end, begins)
         b.ret_void()
 
-    def _emit_whole(self) -> None:
+    def _emit_serial(self) -> None:
         """Everything in one part: a single thread needs a single call."""
-        function, b = self.function("whole", [PTR])
+        function, b = self.function("serial", [PTR])
         for name in ("pack", "run"):
             b.call(self.module.get_global(name), [function.args[0], I64(0), I64(1)])
         b.ret_void()
@@ -205,7 +205,7 @@ class _Emitter(LoopWriter):
             if kind == "current":
                 array = ("sequence", name)
             if kind in ("stream", "output", "sequence", "current"):
-                first = at["place" if self.is_padded(array) else "offset"]
+                first = at["padded" if self.is_padded(array) else "packed"]
                 return self.at(b, addresses.arrays[array], b.mul(first, I64(self.stride(array))))
             return addresses.arrays[array]
 

@@ -23,7 +23,7 @@ SCRATCH = ("scratch", "")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a value is in memory: the array, such as ("stream", "x"), and the first number in a row of it."""
 
     array: tuple[str, str]
@@ -46,7 +46,7 @@ class Group:
     stage: int
     width: int
     nodes: list[Node] = field(default_factory=list)
-    stores: list[tuple[Node, Place]] = field(default_factory=list)
+    stores: list[tuple[Node, Location]] = field(default_factory=list)
     partial: list[tuple[Node, list[Node], bool]] = field(default_factory=list)
     totals: list[tuple[Node, int]] = field(default_factory=list)
 
@@ -67,12 +67,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The groups of a program in order, and the places of all values that are read from memory.
+    """The groups of a program in order, and the locations of all values that are read from memory.
 
     Attributes:
         program: The program.
         groups: The groups.
-        places: The places of the values that another group, or a product, reads.
+        locations: The locations of the values that another group, or a product, reads.
         partials: The first number in scratch of the lanes in which each reduction is accumulated.
         scratch: How many numbers a row of scratch has.
         copies: States, with their first numbers in scratch, that are copied to their arrays at the end of a step.
@@ -82,7 +82,7 @@ class Schedule:
 
     program: Program
     groups: tuple[Group, ...]
-    places: dict[Node, Place]
+    locations: dict[Node, Location]
     partials: dict[Node, int]
     scratch: int
     copies: tuple[tuple[str, int], ...]
@@ -105,7 +105,7 @@ class _Scheduler:
         self.program = program
         self.lanes = lanes
         self.scratch = 0
-        self.places: dict[Node, Place] = {}
+        self.locations: dict[Node, Location] = {}
         self.stage: dict[Node, int] = {}
         self.groups: dict[tuple[int, int], Group] = {}
         self.home: dict[Node, Group] = {}
@@ -128,7 +128,7 @@ class _Scheduler:
             first += node.width
         ranges = {name: _joined((starts[p], p.width) for p in pieces) for name, pieces in sums.items()}
         return Schedule(
-            self.program, tuple(self.order), self.places, partials, self.scratch, tuple(copies), ranges, first
+            self.program, tuple(self.order), self.locations, partials, self.scratch, tuple(copies), ranges, first
         )
 
     def _assign(self, node: Node) -> None:
@@ -176,10 +176,10 @@ class _Scheduler:
 
     def _store(self, pieces: tuple[Node, ...], array: tuple[str, str], first: int) -> None:
         for piece in pieces:
-            place = Place(array, first)
-            self._home_of(piece).stores.append((piece, place))
+            location = Location(array, first)
+            self._home_of(piece).stores.append((piece, location))
             if not piece.is_leaf and piece.op != "constant":
-                self.places.setdefault(piece, place)
+                self.locations.setdefault(piece, location)
             first += piece.width
 
     def _may_overwrite(self, name: str, pieces: tuple[Node, ...]) -> bool:
@@ -227,18 +227,18 @@ class _Scheduler:
                 if n.op == "dot" or self._is_else(a, group)
             ]
             for node in read:
-                if node not in self.places and not node.is_leaf and node.op != "constant":
-                    self.places[node] = Place(SCRATCH, self._scratch(node.width))
-                    self.home[node].stores.append((node, self.places[node]))
+                if node not in self.locations and not node.is_leaf and node.op != "constant":
+                    self.locations[node] = Location(SCRATCH, self._scratch(node.width))
+                    self.home[node].stores.append((node, self.locations[node]))
 
     def _is_else(self, node: Node, group: Group) -> bool:
         return self.home.get(node) is not group
 
 
-def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """From (start, width) to ranges (start, end); those that follow each other become one."""
     ranges: list[tuple[int, int]] = []
-    for start, width in places:
+    for start, width in ranges:
         first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
         ranges.append((first, start + width))
     return tuple(ranges)

@@ -167,8 +167,8 @@ class LoopWriter(Writer):
             name, first = node.attr
             carried = node.op == "state" and self.program[name].place == "carried"
             return ("carry" if carried else node.op, name), first
-        place = self.schedule.places[node]
-        return place.array, place.first
+        location = self.schedule.locations[node]
+        return location.array, location.first
 
     def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
         """Load an argument that is a number."""
