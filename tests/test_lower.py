@@ -231,7 +231,7 @@ class Lowered:
             args, kwargs = pytree.tree_map_only(
                 type(recorder.ref(operands[0])), values.__getitem__, (op.args, dict(op.kwargs))
             )
-            values.update(zip(op.outputs, lower(lowering, step, args, kwargs), strict=False))
+            values.update(zip(op.outputs, lower(lowering, op, args, kwargs), strict=False))
         self.rules = {op.short_name for op in recorder.ops}
         pieces = lowering.pieces(values[recorder.ref(result)])
         arrays = [Array(n.attr[0], n.op, n.width, place="packed" * (n.op == "stream")) for n in self.leaves]
@@ -331,9 +331,9 @@ def test_a_rule_keeps_nan_and_the_limits(row):
 def test_every_rule_has_a_row(monkeypatch):
     met = {"empty_like", "new_empty_strided"}  # written before they are read
 
-    def noting(lowering, step, *args, **options):
+    def noting(lowering, op, *args, **options):
         met.add(op.short_name)
-        return lower(lowering, step, *args, **options)
+        return lower(lowering, op, *args, **options)
 
     monkeypatch.setattr(anyrnn.compiler.derive, "lower", noting)
     for _, function, *shapes in ROWS:

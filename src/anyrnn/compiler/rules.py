@@ -1,8 +1,8 @@
 """What each ATen operation is to the loop program: the table `RULES`.
 
-Operations in `COMPOSITE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those of
-PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches, each
-is computed for all arguments and one selected.
+Operations in `COMPOSITE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those
+of PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches,
+each is computed for all arguments and one selected.
 """
 
 from __future__ import annotations

@@ -141,10 +141,10 @@ def _part_of(graph: Graph) -> dict[Ref, int]:
     return part
 
 
-def _ancestors(steps: Sequence[Op], refs: Iterable[Ref]) -> set[Ref]:
+def _ancestors(ops: Sequence[Op], refs: Iterable[Ref]) -> set[Ref]:
     """Tensors, and all that they are computed from."""
     ancestors = set(refs)
-    for op in reversed(steps):
+    for op in reversed(ops):
         if ancestors.intersection(op.outputs):
             ancestors.update(op.inputs)
     return ancestors
@@ -327,12 +327,12 @@ def _addend_rows_matrix(op: Op) -> tuple[Any, Ref, Ref]:
 class Ops:
     """The operations of a part that PyTorch runs, prepared for running often."""
 
-    def __init__(self, steps: Sequence[Op], graph: Graph) -> None:
-        self.ops = steps
+    def __init__(self, ops: Sequence[Op], graph: Graph) -> None:
+        self.ops = ops
         self.graph = graph
-        self.mixing = any(mixes_rows(op, graph) for op in steps)
+        self.mixing = any(mixes_rows(op, graph) for op in ops)
         self._prepared = [
-            (op, [_argument(op, k, graph.batch) for k in range(len(op.args))], _keywords(op)) for op in steps
+            (op, [_argument(op, k, graph.batch) for k in range(len(op.args))], _keywords(op)) for op in ops
         ]
 
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
