@@ -69,7 +69,7 @@ def run(
     sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
     taken = {tensors[r].untyped_storage()._cdata for r in sources}
 
-    def whole(ref: Ref) -> Tensor:
+    def unpacked(ref: Ref) -> Tensor:
         """The rows of a tensor as in the batch, in memory of their own."""
         rows = tensors[ref]
         shape = rows.shape[1:]
@@ -82,8 +82,8 @@ def run(
         taken.add(memory)
         return rows.view(batch.T, batch.B, *shape)
 
-    output = whole(plan.result)
-    return output, finals, {name: whole(ref) for name, ref in plan.records.items()}
+    output = unpacked(plan.result)
+    return output, finals, {name: unpacked(ref) for name, ref in plan.records.items()}
 
 
 def _packed(tensor: Tensor, batch: Layout) -> Tensor:
@@ -117,18 +117,18 @@ def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | 
     return found if found is not None else getattr(module, attribute)
 
 
-def _run_rows(steps: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:
+def _run_rows(ops: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:
     """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
-    if not steps.mixing:
-        steps.run(tensors, batch.total)
+    if not ops.mixing:
+        ops.run(tensors, batch.total)
         return
-    shapes, rows = steps.graph.shapes, steps.graph.batch
+    shapes, rows = ops.graph.shapes, ops.graph.batch
     batched = {r for r in tensors if shapes[r] and shapes[r][0] == rows}
     made: dict[Ref, list[Tensor]] = {}
-    for first, n in sorted(zip(batch.offset.tolist(), batch.rows.tolist(), strict=True)):
+    for first, n in sorted(zip(batch.packed.tolist(), batch.rows.tolist(), strict=True)):
         here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
-        steps.run(here, n)
-        for ref in (r for s in steps.steps for r in s.outputs):
+        ops.run(here, n)
+        for ref in (r for s in ops.ops for r in s.outputs):
             made.setdefault(ref, []).append(here[ref])
     for ref, parts in made.items():
         tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == rows else parts[-1]

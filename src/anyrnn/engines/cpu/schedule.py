@@ -235,10 +235,10 @@ class _Scheduler:
         return self.home.get(node) is not group
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _joined(pieces: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """From (start, width) to ranges (start, end); those that follow each other become one."""
     ranges: list[tuple[int, int]] = []
-    for start, width in ranges:
+    for start, width in pieces:
         first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
         ranges.append((first, start + width))
     return tuple(ranges)
