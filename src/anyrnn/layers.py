@@ -599,7 +599,7 @@ class Recurrent(Layer):
         signature = _awaited(cell, self._state_sizes)
         if signature is None:
             return self._describe(cell, input_size)
-        return _DescribedCell(cell, stated_sizes(cell), input_size, (), signature)
+        return _DescribedCell(cell, stated_sizes(cell), input_size, (), signature, awaits=True)
 
     def _describe(
         self,
@@ -627,8 +627,10 @@ class Recurrent(Layer):
         forms = tuple([e.form for e in extras]) if extras else ()
         for k in range(len(self.cells)):
             cell, known = self._cell(k // self.num_directions, k % self.num_directions == 1), self._described[k]
+            if rows is None:  # no call, which would say what it is given
+                forms = known.extras
             is_known = known.signature.settled and known.is_current(cell, input_size, forms)
-            if not is_known and rows is not None:
+            if not is_known and (rows is not None or not (known.extras or known.awaits)):
                 size = size_of([operator.index(n) for n in shape_of(input_size)])  # type: ignore[arg-type]
                 self._described[k], changed = self._describe(cell, size, state, extras, rows), True
             if (k + 1) % self.num_directions == 0:
@@ -646,13 +648,17 @@ class Recurrent(Layer):
 
 @dataclass(frozen=True)
 class _DescribedCell:
-    """A cell with its signature, and the sizes from which that was inferred."""
+    """A cell with its signature, and the sizes from which that was inferred.
+
+    One that `awaits` further arguments has not run yet.
+    """
 
     cell: nn.Module
     sizes: Sizes | None
     input_size: Size
     extras: tuple[ExtraForm, ...]
     signature: Signature
+    awaits: bool = False
 
     def is_current(self, cell: nn.Module, input_size: Size | None, extras: tuple[ExtraForm, ...]) -> bool:
         """Whether this is the same cell, with the same sizes of x, state and further arguments."""

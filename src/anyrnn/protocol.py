@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.randomness import own_random_numbers
+from anyrnn.records import locals_of
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
@@ -279,9 +280,10 @@ def describe(
     try:
         return _described(probe, state_sizes, form)
     except AnyRNNError:
-        if not rows or rows == probe.rows:
-            raise
-        return _described(replace(probe, rows=rows), state_sizes, form)
+        if rows and rows != probe.rows:
+            with contextlib.suppress(AnyRNNError):
+                return _described(replace(probe, rows=rows), state_sizes, form)
+        raise
 
 
 def _described(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> Signature:
@@ -467,8 +469,10 @@ def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
 def _probed(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
     """Run a step: the signature that its result has, and whether the result shows the structure of the state."""
     subject = replace(probe, cell=_copy_of(probe.cell)) if _is_lazy(probe.cell) else probe
-    state, result = _one_step(subject, candidate, fill)
+    state, result, variables = _one_step(subject, candidate, fill)
     parts = _parts_of(result, len(candidate.sizes), candidate.bare)
+    if candidate.spread:
+        _check_order(probe.cell, parts.states, variables)
     for k, (value, size) in enumerate(zip(parts.states, candidate.sizes, strict=True)):
         if value.shape != (probe.rows, *shape_of(size)):
             msg = f"returned state {k} of shape {_shape(value, probe.rows)}, expected ({_lead(size)})"
@@ -488,12 +492,29 @@ def _probed(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[Signatur
     return signature, parts.state is not state
 
 
+def _check_order(cell: nn.Module, states: Sequence[Tensor], variables: Mapping[str, Any]) -> None:
+    """Check that a step returns its states in the order in which it takes them, as far as its variables tell.
+
+    One that takes h and c, and returns c and h, would go on with each in the place of the other.
+    """
+    _, *names = inspect.signature(cell.forward).parameters
+    names = names[: len(states)]
+    for k, (name, value) in enumerate(zip(names, states, strict=False)):
+        others = [n for n in names if n != name and variables.get(n) is value]
+        if others and variables.get(name) is not value:
+            msg = (
+                f"returned `{others[0]}` as state {k}, which it takes as `{name}`; expected the order "
+                f"({', '.join(names)}): change it in forward, or by step=lambda m, x, s: ..."
+            )
+            raise AnyRNNError(msg)
+
+
 def _lead(size: Size) -> str:
     return ", ".join(map(str, ("B", *shape_of(size))))
 
 
-def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object, object]:
-    """Run a step on a twin of the cell, on made up numbers: its state and its result."""
+def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object, object, dict[str, Any]]:
+    """Run a step on a twin of the cell, on made up numbers: its state, its result, and its local variables."""
     cell, rows = probe.cell, probe.rows
     like = placement(cell)
     weights = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
@@ -515,7 +536,9 @@ def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object
         by_position = [t for k, t in extras if isinstance(k, int)]
         by_keyword = {k: t for k, t in extras if isinstance(k, str)}
         first = states if candidate.spread else [state]
-        return state, subject(x, *first, *by_position, **by_keyword)
+        with locals_of(subject) if candidate.spread else contextlib.nullcontext({}) as variables:
+            result = subject(x, *first, *by_position, **by_keyword)
+        return state, result, variables
 
 
 def _made_up(form: ExtraForm, rows: int, like: Tensor) -> Tensor:

@@ -145,6 +145,8 @@ def choose(call: Call) -> select.Choice:
         return _OPERATOR
     if call.lengths is not None:
         raise AnyRNNError(_data_dependent(call))
+    if call.request.record:
+        raise AnyRNNError(_unseen_variables(call, "each step is traced"))
     return _TRACED
 
 
@@ -152,6 +154,14 @@ def _data_dependent(call: Call) -> str:
     return (
         f"{type(call.cell).__name__}: got lengths where each step is traced (torch.func below torch.compile, or "
         f"torch.export with the engine 'reference'); expected none, since the number of steps depends on them"
+    )
+
+
+def _unseen_variables(call: Call, reason: str) -> str:
+    return (
+        f"{type(call.cell).__name__}: got record={call.request.record} below torch.compile or torch.export, where its "
+        f"step cannot be written down ({reason}), and a graph of steps holds no local variables; expected the call "
+        f"outside, or the layer below torch.compiler.disable"
     )
 
 
@@ -388,6 +398,8 @@ def _prepare() -> None:
 
 def _without_operator(call: Call, reason: str, short: bool) -> Result:
     """Trace the steps of a short sequence; leave the graph for a long one."""
+    if call.request.record:
+        raise AnyRNNError(_unseen_variables(call, reason))
     if short and call.lengths is None and call.x.shape[0] <= SHORT:
         return _TRACED.engine.run(call)
     msg = (
