@@ -40,6 +40,7 @@ from anyrnn.protocol import (
     Size,
     Sizes,
     State,
+    WrongOrderError,
     form_of,
     placement,
     shape_of,
@@ -334,7 +335,7 @@ class Layer(nn.Module):
         """The states of all steps (L*D, T, B, ...), in the structure of the initial ones."""
         count = len(self._signature(0).state_sizes)
         variables = zip(*([self._outer(t, None, batched) for t in each[-count:]] for each in series), strict=True)
-        return self._signature(0).wrap(tuple(torch.stack(v) for v in variables), initial)  # type: ignore[arg-type]
+        return self._signature(0).wrap(tuple(torch.stack(v) for v in variables), initial)
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         """Convert an output (T, B, O) to the outer form of the input."""
@@ -396,7 +397,7 @@ class Layer(nn.Module):
             *first.shape[:time], steps - 1, *first.shape[time:])], time)  # fmt: skip
         options = Options(inputs=inputs, context=context, feedback=feed, forced=1)
         output, state = self._apply_layer(x, state, options)
-        return output, state  # type: ignore[return-value]
+        return output, state
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse TorchScript, which calls this before it compiles a module."""
@@ -596,9 +597,12 @@ class Recurrent(Layer):
     def _describe_first(self, layer: int, reverse: bool, input_size: Size) -> _DescribedCell:
         """Describe a new cell; one that wants further arguments is run when it gets them."""
         cell = self._cell(layer, reverse)
-        signature = _awaited(cell, self._state_sizes)
-        if signature is None:
+        try:
             return self._describe(cell, input_size)
+        except AnyRNNError as cause:
+            signature = _awaited(cell, self._state_sizes)
+            if signature is None or isinstance(cause, WrongOrderError):
+                raise
         return _DescribedCell(cell, stated_sizes(cell), input_size, (), signature, awaits=True)
 
     def _describe(
@@ -672,17 +676,15 @@ def _awaited(cell: nn.Module, state_sizes: Sizes | None) -> Signature | None:
     What it is will be seen when it gets them. Until then its output is taken to be its first state.
     """
     sizes = stated_sizes(cell) if state_sizes is None else state_sizes
-    if sizes is None or takes(cell, 2) is not False:
+    if sizes is None or takes(cell, 2) is not False or takes(cell, 1) is not False:
         return None
     bare = isinstance(sizes, int | torch.Size)
     each: tuple[Size, ...] = (size_of(shape_of(sizes)),) if bare else tuple(size_of(shape_of(s)) for s in sizes)  # type: ignore[arg-type, union-attr]
-    if any(takes(cell, 1 + count) for count in ({len(each)} if state_sizes is not None or not bare else {1, 2, 3, 4})):
-        return None
     return Signature(each, bare, each[:1], has_output=False, settled=False)
 
 
 def _new_cell(factory: Callable[[Any], nn.Module], input_size: Size | None) -> nn.Module:
-    cell = factory(input_size)  # type: ignore[arg-type]  # checked above
+    cell = factory(input_size)
     if not isinstance(cell, nn.Module):
         msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"
         raise AnyRNNError(msg)

@@ -508,8 +508,8 @@ def _steps_backward(
     with _dispatched_anew(), _random_from(random, x.device):
         leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
-            given = (leaves[a:b] for a, b in itertools.pairwise(ends))
-            results = _run(step, leaves[0], *given, lengths, leaves[ends[-1] :], reverse, autocast)
+            of_states, of_extras = (leaves[a:b] for a, b in itertools.pairwise(ends))
+            results = _run(step, leaves[0], of_states, of_extras, lengths, leaves[ends[-1] :], reverse, autocast)
         pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = torch.autograd.grad(

@@ -73,6 +73,10 @@ class ExtraForm(NamedTuple):
         return self.shape if self.kind == "shared" else (*sizes, *self.shape)
 
 
+class WrongOrderError(AnyRNNError):
+    """A step returns its states in another order than that in which it takes them."""
+
+
 class Extra(NamedTuple):
     """An argument of a cell's step beside x and the state: see `ExtraForm`."""
 
@@ -300,7 +304,8 @@ def _described(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> S
             return _adopted(probe, candidate, signature)
         ambiguous.append((candidate, signature))
     if not ambiguous:
-        raise AnyRNNError(_failure_message(probe, failures))
+        kind = WrongOrderError if any(isinstance(f, WrongOrderError) for f in failures.values()) else AnyRNNError
+        raise kind(_failure_message(probe, failures))
     for candidate, _ in ambiguous if len(ambiguous) > 1 else ():
         with contextlib.suppress(Exception):
             signature, is_shown = _probed(probe, candidate, fill=0.5)
@@ -506,7 +511,7 @@ def _check_order(cell: nn.Module, states: Sequence[Tensor], variables: Mapping[s
                 f"returned `{others[0]}` as state {k}, which it takes as `{name}`; expected the order "
                 f"({', '.join(names)}): change it in forward, or by step=lambda m, x, s: ..."
             )
-            raise AnyRNNError(msg)
+            raise WrongOrderError(msg)
 
 
 def _lead(size: Size) -> str:
@@ -536,7 +541,8 @@ def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object
         by_position = [t for k, t in extras if isinstance(k, int)]
         by_keyword = {k: t for k, t in extras if isinstance(k, str)}
         first = states if candidate.spread else [state]
-        with locals_of(subject) if candidate.spread else contextlib.nullcontext({}) as variables:
+        variables: dict[str, Any] = {}
+        with locals_of(subject, variables) if candidate.spread else contextlib.nullcontext():
             result = subject(x, *first, *by_position, **by_keyword)
         return state, result, variables
 

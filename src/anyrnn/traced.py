@@ -219,10 +219,11 @@ def _recorded(
         states: Whether the states of all steps are.
     """
     _prepare()
-    kinds = kinds_of(origin)
+    fields = (*signature, *kinds_of(origin))
     form = CallForm(
-        Signature(*signature, *kinds), x_shape, dtype, tuple(ExtraForm(*e) for e in extras), Request(record, states)
-    )
+        Signature(*fields), x_shape, dtype,
+        tuple(ExtraForm(*e) for e in extras), Request(record, states),
+    )  # fmt: skip
     with LOCK:
         return tuple(_found(origin, training, forms, form))
 

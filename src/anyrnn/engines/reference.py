@@ -6,7 +6,7 @@ autograd and therefore does whatever the cell can do: any dtype and device, seco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.nn import functional as F
@@ -90,7 +90,8 @@ class _Stepper:
         """Run a step: the new states."""
         call = self.call
         if call.request.record:
-            with locals_of(call.cell) as variables:
+            variables: dict[str, Any] = {}
+            with locals_of(call.cell, variables):
                 outputs, new = call.signature.step(call.cell, x, states, extras)
             names = call.request.record
             outputs = (*outputs, *recorded_of(type(call.cell).__name__, variables, names, len(x)))

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.protocol import State
+    from anyrnn.protocol import Size, State
     from anyrnn.runtime.call import Call
 
 
 class Stack(Protocol):
     """The attributes of a layer that the path reads: torch.nn's options, cells, names and shapes of weights."""
 
-    input_size: int | None
+    input_size: Size | None
     hidden_size: int
     batch_first: bool
     bidirectional: bool
