@@ -28,7 +28,7 @@ class Ref(int):
 class Op:
     """One ATen operation: arguments with a Ref for each tensor, and its outputs; if `many`, it returns a sequence."""
 
-    op: torch._ops.OpOverload
+    overload: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Ref, ...]
@@ -44,12 +44,12 @@ class Op:
     @property
     def short_name(self) -> str:
         """The operation without its namespace and overload, such as "add"."""
-        return self.op._schema.name.removeprefix("aten::")
+        return self.overload._schema.name.removeprefix("aten::")
 
     @property
     def name(self) -> str:
         """The operation without its namespace, such as "add.Tensor"."""
-        return str(self.op).removeprefix("aten.")
+        return str(self.overload).removeprefix("aten.")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Graph:
         x: The input.
         states: The state variables before the step.
         weights: Parameters, buffers and tensor attributes, by dotted name.
-        steps: The operations, in order.
+        ops: The operations, in order.
         output: The output of the step; None if it is the first new state.
         new_states: The state variables after the step.
         batch: The batch size of the trace.
@@ -73,7 +73,7 @@ class Graph:
     x: Ref
     states: tuple[Ref, ...]
     weights: Mapping[str, Ref]
-    steps: tuple[Op, ...]
+    ops: tuple[Op, ...]
     output: Ref | None
     new_states: tuple[Ref, ...]
     batch: int
