@@ -14,6 +14,8 @@ OPERATIONS = {
     **{name: getattr(np, name) for name in ("fmod", "maximum", "minimum", "logical_and", "logical_or", "logical_not")},
     **{"neg": np.negative, "round": np.round, "erf": special.erf, "sigmoid": special.expit, "detach": np.positive},
     **{"atan": np.arctan, "atan2": np.arctan2, "remainder": np.remainder},
+    **{"sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh},
+    "surrogate": lambda value, x, slope: np.broadcast_to(value, np.broadcast_shapes(value.shape, x.shape, slope.shape)),
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "where": np.where},
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal},
     **{"ne": np.not_equal, "rsqrt": lambda x: 1 / np.sqrt(x)},

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: In-place operations that do not read what they change.
-_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal"))
+_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal")) | {
+    *("aten::exponential_", "aten::geometric_", "aten::cauchy_", "aten::log_normal_", "aten::random_"),
+}
+
+
+#: As long a tensor may be written down in the cell's code.
+MOST_NUMBERS = 64
 
 
 class Recorder(TorchDispatchMode):
@@ -73,6 +79,8 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.lift_fresh.default and 1 < args[0].numel() <= MOST_NUMBERS:
+            return self._made_of_numbers(args[0])
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
@@ -99,6 +107,18 @@ class Recorder(TorchDispatchMode):
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
         self._record(func, recorded[0], recorded[1], result, without_grad)
         return result
+
+    def _made_of_numbers(self, tensor: Tensor) -> Tensor:
+        """Record a tensor that is made in the cell's code, torch.tensor([1, 2, 3]), number by number."""
+        aten, flat = torch.ops.aten, tensor.flatten()
+        parts = [self._new_ref(flat[:1]) for _ in flat]
+        for ref, number in zip(parts, flat.tolist(), strict=True):
+            self.ops.append(Op(aten.full.default, ([1], number), {"dtype": tensor.dtype}, (ref,), many=False))
+        side_by_side = self._new_ref(flat)
+        self.ops.append(Op(aten.cat.default, (parts,), {}, (side_by_side,), many=False))
+        shaped = aten.view.default, (side_by_side, list(tensor.shape))
+        self.ops.append(Op(*shaped, {}, (self.ref(tensor),), many=False))
+        return tensor
 
     def _check_operation(
         self, func: Any, tensors: Sequence[Tensor], kwargs: Mapping[str, Any], without_grad: bool
@@ -177,11 +197,13 @@ class Recorder(TorchDispatchMode):
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Record an operation such as `add_` as `add` (functionalization); the changed tensor becomes its result."""
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        functional = getattr(packet, func._overloadname, None)
+        functional = _overload_like(packet, func)
         functional_args = args
         if func is torch.ops.aten.bernoulli_.float:
             functional = torch.ops.aten.bernoulli.p
             functional_args = (*args, *([] if kwargs or args[1:] else [0.5]))
+        elif func is torch.ops.aten.normal_.default:
+            functional = torch.ops.aten.normal_functional.default
         target = args[0] if args else None
         if functional is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
@@ -237,6 +259,16 @@ class Recorder(TorchDispatchMode):
             self.refs[id(tensor)] = self.weights[name]
         else:
             self.weights[name] = self._add(tensor)
+
+
+def _overload_like(packet: Any, func: Any) -> Any:
+    """The overload of an operation that takes what another one takes: that of `pow_.Scalar` is `pow.Tensor_Scalar`."""
+    wanted = [str(a.type) for a in func._schema.arguments]
+    names = (
+        [] if packet is None else sorted(packet.overloads(), key=lambda name: name != (func._overloadname or "default"))
+    )
+    overloads = (getattr(packet, name) for name in names)
+    return next((o for o in overloads if [str(a.type) for a in o._schema.arguments] == wanted), None)
 
 
 def _memory(tensor: Tensor) -> int:

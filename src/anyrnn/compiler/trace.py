@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from anyrnn.compiler.contraction import Contractions
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, GraphExtra, Op, Ref, run_ops, scaled
+from anyrnn.compiler.indexing import Indexing
 from anyrnn.compiler.opaque_function import recorded
 from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.compiler.recorder import Recorder
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
+_COMPILER = ("contraction", "indexing", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
@@ -281,7 +282,8 @@ class _Tracer:
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.record_function, recorder.is_varying), Contractions(), witness, recorder, frames,
+                recorded(recorder.record_function, recorder.is_varying), Contractions(), Indexing(), witness,
+                recorder, frames,
             ):  # fmt: skip
                 outputs, new = self.signature.step(twin, x, tuple(states), extras)
             results = (*outputs, *new) if self.signature.has_output else new
