@@ -125,6 +125,6 @@ def explain(
             cell = type(call.cell).__name__
             engine = choice.engine
             parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
-        width = layer.num_directions * layer._signature(k).output_size
-        inner = inner.new_empty(()).expand(*inner.shape[:2], width)  # only its shape matters from here on
+        if k + 1 < layer.num_layers:  # only its shape matters from here on
+            inner = inner.new_empty(()).expand(*inner.shape[:2], layer._input_width(k + 1))
     return Explanation(type(layer).__name__, tuple(parts), show)

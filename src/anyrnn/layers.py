@@ -12,7 +12,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from anyrnn.checks import (
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
+from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
@@ -41,8 +42,14 @@ if TYPE_CHECKING:
     from anyrnn.engines.select import Choice
 
 
+Maker: TypeAlias = "nn.Module | Callable[[int], nn.Module]"  # a cell, or a function from an input size to one
+
+
 class Layer(nn.Module):
     """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
+
+    _wiring: Wiring = PLAIN
+    _is_alike = True  # the states of all layers are of one form, so that they can be stacked
 
     def __init__(
         self, input_size: int | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
@@ -70,9 +77,20 @@ class Layer(nn.Module):
 
     @property
     def output_size(self) -> int:
-        """The number of features of the output: the directions side by side."""
+        """The number of features of the output: of the directions side by side, unless they are merged otherwise."""
         self._settle(None)
-        return self.num_directions * self._signature(self.num_layers - 1).output_size
+        return self._width(self.num_layers - 1)
+
+    def _width(self, layer: int) -> int:
+        """The number of features of the output of a layer."""
+        directions = (False, True)[: self.num_directions]
+        widths = [self._signature(layer, reverse).output_size for reverse in directions]
+        return self._wiring.merged_width(type(self).__name__, layer, widths)
+
+    def _input_width(self, layer: int) -> int:
+        """The number of features that a layer reads."""
+        assert self.input_size is not None
+        return self._wiring.joined_width([self.input_size, *map(self._width, range(layer))])
 
     @abstractmethod
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
@@ -107,16 +125,19 @@ class Layer(nn.Module):
         x, states, lengths, batched = self._canonical(x, state, lengths)
         from_zero = state is None
         finals: list[tuple[Tensor, ...]] = []
+        wiring, inputs = self._wiring, [x]
         for layer in range(self.num_layers):
+            x = wiring.joined(inputs)
             outputs = []
             for choice, call in self._calls(layer, x, states, lengths, from_zero, request):
                 result = choice.engine.run(call)
                 outputs.append(result.output)
                 finals.append(result.states)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)  # (T, B, D*O)
+            output = wiring.bridged(layer, x, wiring.merged(outputs))  # (T, B, D*O)
             if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        results = self._outer(x, packed, batched), self._stack(finals, batched, state)
+                output = F.dropout(output, self.dropout, self.training)
+            inputs.append(output)
+        results = self._outer(output, packed, batched), self._stack(finals, batched, state)
         if not request.record:
             return results
         return *results, {name: self._outer(t, None, batched) for name, t in result.records.items()}
@@ -187,8 +208,18 @@ class Layer(nn.Module):
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
     ) -> list[tuple[Tensor, ...]]:
         """The initial states of each layer and direction."""
-        signature = self._signature(0)
-        count = self.num_layers * self.num_directions
+        if self._is_alike:
+            return self._initial_of(range(self.num_layers), state, B, batched, x, dtype)
+        parts = [None] * self.num_layers if state is None else parts_of(type(self).__name__, state, self.num_layers)
+        groups = (self._initial_of([k], part, B, batched, x, dtype) for k, part in enumerate(parts))
+        return [states for group in groups for states in group]
+
+    def _initial_of(
+        self, layers: Sequence[int], state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
+    ) -> list[tuple[Tensor, ...]]:
+        """The initial states of each direction of layers whose states are of one form, from their stack."""
+        signature = self._signature(layers[0])
+        count = len(layers) * self.num_directions
         if state is None:
             zeros = tuple(x.new_zeros(B, size, dtype=dtype) for size in signature.state_sizes)
             return [zeros] * count
@@ -199,12 +230,21 @@ class Layer(nn.Module):
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
-        """The final states as one tensor for each state variable, in the structure of the initial ones."""
+        """The final states in the structure of the initial ones: stacked, or if they differ, a tuple by layer."""
+        if self._is_alike:
+            return self._stack_of(0, finals, batched, initial)
+        D, count = self.num_directions, self.num_layers
+        parts: Sequence[Any] = [None] * count if initial is None else initial
+        stacks: Any = (self._stack_of(k, finals[k * D : (k + 1) * D], batched, parts[k]) for k in range(count))
+        return tuple(stacks)
+
+    def _stack_of(self, layer: int, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
+        """Final states of one form, that of a layer, as one tensor for each state variable."""
         if len(finals) == 1:
             stacked = tuple(final.unsqueeze(0) for final in finals[0])
         else:
             stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
-        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
+        return self._signature(layer).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         """Convert an output (T, B, O) to the outer form of the input."""
@@ -237,6 +277,8 @@ class Layer(nn.Module):
             ("batch_first", False),
             ("dropout", 0.0),
             ("bidirectional", False),
+            ("merge", "concat"),
+            ("connect", "plain"),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])
@@ -278,26 +320,35 @@ class Recurrent(Layer):
         cell: One cell, for one layer in one direction; or a function from an input size to a new cell, called once
             for each layer and direction. A cell is any `nn.Module` with ``forward(x, state)`` for one step, x
             (B, I): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, size) or a tuple.
+            Or a list of these, one for each layer: the layers may then have other cells, and other sizes.
         input_size: I, the number of features of x. For a single cell it may be left out: it is then the cell's own
             `input_size`, or that of the first x.
-        num_layers: The number of layers; each takes the output of the one before.
+        num_layers: The number of layers; each takes the output of the one before. That of the list, if there is one.
         batch_first: x and the output are (B, T, I) rather than (T, B, I). The state stays as it is, as in torch.nn.
         dropout: The probability of dropping a feature between two layers while training.
         bidirectional: A second cell in each layer runs from the last valid step to the first; outputs side by side.
         state_sizes: The size of the state, an int for one tensor or a tuple, where the cell has neither
             `state_sizes` nor a `hidden_size` from which one step tells it.
+        merge: The output of a bidirectional layer from those of its directions: "concat" puts them side by side, "sum"
+            adds them, "mean" averages them.
+        connect: What is between the layers. "plain": each reads the output of the one before. "residual": and adds
+            what it reads to its output (each but the first, whose x is not of the same kind: see `anyrnn.Residual`);
+            their widths have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
+            Dropout acts on each layer's output, once, whoever reads it.
 
     Raises:
-        AnyRNNError: for a cell outside the protocol; in a call, for an x, state or lengths of another form.
+        AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state
+            or lengths of another form.
 
     Shapes, D being 2 if bidirectional and L the number of layers:
         x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
-        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched;
+        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched; where the layers' states differ in
+        size or number, a tuple of L states, each as that of one layer, (D, B, size) or a tuple of them;
         lengths: (B,) integers from 0 to T, in any order;
         record: names of local variables of the cell's `forward`, or of its methods that this calls;
-        output (T, B, D*O), zero at padded steps; the state after each row's last valid step. With `record`, then a
-        dict of what these variables hold when their method returns, (T, B, ...) each, zero at padded steps; for one
-        layer in one direction. Gradients pass through them.
+        output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps; the state after each row's last
+        valid step. With `record`, then a dict of what these variables hold when their method returns, (T, B, ...)
+        each, zero at padded steps; for one layer in one direction. Gradients pass through them.
 
     Example:
         >>> import torch, anyrnn
@@ -316,7 +367,7 @@ class Recurrent(Layer):
 
     def __init__(
         self,
-        cell: nn.Module | Callable[[int], nn.Module],
+        cell: Maker | Sequence[Maker],
         input_size: int | None = None,
         num_layers: int = 1,
         batch_first: bool = False,
@@ -324,35 +375,38 @@ class Recurrent(Layer):
         bidirectional: bool = False,
         *,
         state_sizes: int | tuple[int, ...] | None = None,
+        merge: str = "concat",
+        connect: str = "plain",
     ) -> None:
-        single = isinstance(cell, nn.Module)
-        if single and input_size is None:
-            declared = getattr(cell, "input_size", None)
+        makers = _makers(cell, num_layers)
+        if input_size is None and isinstance(makers[0], nn.Module):
+            declared = getattr(makers[0], "input_size", None)
             input_size = declared if isinstance(declared, int) else None
-        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
-        if single and (num_layers > 1 or bidirectional):
-            msg = (
-                f"Recurrent: got one {type(cell).__name__} for {num_layers} layers, bidirectional={bidirectional}; "
-                f"expected a function that makes one each: lambda input_size: {type(cell).__name__}(input_size, ...)"
-            )
-            raise AnyRNNError(msg)
-        if not callable(cell):
-            msg = f"Recurrent: got {cell!r}, expected a cell (an nn.Module) or a function from an input size to a cell"
-            raise AnyRNNError(msg)
-        if not single and input_size is None:
-            msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
-            raise AnyRNNError(msg)
+        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional)
+        self._wiring = Wiring(merge, connect)
+        self._wiring.check("Recurrent")
+        for maker in makers:
+            _check_maker(maker, input_size, num_layers if maker is cell else 1, bidirectional)
         self._state_sizes = tuple(state_sizes) if isinstance(state_sizes, list) else state_sizes
         self._described: list[_DescribedCell] = []
         self.cells = nn.ModuleList()
-        for _ in range(num_layers):
+        for layer, maker in enumerate(makers):
+            size = None if input_size is None else self._input_width(layer)
             for _ in range(self.num_directions):
-                self.cells.append(cell if isinstance(cell, nn.Module) else _new_cell(cell, input_size))
-                if input_size is not None:
-                    self._described.append(_describe(self.cells[-1], input_size, self._state_sizes, None))
-            if input_size is not None:
-                input_size = self.num_directions * self._described[-1].signature.output_size
-        self._check_alike()
+                self.cells.append(maker if isinstance(maker, nn.Module) else _new_cell(maker, size))
+                if size is not None:
+                    self._described.append(_describe(self.cells[-1], size, self._state_sizes, None))
+        self._check_widths()
+
+    @property
+    def merge(self) -> str:
+        """How the outputs of the directions become one."""
+        return self._wiring.merge
+
+    @property
+    def connect(self) -> str:
+        """What is between the layers."""
+        return self._wiring.connect
 
     def forward(
         self,
@@ -377,8 +431,15 @@ class Recurrent(Layer):
         return self._described[layer * self.num_directions + reverse].signature
 
     def _set_input_size(self, input_size: int, state: State | None) -> None:
-        self._described = [_describe(self.cells[0], input_size, self._state_sizes, form_of(state))]
         super()._set_input_size(input_size, state)
+        try:
+            for layer, cell in enumerate(self.cells):  # single cells, so in one direction
+                form = self._form_of(state, layer)
+                self._described.append(_describe(cell, self._input_width(layer), self._state_sizes, form))
+            self._check_widths()
+        except AnyRNNError:
+            self.input_size, self._described = None, []
+            raise
 
     def _settle(self, state: State | None) -> None:
         """Infer signatures again: of cells that were replaced or resized, or whose state's structure is not known."""
@@ -390,23 +451,39 @@ class Recurrent(Layer):
                 f"{self.num_layers} layers and {self.num_directions} directions; for more, make a new layer"
             )
             raise AnyRNNError(msg)
-        input_size, changed = self.input_size, False
+        assert self.input_size is not None
+        input_size, widths, changed = self.input_size, [self.input_size], False
         for k, cell in enumerate(self.cells):
-            known = self._described[k]
+            layer, known = k // self.num_directions, self._described[k]
             if not known.signature.settled or not known.is_current(cell, input_size):
-                size = operator.index(input_size)  # type: ignore[arg-type]
-                self._described[k], changed = _describe(cell, size, self._state_sizes, form_of(state)), True
+                size, form = operator.index(input_size), self._form_of(state, layer)
+                self._described[k], changed = _describe(cell, size, self._state_sizes, form), True
             if (k + 1) % self.num_directions == 0:
-                input_size = self.num_directions * self._described[k].signature.output_size
+                widths.append(self._width(layer))
+                input_size = self._wiring.joined_width(widths)
         if changed:
-            self._check_alike()
+            self._check_widths()
 
-    def _check_alike(self) -> None:
-        signatures = [each.signature for each in self._described]
-        forms = [(s.state_sizes, s.bare) for s in signatures]
-        if any(form != forms[0] for form in forms):
-            msg = f"Recurrent: the layers' states have sizes {[s.state_sizes for s in signatures]}, expected equal"
-            raise AnyRNNError(msg)
+    def _form_of(self, state: State | None, layer: int) -> Form | None:
+        """The structure of the initial state of a layer."""
+        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
+        return form_of(state[layer] if has_parts and not self._is_alike else state)  # type: ignore[index]
+
+    def _check_widths(self) -> None:
+        """Check that directions have states of one form, and that widths of what is added are equal."""
+        if not self._described:
+            return
+        forms = [(each.signature.state_sizes, each.signature.bare) for each in self._described]
+        self._is_alike = all(form == forms[0] for form in forms)
+        for layer in range(self.num_layers):
+            pair = [self._signature(layer, reverse) for reverse in (False, True)[: self.num_directions]]
+            if any((s.state_sizes, s.bare) != (pair[0].state_sizes, pair[0].bare) for s in pair):
+                msg = (
+                    f"Recurrent: the states of the directions of layer {layer} have sizes "
+                    f"{[s.state_sizes for s in pair]}, expected equal"
+                )
+                raise AnyRNNError(msg)
+            self._wiring.check_bridge("Recurrent", layer, self._input_width(layer), self._width(layer))
 
 
 @dataclass(frozen=True)
@@ -435,3 +512,34 @@ def _new_cell(factory: Callable[[int], nn.Module], input_size: int | None) -> nn
         msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"
         raise AnyRNNError(msg)
     return cell
+
+
+def _makers(cell: Maker | Sequence[Maker], num_layers: int) -> list[Maker]:
+    """What makes the cells of each layer."""
+    if not isinstance(cell, list | tuple):
+        check_sizes("Recurrent", num_layers=num_layers)
+        return [cell] * num_layers  # type: ignore[list-item]
+    if not cell or num_layers not in (1, len(cell)):
+        msg = (
+            f"Recurrent: got a list of {len(cell)} cells with num_layers={num_layers}, expected one cell or function "
+            f"for each layer, and num_layers left out"
+        )
+        raise AnyRNNError(msg)
+    return [*cell]
+
+
+def _check_maker(maker: Maker, input_size: int | None, num_layers: int, bidirectional: bool) -> None:
+    """Check a cell, or a function that makes cells."""
+    single = isinstance(maker, nn.Module)
+    if single and (num_layers > 1 or bidirectional):
+        msg = (
+            f"Recurrent: got one {type(maker).__name__} for {num_layers} layers, bidirectional={bidirectional}; "
+            f"expected a function that makes one each: lambda input_size: {type(maker).__name__}(input_size, ...)"
+        )
+        raise AnyRNNError(msg)
+    if not callable(maker):
+        msg = f"Recurrent: got {maker!r}, expected a cell (an nn.Module) or a function from an input size to a cell"
+        raise AnyRNNError(msg)
+    if not single and input_size is None:
+        msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
+        raise AnyRNNError(msg)

@@ -1,0 +1,105 @@
+"""Stacks: how the directions of a layer are merged, and what each layer reads of those before it.
+
+A `Wiring` is the definition: it computes with tensors where a layer is run, and with widths where it is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from anyrnn.checks import check_choice
+from anyrnn.errors import AnyRNNError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MERGES = ("concat", "sum", "mean")
+_CONNECTIONS = ("plain", "residual", "dense")
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What is between the directions and the layers of a stack.
+
+    Attributes:
+        merge: The output of a layer from those of its directions: "concat", side by side; "sum"; or "mean".
+        connect: What a layer reads and gives: "plain", the output of the layer before; "residual", the same, and each
+            layer after the first adds what it read to its output; "dense", x and the outputs of all layers before,
+            side by side.
+    """
+
+    merge: str = "concat"
+    connect: str = "plain"
+
+    def check(self, name: str) -> None:
+        """Check the names."""
+        check_choice(name, "merge", self.merge, _MERGES)
+        check_choice(name, "connect", self.connect, _CONNECTIONS)
+
+    def merged(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The output of a layer from those of its directions."""
+        if len(outputs) == 1:
+            return outputs[0]
+        if self.merge == "concat":
+            return torch.cat([*outputs], dim=-1)
+        forward, backward = outputs
+        return forward + backward if self.merge == "sum" else (forward + backward) / 2
+
+    def joined(self, inputs: Sequence[Tensor]) -> Tensor:
+        """What the next layer reads, of x and the outputs of the layers so far."""
+        return torch.cat([*inputs], dim=-1) if self.connect == "dense" and len(inputs) > 1 else inputs[-1]
+
+    def bridged(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
+        """The output of a layer that read x."""
+        return output + x if self.connect == "residual" and layer else output
+
+    def merged_width(self, name: str, layer: int, widths: Sequence[int]) -> int:
+        """The features of `merged`.
+
+        Raises:
+            AnyRNNError: if directions are added that differ in width.
+        """
+        if self.merge == "concat":
+            return sum(widths)
+        if len(set(widths)) > 1:
+            msg = (
+                f"{name}: got merge={self.merge!r} for directions of {' and '.join(map(str, widths))} features in "
+                f"layer {layer}, expected equal ones, since they are added; merge='concat' puts them side by side"
+            )
+            raise AnyRNNError(msg)
+        return widths[0]
+
+    def joined_width(self, widths: Sequence[int]) -> int:
+        """The features of `joined`."""
+        return sum(widths) if self.connect == "dense" else widths[-1]
+
+    def check_bridge(self, name: str, layer: int, read: int, width: int) -> None:
+        """Check that a layer's output is as wide as what it reads, if both are added."""
+        if self.connect == "residual" and layer and read != width:
+            msg = (
+                f"{name}: got connect='residual' for layer {layer}, which reads {read} features and gives {width}, "
+                f"expected equal, since they are added: give the layers equal sizes, bring the output to that width by "
+                f"anyrnn.Projected(cell, {read}), or use connect='dense'"
+            )
+            raise AnyRNNError(msg)
+
+
+#: The wiring of torch.nn's layers.
+PLAIN = Wiring()
+
+
+def parts_of(name: str, state: Any, count: int) -> Sequence[Any]:
+    """The states of each layer, where these differ in form.
+
+    Raises:
+        AnyRNNError: if it is not one state for each layer.
+    """
+    if not isinstance(state, tuple | list) or len(state) != count:
+        got = f"a {type(state).__name__}" + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
+        msg = f"{name}: the state is {got}, expected a tuple of {count} states, one for each layer, since they differ"
+        raise AnyRNNError(msg)
+    return state
