@@ -26,6 +26,10 @@ def lstm(**options):
     return anyrnn.LSTM(I, H, **options)
 
 
+def uneven(sizes):
+    return anyrnn.Recurrent(lambda i: nn.GRUCell(i, next(sizes)), I, bidirectional=True)
+
+
 h = torch.zeros(1, B, H)
 
 CALLS = {
@@ -320,7 +324,7 @@ OPTIONS = {
         "Recurrent: the function returned a NoneType, expected a cell, an nn.Module",
     ),
     "directions of other widths": (
-        lambda: anyrnn.Recurrent(lambda i, sizes=iter((3, 4)): nn.GRUCell(i, next(sizes)), I, bidirectional=True),
+        lambda: uneven(iter((3, 4))),
         "Recurrent: the states of the directions of layer 0 have sizes [(3,), (4,)], expected equal",
     ),
     "output_size not known": (

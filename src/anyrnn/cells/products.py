@@ -72,7 +72,6 @@ class Term:
 
     is_state: bool
     columns: int
-    is_mixed: bool = False  # it depends on the input as well, as r * h does
 
 
 @dataclass(frozen=True)
@@ -275,8 +274,7 @@ class _Survey:
             for part in self.joined[id(operand)]:
                 yield from self._terms(part, roots)
         else:
-            is_state = roots.has_state(operand)
-            yield Term(is_state, operand.shape[1], is_state and roots.has_input(operand))
+            yield Term(roots.has_state(operand), operand.shape[1])
 
 
 class _Watching(Products):

@@ -318,8 +318,8 @@ class IndependentRecurrence(GateWrapper):
     ``cell.``, and is frozen (``requires_grad=False``).
 
     Args:
-        cell: Any cell whose gates are products of the state with matrices, each a whole number of times as wide as
-            the state.
+        cell: Any cell whose gates are products of the state with matrices, and whose state variables and gates are of
+            one size.
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
         state_sizes: The size of the state, where the cell does not tell it.
 
@@ -340,16 +340,13 @@ class IndependentRecurrence(GateWrapper):
         self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
-        sizes = self._signature.state_sizes
-        terms = [(gate, term) for gate in self._structure.gates for term in gate.terms if term.is_state]
-        fits = [
-            gate.rows % term.columns == 0 and not (term.is_mixed and term.columns not in sizes) for gate, term in terms
-        ]
-        if not terms or not all(fits):
-            whole = " or ".join(map(str, sorted(set(sizes))))
+        (size, *others), gates = sorted(set(self._signature.state_sizes)), self._structure.gates
+        terms = [(gate, term) for gate in gates for term in gate.terms if term.is_state]
+        if others or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
+            sizes = self._signature.state_sizes
             self._refuse(
-                f"products of the state alone (or next to the input, joined by torch.cat) whose width is a multiple "
-                f"of the state's: {whole} features for each gate"
+                f"at least one of the state, each of {size} features and giving whole gates of {size}, and all state "
+                f"variables of that size: they are {', '.join(map(str, sizes))}"
             )
         like = placement(cell)
         self.recurrent = nn.ParameterList(
