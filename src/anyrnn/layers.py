@@ -234,7 +234,7 @@ class Layer(nn.Module):
         if self._is_alike:
             return self._stack_of(0, finals, batched, initial)
         D, count = self.num_directions, self.num_layers
-        parts: Sequence[Any] = [None] * count if initial is None else initial
+        parts: Any = [None] * count if initial is None else initial
         stacks: Any = (self._stack_of(k, finals[k * D : (k + 1) * D], batched, parts[k]) for k in range(count))
         return tuple(stacks)
 

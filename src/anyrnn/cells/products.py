@@ -8,6 +8,7 @@ side. Later steps are followed by order: `Visitor` is called with the products o
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -147,9 +148,9 @@ class Visitor:
         gate = next(self._products, self)
         if gate is None:
             return whole()
-        if not isinstance(gate, Gate) or product.sizes != (gate.rows, sum(term.columns for term in gate.terms)):
-            self._refuse()
-        return self.gate(gate, product)
+        if isinstance(gate, Gate) and product.sizes == (gate.rows, sum(term.columns for term in gate.terms)):
+            return self.gate(gate, product)
+        raise AnyRNNError(self._changed())
 
     def argument(self, value: Tensor) -> Tensor:
         """Visit the argument of an activation."""
@@ -157,20 +158,19 @@ class Visitor:
         if width is None:
             return value
         if value.shape[1:] != (width,):
-            self._refuse()
+            raise AnyRNNError(self._changed())
         return self.new_state(value)
 
     def finish(self) -> None:
         """Check that the step went all the way."""
         if next(self._products, self) is not self or next(self._arguments, -1) != -1:
-            self._refuse()
+            raise AnyRNNError(self._changed())
 
-    def _refuse(self) -> Any:
-        msg = (
+    def _changed(self) -> str:
+        return (
             f"{type(self._cell).__name__}: its step has other products than when it was wrapped, which were "
             f"{self._structure}; expected the same ones in every step: wrap it again after a change"
         )
-        raise AnyRNNError(msg)
 
 
 class Products(TorchFunctionMode):
@@ -199,12 +199,11 @@ class Products(TorchFunctionMode):
 
 def structure_of(cell: nn.Module, signature: Signature, input_size: int) -> Structure:
     """Find the gates of a cell by running one step, on a twin of the cell."""
-    x, *states = made_up(cell, (input_size, *signature.state_sizes))
     survey = _Survey()
     with probing():
-        inputs = [t.requires_grad_().clone() for t in (x, *states)]  # clones, since a step may write into them
-        with _Watching(survey):
-            _, new = signature.step(twin_of(cell, to_probe=True), inputs[0], tuple(inputs[1:]))
+        x, *states = [t.requires_grad_() for t in made_up(cell, (input_size, *signature.state_sizes))]
+        with _Watching(survey):  # clones, since a step may write into what it is given
+            _, new = signature.step(twin_of(cell, to_probe=True), x.clone(), tuple(s.clone() for s in states))
         return survey.structure(x, states, new)
 
 
@@ -215,17 +214,11 @@ def made_up(cell: nn.Module, sizes: Iterable[int]) -> list[Tensor]:
         return [torch.rand(ROWS, size, device=like.device, dtype=like.dtype) * 2 - 1 for size in sizes]
 
 
-class probing:  # noqa: N801 - used as a function
+@contextlib.contextmanager
+def probing() -> Iterator[None]:
     """A context for steps that the user did not ask for, with gradients."""
-
-    def __enter__(self) -> None:
-        self._contexts = (outside_inference_mode(), torch.enable_grad(), own_random_numbers(), caching_nothing())
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *cause: Any) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*cause)
+    with outside_inference_mode(), torch.enable_grad(), own_random_numbers(), caching_nothing():
+        yield
 
 
 class _Survey:
@@ -334,13 +327,16 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Product | None:  # noq
 
 def _matmul(*args: Any, out: Any = None, **others: Any) -> Product | None:
     operands = (*args, *others.values())
-    return _product(*operands, None, is_linear=False) if len(operands) == 2 and out is None else None
+    if len(operands) != 2 or out is not None:
+        return None
+    return _product(operands[0], operands[1], None, is_linear=False)
 
 
 def _addmm(*args: Any, beta: Any = 1, alpha: Any = 1, out: Any = None, **others: Any) -> Product | None:
     bias, *operands = (*args, *others.values())
-    plain = beta == 1 and alpha == 1 and out is None and len(operands) == 2
-    return _product(*operands, bias, is_linear=False) if plain else None
+    if beta != 1 or alpha != 1 or out is not None or len(operands) != 2:
+        return None
+    return _product(operands[0], operands[1], bias, is_linear=False)
 
 
 def _product(operand: Any, weight: Any, bias: Any, *, is_linear: bool) -> Product | None:

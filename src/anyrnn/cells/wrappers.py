@@ -21,6 +21,7 @@ from anyrnn.cells.products import Gate, Product, Products, Visitor, made_up, pro
 from anyrnn.checks import check_sizes
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import State, describe, placement, stated_sizes, untold
+from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class LayerNormed(GateWrapper):
     def reset_parameters(self) -> None:
         """Set gains to 1 and shifts to 0; the cell stays as it is."""
         for norm in (*self.input_norms, *self.state_norms, *self.new_state_norms):
-            norm.reset_parameters()  # type: ignore[operator]
+            norm.reset_parameters()
 
     def _visitor(self) -> Visitor:
         return _Normalising(self)
@@ -298,7 +299,7 @@ class _Normalising(Visitor):
     def new_state(self, state: Tensor) -> Tensor:
         """Normalise a new state for the activation that reads it."""
         norm = next(self._new_state_norms, None)
-        return state if norm is None else norm(state)  # type: ignore[no-any-return]
+        return state if norm is None else norm(state)
 
 
 class IndependentRecurrence(GateWrapper):
@@ -443,9 +444,10 @@ class MultiplicativeIntegration(GateWrapper):
         self._segments = segments(of_input, of_state)
         self._initial = float(alpha), float(beta)
         like = placement(cell)
-        for name in ("alpha", "beta1", "beta2"):
-            width = self._joined + sum(of_input)
-            self.register_parameter(name, nn.Parameter(torch.empty(width, device=like.device, dtype=like.dtype)))
+        self.alpha, self.beta1, self.beta2 = (
+            nn.Parameter(torch.empty(self._joined + sum(of_input), device=like.device, dtype=like.dtype))
+            for _ in range(3)
+        )
         self.reset_parameters()
         if of_input and not like.is_meta:
             self._check_sums()
@@ -453,9 +455,8 @@ class MultiplicativeIntegration(GateWrapper):
     def reset_parameters(self) -> None:
         """Set the vectors to their initial values; the cell stays as it is."""
         alpha, beta = self._initial
-        nn.init.constant_(self.alpha, alpha)
-        nn.init.constant_(self.beta1, beta)
-        nn.init.constant_(self.beta2, beta)
+        for vector, number in ((self.alpha, alpha), (self.beta1, beta), (self.beta2, beta)):
+            nn.init.constant_(vector, number)
 
     def _visitor(self) -> Visitor:
         return _Multiplying(self)
@@ -465,12 +466,13 @@ class MultiplicativeIntegration(GateWrapper):
 
         Then what one of them gains and the other loses, divided by that gate, changes nothing.
         """
-        x, *states = made_up(self.cell, (self.input_size, *self._signature.state_sizes))
         with probing():
+            sizes = self.input_size, *self._signature.state_sizes
+            x, *states = [t.requires_grad_() for t in made_up(self.cell, sizes)]
             twin = twin_of(self.cell, to_probe=True)
 
             def step(visitor: _Shifting) -> tuple[Tensor, ...]:
-                with Products(visitor):
+                with own_random_numbers(), Products(visitor):  # the same numbers in each run
                     _, new = self._signature.step(twin, x.clone(), tuple(s.clone() for s in states))
                 return new
 
@@ -624,8 +626,8 @@ def _unread(wrapper: IndependentRecurrence) -> list[nn.Parameter]:
 
 def _read(cell: nn.Module, wrapper: Wrapper) -> set[str]:
     """The names of the parameters on which the result of a step depends, of those that have a gradient."""
-    x, *states = made_up(cell, (wrapper.input_size, *wrapper._signature.state_sizes))
     with probing():
+        x, *states = made_up(cell, (wrapper.input_size, *wrapper._signature.state_sizes))
         twin = twin_of(cell, to_probe=True)
         output, new = wrapper._signature.step(twin, x, tuple(states))
         parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
