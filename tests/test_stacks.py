@@ -267,8 +267,7 @@ def test_below_torch_compile_and_export(connect):
     makers = [gru, lstm, gru]
     layer = anyrnn.Recurrent(makers, I, bidirectional=True, merge="sum", connect=connect).double()
     x = x_of()
-    output, final = layer(x)
-    state = tuple(tuple(s + 1 for s in part) if isinstance(part, tuple) else part + 1 for part in final)
+    state = given(layer, layer_states(layer))
     output, final = layer(x, state)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     got, got_final = compiled(x, state)

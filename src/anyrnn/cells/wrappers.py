@@ -25,7 +25,7 @@ from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Wrapper(nn.Module):
@@ -166,14 +166,34 @@ class Projected(Wrapper):
     def forward(self, x: Tensor, state: State) -> State | tuple[Tensor, State]:
         """Compute one step."""
         r, *others = self._states(state)
-        whole = torch.cat((r, r.new_zeros(r.shape[0], self._missing)), dim=1) if self._missing else r  # (B, H)
-        output, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
+        whole = torch.cat((r, r.new_zeros(r.shape[0], self._missing)), dim=1)  # (B, H)
+        with Products(_Reading(r, whole)):
+            output, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
         new = self._signature.wrap((F.linear(m, self.weight_hr), *others))
         return (output, new) if self._signature.has_output else new
 
     def extra_repr(self) -> str:
         """Show the size."""
         return f"size={self.weight_hr.shape[0]}"
+
+
+class _Reading:
+    """A visitor that leaves the zeros beside r out of products with a matrix."""
+
+    def __init__(self, r: Tensor, whole: Tensor) -> None:
+        self._r, self._whole = r, whole
+
+    def product(self, product: Product, whole: Callable[[], Tensor]) -> Tensor:
+        """Multiply r with the columns that it meets."""
+        if product.operand is not self._whole:
+            return whole()
+        size = self._r.shape[1]
+        (_, weight), _ = product.parts([size, self._whole.shape[1] - size])
+        return product.with_bias(product.times(self._r, weight))
+
+    def argument(self, value: Tensor) -> Tensor:
+        """Leave an activation as it is."""
+        return value
 
 
 class GateWrapper(Wrapper):
