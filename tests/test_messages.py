@@ -26,6 +26,10 @@ def lstm(**options):
     return anyrnn.LSTM(I, H, **options)
 
 
+def uneven(sizes):
+    return anyrnn.Recurrent(lambda i: nn.GRUCell(i, next(sizes)), I, bidirectional=True)
+
+
 h = torch.zeros(1, B, H)
 
 CALLS = {
@@ -319,9 +323,9 @@ OPTIONS = {
         lambda: anyrnn.Recurrent(lambda i: None, I),
         "Recurrent: the function returned a NoneType, expected a cell, an nn.Module",
     ),
-    "layers of other widths": (
-        lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, i + 1), I, 2),
-        "Recurrent: the layers' states have sizes [(3,), (4,)], expected equal",
+    "directions of other widths": (
+        lambda: uneven(iter((3, 4))),
+        "Recurrent: the states of the directions of layer 0 have sizes [(3,), (4,)], expected equal",
     ),
     "output_size not known": (
         lambda: anyrnn.Recurrent(ConcatLSTM(I, H)).output_size,

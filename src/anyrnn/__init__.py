@@ -5,8 +5,13 @@ from anyrnn import init as init
 from anyrnn.accelerate import accelerate as accelerate
 from anyrnn.accelerate import restore as restore
 from anyrnn.cells import GRUCell as GRUCell
+from anyrnn.cells import IndependentRecurrence as IndependentRecurrence
+from anyrnn.cells import LayerNormed as LayerNormed
 from anyrnn.cells import LSTMCell as LSTMCell
+from anyrnn.cells import MultiplicativeIntegration as MultiplicativeIntegration
 from anyrnn.cells import PeepholeLSTMCell as PeepholeLSTMCell
+from anyrnn.cells import Projected as Projected
+from anyrnn.cells import Residual as Residual
 from anyrnn.cells import RNNCell as RNNCell
 from anyrnn.elementwise import elementwise as elementwise
 from anyrnn.engines.select import engine as engine

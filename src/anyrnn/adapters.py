@@ -17,6 +17,8 @@ from anyrnn.protocol import Signature, size_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from anyrnn.stacks import Wiring
+
 
 class Stepped(nn.Module):
     """A module with a function that computes its step: ``step(module, x, state, *extras)``.
@@ -52,28 +54,34 @@ class Stacked(nn.Module):
     Args:
         cells: The cells, each of which reads the output of the one before.
         signatures: Their signatures.
+        wiring: What is between them.
         dropout: The probability of dropping a feature between two of them while training.
     """
 
-    def __init__(self, cells: Sequence[nn.Module], signatures: Sequence[Signature], dropout: float) -> None:
+    def __init__(
+        self, cells: Sequence[nn.Module], signatures: Sequence[Signature], wiring: Wiring, dropout: float
+    ) -> None:
         super().__init__()
         self.cells = nn.ModuleList(cells)
         self.signatures = tuple(signatures)
+        self.wiring = wiring
         self.dropout = dropout
 
     def forward(self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor) -> Any:
         """Run a step of all cells: the outputs of the last one, as a tuple, and all new states."""
         arguments = [*enumerate(extras), *named.items()]
         found: list[Tensor] = []
+        inputs = [x]
         for k, (cell, signature) in enumerate(zip(self.cells, self.signatures, strict=True)):
-            count = len(signature.state_sizes)
-            own = states[len(found) : len(found) + count]
-            outputs, new = signature.step(cell, x, tuple(own), arguments)  # type: ignore[arg-type]
-            found += new
-            x = outputs[0]
+            own = states[len(found) : len(found) + len(signature.state_sizes)]
+            x = self.wiring.joined(inputs, lead=1)
+            (output, *others), new = signature.step(cell, x, tuple(own), arguments)  # type: ignore[arg-type]
+            output = self.wiring.bridged(k, x, output)
             if self.dropout and k < len(self.signatures) - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        return outputs, tuple(found)
+                output = F.dropout(output, self.dropout, self.training)
+            found += new
+            inputs.append(output)
+        return (output, *others), tuple(found)
 
 
 class Fed(nn.Module):

@@ -6,8 +6,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.arguments import Options
 from anyrnn.errors import AnyRNNError
-from anyrnn.layers import Layer, Options
+from anyrnn.layers import Layer
 from anyrnn.protocol import shape_of
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def explain(
             cell = type(call.cell).__name__
             engine = choice.engine
             parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
-        shape = shape_of(layer._joined_size(layer._signature(k).output_size))
-        inner = inner.new_empty(()).expand(*inner.shape[:2], *shape)  # only its shape matters from here on
+        if k + 1 < layer.num_layers:  # only its shape matters from here on
+            shape = shape_of(layer._input_width(k + 1))
+            inner = inner.new_empty(()).expand(*inner.shape[:2], *shape)
     return Explanation(type(layer).__name__, tuple(parts), show)

@@ -102,6 +102,13 @@ class ManyToOne(nn.Module):
         if not isinstance(layer, Layer):
             msg = f"ManyToOne: got {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.LSTM"
             raise AnyRNNError(msg)
+        merge = layer._wiring.merge
+        if pool == "last" and layer.bidirectional and merge != "concat":
+            msg = (
+                f"ManyToOne: got pool='last' for a bidirectional layer with merge={merge!r}, in whose output the "
+                f"directions cannot be told apart; expected merge='concat', or pool='mean' or 'max'"
+            )
+            raise AnyRNNError(msg)
         self.layer = layer
         self.pool = pool
         size, like = layer.output_size, placement(layer)

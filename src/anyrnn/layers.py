@@ -11,8 +11,8 @@ import operator
 import sys
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from anyrnn.adapters import Stepped
+from anyrnn.arguments import NO_OPTIONS, Arguments, Options
 from anyrnn.checks import (
     check_flags,
     check_input,
@@ -36,6 +37,7 @@ from anyrnn.feedback import run_fed
 from anyrnn.protocol import (
     Extra,
     ExtraForm,
+    Form,
     Signature,
     Size,
     Sizes,
@@ -50,6 +52,7 @@ from anyrnn.protocol import (
     untold,
 )
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
+from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
@@ -59,55 +62,14 @@ if TYPE_CHECKING:
     from anyrnn.engines.select import Choice
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a call of a layer may be given beside x and the state; see `Recurrent`."""
-
-    lengths: Lengths | None = None
-    record: Record = ()
-    return_states: bool = False
-    inputs: Extras | None = None
-    context: Context | None = None
-    feedback: Callable[[Any], Tensor] | None = None
-    forced: Tensor | int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            k: v for k, v in options.items() if v is not None and v is not False and not (type(v) is tuple and not v)
-        }
-
-
-_NO_OPTIONS = Options()
-
-
-@dataclass
-class Arguments:
-    """The arguments of a call in the inner forms.
-
-    Attributes:
-        x: (T, B, ...).
-        states: The initial states of each layer and direction.
-        lengths: (B,) or None.
-        batched: There was a batch.
-        extras: The further arguments of the cells.
-        from_zero: The initial states are zero.
-        request: What is asked for beyond outputs and final states.
-    """
-
-    x: Tensor
-    states: list[tuple[Tensor, ...]]
-    lengths: Tensor | None
-    batched: bool
-    extras: tuple[Extra, ...] = ()
-    from_zero: bool = False
-    request: Request = NO_REQUEST
-    finals: list[tuple[Tensor, ...]] = field(default_factory=list)
+Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
 
 
 class Layer(nn.Module):
     """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
+
+    _wiring: Wiring = PLAIN
+    _is_alike = True  # the states of all layers are of one form, so that they can be stacked
 
     def __init__(
         self, input_size: Size | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
@@ -135,15 +97,20 @@ class Layer(nn.Module):
 
     @property
     def output_size(self) -> Size:
-        """The number of features of the output, the directions side by side; or its shape behind T and B."""
+        """The number of features of the output, or its shape behind T and B: of all directions side by side, if so."""
         self._settle(None)
-        return self._joined_size(self._signature(self.num_layers - 1).output_size)
+        return self._width(self.num_layers - 1)
 
-    def _joined_size(self, size: Size) -> Size:
-        """The size of the outputs of all directions side by side."""
-        shape = list(shape_of(size))
-        shape[_joined_dim(len(shape))] *= self.num_directions
-        return size_of(shape)
+    def _width(self, layer: int) -> Size:
+        """The size of the output of a layer."""
+        directions = (False, True)[: self.num_directions]
+        sizes = [self._signature(layer, reverse).output_size for reverse in directions]
+        return self._wiring.merged_size(type(self).__name__, layer, sizes)
+
+    def _input_width(self, layer: int) -> Size:
+        """The size of what a layer reads."""
+        assert self.input_size is not None
+        return self._wiring.joined_size([self.input_size, *map(self._width, range(layer))])
 
     @abstractmethod
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
@@ -168,7 +135,7 @@ class Layer(nn.Module):
     def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
         """Update the signatures, if the cells have changed, for a call with these arguments."""
 
-    def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = _NO_OPTIONS) -> Any:
+    def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = NO_OPTIONS) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
             return node_of(self, x, state, **options.given())
         packed = x if isinstance(x, PackedSequence) else None
@@ -193,27 +160,24 @@ class Layer(nn.Module):
         Returns:
             What there is for every step, of each layer and direction; of the first one, the layer's own outputs first.
         """
-        x = given.x
+        wiring, inputs = self._wiring, [given.x]
         found: list[Sequence[Tensor]] = []
         for layer in range(self.num_layers):
-            count = len(self._signature(layer).output_sizes)
+            x, count = wiring.joined(inputs), len(self._signature(layer).output_sizes)
             results = []
             for choice, call in self._calls(layer, x, given):
                 result = choice.engine.run(call)
                 results.append(result.series)
                 given.finals.append(result.states)
-            joined = [self._joined(parts) for parts in zip(*(r[:count] for r in results), strict=True)]
+            outputs = [wiring.merged(each) for each in zip(*(r[:count] for r in results), strict=True)]
+            outputs[0] = wiring.bridged(layer, x, outputs[0])
             found += results
-            x = joined[0]
             if layer < self.num_layers - 1:
                 self._check_single(layer)
                 if self.dropout:
-                    x = F.dropout(x, self.dropout, self.training)
-        return [[*joined, *found[0][count:]], *found[1:]]
-
-    def _joined(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The outputs of the directions side by side."""
-        return outputs[0] if len(outputs) == 1 else torch.cat([*outputs], dim=_joined_dim(outputs[0].dim() - 2))
+                    outputs[0] = F.dropout(outputs[0], self.dropout, self.training)
+            inputs.append(outputs[0])
+        return [[*outputs, *found[0][count:]], *found[1:]]
 
     def _check_single(self, layer: int) -> None:
         names = self._signature(layer).names
@@ -312,8 +276,18 @@ class Layer(nn.Module):
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
     ) -> list[tuple[Tensor, ...]]:
         """The initial states of each layer and direction."""
-        signature = self._signature(0)
-        count = self.num_layers * self.num_directions
+        if self._is_alike:
+            return self._initial_of(range(self.num_layers), state, B, batched, x, dtype)
+        parts = [None] * self.num_layers if state is None else parts_of(type(self).__name__, state, self.num_layers)
+        groups = (self._initial_of([k], part, B, batched, x, dtype) for k, part in enumerate(parts))
+        return [states for group in groups for states in group]
+
+    def _initial_of(
+        self, layers: Sequence[int], state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
+    ) -> list[tuple[Tensor, ...]]:
+        """The initial states of each direction of layers whose states are of one form, from their stack."""
+        signature = self._signature(layers[0])
+        count = len(layers) * self.num_directions
         if state is None:
             zeros = tuple(x.new_zeros(B, *shape_of(size), dtype=dtype) for size in signature.state_sizes)
             return [zeros] * count
@@ -324,18 +298,29 @@ class Layer(nn.Module):
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
-        """The final states as one tensor for each state variable, in the structure of the initial ones."""
+        """The final states in the structure of the initial ones: stacked, or if they differ, a tuple by layer."""
+        if self._is_alike:
+            return self._stack_of(0, finals, batched, initial)
+        D, count = self.num_directions, self.num_layers
+        parts: Any = [None] * count if initial is None else initial
+        stacks: Any = (self._stack_of(k, finals[k * D : (k + 1) * D], batched, parts[k]) for k in range(count))
+        return tuple(stacks)
+
+    def _stack_of(self, layer: int, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
+        """Final states of one form, that of a layer, as one tensor for each state variable."""
         if len(finals) == 1:
             stacked = tuple(final.unsqueeze(0) for final in finals[0])
         else:
             stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
-        return self._signature(0).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
+        return self._signature(layer).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
 
     def _stacked_series(self, series: Sequence[Sequence[Tensor]], batched: bool, initial: State | None) -> State:
         """The states of all steps (L*D, T, B, ...), in the structure of the initial ones."""
-        count = len(self._signature(0).state_sizes)
-        variables = zip(*([self._outer(t, None, batched) for t in each[-count:]] for each in series), strict=True)
-        return self._signature(0).wrap(tuple(torch.stack(v) for v in variables), initial)
+        states = []
+        for k, each in enumerate(series):
+            count = len(self._signature(k // self.num_directions).state_sizes)
+            states.append(tuple(self._outer(t, None, batched) for t in each[-count:]))
+        return self._stack(states, True, initial)  # type: ignore[arg-type]
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         """Convert an output (T, B, O) to the outer form of the input."""
@@ -415,17 +400,14 @@ class Layer(nn.Module):
             ("batch_first", False),
             ("dropout", 0.0),
             ("bidirectional", False),
+            ("merge", "concat"),
+            ("connect", "plain"),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])
 
     def _sizes_repr(self) -> list[str]:
         return [] if self.input_size is None else [str(self.input_size)]
-
-
-def _joined_dim(dims: int) -> int:
-    """Along which of the dimensions behind T and B directions lie side by side: features, or the channels of images."""
-    return -1 if dims < 3 else -dims
 
 
 def is_proxy(x: object) -> bool:
@@ -461,9 +443,10 @@ class Recurrent(Layer):
             for each layer and direction. A cell is any `nn.Module` with ``forward(x, state, *extras)`` for one step,
             x (B, ...): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, ...) or a tuple,
             an output one tensor (B, ...), a tuple or a dict. One with ``forward(x, *state, *extras)`` will do, too.
+            Or a list of these, one for each layer: the layers may then have other cells, and other sizes.
         input_size: I, the number of features of x, or its shape behind T and B. For a single cell it may be left out:
             it is then the cell's own `input_size`, or the number of features of the first x.
-        num_layers: The number of layers; each takes the output of the one before.
+        num_layers: The number of layers; each takes the output of the one before. That of the list, if there is one.
         batch_first: x and the output are (B, T, I) rather than (T, B, I). The state stays as it is, as in torch.nn.
         dropout: The probability of dropping a feature between two layers while training.
         bidirectional: A second cell in each layer runs from the last valid step to the first; outputs side by side.
@@ -472,13 +455,21 @@ class Recurrent(Layer):
             ``((4, 16), 64)`` for two tensors (B, 4, 16) and (B, 64), ``torch.Size([4, 16])`` for one tensor.
         step: A function ``step(module, x, state, *extras)`` that computes a step, where `cell` is a module with another
             way to do so: ``Recurrent(model, step=lambda m, x, s: m.advance(x, *s), state_sizes=(64, 64))``.
+        merge: The output of a bidirectional layer from those of its directions: "concat" puts them side by side, "sum"
+            adds them, "mean" averages them.
+        connect: What is between the layers. "plain": each reads the output of the one before. "residual": and adds
+            what it reads to its output (each but the first, whose x is not of the same kind: see `anyrnn.Residual`);
+            their widths have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
+            Dropout acts on each layer's output, once, whoever reads it.
 
     Raises:
-        AnyRNNError: for a cell outside the protocol; in a call, for an x, state or lengths of another form.
+        AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state
+            or lengths of another form.
 
     Shapes, D being 2 if bidirectional and L the number of layers:
         x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
-        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched;
+        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched; where the layers' states differ in
+        size or number, a tuple of L states, each as that of one layer, (D, B, size) or a tuple of them;
         lengths: (B,) integers from 0 to T, in any order;
         inputs: what else the cells get at each step, (T, B, ...): one tensor, several in a tuple, or in a dict by the
         names of arguments of the cell's `forward`; in the order of x, (B, T, ...) with batch_first;
@@ -487,10 +478,11 @@ class Recurrent(Layer):
         feedback: a function, or a module, that makes the x (B, ...) of the next step of an output (B, ...);
         forced: with feedback, the steps that read x nevertheless: (T, B) true or false, or the number of first steps;
         record: names of local variables of the cell's `forward`, or of its methods that this calls;
-        output (T, B, D*O), zero at padded steps, in the structure in which the cell returns it; the state after each
-        row's last valid step. With `record`, then a dict of what these variables hold when their method returns, (T, B,
-        ...) each, zero at padded steps; for one layer in one direction. With `return_states=True`, then the states
-        after every step, (L*D, T, B, size), or (L*D, B, T, size) with batch_first. Gradients pass through all of them.
+        output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
+        cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
+        hold when their method returns, (T, B, ...) each, zero at padded steps; for one layer in one direction. With
+        `return_states=True`, then the states after every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
+        Gradients pass through all of them.
 
     Example:
         >>> import torch, anyrnn
@@ -509,7 +501,7 @@ class Recurrent(Layer):
 
     def __init__(
         self,
-        cell: nn.Module | Callable[[Any], nn.Module],
+        cell: Maker | Sequence[Maker],
         input_size: Size | None = None,
         num_layers: int = 1,
         batch_first: bool = False,
@@ -518,38 +510,41 @@ class Recurrent(Layer):
         *,
         state_sizes: Sizes | None = None,
         step: Callable[..., Any] | None = None,
+        merge: str = "concat",
+        connect: str = "plain",
     ) -> None:
-        single = isinstance(cell, nn.Module)
-        if single and input_size is None:
-            declared = getattr(cell, "input_size", None)
+        makers = _makers(cell, num_layers)
+        if input_size is None and isinstance(makers[0], nn.Module):
+            declared = getattr(makers[0], "input_size", None)
             input_size = declared if isinstance(declared, int | tuple) else None
         input_size = size_of(input_size) if isinstance(input_size, tuple | list) else input_size
-        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
-        if single and (num_layers > 1 or bidirectional):
-            msg = (
-                f"Recurrent: got one {type(cell).__name__} for {num_layers} layers, bidirectional={bidirectional}; "
-                f"expected a function that makes one each: lambda input_size: {type(cell).__name__}(input_size, ...)"
-            )
-            raise AnyRNNError(msg)
-        if not callable(cell):
-            msg = f"Recurrent: got {cell!r}, expected a cell (an nn.Module) or a function from an input size to a cell"
-            raise AnyRNNError(msg)
-        if not single and input_size is None:
-            msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
-            raise AnyRNNError(msg)
+        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional)
+        self._wiring = Wiring(merge, connect)
+        self._wiring.check("Recurrent")
+        for maker in makers:
+            _check_maker(maker, input_size, num_layers if maker is cell else 1, bidirectional)
         self._state_sizes = tuple(state_sizes) if isinstance(state_sizes, list) else state_sizes
         self._step = step
         self._stepped: list[Stepped] = []
         self._described: list[_DescribedCell] = []
         self.cells = nn.ModuleList()
-        for layer in range(num_layers):
+        for layer, maker in enumerate(makers):
+            size = None if input_size is None else self._input_width(layer)
             for direction in range(self.num_directions):
-                self.cells.append(cell if isinstance(cell, nn.Module) else _new_cell(cell, input_size))
-                if input_size is not None:
-                    self._described.append(self._describe_first(layer, direction == 1, input_size))
-            if input_size is not None:
-                input_size = self._joined_size(self._described[-1].signature.output_size)
-        self._check_alike()
+                self.cells.append(maker if isinstance(maker, nn.Module) else _new_cell(maker, size))
+                if size is not None:
+                    self._described.append(self._describe_first(layer, direction == 1, size))
+        self._check_widths()
+
+    @property
+    def merge(self) -> str:
+        """How the outputs of the directions become one."""
+        return self._wiring.merge
+
+    @property
+    def connect(self) -> str:
+        """What is between the layers."""
+        return self._wiring.connect
 
     def forward(
         self,
@@ -591,8 +586,15 @@ class Recurrent(Layer):
         return self._described[layer * self.num_directions + reverse].signature
 
     def _set_input_size(self, input_size: Size, state: State | None, extras: Sequence[Extra], rows: int) -> None:
-        self._described = [self._describe(self._cell(0, False), input_size, state, extras, rows)]
         super()._set_input_size(input_size, state, extras, rows)
+        try:
+            for layer in range(len(self.cells)):  # single cells, so in one direction
+                cell, size = self._cell(layer, False), self._input_width(layer)
+                self._described.append(self._describe(cell, size, self._form_of(state, layer), extras, rows))
+            self._check_widths()
+        except AnyRNNError:
+            self.input_size, self._described = None, []
+            raise
 
     def _describe_first(self, layer: int, reverse: bool, input_size: Size) -> _DescribedCell:
         """Describe a new cell; one that wants further arguments is run when it gets them."""
@@ -609,12 +611,12 @@ class Recurrent(Layer):
         self,
         cell: nn.Module,
         input_size: Size,
-        state: State | None = None,
+        form: Form | None = None,
         extras: Sequence[Extra] = (),
         rows: int | None = None,
     ) -> _DescribedCell:
         forms = tuple([e.form for e in extras])
-        signature = described(cell, input_size, self._state_sizes, form_of(state), forms, rows)
+        signature = described(cell, input_size, self._state_sizes, form, forms, rows)
         return _DescribedCell(cell, stated_sizes(cell), input_size, forms, signature)
 
     def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
@@ -627,27 +629,44 @@ class Recurrent(Layer):
                 f"{self.num_layers} layers and {self.num_directions} directions; for more, make a new layer"
             )
             raise AnyRNNError(msg)
-        input_size, changed = self.input_size, False
+        assert self.input_size is not None
+        input_size, sizes, changed = self.input_size, [self.input_size], False
         forms = tuple([e.form for e in extras]) if extras else ()
         for k in range(len(self.cells)):
-            cell, known = self._cell(k // self.num_directions, k % self.num_directions == 1), self._described[k]
+            layer, known = k // self.num_directions, self._described[k]
+            cell = self._cell(layer, k % self.num_directions == 1)
             if rows is None:  # no call, which would say what it is given
                 forms = known.extras
             is_known = known.signature.settled and known.is_current(cell, input_size, forms)
             if not is_known and (rows is not None or not (known.extras or known.awaits)):
-                size = size_of([operator.index(n) for n in shape_of(input_size)])  # type: ignore[arg-type]
-                self._described[k], changed = self._describe(cell, size, state, extras, rows), True
+                size, form = size_of([operator.index(n) for n in shape_of(input_size)]), self._form_of(state, layer)
+                self._described[k], changed = self._describe(cell, size, form, extras, rows), True
             if (k + 1) % self.num_directions == 0:
-                input_size = self._joined_size(self._described[k].signature.output_size)
+                sizes.append(self._width(layer))
+                input_size = self._wiring.joined_size(sizes)
         if changed:
-            self._check_alike()
+            self._check_widths()
 
-    def _check_alike(self) -> None:
-        signatures = [each.signature for each in self._described]
-        forms = [(s.state_sizes, s.bare) for s in signatures]
-        if any(form != forms[0] for form in forms):
-            msg = f"Recurrent: the layers' states have sizes {[s.state_sizes for s in signatures]}, expected equal"
-            raise AnyRNNError(msg)
+    def _form_of(self, state: State | None, layer: int) -> Form | None:
+        """The structure of the initial state of a layer."""
+        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
+        return form_of(state[layer] if has_parts and not self._is_alike else state)  # type: ignore[index]
+
+    def _check_widths(self) -> None:
+        """Check that directions have states of one form, and that widths of what is added are equal."""
+        if not self._described:
+            return
+        forms = [(each.signature.state_sizes, each.signature.bare) for each in self._described]
+        self._is_alike = all(form == forms[0] for form in forms)
+        for layer in range(self.num_layers):
+            pair = [self._signature(layer, reverse) for reverse in (False, True)[: self.num_directions]]
+            if any((s.state_sizes, s.bare) != (pair[0].state_sizes, pair[0].bare) for s in pair):
+                msg = (
+                    f"Recurrent: the states of the directions of layer {layer} have sizes "
+                    f"{[s.state_sizes for s in pair]}, expected equal"
+                )
+                raise AnyRNNError(msg)
+            self._wiring.check_bridge("Recurrent", layer, self._input_width(layer), self._width(layer))
 
 
 @dataclass(frozen=True)
@@ -689,3 +708,34 @@ def _new_cell(factory: Callable[[Any], nn.Module], input_size: Size | None) -> n
         msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"
         raise AnyRNNError(msg)
     return cell
+
+
+def _makers(cell: Maker | Sequence[Maker], num_layers: int) -> list[Maker]:
+    """What makes the cells of each layer."""
+    if not isinstance(cell, list | tuple):
+        check_sizes("Recurrent", num_layers=num_layers)
+        return [cell] * num_layers  # type: ignore[list-item]
+    if not cell or num_layers not in (1, len(cell)):
+        msg = (
+            f"Recurrent: got a list of {len(cell)} cells with num_layers={num_layers}, expected one cell or function "
+            f"for each layer, and num_layers left out"
+        )
+        raise AnyRNNError(msg)
+    return [*cell]
+
+
+def _check_maker(maker: Maker, input_size: int | None, num_layers: int, bidirectional: bool) -> None:
+    """Check a cell, or a function that makes cells."""
+    single = isinstance(maker, nn.Module)
+    if single and (num_layers > 1 or bidirectional):
+        msg = (
+            f"Recurrent: got one {type(maker).__name__} for {num_layers} layers, bidirectional={bidirectional}; "
+            f"expected a function that makes one each: lambda input_size: {type(maker).__name__}(input_size, ...)"
+        )
+        raise AnyRNNError(msg)
+    if not callable(maker):
+        msg = f"Recurrent: got {maker!r}, expected a cell (an nn.Module) or a function from an input size to a cell"
+        raise AnyRNNError(msg)
+    if not single and input_size is None:
+        msg = "Recurrent: got a function that makes cells and no input_size; expected the number of features of x"
+        raise AnyRNNError(msg)

@@ -126,7 +126,9 @@ def refine(program: Program) -> Program:
             return builder.reduction("sum", (*args[0].args, *args[1].args))
         if node.op not in REDUCTIONS:
             return None
-        pieces = [builder.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]
+        # Where to split is known of the old values: a product below may have an operand that is rebuilt.
+        pairs = ((a, edges(old)) for old, a in zip(node.args, args, strict=True))
+        pieces = [builder.cut(a, i, j - i) for a, e in pairs for i, j in itertools.pairwise(e)]
         return builder.reduction(node.op, tuple(pieces))
 
     return program.with_results(builder.rebuild(program.roots, refined))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 #: The package's modules whose code runs in a trace and is not the cell's.
 _COMPILER = ("contraction", "indexing", "opaque_function", "reach", "recorder", "witness")
-_OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
+_OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
