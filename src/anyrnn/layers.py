@@ -724,7 +724,7 @@ def _makers(cell: Maker | Sequence[Maker], num_layers: int) -> list[Maker]:
     return [*cell]
 
 
-def _check_maker(maker: Maker, input_size: int | None, num_layers: int, bidirectional: bool) -> None:
+def _check_maker(maker: Maker, input_size: Size | None, num_layers: int, bidirectional: bool) -> None:
     """Check a cell, or a function that makes cells."""
     single = isinstance(maker, nn.Module)
     if single and (num_layers > 1 or bidirectional):

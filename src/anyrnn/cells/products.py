@@ -197,11 +197,11 @@ class Products(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def structure_of(cell: nn.Module, signature: Signature, input_size: int) -> Structure:
-    """Find the gates of a cell by running one step, on a twin of the cell."""
+def structure_of(cell: nn.Module, signature: Signature, sizes: Iterable[int]) -> Structure:
+    """Find the gates of a cell by running one step, on a twin of the cell; `sizes` are those of x and the states."""
     survey = _Survey()
     with probing():
-        x, *states = [t.requires_grad_() for t in made_up(cell, (input_size, *signature.state_sizes))]
+        x, *states = [t.requires_grad_() for t in made_up(cell, sizes)]
         with _Watching(survey):  # clones, since a step may write into what it is given
             _, new = signature.step(twin_of(cell, to_probe=True), x.clone(), tuple(s.clone() for s in states))
         return survey.structure(x, states, new)

@@ -27,6 +27,8 @@ from anyrnn.twin import twin_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from anyrnn.protocol import Size
+
 
 class Wrapper(nn.Module):
     """The base of the wrappers: a cell, and the sizes that it and the wrapper have.
@@ -52,8 +54,9 @@ class Wrapper(nn.Module):
         self._signature = describe(cell, self.input_size, state_sizes)
         if not self._signature.settled:
             raise AnyRNNError(untold(cell, self._signature))
-        self.state_sizes = self._sizes(self._signature.state_sizes)
-        self.output_size = self._signature.output_size
+        self._widths = _features(name, cell, self._signature.state_sizes)
+        self.state_sizes = self._sizes(self._widths)
+        (self.output_size, *_) = _features(name, cell, self._signature.output_sizes)
 
     def _sizes(self, sizes: tuple[int, ...]) -> Any:
         """The sizes of state variables in the structure of the cell's state: an int, or a tuple, named or not."""
@@ -98,10 +101,10 @@ class Residual(Wrapper):
             )
             raise AnyRNNError(msg)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State) -> tuple[Any, State]:
         """Compute one step: the output plus x, and the new state."""
-        output, new = self._signature.step(self.cell, x, self._states(state))
-        return output + x, self._signature.wrap(new)
+        (output, *others), new = self._signature.step(self.cell, x, self._states(state))
+        return self._signature.wrap_outputs((output + x, *others)), self._signature.wrap(new)
 
 
 class Projected(Wrapper):
@@ -146,7 +149,7 @@ class Projected(Wrapper):
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
         check_sizes("Projected", size=size)
-        H, *others = self._signature.state_sizes
+        H, *others = self._widths
         if size > H:
             msg = f"Projected: got size={size}, expected at most {H}, the size of the first state of the cell"
             raise AnyRNNError(msg)
@@ -163,14 +166,14 @@ class Projected(Wrapper):
         bound = 1 / math.sqrt(self.weight_hr.shape[1])
         nn.init.uniform_(self.weight_hr, -bound, bound)
 
-    def forward(self, x: Tensor, state: State) -> State | tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State) -> State | tuple[Any, State]:
         """Compute one step."""
         r, *others = self._states(state)
         whole = torch.cat((r, r.new_zeros(r.shape[0], self._missing)), dim=1)  # (B, H)
         with Products(_Reading(r, whole)):
-            output, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
+            outputs, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
         new = self._signature.wrap((F.linear(m, self.weight_hr), *others))
-        return (output, new) if self._signature.has_output else new
+        return (self._signature.wrap_outputs(outputs), new) if self._signature.has_output else new
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -204,7 +207,7 @@ class GateWrapper(Wrapper):
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
         try:
-            self._structure = structure_of(cell, self._signature, self.input_size)
+            self._structure = structure_of(cell, self._signature, (self.input_size, *self._widths))
         except AnyRNNError as cause:
             msg = f"{type(self).__name__}: {type(cell).__name__} cannot be wrapped: {cause}"
             raise AnyRNNError(msg) from cause
@@ -361,10 +364,10 @@ class IndependentRecurrence(GateWrapper):
         self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
-        (size, *others), gates = sorted(set(self._signature.state_sizes)), self._structure.gates
+        (size, *others), gates = sorted(set(self._widths)), self._structure.gates
         terms = [(gate, term) for gate in gates for term in gate.terms if term.is_state]
         if others or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
-            sizes = self._signature.state_sizes
+            sizes = self._widths
             self._refuse(
                 f"at least one of the state, each of {size} features and giving whole gates of {size}, and all state "
                 f"variables of that size: they are {', '.join(map(str, sizes))}"
@@ -487,7 +490,7 @@ class MultiplicativeIntegration(GateWrapper):
         Then what one of them gains and the other loses, divided by that gate, changes nothing.
         """
         with probing():
-            sizes = self.input_size, *self._signature.state_sizes
+            sizes = self.input_size, *self._widths
             x, *states = [t.requires_grad_() for t in made_up(self.cell, sizes)]
             twin = twin_of(self.cell, to_probe=True)
 
@@ -601,6 +604,17 @@ def _opposite(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
 # ---- Sizes, and parameters that nothing reads ----
 
 
+def _features(name: str, cell: nn.Module, sizes: tuple[Size, ...]) -> tuple[int, ...]:
+    """Sizes that are numbers of features."""
+    found = tuple(size for size in sizes if isinstance(size, int))
+    if len(found) < len(sizes):
+        msg = (
+            f"{name}: got a {type(cell).__name__} with a state or output of {sizes}, expected features, (B, size) each"
+        )
+        raise AnyRNNError(msg)
+    return found
+
+
 def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int | tuple[int, ...] | None) -> int:
     """The number of features of x: given, the cell's own, or the only one that its weights fit."""
     if given is not None:
@@ -609,7 +623,7 @@ def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int 
     declared = getattr(cell, "input_size", None)
     if isinstance(declared, int):
         return declared
-    sizes = stated_sizes(cell) if state_sizes is None else state_sizes
+    sizes: Any = stated_sizes(cell) if state_sizes is None else state_sizes
     lazy = any(isinstance(p, UninitializedParameter) for p in cell.parameters())
     fitting = [] if lazy or sizes is None else [n for n in _widths(cell, sizes) if _fits(cell, n, state_sizes)]
     if len(fitting) != 1:
@@ -647,11 +661,12 @@ def _unread(wrapper: IndependentRecurrence) -> list[nn.Parameter]:
 def _read(cell: nn.Module, wrapper: Wrapper) -> set[str]:
     """The names of the parameters on which the result of a step depends, of those that have a gradient."""
     with probing():
-        x, *states = made_up(cell, (wrapper.input_size, *wrapper._signature.state_sizes))
+        x, *states = made_up(cell, (wrapper.input_size, *wrapper._widths))
         twin = twin_of(cell, to_probe=True)
-        output, new = wrapper._signature.step(twin, x, tuple(states))
+        outputs, new = wrapper._signature.step(twin, x, tuple(states))
         parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
-        total = sum((result.sum() for result in new), output.sum())
+        first, *others = (result.sum() for result in (*outputs, *new))
+        total = sum(others, first)
         if not parameters or not total.requires_grad:
             return set()
         gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)

@@ -508,7 +508,7 @@ def _takes_along_features(op: Op, graph: Graph) -> bool:
 
 def _keeps_the_first(op: Op, graph: Graph) -> bool:
     """The dimensions in their new order begin with the batch."""
-    return op.args[1][0] % len(op.args[1]) == 0
+    return bool(op.args[1][0] % len(op.args[1]) == 0)
 
 
 def _repeats_features(op: Op, graph: Graph) -> bool:
