@@ -62,7 +62,9 @@ def unsupported(op: Op) -> str:
     elif torch.Tag.nondeterministic_seeded in op.overload.tags:
         hint = "; draw random numbers in the shape of x, not of the state"
     elif name in ("bmm", "baddbmm", "mv", "dot"):
-        hint = ", a product of values that are no weight; write it as (a * b).sum(-1)"
+        hint = ", a product in which rows of the batch meet; matmul and einsum of (B, ...) are followed"
+    elif "conv" in name:
+        hint = "; convolve x before the loop, or write it as a product with a matrix (torch.einsum)"
     return f"`aten.{name}` in the loop{hint}"
 
 
@@ -363,6 +365,18 @@ def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, 
     return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
 
 
+def _einsum(lo: Lowering, equation: str, values: Sequence[Value], path: None = None) -> Value:
+    """As a trace records it: the batch is the first letter of what has one."""
+    inputs, _, output = equation.partition("->")
+    terms = []
+    for value, term in zip(values, inputs.split(","), strict=True):
+        if value.batched != (term[:1] == output[:1]) or output[0] in term[1:]:
+            msg = "along the batch"
+            raise ValueError(msg)
+        terms.append(term[int(value.batched) :])
+    return lo.contract(values, terms, output[1:])
+
+
 def _columns(x: Value, dim: int, cure: str = "") -> tuple[list[Value], int]:
     """What lies along a dimension, one by one, and which axis that is."""
     axis = _axis(x, dim)
@@ -559,7 +573,7 @@ def _alike(values: Sequence[Value]) -> Sequence[Value]:
 def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
     inner = list(size[1:]) if x.batched else list(size)
     if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
-        msg = "across the batch, as Linear does with (B, S, K); apply it to each part of the features by itself"
+        msg = "across the batch; keep it as the first dimension"
         raise ValueError(msg)
     return Value(x.codes.reshape(inner), x.batched)
 
@@ -651,7 +665,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "_prelu_kernel_backward": _prelu_backward,
         "threshold_backward": lambda lo, grad, x, edge: _choose(lo, "le", x, edge, 0, grad),
         **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
-        **{"max": _max, "min": _min, "cumsum": _cumsum},
+        **{"max": _max, "min": _min, "cumsum": _cumsum, "einsum": _einsum},
         "argmax": lambda lo, x, dim, keepdim=False: _extreme(lo, "le", x, dim, keepdim)[1],
         "argmin": lambda lo, x, dim, keepdim=False: _extreme(lo, "ge", x, dim, keepdim)[1],
         **{"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "linalg_vector_norm": _norm},

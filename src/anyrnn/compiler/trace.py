@@ -217,11 +217,12 @@ class _Tracer:
         recorder.weights.update((name, recorder.ref(tensor)) for name, tensor in weights.items())
         refs = [recorder.ref(t) for t in x_and_states]
         recorder.varying.update(refs)
+        recorder.stateful.update(refs[1:])
         inputs = dict(zip(refs, [t.clone() for t in x_and_states], strict=True))
         inputs |= self._follow_numbers(twin, recorder, x_and_states[0], fill)
         sight = None if guarded is None else Sight(twin, guarded)
-        frames = _Frames(recorder, self.ran, twin)
-        output, new = self._step(twin, x_and_states, recorder, frames)
+        frames, contractions = _Frames(recorder, self.ran, twin), Contractions(recorder)
+        output, new = self._step(twin, x_and_states, recorder, frames, contractions)
         if any(tensor is not weights.get(name) for name, tensor in registered_of(twin).items()):
             msg = "its step puts another tensor in the place of a weight or buffer"
             raise AnyRNNError(msg)
@@ -229,18 +230,19 @@ class _Tracer:
             msg = f"its step changes {changed}"
             raise AnyRNNError(msg)
         results = [*([] if output is None else [output]), *new]
+        ops, gone = _without(recorder.ops, contractions.moved, {recorder.ref(t) for t in results})
         graph = Graph(
             refs[0],
             tuple(refs[1:]),
             dict(recorder.weights),
-            tuple(recorder.ops),
+            ops,
             None if output is None else recorder.ref(output),
             tuple(map(recorder.ref, new)),
             batch,
-            dict(recorder.shapes),
+            {r: shape for r, shape in recorder.shapes.items() if r not in gone},
             dict(recorder.dtypes),
-            {r: n for r, n in frames.locals.items() if r not in refs},
-            frames.of_methods,
+            {r: n for r, n in frames.locals.items() if r not in refs and r not in gone},
+            {n: r for n, r in frames.of_methods.items() if r not in gone},
         )
         tensors = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
         return _Trace(graph, {**tensors, **inputs}, [(recorder.ref(t), t) for t in results])
@@ -253,7 +255,12 @@ class _Tracer:
         ]
 
     def _step(
-        self, twin: nn.Module, x_and_states: Sequence[Tensor], recorder: Recorder, frames: _Frames
+        self,
+        twin: nn.Module,
+        x_and_states: Sequence[Tensor],
+        recorder: Recorder,
+        frames: _Frames,
+        contractions: Contractions,
     ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """Run the step below all modes: its output, if it has one beside the states, and the new states."""
         x, *states = x_and_states
@@ -261,7 +268,7 @@ class _Tracer:
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.record_function, recorder.is_varying), Contractions(), witness, recorder, frames,
+                recorded(recorder.record_function, recorder.is_varying), contractions, witness, recorder, frames,
             ):  # fmt: skip
                 output, new = self.signature.step(twin, x, tuple(states))
             results = (output, *new) if self.signature.has_output else new
@@ -291,6 +298,13 @@ class _Tracer:
             vars(module)[name] = Number.of(value, tensor)
             tensors[ref] = tensor
         return tensors
+
+
+def _without(ops: Sequence[Op], moved: set[Ref], results: set[Ref]) -> tuple[tuple[Op, ...], set[Ref]]:
+    """Leave out transpositions of the batch that nothing needs any more; returns what is left, and what is gone."""
+    needed = results.union(*(op.inputs for op in ops))
+    gone = moved - needed
+    return tuple(op for op in ops if gone.isdisjoint(op.outputs)), gone
 
 
 def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
