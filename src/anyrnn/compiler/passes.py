@@ -117,7 +117,11 @@ def refine(program: Program) -> Program:
 
     def edges(node: Node) -> list[int]:
         """Where a value is to be split."""
-        dots = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
+        dots = (
+            n
+            for n in ordered([node], is_input=lambda n: n.is_strided or n.op == "part")
+            if n.op == "dot" and n.width == node.width
+        )
         inner = {end - dot.attr[0][2] for dot in dots for end in ends[rows_of(dot)]}
         return sorted({0, node.width} | {e for e in inner if 0 < e < node.width})
 

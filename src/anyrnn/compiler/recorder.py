@@ -37,6 +37,7 @@ class Recorder(TorchDispatchMode):
         self.ops: list[Op] = []
         self.weights: dict[str, Ref] = {}
         self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
+        self.stateful: set[Ref] = set()  # on the state
         self._name_of = name_of
         self._tensors: list[Tensor] = []  # held, so that no id is used twice
         self._stale: set[int] = set()  # ids of tensors of which a part was changed in place since
@@ -169,9 +170,17 @@ class Recorder(TorchDispatchMode):
             refs, detached = tuple(self.ref(o) for o in outputs), []
         steps = [Op(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
         for op in steps:
-            if self.varying.intersection(op.inputs):
-                self.varying.update(op.outputs)
-        self.ops += steps
+            self._append(op)
+
+    def _append(self, op: Op) -> None:
+        for each in (self.varying, self.stateful):
+            if each.intersection(op.inputs):
+                each.update(op.outputs)
+        self.ops.append(op)
+
+    def whole(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Run an operation that PyTorch would take apart, and record it as one."""
+        return self.__torch_dispatch__(func, (), args)
 
     def record_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
         """Record a call of an autograd.Function."""
@@ -183,6 +192,10 @@ class Recorder(TorchDispatchMode):
     def is_varying(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the input or the state."""
         return self.refs.get(id(tensor)) in self.varying
+
+    def is_stateful(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the state."""
+        return self.refs.get(id(tensor)) in self.stateful
 
     def _enable_check_errors(self, info: Tensor) -> None:
         """Set `check_errors` of the operation of linear algebra whose result the step's code has just checked."""
@@ -226,9 +239,7 @@ class Recorder(TorchDispatchMode):
         self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))
         parts = self._differentiable(func, functional, target, args, *recorded)
-        self.ops.append(Op(*parts, (self._add(target),), many=False))
-        if self.varying.intersection(self.ops[-1].inputs):
-            self.varying.update(self.ops[-1].outputs)
+        self._append(Op(*parts, (self._add(target),), many=False))
         return target
 
     def _differentiable(
@@ -243,9 +254,7 @@ class Recorder(TorchDispatchMode):
         source = recorded[1]
         if args[1].shape != target.shape:
             expanded = self._new_ref(args[1].expand(target.shape))
-            self.ops.append(Op(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
-            if source in self.varying:
-                self.varying.add(expanded)
+            self._append(Op(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
             source = expanded
         return aten._to_copy.default, (source,), {"dtype": target.dtype}
 

@@ -65,7 +65,9 @@ def unsupported(op: Op) -> str:
     if torch.Tag.nondeterministic_seeded in op.overload.tags:
         hint = ", which reads numbers of the state to draw others; draw them apart, by torch.rand_like or randn_like"
     elif name in ("bmm", "baddbmm", "mv", "dot"):
-        hint = ", a product of values that are no weight; write it as (a * b).sum(-1)"
+        hint = ", a product in which rows of the batch meet; matmul and einsum of (B, ...) are followed"
+    elif "conv" in name:
+        hint = "; convolve x before the loop, or write it as a product with a matrix (torch.einsum)"
     return f"`aten.{name}` in the loop{hint}"
 
 
@@ -389,6 +391,18 @@ def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, 
     return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
 
 
+def _einsum(lo: Lowering, equation: str, values: Sequence[Value], path: None = None) -> Value:
+    """As a trace records it: the batch is the first letter of what has one."""
+    inputs, _, output = equation.partition("->")
+    terms = []
+    for value, term in zip(values, inputs.split(","), strict=True):
+        if value.batched != (term[:1] == output[:1]) or output[0] in term[1:]:
+            msg = "along the batch"
+            raise ValueError(msg)
+        terms.append(term[int(value.batched) :])
+    return lo.contract(values, terms, output[1:])
+
+
 def _columns(x: Value, dim: int, cure: str = "") -> tuple[list[Value], int]:
     """What lies along a dimension, one by one, and which axis that is."""
     axis = _axis(x, dim)
@@ -685,7 +699,7 @@ def _alike(values: Sequence[Value]) -> Sequence[Value]:
 def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
     inner = list(size[1:]) if x.batched else list(size)
     if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
-        msg = "across the batch, as Linear does with (B, S, K); apply it to each part of the features by itself"
+        msg = "across the batch; keep it as the first dimension"
         raise ValueError(msg)
     return Value(x.codes.reshape(inner), x.batched)
 
@@ -781,7 +795,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "_prelu_kernel_backward": _prelu_backward,
         "threshold_backward": lambda lo, grad, x, edge: _choose(lo, "le", x, edge, 0, grad),
         **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
-        **{"max": _max, "min": _min, "sort": _sort, "topk": _topk, "prod": _prod},
+        **{"max": _max, "min": _min, "sort": _sort, "topk": _topk, "prod": _prod, "einsum": _einsum},
         "cumsum": _cumulative(lambda lo, a, b: lo.pointwise("add", a, b)),
         "cumprod": _cumulative(lambda lo, a, b: lo.pointwise("mul", a, b)),
         "logcumsumexp": _cumulative(lambda lo, a, b: lo.composite("aten.logaddexp.default", (a, b), {})),

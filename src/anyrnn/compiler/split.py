@@ -523,6 +523,13 @@ def _normalises_features(op: Op, graph: Graph) -> bool:
     return len(op.args[1]) < len(graph.shapes[op.args[0]])
 
 
+def _has_batch_first(op: Op, graph: Graph) -> bool:
+    """The batch is the first letter of all that has one, and of the result."""
+    inputs, _, output = op.args[0].partition("->")
+    batched = [term for term, r in zip(inputs.split(","), op.args[1], strict=True) if graph.shapes[r][0] == graph.batch]
+    return all(term[0] == output[0] and output[0] not in term[1:] for term in batched)
+
+
 _ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
     **dict.fromkeys(
@@ -544,6 +551,7 @@ _ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
     ),
+    "einsum": _has_batch_first,
     "native_layer_norm": _normalises_features,
     "native_group_norm": _keeps_batch,
 }
