@@ -338,7 +338,7 @@ def test_operations_that_mix_rows_are_found(name):
             once = Ops(parts.once, parts.graph)
             once.run(tensors, len(rows))
             before.run(tensors, len(rows))
-            results.append(tensors[parts.graph.output])
+            results.append(tensors[parts.graph.outputs[0]])
         torch.testing.assert_close(results[1], results[0][3:7])
 
 
