@@ -271,12 +271,12 @@ def test_the_parts_run_on_any_number_of_rows():
         lambda c, x, h: (x.view(len(x), 1, I).expand(-1, 2, -1).reshape(x.shape[0], -1) + x.new_ones(len(x), 1), h)
     )
     parts = taken_apart(cell)
-    steps = Ops(parts.before, parts.graph)
+    ops = Ops(parts.before, parts.graph)
     for rows in (1, 2, 127, 254, 300):
         x = torch.randn(rows, I)
         tensors = {parts.graph.x: x}
-        steps.run(tensors, rows)
-        torch.testing.assert_close(tensors[parts.graph.output], cell(x, None)[0])
+        ops.run(tensors, rows)
+        torch.testing.assert_close(tensors[parts.graph.outputs[0]], cell(x, None)[0])
 
 
 def test_what_takes_long_to_compute_is_kept_for_the_gradient_and_the_rest_computed_again():

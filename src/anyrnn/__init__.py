@@ -20,6 +20,7 @@ from anyrnn.explain import explain as explain
 from anyrnn.heads import ManyToOne as ManyToOne
 from anyrnn.heads import output_at as output_at
 from anyrnn.layers import Recurrent as Recurrent
+from anyrnn.protocol import shared as shared
 from anyrnn.scan import scan as scan
 from anyrnn.zoo import GRU as GRU
 from anyrnn.zoo import LSTM as LSTM

@@ -111,8 +111,13 @@ class ManyToOne(nn.Module):
             raise AnyRNNError(msg)
         self.layer = layer
         self.pool = pool
-        like = placement(layer)
-        self.linear = nn.Linear(layer.output_size, out_features, device=like.device, dtype=like.dtype)
+        size, like = layer.output_size, placement(layer)
+        if not isinstance(size, int):
+            msg = (
+                f"ManyToOne: got a layer with an output of shape (T, B, {', '.join(map(str, size))}), expected features"
+            )
+            raise AnyRNNError(msg)
+        self.linear = nn.Linear(size, out_features, device=like.device, dtype=like.dtype)
 
     def forward(
         self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None

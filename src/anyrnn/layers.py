@@ -1,6 +1,6 @@
 """Layers: stacks and directions of cells, in the shapes of torch.nn.
 
-Inside, x is (T, B, I) with lengths or without, and every layer and direction has its own tuple of states. The outer
+Inside, x is (T, B, ...) with lengths or without, and every layer and direction has its own tuple of states. The outer
 forms (batch first, unbatched, packed, states stacked over layers) are taken off at the entrance and put back at the
 exit of `Layer._apply_layer`, once.
 """
@@ -11,7 +11,7 @@ import operator
 import sys
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from anyrnn.adapters import Stepped
 from anyrnn.checks import (
     check_flags,
     check_input,
@@ -27,10 +28,27 @@ from anyrnn.checks import (
     check_sizes,
     check_state,
     check_x,
+    checked_extras,
     checked_names,
 )
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Form, Signature, State, form_of, placement, stated_sizes, untold
+from anyrnn.feedback import run_fed
+from anyrnn.protocol import (
+    Extra,
+    ExtraForm,
+    Signature,
+    Size,
+    Sizes,
+    State,
+    WrongOrderError,
+    form_of,
+    placement,
+    shape_of,
+    size_of,
+    stated_sizes,
+    takes,
+    untold,
+)
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
@@ -38,11 +56,58 @@ from anyrnn.traced import choose, described
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from anyrnn.checks import Lengths, Record
+    from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
 
 
-Maker: TypeAlias = "nn.Module | Callable[[int], nn.Module]"  # a cell, or a function from an input size to one
+@dataclass(frozen=True)
+class Options:
+    """What a call of a layer may be given beside x and the state; see `Recurrent`."""
+
+    lengths: Lengths | None = None
+    record: Record = ()
+    return_states: bool = False
+    inputs: Extras | None = None
+    context: Context | None = None
+    feedback: Callable[[Any], Tensor] | None = None
+    forced: Tensor | int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            k: v for k, v in options.items() if v is not None and v is not False and not (type(v) is tuple and not v)
+        }
+
+
+_NO_OPTIONS = Options()
+
+
+@dataclass
+class Arguments:
+    """The arguments of a call in the inner forms.
+
+    Attributes:
+        x: (T, B, ...).
+        states: The initial states of each layer and direction.
+        lengths: (B,) or None.
+        batched: There was a batch.
+        extras: The further arguments of the cells.
+        from_zero: The initial states are zero.
+        request: What is asked for beyond outputs and final states.
+    """
+
+    x: Tensor
+    states: list[tuple[Tensor, ...]]
+    lengths: Tensor | None
+    batched: bool
+    extras: tuple[Extra, ...] = ()
+    from_zero: bool = False
+    request: Request = NO_REQUEST
+    finals: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+
+Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
 
 
 class Layer(nn.Module):
@@ -52,7 +117,7 @@ class Layer(nn.Module):
     _is_alike = True  # the states of all layers are of one form, so that they can be stacked
 
     def __init__(
-        self, input_size: int | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
+        self, input_size: Size | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -76,21 +141,21 @@ class Layer(nn.Module):
         return 2 if self.bidirectional else 1
 
     @property
-    def output_size(self) -> int:
-        """The number of features of the output: of the directions side by side, unless they are merged otherwise."""
+    def output_size(self) -> Size:
+        """The number of features of the output, the directions merged; or its shape behind T and B."""
         self._settle(None)
-        return self._width(self.num_layers - 1)
+        return self._size_of(self.num_layers - 1)
 
-    def _width(self, layer: int) -> int:
-        """The number of features of the output of a layer."""
+    def _size_of(self, layer: int) -> Size:
+        """The size of the output of a layer."""
         directions = (False, True)[: self.num_directions]
-        widths = [self._signature(layer, reverse).output_size for reverse in directions]
-        return self._wiring.merged_width(type(self).__name__, layer, widths)
+        sizes = [self._signature(layer, reverse).output_size for reverse in directions]
+        return self._wiring.merged_size(type(self).__name__, layer, sizes)
 
-    def _input_width(self, layer: int) -> int:
-        """The number of features that a layer reads."""
+    def _size_read(self, layer: int) -> Size:
+        """The size of what a layer reads."""
         assert self.input_size is not None
-        return self._wiring.joined_width([self.input_size, *map(self._width, range(layer))])
+        return self._wiring.joined_size(type(self).__name__, [self.input_size, *map(self._size_of, range(layer))])
 
     @abstractmethod
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
@@ -112,70 +177,91 @@ class Layer(nn.Module):
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
         """The signature of the cell of a layer and direction."""
 
-    def _settle(self, state: State | None) -> None:
-        """Update the signatures, if the cells have changed; `state` is the initial state of the call, if any."""
+    def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
+        """Update the signatures, if the cells have changed, for a call with these arguments."""
 
-    def _apply_layer(
-        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None, record: Record = ()
-    ) -> Any:
+    def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = _NO_OPTIONS) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
-            return node_of(self, x, state, lengths=lengths, record=record)
-        request = self._request(record) if record else NO_REQUEST
+            return node_of(self, x, state, **options.given())
         packed = x if isinstance(x, PackedSequence) else None
-        x, states, lengths, batched = self._canonical(x, state, lengths)
-        from_zero = state is None
-        finals: list[tuple[Tensor, ...]] = []
-        wiring, inputs = self._wiring, [x]
+        given = self._canonical(x, state, options)
+        series = (
+            self._run(given) if options.feedback is None else run_fed(self, given, options.feedback, options.forced)
+        )
+        signature = self._signature(self.num_layers - 1)
+        count, names = len(signature.output_sizes), given.request.record
+        outputs = [self._outer(t, packed, given.batched) for t in series[0][:count]]
+        results = [signature.wrap_outputs(outputs), self._stack(given.finals, given.batched, state)]
+        if names:
+            records = [self._outer(t, None, given.batched) for t in series[0][count : count + len(names)]]
+            results.append(dict(zip(names, records, strict=True)))
+        if given.request.states:
+            results.append(self._stacked_series(series, given.batched, state))
+        return tuple(results)
+
+    def _run(self, given: Arguments) -> list[Sequence[Tensor]]:
+        """Run all layers and directions, and note their final states.
+
+        Returns:
+            What there is for every step, of each layer and direction; of the first one, the layer's own outputs first.
+        """
+        wiring, inputs = self._wiring, [given.x]
+        found: list[Sequence[Tensor]] = []
         for layer in range(self.num_layers):
             x = wiring.joined(inputs)
-            outputs = []
-            for choice, call in self._calls(layer, x, states, lengths, from_zero, request):
+            count = len(self._signature(layer).output_sizes)
+            results = []
+            for choice, call in self._calls(layer, x, given):
                 result = choice.engine.run(call)
-                outputs.append(result.output)
-                finals.append(result.states)
-            output = wiring.bridged(layer, x, wiring.merged(outputs))  # (T, B, D*O)
-            if self.dropout and layer < self.num_layers - 1:
-                output = F.dropout(output, self.dropout, self.training)
-            inputs.append(output)
-        results = self._outer(output, packed, batched), self._stack(finals, batched, state)
-        if not request.record:
-            return results
-        return *results, {name: self._outer(t, None, batched) for name, t in result.records.items()}
+                results.append(result.series)
+                given.finals.append(result.states)
+            merged = [wiring.merged(parts) for parts in zip(*(r[:count] for r in results), strict=True)]
+            merged[0] = wiring.bridged(layer, x, merged[0])
+            found += results
+            if layer < self.num_layers - 1:
+                self._check_single(layer)
+                x = merged[0]
+                inputs.append(F.dropout(x, self.dropout, self.training) if self.dropout else x)
+        first = len(self._signature(0).output_sizes)
+        return [[*merged, *found[0][first:]], *found[1:]]
 
-    def _request(self, record: Record) -> Request:
-        """The request of a call that names local variables to be recorded."""
-        if self.num_layers * self.num_directions > 1:
+    def _check_single(self, layer: int) -> None:
+        names = self._signature(layer).names
+        if names is not None:
+            msg = (
+                f"{type(self).__name__}: layer {layer} of {self.num_layers} has the outputs {names}, and the next one "
+                f"reads one tensor; expected several outputs of the last layer only"
+            )
+            raise AnyRNNError(msg)
+
+    def _request(self, options: Options) -> Request:
+        """What is asked of a call beyond outputs and final states."""
+        record = options.record
+        if record and self.num_layers * self.num_directions > 1:
             msg = (
                 f"{type(self).__name__}: got record={record!r} for {self.num_layers} layers in {self.num_directions} "
                 f"directions; expected one layer in one direction: anyrnn.scan(layer.cell(0), ...) records one of them"
             )
             raise AnyRNNError(msg)
-        return Request(checked_names(type(self).__name__, record))
+        if not record and not options.return_states:
+            return NO_REQUEST
+        check_flags(type(self).__name__, return_states=options.return_states)
+        return Request(checked_names(type(self).__name__, record), options.return_states)
 
-    def _calls(
-        self,
-        layer: int,
-        x: Tensor,
-        states: Sequence[tuple[Tensor, ...]],
-        lengths: Tensor | None,
-        from_zero: bool,
-        request: Request = NO_REQUEST,
-    ) -> Iterator[tuple[Choice, Call]]:
-        """The calls of a layer, one for each direction, each with its engine."""
+    def _calls(self, layer: int, x: Tensor, given: Arguments) -> Iterator[tuple[Choice, Call]]:
+        """The calls of a layer on its input x, one for each direction, each with its engine."""
         for direction in range(self.num_directions):
             reverse = direction == 1
-            state = states[layer * self.num_directions + direction]
+            state = given.states[layer * self.num_directions + direction]
             cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
             if not signature.settled:
                 raise AnyRNNError(untold(cell, signature))
-            call = Call(cell, signature, x, state, lengths, reverse, from_zero, request)
+            call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
             yield choose(call), call
 
-    def _canonical(
-        self, x: Tensor | PackedSequence, state: State | None, lengths: Lengths | None
-    ) -> tuple[Tensor, list[tuple[Tensor, ...]], Tensor | None, bool]:
-        """Convert arguments to the inner forms: x (T, B, I), states for each layer and direction, lengths or None."""
-        name = type(self).__name__
+    def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
+        """Convert the arguments of a call to the inner forms."""
+        name, lengths = type(self).__name__, options.lengths
         if isinstance(x, PackedSequence):
             if lengths is not None:
                 msg = f"{name}: got lengths beside a PackedSequence, which has its own; expected only one of them"
@@ -183,26 +269,54 @@ class Layer(nn.Module):
             x, lengths = pad_packed_sequence(x)  # (T, B, I)
             batched, batch_first = True, False
         else:
-            check_x(name, x, {3: "(B, T, I)" if self.batch_first else "(T, B, I)", 2: "(T, I)"})
-            batched, batch_first = x.dim() == 3, self.batch_first
-        if self.input_size is None:
-            self._set_input_size(x.shape[-1], state)
-        self._settle(state)
+            dims = len(shape_of(self.input_size)) if self.input_size is not None else 1
+            tail = "I" if dims == 1 else ", ".join(map(str, shape_of(self.input_size)))  # type: ignore[arg-type]
+            forms = {dims + 2: f"({'B, T' if self.batch_first else 'T, B'}, {tail})", dims + 1: f"(T, {tail})"}
+            check_x(name, x, forms)
+            batched, batch_first = x.dim() == dims + 2, self.batch_first
         like = placement(self, x)
-        check_input(name, x, self.input_size, like)
+        if self.input_size is not None:
+            check_input(name, x, self.input_size, like)
         if not batched:
             x = x.unsqueeze(1)
         elif batch_first:
             x = x.transpose(0, 1)
-        T, B, _ = x.shape
+        T, B = x.shape[:2]
+        extras = self._extras(options, batched, batch_first, (T, B), x) if options.inputs is not options.context else ()
+        if self.input_size is None:
+            self._set_input_size(x.shape[-1], state, extras, B)
+            check_input(name, x, self.input_size, like)
+        self._settle(state, extras, B)
         if not batched and isinstance(lengths, int | Tensor):
             lengths = lengths.reshape(-1) if isinstance(lengths, Tensor) else [lengths]
-        return (
+        return Arguments(
             x,
             self._initial(state, B, batched, x, like.dtype),
             check_lengths(name, lengths, T, B),
             batched,
+            extras,
+            state is None,
+            self._request(options),
         )
+
+    def _extras(
+        self, options: Options, batched: bool, batch_first: bool, lead: tuple[int, int], x: Tensor
+    ) -> tuple[Extra, ...]:
+        """The further arguments of the cells in the inner forms."""
+
+        def inner(value: Any, kind: str) -> Any:
+            if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+                return tuple(inner(v, kind) for v in value)
+            if isinstance(value, dict):
+                return {k: inner(v, kind) for k, v in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            if not batched and value.dim() >= (kind == "input"):
+                return value.unsqueeze(1 if kind == "input" else 0)
+            return value.transpose(0, 1) if kind == "input" and batch_first and batched and value.dim() > 1 else value
+
+        inputs, context = inner(options.inputs, "input"), inner(options.context, "context")
+        return checked_extras(type(self).__name__, inputs, context, lead, x)
 
     def _initial(
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
@@ -221,7 +335,7 @@ class Layer(nn.Module):
         signature = self._signature(layers[0])
         count = len(layers) * self.num_directions
         if state is None:
-            zeros = tuple(x.new_zeros(B, size, dtype=dtype) for size in signature.state_sizes)
+            zeros = tuple(x.new_zeros(B, *shape_of(size), dtype=dtype) for size in signature.state_sizes)
             return [zeros] * count
         lead = (count, B) if batched else (count,)
         stacked = check_state(type(self).__name__, state, signature, lead, x.device, dtype)
@@ -231,11 +345,15 @@ class Layer(nn.Module):
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
         """The final states in the structure of the initial ones: stacked, or if they differ, a tuple by layer."""
+        return self._by_layer(lambda layer, group, part: self._stack_of(layer, group, batched, part), finals, initial)
+
+    def _by_layer(self, stack: Callable[[int, Any, Any], State], parts: Sequence[Any], initial: State | None) -> State:
+        """Stack what there is of each layer and direction: all of it, or if the states differ, of each layer."""
         if self._is_alike:
-            return self._stack_of(0, finals, batched, initial)
+            return stack(0, parts, initial)
         D, count = self.num_directions, self.num_layers
-        parts: Any = [None] * count if initial is None else initial
-        stacks: Any = (self._stack_of(k, finals[k * D : (k + 1) * D], batched, parts[k]) for k in range(count))
+        given: Any = [None] * count if initial is None else initial
+        stacks: Any = (stack(k, parts[k * D : (k + 1) * D], given[k]) for k in range(count))
         return tuple(stacks)
 
     def _stack_of(self, layer: int, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
@@ -245,6 +363,17 @@ class Layer(nn.Module):
         else:
             stacked = tuple(torch.stack(variable) for variable in zip(*finals, strict=True))  # (L*D, B, size) each
         return self._signature(layer).wrap(stacked if batched else tuple(s.squeeze(1) for s in stacked), initial)
+
+    def _stacked_series(self, series: Sequence[Sequence[Tensor]], batched: bool, initial: State | None) -> State:
+        """The states of all steps (L*D, T, B, ...), in the structure of the initial ones."""
+
+        def stack(layer: int, group: Any, part: Any) -> State:
+            signature = self._signature(layer)
+            count = len(signature.state_sizes)
+            variables = zip(*([self._outer(t, None, batched) for t in each[-count:]] for each in group), strict=True)
+            return signature.wrap(tuple(torch.stack(v) for v in variables), part)
+
+        return self._by_layer(stack, series, initial)
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         """Convert an output (T, B, O) to the outer form of the input."""
@@ -258,8 +387,55 @@ class Layer(nn.Module):
             return output.squeeze(1)
         return output.transpose(0, 1) if self.batch_first else output
 
-    def _set_input_size(self, input_size: int, state: State | None) -> None:
+    def _set_input_size(self, input_size: Size, state: State | None, extras: Sequence[Extra], rows: int) -> None:
         self.input_size = input_size
+
+    def generate(
+        self,
+        state: State | None = None,
+        steps: int = 1,
+        *,
+        first: Tensor,
+        feed: Callable[[Any], Tensor],
+        context: Context | None = None,
+        inputs: Extras | None = None,
+    ) -> tuple[Any, State]:
+        """Run on the layer's own outputs: a decoder, a forecast that goes on, a model of characters.
+
+        Args:
+            state: The initial state, such as a call on what is known has returned; zero if None.
+            steps: T, the number of steps.
+            first: The input of the first step, (B, ...), or (...) unbatched.
+            feed: What makes the next input (B, ...) of an output (B, ...); a function or a module. What it computes may
+                be anything that a cell may, and gradients pass through it.
+            context: As for a call.
+            inputs: As for a call: T steps.
+
+        Returns:
+            The outputs (T, B, ...) of all steps, batch first if the layer is, and the state after the last one.
+
+        Raises:
+            AnyRNNError: for a bidirectional layer, and as a call.
+
+        Example:
+            >>> import torch, anyrnn
+            >>> layer, head = anyrnn.LSTM(3, 16), torch.nn.Linear(16, 3)
+            >>> _, state = layer(torch.randn(20, 2, 3))
+            >>> output, state = layer.generate(state, steps=5, first=torch.zeros(2, 3), feed=head)
+            >>> output.shape
+            torch.Size([5, 2, 16])
+        """
+        check_sizes(type(self).__name__, steps=steps)
+        if not isinstance(first, Tensor) or first.dim() < 1:
+            msg = f"{type(self).__name__}: got first={first!r}, expected the input of the first step, (B, ...)"
+            raise AnyRNNError(msg)
+        dims = len(shape_of(self.input_size)) if self.input_size is not None else 1
+        time = 1 if self.batch_first and first.dim() > dims else 0
+        x = torch.cat([first.unsqueeze(time), first.new_zeros(first.shape).unsqueeze(time).expand(
+            *first.shape[:time], steps - 1, *first.shape[time:])], time)  # fmt: skip
+        options = Options(inputs=inputs, context=context, feedback=feed, forced=1)
+        output, state = self._apply_layer(x, state, options)
+        return output, state
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse TorchScript, which calls this before it compiles a module."""
@@ -306,49 +482,60 @@ def node_of(module: nn.Module, x: Any, state: Any, **options: Any) -> Any:
             f"torch.fx.symbolic_trace(torch.nn.Sequential(layer))"
         )
         raise AnyRNNError(msg)
-    # Told by their classes, since a proxy is neither true nor false.
-    options = {k: v for k, v in options.items() if v is not None and not (type(v) is tuple and not v)}
+    options = {k: v for k, v in options.items() if v is not None}
     return x.tracer.create_proxy("call_module", path, (x, state), options)
 
 
 class Recurrent(Layer):
     """A recurrent layer made from any cell: stacked, bidirectional, for ragged batches, with a state.
 
-    Called as ``layer(x, state=None, lengths=None, record=())``, with the shapes of torch.nn.
+    Called as ``layer(x, state=None, lengths=None)``, with the shapes of torch.nn, and further options.
 
     Args:
         cell: One cell, for one layer in one direction; or a function from an input size to a new cell, called once
-            for each layer and direction. A cell is any `nn.Module` with ``forward(x, state)`` for one step, x
-            (B, I): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, size) or a tuple.
-            Or a list of these, one for each layer: the layers may then have other cells, and other sizes.
-        input_size: I, the number of features of x. For a single cell it may be left out: it is then the cell's own
-            `input_size`, or that of the first x.
+            for each layer and direction. A cell is any `nn.Module` with ``forward(x, state, *extras)`` for one step,
+            x (B, ...): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, ...) or a tuple,
+            an output one tensor (B, ...), a tuple or a dict. One with ``forward(x, *state, *extras)`` will do, too.
+            Or a list of cells or functions, one for each layer: the layers may then differ, in size, too.
+        input_size: I, the number of features of x, or its shape behind T and B. For a single cell it may be left out:
+            it is then the cell's own `input_size`, or the number of features of the first x.
         num_layers: The number of layers; each takes the output of the one before. That of the list, if there is one.
         batch_first: x and the output are (B, T, I) rather than (T, B, I). The state stays as it is, as in torch.nn.
         dropout: The probability of dropping a feature between two layers while training.
         bidirectional: A second cell in each layer runs from the last valid step to the first; outputs side by side.
         state_sizes: The size of the state, an int for one tensor or a tuple, where the cell has neither
-            `state_sizes` nor a `hidden_size` from which one step tells it.
+            `state_sizes` nor a `hidden_size` from which one step tells it. In the place of an int may be a shape:
+            ``((4, 16), 64)`` for two tensors (B, 4, 16) and (B, 64), ``torch.Size([4, 16])`` for one tensor.
+        step: A function ``step(module, x, state, *extras)`` that computes a step, where `cell` is a module with another
+            way to do so: ``Recurrent(model, step=lambda m, x, s: m.advance(x, *s), state_sizes=(64, 64))``.
         merge: The output of a bidirectional layer from those of its directions: "concat" puts them side by side, "sum"
             adds them, "mean" averages them.
         connect: What is between the layers. "plain": each reads the output of the one before. "residual": and adds
             what it reads to its output (each but the first, whose x is not of the same kind: see `anyrnn.Residual`);
-            their widths have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
+            their sizes have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
             Dropout acts on each layer's output, once, whoever reads it.
 
     Raises:
-        AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state
-            or lengths of another form.
+        AnyRNNError: for a cell outside the protocol, and for sizes that cannot be added; in a call, for an x, state or
+            lengths of another form.
 
     Shapes, D being 2 if bidirectional and L the number of layers:
         x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
         state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched; where the layers' states differ in
         size or number, a tuple of L states, each as that of one layer, (D, B, size) or a tuple of them;
         lengths: (B,) integers from 0 to T, in any order;
+        inputs: what else the cells get at each step, (T, B, ...): one tensor, several in a tuple, or in a dict by the
+        names of arguments of the cell's `forward`; in the order of x, (B, T, ...) with batch_first;
+        context: what they get that is the same at every step, (B, ...), likewise; ``anyrnn.shared(A)`` for a tensor
+        that has no batch. All cells of a stack get the same, behind x and the state: first inputs, then context;
+        feedback: a function, or a module, that makes the x (B, ...) of the next step of an output (B, ...);
+        forced: with feedback, the steps that read x nevertheless: (T, B) true or false, or the number of first steps;
         record: names of local variables of the cell's `forward`, or of its methods that this calls;
-        output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps; the state after each row's last
-        valid step. With `record`, then a dict of what these variables hold when their method returns, (T, B, ...)
-        each, zero at padded steps; for one layer in one direction. Gradients pass through them.
+        output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
+        cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
+        hold when their method returns, (T, B, ...) each, zero at padded steps; for one layer in one direction. With
+        `return_states=True`, then the states after every step, (L*D, T, B, size), or (L*D, B, T, size) with
+        batch_first. Gradients pass through all of them.
 
     Example:
         >>> import torch, anyrnn
@@ -368,35 +555,39 @@ class Recurrent(Layer):
     def __init__(
         self,
         cell: Maker | Sequence[Maker],
-        input_size: int | None = None,
+        input_size: Size | None = None,
         num_layers: int = 1,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        state_sizes: int | tuple[int, ...] | None = None,
+        state_sizes: Sizes | None = None,
+        step: Callable[..., Any] | None = None,
         merge: str = "concat",
         connect: str = "plain",
     ) -> None:
         makers = _makers(cell, num_layers)
         if input_size is None and isinstance(makers[0], nn.Module):
             declared = getattr(makers[0], "input_size", None)
-            input_size = declared if isinstance(declared, int) else None
+            input_size = declared if isinstance(declared, int | tuple) else None
+        input_size = size_of(input_size) if isinstance(input_size, tuple | list) else input_size
         super().__init__(input_size, len(makers), batch_first, dropout, bidirectional)
         self._wiring = Wiring(merge, connect)
         self._wiring.check("Recurrent")
         for maker in makers:
             _check_maker(maker, input_size, num_layers if maker is cell else 1, bidirectional)
         self._state_sizes = tuple(state_sizes) if isinstance(state_sizes, list) else state_sizes
+        self._step = step
+        self._stepped: list[Stepped] = []
         self._described: list[_DescribedCell] = []
         self.cells = nn.ModuleList()
         for layer, maker in enumerate(makers):
-            size = None if input_size is None else self._input_width(layer)
-            for _ in range(self.num_directions):
+            size = None if input_size is None else self._size_read(layer)
+            for direction in range(self.num_directions):
                 self.cells.append(maker if isinstance(maker, nn.Module) else _new_cell(maker, size))
                 if size is not None:
-                    self._described.append(_describe(self.cells[-1], size, self._state_sizes, None))
-        self._check_widths()
+                    self._described.append(self._describe_first(layer, direction == 1, size))
+        self._check_sizes()
 
     @property
     def merge(self) -> str:
@@ -414,15 +605,32 @@ class Recurrent(Layer):
         state: State | None = None,
         *,
         lengths: Lengths | None = None,
+        inputs: Extras | None = None,
+        context: Context | None = None,
+        feedback: Callable[[Any], Tensor] | None = None,
+        forced: Tensor | int | None = None,
         record: Record = (),
+        return_states: bool = False,
     ) -> Any:
-        """Run the layer; see the class for shapes. Returns the output and the final state, and what is recorded."""
-        return self._apply_layer(x, state, lengths, record)
+        """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
+        return self._apply_layer(x, state, Options(lengths, record, return_states, inputs, context, feedback, forced))
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""
         self._check_place(layer, reverse)
         return self.cells[layer * self.num_directions + reverse]
+
+    def _cell(self, layer: int, reverse: bool) -> nn.Module:
+        """The cell; with a `step` of its own, the module that runs it."""
+        module = self.cells[layer * self.num_directions + reverse]
+        if self._step is None:
+            return module
+        known = next((s for s in self._stepped if s.module is module), None)
+        if known is None:
+            known = Stepped(module, self._step)
+            self._stepped = [s for s in self._stepped if any(s.module is cell for cell in self.cells)] + [known]
+        known.training = module.training
+        return known
 
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
         if not self._described:
@@ -430,18 +638,48 @@ class Recurrent(Layer):
             raise AnyRNNError(msg)
         return self._described[layer * self.num_directions + reverse].signature
 
-    def _set_input_size(self, input_size: int, state: State | None) -> None:
-        super()._set_input_size(input_size, state)
+    def _set_input_size(self, input_size: Size, state: State | None, extras: Sequence[Extra], rows: int) -> None:
+        super()._set_input_size(input_size, state, extras, rows)
         try:
-            for layer, cell in enumerate(self.cells):  # single cells, so in one direction
-                form = self._form_of(state, layer)
-                self._described.append(_describe(cell, self._input_width(layer), self._state_sizes, form))
-            self._check_widths()
+            for layer in range(self.num_layers):  # single cells, so in one direction
+                part = self._part_of(state, layer)
+                self._described.append(
+                    self._describe(self._cell(layer, False), self._size_read(layer), part, extras, rows)
+                )
+            self._check_sizes()
         except AnyRNNError:
             self.input_size, self._described = None, []
             raise
 
-    def _settle(self, state: State | None) -> None:
+    def _part_of(self, state: State | None, layer: int) -> State | None:
+        """The initial state of a layer, as far as its structure tells; or that of all layers."""
+        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
+        return state[layer] if has_parts and not self._is_alike else state  # type: ignore[index]
+
+    def _describe_first(self, layer: int, reverse: bool, input_size: Size) -> _DescribedCell:
+        """Describe a new cell; one that wants further arguments is run when it gets them."""
+        cell = self._cell(layer, reverse)
+        try:
+            return self._describe(cell, input_size)
+        except AnyRNNError as cause:
+            signature = _awaited(cell, self._state_sizes)
+            if signature is None or isinstance(cause, WrongOrderError):
+                raise
+        return _DescribedCell(cell, stated_sizes(cell), input_size, (), signature, awaits=True)
+
+    def _describe(
+        self,
+        cell: nn.Module,
+        input_size: Size,
+        state: State | None = None,
+        extras: Sequence[Extra] = (),
+        rows: int | None = None,
+    ) -> _DescribedCell:
+        forms = tuple([e.form for e in extras])
+        signature = described(cell, input_size, self._state_sizes, form_of(state), forms, rows)
+        return _DescribedCell(cell, stated_sizes(cell), input_size, forms, signature)
+
+    def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
         """Infer signatures again: of cells that were replaced or resized, or whose state's structure is not known."""
         if not self._described:
             return
@@ -452,25 +690,25 @@ class Recurrent(Layer):
             )
             raise AnyRNNError(msg)
         assert self.input_size is not None
-        input_size, widths, changed = self.input_size, [self.input_size], False
-        for k, cell in enumerate(self.cells):
+        input_size, sizes, changed = self.input_size, [self.input_size], False
+        forms = tuple([e.form for e in extras]) if extras else ()
+        for k in range(len(self.cells)):
             layer, known = k // self.num_directions, self._described[k]
-            if not known.signature.settled or not known.is_current(cell, input_size):
-                size, form = operator.index(input_size), self._form_of(state, layer)
-                self._described[k], changed = _describe(cell, size, self._state_sizes, form), True
-            if (k + 1) % self.num_directions == 0:
-                widths.append(self._width(layer))
-                input_size = self._wiring.joined_width(widths)
+            cell = self._cell(layer, k % self.num_directions == 1)
+            if rows is None:  # no call, which would say what it is given
+                forms = known.extras
+            is_known = known.signature.settled and known.is_current(cell, input_size, forms)
+            if not is_known and (rows is not None or not (known.extras or known.awaits)):
+                size, part = size_of([operator.index(n) for n in shape_of(input_size)]), self._part_of(state, layer)
+                self._described[k], changed = self._describe(cell, size, part, extras, rows), True
+            if (k + 1) % self.num_directions == 0 and layer < self.num_layers - 1:
+                sizes.append(self._size_of(layer))
+                input_size = self._wiring.joined_size("Recurrent", sizes)
         if changed:
-            self._check_widths()
+            self._check_sizes()
 
-    def _form_of(self, state: State | None, layer: int) -> Form | None:
-        """The structure of the initial state of a layer."""
-        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
-        return form_of(state[layer] if has_parts and not self._is_alike else state)  # type: ignore[index]
-
-    def _check_widths(self) -> None:
-        """Check that directions have states of one form, and that widths of what is added are equal."""
+    def _check_sizes(self) -> None:
+        """Check that directions have states of one form, and that what is added has one size."""
         if not self._described:
             return
         forms = [(each.signature.state_sizes, each.signature.bare) for each in self._described]
@@ -483,31 +721,44 @@ class Recurrent(Layer):
                     f"{[s.state_sizes for s in pair]}, expected equal"
                 )
                 raise AnyRNNError(msg)
-            self._wiring.check_bridge("Recurrent", layer, self._input_width(layer), self._width(layer))
+            self._wiring.check_bridge("Recurrent", layer, self._size_read(layer), self._size_of(layer))
 
 
 @dataclass(frozen=True)
 class _DescribedCell:
-    """A cell with its signature, and the sizes from which that was inferred."""
+    """A cell with its signature, and the sizes from which that was inferred.
+
+    One that `awaits` further arguments has not run yet.
+    """
 
     cell: nn.Module
-    sizes: int | tuple[int, ...] | None
-    input_size: int
+    sizes: Sizes | None
+    input_size: Size
+    extras: tuple[ExtraForm, ...]
     signature: Signature
+    awaits: bool = False
 
-    def is_current(self, cell: nn.Module, input_size: int | None) -> bool:
-        """Whether this is the same cell, with the same sizes of x and state."""
-        return cell is self.cell and self.input_size == input_size and self.sizes == stated_sizes(cell)
-
-
-def _describe(
-    cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None, form: Form | None
-) -> _DescribedCell:
-    return _DescribedCell(cell, stated_sizes(cell), input_size, described(cell, input_size, state_sizes, form))
+    def is_current(self, cell: nn.Module, input_size: Size | None, extras: tuple[ExtraForm, ...]) -> bool:
+        """Whether this is the same cell, with the same sizes of x, state and further arguments."""
+        same = cell is self.cell and self.input_size == input_size and self.sizes == stated_sizes(cell)
+        return same and self.extras == extras
 
 
-def _new_cell(factory: Callable[[int], nn.Module], input_size: int | None) -> nn.Module:
-    cell = factory(input_size)  # type: ignore[arg-type]  # checked above
+def _awaited(cell: nn.Module, state_sizes: Sizes | None) -> Signature | None:
+    """The signature that a cell may have which wants further arguments than x and the state; None if it does not.
+
+    What it is will be seen when it gets them. Until then its output is taken to be its first state.
+    """
+    sizes = stated_sizes(cell) if state_sizes is None else state_sizes
+    if sizes is None or takes(cell, 2) is not False or takes(cell, 1) is not False:
+        return None
+    bare = isinstance(sizes, int | torch.Size)
+    each: tuple[Size, ...] = (size_of(shape_of(sizes)),) if bare else tuple(size_of(shape_of(s)) for s in sizes)  # type: ignore[arg-type, union-attr]
+    return Signature(each, bare, each[:1], has_output=False, settled=False)
+
+
+def _new_cell(factory: Callable[[Any], nn.Module], input_size: Size | None) -> nn.Module:
+    cell = factory(input_size)
     if not isinstance(cell, nn.Module):
         msg = f"Recurrent: the function returned a {type(cell).__name__}, expected a cell, an nn.Module"
         raise AnyRNNError(msg)
@@ -528,7 +779,7 @@ def _makers(cell: Maker | Sequence[Maker], num_layers: int) -> list[Maker]:
     return [*cell]
 
 
-def _check_maker(maker: Maker, input_size: int | None, num_layers: int, bidirectional: bool) -> None:
+def _check_maker(maker: Maker, input_size: Size | None, num_layers: int, bidirectional: bool) -> None:
     """Check a cell, or a function that makes cells."""
     single = isinstance(maker, nn.Module)
     if single and (num_layers > 1 or bidirectional):

@@ -1,6 +1,6 @@
 """Stacks: how the directions of a layer are merged, and what each layer reads of those before it.
 
-A `Wiring` is the definition: it computes with tensors where a layer is run, and with widths where it is made.
+A `Wiring` is the definition: it computes with tensors where a layer is run, and with sizes where it is made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyrnn.checks import check_choice
 from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import Size, shape_of, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,47 +46,73 @@ class Wiring:
         if len(outputs) == 1:
             return outputs[0]
         if self.merge == "concat":
-            return torch.cat([*outputs], dim=-1)
+            return _side_by_side(outputs)
         forward, backward = outputs
         return forward + backward if self.merge == "sum" else (forward + backward) / 2
 
     def joined(self, inputs: Sequence[Tensor]) -> Tensor:
         """What the next layer reads, of x and the outputs of the layers so far."""
-        return torch.cat([*inputs], dim=-1) if self.connect == "dense" and len(inputs) > 1 else inputs[-1]
+        return _side_by_side(inputs) if self.connect == "dense" and len(inputs) > 1 else inputs[-1]
 
     def bridged(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
         """The output of a layer that read x."""
         return output + x if self.connect == "residual" and layer else output
 
-    def merged_width(self, name: str, layer: int, widths: Sequence[int]) -> int:
-        """The features of `merged`.
+    def merged_size(self, name: str, layer: int, sizes: Sequence[Size]) -> Size:
+        """The size of `merged`.
 
         Raises:
-            AnyRNNError: if directions are added that differ in width.
+            AnyRNNError: if directions are added that differ in size.
         """
-        if self.merge == "concat":
-            return sum(widths)
-        if len(set(widths)) > 1:
+        if self.merge == "concat" or len(sizes) == 1:
+            return _size_side_by_side(name, f"the directions of layer {layer}", sizes)
+        if len(set(sizes)) > 1:
             msg = (
-                f"{name}: got merge={self.merge!r} for directions of {' and '.join(map(str, widths))} features in "
+                f"{name}: got merge={self.merge!r} for directions of {' and '.join(map(str, sizes))} features in "
                 f"layer {layer}, expected equal ones, since they are added; merge='concat' puts them side by side"
             )
             raise AnyRNNError(msg)
-        return widths[0]
+        return sizes[0]
 
-    def joined_width(self, widths: Sequence[int]) -> int:
-        """The features of `joined`."""
-        return sum(widths) if self.connect == "dense" else widths[-1]
+    def joined_size(self, name: str, sizes: Sequence[Size]) -> Size:
+        """The size of `joined`."""
+        return (
+            _size_side_by_side(name, f"x and layers 0 to {len(sizes) - 2}", sizes)
+            if self.connect == "dense"
+            else sizes[-1]
+        )
 
-    def check_bridge(self, name: str, layer: int, read: int, width: int) -> None:
-        """Check that a layer's output is as wide as what it reads, if both are added."""
-        if self.connect == "residual" and layer and read != width:
+    def check_bridge(self, name: str, layer: int, read: Size, size: Size) -> None:
+        """Check that a layer's output has the size of what it reads, if both are added."""
+        if self.connect == "residual" and layer and read != size:
             msg = (
-                f"{name}: got connect='residual' for layer {layer}, which reads {read} features and gives {width}, "
+                f"{name}: got connect='residual' for layer {layer}, which reads {read} features and gives {size}, "
                 f"expected equal, since they are added: give the layers equal sizes, bring the output to that width by "
                 f"anyrnn.Projected(cell, {read}), or use connect='dense'"
             )
             raise AnyRNNError(msg)
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (T, B, ...), or (B, ...) of one step, side by side in their features."""
+    return torch.cat([*tensors], dim=_dim(tensors[0].dim() - 2))
+
+
+def _dim(dims: int) -> int:
+    """Along which of the dimensions behind T and B: features, or the channels of images."""
+    return -1 if dims < 3 else -dims
+
+
+def _size_side_by_side(name: str, what: str, sizes: Sequence[Size]) -> Size:
+    shapes = [list(shape_of(size)) for size in sizes]
+    dim = _dim(len(shapes[0]))
+    total = sum(shape[dim] for shape in shapes if len(shape) == len(shapes[0]))
+    for shape in shapes:
+        shape[dim] = total
+    if any(shape != shapes[0] for shape in shapes):
+        msg = f"{name}: {what} have the sizes {', '.join(map(str, sizes))}, expected equal but for the features"
+        raise AnyRNNError(msg)
+    return size_of(shapes[0])
 
 
 #: The wiring of torch.nn's layers.

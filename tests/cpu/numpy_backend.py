@@ -109,6 +109,8 @@ class NumpyBound:
     def _read(self, op, array, n, offset, place, continued, before):
         if op == "vector":
             return self.arrays[array.name].reshape(1, -1)
+        if op == "row":
+            return self.arrays[array.name][self.layout.order[:n]]
         if op in ("current", "stream") or array.place == "carried":
             numbers, at = self._rows(array, n, offset, place)
             return numbers[at]

@@ -22,7 +22,7 @@ from anyrnn.cells.gru import GRUCell
 from anyrnn.cells.lstm import LSTMCell
 from anyrnn.cells.rnn import RNNCell
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import caching_nothing, outside_inference_mode, placement
+from anyrnn.protocol import caching_nothing, outside_inference_mode, placement, shape_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from anyrnn.cells.base import Cell
-    from anyrnn.protocol import Signature
+    from anyrnn.protocol import Signature, Size
 
 #: The number of rows of the step that shows a cell's structure.
 ROWS = 5
@@ -197,7 +197,7 @@ class Products(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def structure_of(cell: nn.Module, signature: Signature, input_size: int) -> Structure:
+def structure_of(cell: nn.Module, signature: Signature, input_size: Size) -> Structure:
     """Find the gates of a cell by running one step, on a twin of the cell."""
     survey = _Survey()
     with probing():
@@ -207,11 +207,11 @@ def structure_of(cell: nn.Module, signature: Signature, input_size: int) -> Stru
         return survey.structure(x, states, new)
 
 
-def made_up(cell: nn.Module, sizes: Iterable[int]) -> list[Tensor]:
+def made_up(cell: nn.Module, sizes: Iterable[Size]) -> list[Tensor]:
     """Random numbers from -1 to 1 for some rows, on a cell's device and in its type."""
     like = placement(cell)
     with own_random_numbers():
-        return [torch.rand(ROWS, size, device=like.device, dtype=like.dtype) * 2 - 1 for size in sizes]
+        return [torch.rand(ROWS, *shape_of(size), device=like.device, dtype=like.dtype) * 2 - 1 for size in sizes]
 
 
 @contextlib.contextmanager
@@ -258,7 +258,7 @@ class _Survey:
             depends = roots.has_input(product.operand) or roots.has_state(product.operand)
             is_weight = not (roots.has_input(product.weight) or roots.has_state(product.weight))
             products.append(Gate(terms, product.sizes[0]) if is_gate and depends and is_weight else None)
-        arguments = [a.shape[1] if any(a is s for s in new) else None for a in self._arguments]
+        arguments = [a.shape[1] if a.dim() == 2 and any(a is s for s in new) else None for a in self._arguments]
         return Structure(tuple(products), tuple(arguments))
 
     def _terms(self, operand: Tensor, roots: _Roots) -> Iterator[Term]:

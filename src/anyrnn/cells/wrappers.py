@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedParameter
 from anyrnn.cells.products import Gate, Product, Products, Visitor, made_up, probing, segments, structure_of
 from anyrnn.checks import check_sizes
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import State, describe, placement, stated_sizes, untold
+from anyrnn.protocol import Size, Sizes, State, describe, placement, shape_of, size_of, stated_sizes, untold
 from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
@@ -38,9 +38,7 @@ class Wrapper(nn.Module):
         state_sizes: The size of the state, where the cell has neither `state_sizes` nor `hidden_size`.
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, state_sizes: Sizes | None = None) -> None:
         super().__init__()
         name = type(self).__name__
         if not isinstance(cell, nn.Module):
@@ -55,13 +53,21 @@ class Wrapper(nn.Module):
         self.state_sizes = self._sizes(self._signature.state_sizes)
         self.output_size = self._signature.output_size
 
-    def _sizes(self, sizes: tuple[int, ...]) -> Any:
-        """The sizes of state variables in the structure of the cell's state: an int, or a tuple, named or not."""
+    def _sizes(self, sizes: tuple[Size, ...]) -> Any:
+        """The sizes of state variables in the structure of the cell's state: one, or a tuple, named or not."""
         kind: Any = self._signature.kind
-        return sizes[0] if self._signature.bare else sizes if kind is tuple else kind(*sizes)
+        if self._signature.bare:
+            return sizes[0] if isinstance(sizes[0], int) else torch.Size(sizes[0])
+        return sizes if kind is tuple else kind(*sizes)
 
     def _states(self, state: State) -> tuple[Tensor, ...]:
         return (state,) if isinstance(state, Tensor) else tuple(state)
+
+    def _step(
+        self, x: Tensor, states: tuple[Tensor, ...], extras: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run a step of the cell, however it is called: its outputs and its new states."""
+        return self._signature.step(self.cell, x, states, [*enumerate(extras), *named.items()])
 
 
 class Residual(Wrapper):
@@ -86,9 +92,7 @@ class Residual(Wrapper):
         True
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, *, state_sizes: Sizes | None = None) -> None:
         super().__init__(cell, input_size, state_sizes)
         if self.output_size != self.input_size:
             msg = (
@@ -98,10 +102,10 @@ class Residual(Wrapper):
             )
             raise AnyRNNError(msg)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> tuple[Any, State]:
         """Compute one step: the output plus x, and the new state."""
-        output, new = self._signature.step(self.cell, x, self._states(state))
-        return output + x, self._signature.wrap(new)
+        (output, *others), new = self._step(x, self._states(state), extras, named)
+        return self._signature.wrap_outputs((output + x, *others)), self._signature.wrap(new)
 
 
 class Projected(Wrapper):
@@ -140,14 +144,14 @@ class Projected(Wrapper):
         self,
         cell: nn.Module,
         size: int,
-        input_size: int | None = None,
+        input_size: Size | None = None,
         *,
-        state_sizes: int | tuple[int, ...] | None = None,
+        state_sizes: Sizes | None = None,
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
         check_sizes("Projected", size=size)
         H, *others = self._signature.state_sizes
-        if size > H:
+        if not isinstance(H, int) or size > H:
             msg = f"Projected: got size={size}, expected at most {H}, the size of the first state of the cell"
             raise AnyRNNError(msg)
         like = placement(cell)
@@ -163,14 +167,14 @@ class Projected(Wrapper):
         bound = 1 / math.sqrt(self.weight_hr.shape[1])
         nn.init.uniform_(self.weight_hr, -bound, bound)
 
-    def forward(self, x: Tensor, state: State) -> State | tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> State | tuple[Any, State]:
         """Compute one step."""
         r, *others = self._states(state)
         whole = torch.cat((r, r.new_zeros(r.shape[0], self._missing)), dim=1)  # (B, H)
         with Products(_Reading(r, whole)):
-            output, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
+            outputs, (m, *others) = self._step(x, (whole, *others), extras, named)
         new = self._signature.wrap((F.linear(m, self.weight_hr), *others))
-        return (output, new) if self._signature.has_output else new
+        return (self._signature.wrap_outputs(outputs), new) if self._signature.has_output else new
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -199,9 +203,7 @@ class _Reading:
 class GateWrapper(Wrapper):
     """The base of wrappers that act on the products of which a cell's gates are made."""
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, state_sizes: Sizes | None = None) -> None:
         super().__init__(cell, input_size, state_sizes)
         try:
             self._structure = structure_of(cell, self._signature, self.input_size)
@@ -209,13 +211,14 @@ class GateWrapper(Wrapper):
             msg = f"{type(self).__name__}: {type(cell).__name__} cannot be wrapped: {cause}"
             raise AnyRNNError(msg) from cause
 
-    def forward(self, x: Tensor, state: State) -> Any:
-        """Compute one step of the cell, with other products: returns what it returns."""
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> State | tuple[Any, State]:
+        """Compute one step of the cell, with other products: returns its output, if it has one, and the new state."""
         visitor = self._visitor()
         with Products(visitor):
-            result = self.cell(x, state)
+            outputs, new = self._step(x, self._states(state), extras, named)
         visitor.finish()
-        return result
+        wrapped = self._signature.wrap(new)
+        return (self._signature.wrap_outputs(outputs), wrapped) if self._signature.has_output else wrapped
 
     @abstractmethod
     def _visitor(self) -> Visitor:
@@ -276,11 +279,11 @@ class LayerNormed(GateWrapper):
     def __init__(
         self,
         cell: nn.Module,
-        input_size: int | None = None,
+        input_size: Size | None = None,
         *,
         eps: float = 1e-5,
         new_state: bool = True,
-        state_sizes: int | tuple[int, ...] | None = None,
+        state_sizes: Sizes | None = None,
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
         gates = self._structure.gates
@@ -357,14 +360,13 @@ class IndependentRecurrence(GateWrapper):
         True
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, *, state_sizes: Sizes | None = None) -> None:
         super().__init__(cell, input_size, state_sizes)
-        (size, *others), gates = sorted(set(self._signature.state_sizes)), self._structure.gates
+        sizes, gates = self._signature.state_sizes, self._structure.gates
         terms = [(gate, term) for gate in gates for term in gate.terms if term.is_state]
-        if others or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
-            sizes = self._signature.state_sizes
+        size = sizes[0] if isinstance(sizes[0], int) else 0
+        are_equal = size and all(other == size for other in sizes)
+        if not are_equal or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
             self._refuse(
                 f"at least one of the state, each of {size} features and giving whole gates of {size}, and all state "
                 f"variables of that size: they are {', '.join(map(str, sizes))}"
@@ -447,11 +449,11 @@ class MultiplicativeIntegration(GateWrapper):
     def __init__(
         self,
         cell: nn.Module,
-        input_size: int | None = None,
+        input_size: Size | None = None,
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
-        state_sizes: int | tuple[int, ...] | None = None,
+        state_sizes: Sizes | None = None,
     ) -> None:
         super().__init__(cell, input_size, state_sizes)
         gates = self._structure.gates
@@ -499,7 +501,7 @@ class MultiplicativeIntegration(GateWrapper):
             plain = _Shifting(self)
             new = step(plain)
             pairs = plain.pairs()
-            total = sum((s * torch.linspace(1, 2, s.shape[1]).to(s)).sum() for s in new)
+            total = sum((s * torch.linspace(1, 2, s.shape[-1]).to(s)).sum() for s in new)
             gradients = torch.autograd.grad(total, [v for pair in pairs for v in pair], allow_unused=True)  # type: ignore[arg-type]
             shifts = [_opposite(*gradients[k : k + 2]) for k in range(0, len(gradients), 2)]
             shifted = step(_Shifting(self, shifts))
@@ -601,14 +603,15 @@ def _opposite(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
 # ---- Sizes, and parameters that nothing reads ----
 
 
-def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int | tuple[int, ...] | None) -> int:
-    """The number of features of x: given, the cell's own, or the only one that its weights fit."""
+def _input_size(name: str, cell: nn.Module, given: Size | None, state_sizes: Sizes | None) -> Size:
+    """The number of features of x, or its shape: given, the cell's own, or the only one that its weights fit."""
     if given is not None:
-        check_sizes(name, input_size=given)
-        return given
+        for size in shape_of(given):
+            check_sizes(name, input_size=size)
+        return size_of(shape_of(given))
     declared = getattr(cell, "input_size", None)
-    if isinstance(declared, int):
-        return declared
+    if isinstance(declared, int | tuple):
+        return size_of(shape_of(declared))
     sizes = stated_sizes(cell) if state_sizes is None else state_sizes
     lazy = any(isinstance(p, UninitializedParameter) for p in cell.parameters())
     fitting = [] if lazy or sizes is None else [n for n in _widths(cell, sizes) if _fits(cell, n, state_sizes)]
@@ -622,15 +625,15 @@ def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int 
     return fitting[0]
 
 
-def _widths(cell: nn.Module, sizes: int | tuple[int, ...]) -> list[int]:
+def _widths(cell: nn.Module, sizes: Sizes) -> list[int]:
     """The numbers of features that may be those of x: sizes of the weights, less those of states beside x."""
-    states = (sizes,) * 4 if isinstance(sizes, int) else sizes
+    states = (sizes,) * 4 if isinstance(sizes, int) else [n for size in sizes for n in shape_of(size)]
     beside = {0, *states, *itertools.accumulate(states)}
     of_weights = {size for weight in cell.parameters() if weight.dim() == 2 for size in weight.shape}
     return sorted({width - other for width in of_weights for other in beside if width > other})
 
 
-def _fits(cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None) -> bool:
+def _fits(cell: nn.Module, input_size: int, state_sizes: Sizes | None) -> bool:
     try:
         describe(cell, input_size, state_sizes)
     except AnyRNNError:
@@ -649,9 +652,9 @@ def _read(cell: nn.Module, wrapper: Wrapper) -> set[str]:
     with probing():
         x, *states = made_up(cell, (wrapper.input_size, *wrapper._signature.state_sizes))
         twin = twin_of(cell, to_probe=True)
-        output, new = wrapper._signature.step(twin, x, tuple(states))
+        outputs, new = wrapper._signature.step(twin, x, tuple(states))
         parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
-        total = sum((result.sum() for result in new), output.sum())
+        total = torch.stack([result.sum() for result in (*outputs, *new)]).sum()
         if not parameters or not total.requires_grad:
             return set()
         gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)

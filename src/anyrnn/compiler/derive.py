@@ -64,10 +64,10 @@ class Derivative:
     Attributes:
         forward: The program in elementary operations; with a residual, if the backward program needs one.
         backward: Reads the arrays of the program, its states as histories, the residual, and the gradients of the
-            outputs. Its states are gradients of the states, its sums those of vectors, its outputs those of all
-            products and of streams.
-        gradients: The name of the gradient of a stream, state, vector or output in the backward program. A stream's is
-            without what its products add; a stream that only products read is not here.
+            outputs. Its states are gradients of the states and of rows, its sums those of vectors, its outputs those
+            of all products and of streams.
+        gradients: The name of the gradient of a stream, row, state, vector or output in the backward program. A
+            stream's is without what its products add; a stream that only products read is not here.
         terms: The weight-gradient GEMMs. Those of a group have the same operand, and gradients that lie side by side:
             if the operand is a stream, its gradient is one product of these with the matrices side by side.
     """
@@ -95,7 +95,7 @@ class _Derivation:
         self.nodes = program.nodes
         self.names = {a.name for a in program.arrays}
         self.gradient_names = {
-            a.name: self._new_name(f"grad_{a.name}") for a in program.of("stream", "state", "vector", "output")
+            a.name: self._new_name(f"grad_{a.name}") for a in program.of("stream", "row", "state", "vector", "output")
         }
         self.residual = self._new_name("saved")
         self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
@@ -265,6 +265,11 @@ class _Derivation:
             pieces.append(total if total is not None else self._zero(end - start))
         return pieces
 
+    def _added_up(self, name: str, gradient: Node, first: int) -> Node:
+        """The gradient of a row, which is summed over the steps: a state of the backward program."""
+        before = self.builder.node("state", (), gradient.width, (name, first))
+        return before if gradient.op == "constant" else self.builder.pointwise("add", before, gradient)
+
     def _residual_offset(self, node: Node) -> int:
         """The first number of a saved value in the residual."""
         return sum(s.width for s in self.saved[: self.saved.index(node)])
@@ -277,10 +282,14 @@ class _Derivation:
     def result(self) -> Derivative:
         """Put the backward program together."""
         program = self.program
-        grads = {self.gradient_names[a.name]: self._array_gradient(a) for a in program.of("state", "vector", "stream")}
-        for stream in program.of("stream"):
-            if all(g.op == "constant" for g in grads[self.gradient_names[stream.name]]):
-                del grads[self.gradient_names.pop(stream.name)]
+        arrays = program.of("state", "vector", "stream", "row")
+        grads = {self.gradient_names[a.name]: self._array_gradient(a) for a in arrays}
+        for array in program.of("stream", "row"):
+            if all(g.op == "constant" for g in grads[self.gradient_names[array.name]]):
+                del grads[self.gradient_names.pop(array.name)]
+            elif array.role == "row":
+                name = self.gradient_names[array.name]
+                grads[name] = [self._added_up(name, piece, first) for piece, first in _with_offsets(tuple(grads[name]))]
         products = {self._new_name(f"grad_product{k}"): dots for k, dots in enumerate(self._products_by_streams())}
         for name, dots in products.items():
             grads[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
@@ -298,13 +307,13 @@ class _Derivation:
     def _backward_arrays(self, results: Mapping[str, tuple[Node, ...]], residual: tuple[Array, ...]) -> Iterator[Array]:
         """The arrays of the backward program: those of the program, then gradients."""
         arrays = {gradient: self.program[name] for name, gradient in self.gradient_names.items()}
-        for a in self.program.of("stream", "state", "vector", "matrix"):
+        for a in self.program.of("stream", "row", "state", "vector", "matrix"):
             yield replace(a, role="history", place="padded") if a.role == "state" else a
         for a in residual:
             yield replace(a, role="stream")
         for a in self.program.of("output"):
             yield Array(self.gradient_names[a.name], "stream", a.width, place="padded")
-        roles = {"state": "state", "vector": "sum", "stream": "output"}
+        roles = {"state": "state", "row": "state", "vector": "sum", "stream": "output"}
         for name, pieces in results.items():
             of = arrays.get(name)
             role, place = ("output", "packed") if of is None else (roles[of.role], of.place)

@@ -27,7 +27,7 @@ class GradientPaths:
         self._reached = {name: _arrays(pieces) for name, pieces in program.results.items()}
         self._states = frozenset(a.name for a in program.of("state"))
         self._results = tuple(a.name for a in program.of("output", "state"))
-        self._all = frozenset(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self._all = frozenset(a.name for a in program.of("stream", "row", "state", "vector", "matrix"))
         self._is_complete = False
         alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
         self._is_complete = all(found == self._all for found in alone)  # within a step, as in most cells

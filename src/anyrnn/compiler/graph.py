@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from anyrnn.errors import AnyRNNError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: The names of arguments of ATen operations that are shapes, or sizes of the batch.
 SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
@@ -52,6 +54,13 @@ class Op:
         return str(self.overload).removeprefix("aten.")
 
 
+class GraphExtra(NamedTuple):
+    """A further argument of a step: its tensor, and its kind as in `anyrnn.protocol.ExtraForm`."""
+
+    ref: Ref
+    kind: str
+
+
 @dataclass(frozen=True)
 class Graph:
     """The graph of a step of a cell.
@@ -59,9 +68,10 @@ class Graph:
     Attributes:
         x: The input.
         states: The state variables before the step.
+        extras: The further arguments.
         weights: Parameters, buffers and tensor attributes, by dotted name.
         ops: The operations, in order.
-        output: The output of the step; None if it is the first new state.
+        outputs: What the step gives beside the new states; nothing if its output is the first of these.
         new_states: The state variables after the step.
         batch: The batch size of the trace.
         shapes: The shape of every tensor.
@@ -72,15 +82,51 @@ class Graph:
 
     x: Ref
     states: tuple[Ref, ...]
+    extras: tuple[GraphExtra, ...]
     weights: Mapping[str, Ref]
     ops: tuple[Op, ...]
-    output: Ref | None
+    outputs: tuple[Ref, ...]
     new_states: tuple[Ref, ...]
     batch: int
     shapes: Mapping[Ref, tuple[int, ...]]
     dtypes: Mapping[Ref, torch.dtype]
     names: Mapping[Ref, str]
     locals: Mapping[str, Ref]
+
+    @property
+    def series(self) -> tuple[Ref, ...]:
+        """What there is for every step."""
+        return self.outputs or self.new_states[:1]
+
+    @property
+    def inputs(self) -> tuple[Ref, ...]:
+        """The tensors of which there is one for every step: x first."""
+        return self.x, *self.extras_of("input")
+
+    def extras_of(self, kind: str) -> tuple[Ref, ...]:
+        """The further arguments of a kind."""
+        return tuple(e.ref for e in self.extras if e.kind == kind)
+
+    def asked(self, record: Iterable[str] = (), states: bool = False) -> Graph:
+        """The graph that gives local variables of the cell's step, by name, and its new states for every step as well.
+
+        Raises:
+            AnyRNNError: if there is no such variable.
+        """
+        if not record and not states:
+            return self
+        found = tuple(self._local(name) for name in record)
+        return replace(self, outputs=(*self.series, *found, *(self.new_states if states else ())))
+
+    def _local(self, name: str) -> Ref:
+        """The tensor that a local variable of the cell's step holds."""
+        ref = self.locals.get(name)
+        if ref is None or self.shapes[ref][:1] != (self.batch,):
+            msg = (
+                f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
+            )
+            raise AnyRNNError(msg)
+        return ref
 
     def __str__(self) -> str:
         """One operation a line."""

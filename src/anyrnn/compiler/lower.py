@@ -157,19 +157,22 @@ class Lowering:
         pairwise = functools.partial(self.builder.pointwise, REDUCTIONS[op].pairwise)
         return functools.reduce(pairwise, reduction + constants)
 
-    def product(self, value: Value, matrix: str, shape: tuple[int, int]) -> Value:
-        """Multiply rows (B, rows) with a matrix of the program (rows, columns)."""
+    def terms(self, value: Value) -> list[tuple[Node, int]]:
+        """The values that make up rows (B, rows), which are to be multiplied with a matrix, each with its first row."""
         if value.codes.ndim != 1:
             msg = f"a product of {value.codes.ndim + 1} dimensions"
             raise ValueError(msg)
-        terms = []
-        row = 0
-        for piece in self.pieces(value):
-            # An operand has a row for each of the batch; what is the same for all is written out for each.
-            operand = self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece
-            terms.append((operand, (matrix, row, 0, False)))
-            row += piece.width
-        return self.value([self.builder.dot(terms, shape[1])])
+        pieces = self.pieces(value)
+        return list(zip(pieces, itertools.accumulate((p.width for p in pieces), initial=0), strict=False))
+
+    def dot(self, terms: Sequence[tuple[Node, int]], matrix: str, columns: int) -> Value:
+        """Multiply values side by side, each with the rows from its number on of a matrix of the program."""
+        # An operand has a row for each of the batch; what is the same for all is written out for each.
+        operands = (
+            (self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece, row)
+            for piece, row in terms
+        )
+        return self.value([self.builder.dot([(o, (matrix, row, 0, False)) for o, row in operands], columns)])
 
     def _cast(self, op: str, position: int, node: Node) -> Node:
         """Cast a mask to numbers, or numbers to a mask, as the operation wants its argument."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: Operations that read a range of an array; `attr` is (name of the array, first number). They are called as the role of
 #: the array; of a history, `previous` reads the state before the step, `current` that after it.
-LEAVES = ("stream", "state", "vector", "previous", "current")
+LEAVES = ("stream", "row", "state", "vector", "previous", "current")
 
 #: Stands for a value among the arguments of an operation of PyTorch's.
 HERE = "%"

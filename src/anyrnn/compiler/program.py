@@ -41,12 +41,13 @@ if TYPE_CHECKING:
 
 #: The roles of arrays; in brackets what `jax.lax.scan` calls them.
 #: stream [xs]: read, one row for each row of the batch and step.
+#: row [consts]: read, one for each row of the batch, the same at every step.
 #: state [carry]: read and written: a step reads what the step before has written.
 #: history: read by a backward program: a state of the forward pass, before and after each step.
 #: vector [consts]: read, the same for all rows and steps.
 #: matrix [consts]: read by products.
 #: output [ys]: written at every step. residual: likewise, for the backward program. sum: summed over rows and steps.
-ROLES = ("stream", "state", "history", "vector", "matrix", "output", "residual", "sum")
+ROLES = ("stream", "row", "state", "history", "vector", "matrix", "output", "residual", "sum")
 #: The roles of arrays that are written.
 WRITTEN = frozenset({"state", "output", "residual", "sum"})
 

@@ -57,7 +57,9 @@ _IDENTITIES = (
     *(types.GenericAlias, types.UnionType, types.CodeType, type, enum.Enum, re.Pattern, torch.Generator),
     *(logging.Logger, logging.Handler, io.IOBase, type(threading.Lock()), type(threading.RLock())),
 )
-_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"})  # modules
+_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"}) | {
+    "_collections",  # the fields of named tuples, of which the class is compared
+}  # modules
 _HEAP = 1 << 9  # the flag of classes that are no part of an interpreter or extension
 _MISSING = object()
 

@@ -11,7 +11,8 @@ weight matrix are part of the loop program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from torch.utils import _pytree as pytree
 from anyrnn.compiler.dtypes import Types
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
 from anyrnn.compiler.lower import Lowering, Value
-from anyrnn.compiler.node import Builder, Node
+from anyrnn.compiler.node import Builder, Node, ordered
 from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
 from anyrnn.compiler.rules import RULES, lower
@@ -31,7 +32,7 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_ONCE, _BEFORE, _LOOP = range(3)
+_ONCE, _ROW, _BEFORE, _LOOP = range(4)
 
 #: Operations on the input that the loop program computes, since they lead to or from products. A norm behind a product
 #: costs less there than as passes over the memory of all steps.
@@ -56,33 +57,39 @@ class Split:
 
     Attributes:
         graph: The whole step.
-        once, before, after: The operations that PyTorch runs.
+        once, rows, before, after: The operations that PyTorch runs. Those of `rows` depend on a context: they run as
+            often as `once`, for every row of the batch.
         lowered: The loop as it is lowered, before any pass.
         program: The loop, after `PASSES`.
-        tensors: For each stream, vector, matrix and output of the program, by name, the tensor of the graph.
-        records: The recorded tensors of the graph, by name.
+        tensors: For each stream, row, vector, matrix and output of the program, by name, the tensor of the graph.
+        of_rows: The tensors of the graph with one for each row, the same at every step.
     """
 
     graph: Graph
     once: tuple[Op, ...]
+    rows: tuple[Op, ...]
     before: tuple[Op, ...]
     after: tuple[Op, ...]
     lowered: Program
     program: Program
     tensors: Mapping[str, Ref]
-    records: Mapping[str, Ref]
+    of_rows: tuple[Ref, ...]
+
+    @property
+    def series(self) -> tuple[Ref, ...]:
+        """What there is for every step."""
+        return self.graph.series
 
 
-def split(graph: Graph, record: Iterable[str] = ()) -> Split:
-    """Split a graph; `record` names local variables of the cell's step that are wanted for all steps.
+def split(graph: Graph) -> Split:
+    """Split a graph.
 
     Raises:
-        AnyRNNError: if the loop holds an operation that the loop program lacks, or `record` names no such variable. The
-            message names it.
+        AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
     """
+    graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # the lowering adds to them
     part = _part_of(graph)
-    records = {name: _local(graph, name) for name in record}
-    results = [graph.output if graph.output is not None else graph.new_states[0], *records.values()]
+    results = graph.series
     for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, results)
     of_state = (s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
     after = tuple(s for s in of_state if for_results.intersection(s.outputs))
@@ -96,25 +103,27 @@ def split(graph: Graph, record: Iterable[str] = ()) -> Split:
     for ref in outputs:
         values = loop.pieces(ref)
         pieces[loop.array("output", ref, sum(v.width for v in values))] = values
-    program = lowered = Program(loop.arrays, pieces, loop.names())
+    program = lowered = Program(loop.arrays(pieces), pieces, loop.names())
     for transform in PASSES:
         program = transform(program)
-    tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
+    tensors = {a.name: loop.tensors[a.name] for a in program.of("stream", "row", "vector", "matrix", "output")}
+    graph = replace(graph, ops=(*graph.ops, *loop.hoisted))
     outside = _ancestors(graph.ops, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
-    once, before = (
+    once, rows, before = (
         tuple(s for s in graph.ops if part[s.outputs[0]] == which and outside.intersection(s.outputs))
-        for which in (_ONCE, _BEFORE)
+        for which in (_ONCE, _ROW, _BEFORE)
     )
-    return Split(graph, once, before, after, lowered, program, tensors, records)
+    of_rows = tuple(r for r, p in part.items() if p == _ROW)
+    return Split(graph, once, _with_spread(rows, once, graph), before, after, lowered, program, tensors, of_rows)
 
 
-def _local(graph: Graph, name: str) -> Ref:
-    """The tensor that a local variable of the cell's step holds."""
-    ref = graph.locals.get(name)
-    if ref is None or graph.shapes[ref][:1] != (graph.batch,):
-        msg = f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
-        raise AnyRNNError(msg)
-    return ref
+def _with_spread(rows: tuple[Op, ...], once: tuple[Op, ...], graph: Graph) -> tuple[Op, ...]:
+    """The operations for rows, after those that spread weights over them: they are as many as the batch here."""
+    if not rows:
+        return rows
+    needed = _ancestors(once, (r for s in rows for r in s.inputs))
+    spread = (s for s in once if any(graph.shapes[r][:1] == (graph.batch,) for r in s.outputs))
+    return *(s for s in spread if needed.intersection(s.outputs)), *rows
 
 
 def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
@@ -132,9 +141,13 @@ def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) ->
 
 def _part_of(graph: Graph) -> dict[Ref, int]:
     """The part that each tensor belongs to: that of the last of its inputs."""
-    part = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
+    part = dict.fromkeys(graph.weights.values(), _ONCE) | dict.fromkeys(graph.states, _LOOP)
+    part |= dict.fromkeys(graph.inputs, _BEFORE) | dict.fromkeys(graph.extras_of("context"), _ROW)
+    part |= dict.fromkeys(graph.extras_of("shared"), _ONCE)
     for op in graph.ops:
         last = max((part[r] for r in op.inputs), default=_ONCE)
+        if last == _ROW and mixes_rows(op, graph):
+            last = _BEFORE  # which rows there are differs from step to step
         if torch.Tag.nondeterministic_seeded in op.overload.tags:
             last = max(last, _BEFORE)  # drawn anew at every step
         part.update(dict.fromkeys(op.outputs, last))
@@ -162,7 +175,7 @@ class _LoopLowering:
         new = tanh(add(p, q))   loop    lowered: where `value` begins, for `new` is the new state
     """
 
-    def __init__(self, graph: Graph, part: Mapping[Ref, int]) -> None:
+    def __init__(self, graph: Graph, part: dict[Ref, int]) -> None:
         self.graph = graph
         self.part = part
         self.producers = {ref: op for op in graph.ops for ref in op.outputs}
@@ -172,14 +185,17 @@ class _LoopLowering:
         self.tensors: dict[str, Ref] = {}
         self._arrays: dict[tuple[str, Ref], Array] = {}
         self.values: dict[Ref, Value] = {}
-        self.states = [self.array("state", ref, graph.shapes[ref][1]) for ref in graph.states]
+        self.hoisted: list[Op] = []  # operations on rows that the graph has within others
+        self.states = [self.array("state", ref, self._width(ref)) for ref in graph.states]
         for name, ref in zip(self.states, graph.states, strict=True):
-            self.values[ref] = self.lowering.value([self._leaf("state", name, graph.shapes[ref][1])])
+            leaf = self._leaf("state", name, self._width(ref))
+            self.values[ref] = self.lowering.value([leaf], graph.shapes[ref][1:])
 
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the program so far, by role."""
-        return tuple(sorted(self._arrays.values(), key=lambda a: ROLES.index(a.role)))
+    def arrays(self, results: Mapping[str, tuple[Node, ...]]) -> tuple[Array, ...]:
+        """The arrays of a program with these results, by role; rows that only products read are not needed any more."""
+        read = {node.attr[0] for node in ordered(p for pieces in results.values() for p in pieces) if node.is_leaf}
+        needed = [a for a in self._arrays.values() if a.role != "row" or a.name in read]
+        return tuple(sorted(needed, key=lambda a: ROLES.index(a.role)))
 
     def array(self, role: str, ref: Ref, width: int, rows: int = 0) -> str:
         """Return the name of the array that a tensor is in a role; there is a new one at the first time."""
@@ -187,7 +203,7 @@ class _LoopLowering:
             number = sum(other == role for other, _ in self._arrays)
             wanted = None if role == "output" else self._name_of(ref)  # the value keeps its name
             name = free_name(wanted or f"{role}{number}", self.tensors)
-            place = {"stream": "padded" if ref == self.graph.x else "packed"}.get(role, "")
+            place = {"stream": "padded" if ref in self.graph.inputs else "packed"}.get(role, "")
             self._arrays[role, ref] = Array(name, role, width, rows, place)
             self.tensors[name] = ref
         return self._arrays[role, ref].name
@@ -229,8 +245,10 @@ class _LoopLowering:
                 self.values[ref] = self._constant(ref, op)
             elif part == _ONCE:
                 self.values[ref] = self._vector(ref)
+            elif part == _ROW:
+                self.values[ref] = self._rows(ref, "row")
             elif part == _BEFORE and not self._is_absorbed(ref):
-                self.values[ref] = self._stream(ref)
+                self.values[ref] = self._rows(ref, "stream")
             else:
                 assert op is not None  # only inputs and weights are no operation's output
                 self.values.update(zip(op.outputs, self._lower(op), strict=False))
@@ -246,16 +264,21 @@ class _LoopLowering:
             _, rows, matrix = _addend_rows_matrix(op)
             whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) multiplies B S rows
             return whole and self.part[matrix] == _ONCE and self.part[rows] == _BEFORE
-        return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
+        return all(r in self.graph.inputs or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
-    def _stream(self, ref: Ref) -> Value:
+    def _rows(self, ref: Ref, role: str) -> Value:
+        """Read a tensor that PyTorch has computed for each row, and for each step if it is a stream."""
         shape = self.graph.shapes[ref]
         if not shape or shape[0] != self.graph.batch:
-            msg = f"a tensor {shape} without a batch is computed from x"
+            msg = f"a tensor {shape} without a batch is computed from {'x' if role == 'stream' else 'a context'}"
             raise AnyRNNError(msg)
-        width = int(torch.Size(shape[1:]).numel())
-        node = self._leaf("stream", self.array("stream", ref, width), width)
+        width = self._width(ref)
+        node = self._leaf(role, self.array(role, ref, width), width)
         return self._mask_if_bool(ref, self.lowering.value([node], shape[1:]))
+
+    def _width(self, ref: Ref) -> int:
+        """The numbers of a row of a tensor."""
+        return int(torch.Size(self.graph.shapes[ref][1:]).numel())
 
     def _vector(self, ref: Ref) -> Value:
         shape = self.graph.shapes[ref]
@@ -304,14 +327,43 @@ class _LoopLowering:
             msg = f"`{op.overload}` in the loop with scale factors"
             raise AnyRNNError(msg)
         name = self.array("matrix", matrix, shape[1], shape[0])
-        result = self.lowering.product(self._operand(rows), name, (shape[0], shape[1]))
-        return result if addend is None else self.lowering.pointwise("add", result, self.value(addend))
+        terms = self.lowering.terms(self._operand(rows))
+        fixed = [(piece, row) for piece, row in terms if piece.op == "row"]
+        others = [term for term in terms if term not in fixed]
+        results = [self.lowering.dot(others, name, shape[1])] if others else []
+        results += [self._hoist(fixed, matrix)] if fixed else []
+        results += [] if addend is None else [self.value(addend)]
+        return functools.reduce(functools.partial(self.lowering.pointwise, "add"), results)
+
+    def _hoist(self, terms: Sequence[tuple[Node, int]], matrix: Ref) -> Value:
+        """Leave products of rows that are the same at every step to PyTorch, which computes them once."""
+        aten, batch, columns = torch.ops.aten, self.graph.batch, self.graph.shapes[matrix][1]
+        products = []
+        for piece, row in terms:
+            name, first = piece.attr
+            ref = self.tensors[name]
+            rows = self._add(_ROW, aten.reshape.default, (ref, [batch, self._width(ref)]), (batch, self._width(ref)))
+            part = self._add(_ROW, aten.slice.Tensor, (rows, 1, first, first + piece.width), (batch, piece.width))
+            weight = self._add(_ONCE, aten.slice.Tensor, (matrix, 0, row, row + piece.width), (piece.width, columns))
+            products.append(self._add(_ROW, aten.mm.default, (part, weight), (batch, columns)))
+        total = products[0]
+        for product in products[1:]:
+            total = self._add(_ROW, aten.add.Tensor, (total, product), (batch, columns))
+        return self._rows(total, "row")
+
+    def _add(self, part: int, overload: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Ref:
+        """Add an operation to those of the graph: its result."""
+        ref = Ref(max(self.graph.shapes) + 1)
+        self.graph.shapes[ref], self.graph.dtypes[ref] = shape, self.graph.dtypes[args[0]]  # type: ignore[index]
+        self.part[ref] = part
+        self.hoisted.append(Op(overload, args, {}, (ref,), many=False))
+        return ref
 
     def _operand(self, ref: Ref) -> Value:
         """Lower the operand of a product: if it is computed from x alone, PyTorch computes it."""
         value = self.value(ref)
         if self.part[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
-            return self._stream(ref)
+            return self._rows(ref, "stream")
         return value
 
 

@@ -95,7 +95,7 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
         if node.op in OPERATIONS or node.op in REDUCTIONS:
             counted[node.op] = counted.get(node.op, 0) + 1
     multiplied = sum(a.width * d.width for d in dots for a in d.args)
-    read = sum(n.width for n in nodes if n.op in ("stream", "state"))
+    read = sum(n.width for n in nodes if n.op in ("stream", "row", "state"))
     written = sum(a.width for a in program.of("state", "output"))
     return Anatomy(
         _listed(plan.split.once, plan),

@@ -32,7 +32,7 @@ class ForwardPass:
 
     Attributes:
         loop, layout, backend: The loop, the rows of its batch, and what ran it.
-        inputs: The streams, initial states, vectors and matrices, by name.
+        inputs: The streams, rows, initial states, vectors and matrices, by name.
         residuals: The states of all steps and the residuals of the program, by name.
         from_zero: The initial states are zero.
     """
@@ -75,6 +75,8 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
             arrays[gradient] = like.new_zeros(layout.T, layout.B, width) if grad is None else grad.contiguous()
         else:  # copied: the loop works in place
             arrays[gradient] = like.new_zeros(layout.B, width) if grad is None else _copied(grad)
+    for name, width in loop.accumulated:
+        arrays[name] = like.new_zeros(layout.B, width)
     for name, place, width in loop.outgoing:
         packed = place == "packed"
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
@@ -244,7 +246,7 @@ def interpret(loop: Loop, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[
             elif node.op == "vector":
                 values[node] = inputs[name].reshape(-1)[columns].expand(n, -1)
             else:
-                values[node] = state[name][rows, columns]
+                values[node] = (inputs if node.op == "row" else state)[name][rows, columns]
         evaluate(program.nodes, values, matrices)
 
         def joined(name: str, values: dict[Any, Tensor] = values, n: int = n) -> Tensor:

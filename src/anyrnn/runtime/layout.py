@@ -107,6 +107,22 @@ class Layout:
         """Packed rows (N, n) as padded ones (T B, n), zero at padded steps."""
         return rows.new_zeros(self.T * self.B, rows.shape[1]).index_copy_(0, self.packed_index, rows)
 
+    def with_steps(self, rows: Tensor) -> Tensor:
+        """A tensor (B, ...) with a copy of a row that has steps in the place of those without, which nothing reads.
+
+        What they hold, such as NaN, would come back by the gradients of weights: zero times NaN is NaN.
+        """
+        if self.lengths is None or self.lengths[self.order[-1]]:
+            return rows
+        none = torch.from_numpy(self.lengths == 0).reshape(-1, *[1] * (rows.dim() - 1))
+        return torch.where(none, rows[int(self.order[0])].detach(), rows)
+
+    def at_every_step(self, rows: Tensor) -> Tensor:
+        """The rows of the batch (B, ...) once for every step, packed."""
+        if self.lengths is None:
+            return rows.expand(self.T, *rows.shape).reshape(-1, *rows.shape[1:])
+        return rows.index_select(0, self.packed_index % self.B)
+
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Rows with a step before: (where that is in padded arrays, where they are in packed ones).

@@ -30,7 +30,7 @@ class Loop:
     Attributes:
         program: The program.
         transposed: Of which matrices it is given the transposed ones.
-        inputs: The arrays that it is given: streams, initial states, vectors, matrices.
+        inputs: The arrays that it is given: streams, rows, initial states, vectors, matrices.
         outputs: What it gives at every step.
         states: The state variables.
         aliases: The outputs that are a state after the step, which need no array of their own.
@@ -39,7 +39,7 @@ class Loop:
     def __init__(self, program: Program, transposed: Collection[str] = ()) -> None:
         self.program = program
         self.transposed = frozenset(transposed)
-        self.inputs = tuple(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self.inputs = tuple(a.name for a in program.of("stream", "row", "state", "vector", "matrix"))
         self.outputs = tuple(a.name for a in program.of("output"))
         self.states = tuple(a.name for a in program.of("state"))
         of_states = {program.results[name]: name for name in reversed(self.states)}
@@ -77,6 +77,12 @@ class Loop:
         return tuple((a.role, a.name, gradients[a.name], a.width) for a in self.program.of("output", "state"))
 
     @functools.cached_property
+    def accumulated(self) -> tuple[tuple[str, int], ...]:
+        """The gradients that the backward program sums over the steps: name, numbers of a row."""
+        gradients = self.derivative.gradients
+        return tuple((gradients[a.name], a.width) for a in self.program.of("row") if a.name in gradients)
+
+    @functools.cached_property
     def outgoing(self) -> tuple[tuple[str, str, int], ...]:
         """What the backward program writes at every step: name, where it is, numbers of a row."""
         return tuple((a.name, a.place, a.width) for a in self.derivative.backward.of("output"))
@@ -105,7 +111,7 @@ def forward(
         loop: The loop.
         layout: The rows of the batch.
         backend: What compiles and runs it.
-        inputs: Its streams, initial states, vectors and matrices, by name.
+        inputs: Its streams, rows, initial states, vectors and matrices, by name.
         training: Keep what a backward pass needs.
         roomy: What is kept has memory for T B rows, zero where there is nothing to keep.
 

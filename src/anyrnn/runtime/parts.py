@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def run(
-    plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
-) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor],
+    extras: Sequence[Tensor], from_zero: bool,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Run the four parts of a cell. Those around the loop see packed rows, so that padding never meets a weight.
 
     Args:
@@ -29,13 +30,13 @@ def run(
         backend: What runs the loop.
         cell: The cell, with the weights of this call.
         batch: The rows of the batch and their lengths.
-        x: The input (T, B, I), float32 or float64.
-        states: The initial states (B, size), of the same type.
-        from_zero: They are zero.
+        x: The input (T, B, ...), float32 or float64.
+        states: The initial states (B, ...), of the same type.
+        extras: The further arguments of the step.
+        from_zero: The initial states are zero.
 
     Returns:
-        The output (T, B, O), zero at padded steps; the final states (B, size); and what is recorded, by name: (T, B,
-        ...), zero at padded steps.
+        What there is for every step, (T, B, ...) each, zero at padded steps; and the final states (B, ...).
     """
     graph, dtype = plan.split.graph, x.dtype
     tensors: dict[Ref, Tensor] = {}
@@ -44,29 +45,44 @@ def run(
         if isinstance(weight, float):  # it was another one in an earlier call
             weight = torch.tensor(weight, dtype=dtype, device="cpu")
         tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
+    padded = {graph.x: x}
+    rows: dict[Ref, Tensor] = {}
+    for extra, tensor in zip(graph.extras, extras, strict=True):
+        if extra.kind == "context":
+            rows[extra.ref] = batch.with_steps(tensor)
+        else:
+            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
     plan.once.run(tensors, batch.total)
-    if plan.reads_x:
-        tensors[graph.x] = _packed(x, batch)
+    if rows:
+        rows.update(tensors)
+        plan.rows.run(rows, batch.B)
+    for ref in plan.inputs_read:
+        tensors[ref] = _packed(padded[ref], batch)
+    for ref in plan.rows_read:
+        tensors[ref] = batch.at_every_step(rows[ref])
     _run_rows(plan.before, tensors, batch)
-    inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    inputs = {name: _flat(as_array(s, dtype)) for name, s in zip(plan.loop.states, states, strict=True)}
     for name, ref, role in plan.arrays:
         if role == "matrix":
             inputs[name] = as_matrix(tensors[ref], dtype)
-        elif ref == graph.x:
-            inputs[name] = as_array(x, dtype)
+        elif role == "row":
+            inputs[name] = _flat(as_array(rows[ref], dtype))
+        elif ref in padded:
+            inputs[name] = as_array(padded[ref], dtype)
         else:
             tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
-            inputs[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
+            inputs[name] = _flat(tensor) if role == "stream" else tensor
     results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
-    finals = [results[name] for name in plan.loop.states]
+    finals = [_shaped(results[n], s.shape) for n, s in zip(plan.loop.states, states, strict=True)]
     if plan.direct is not None:
-        return results[plan.direct], finals, {}
+        output = results[plan.direct]
+        return [_shaped(output, (batch.T, batch.B, *graph.shapes[plan.series[0]][1:]))], finals
     for name in plan.loop.outputs:
         ref = plan.split.tensors[name]
         shaped = _packed(results[name], batch).reshape(batch.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, batch)
-    sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
+    sources = [ref for *_, ref in plan.weights] + [*plan.inputs_read]
     taken = {tensors[r].untyped_storage()._cdata for r in sources}
 
     def unpacked(ref: Ref) -> Tensor:
@@ -82,14 +98,22 @@ def run(
         taken.add(memory)
         return rows.view(batch.T, batch.B, *shape)
 
-    output = unpacked(plan.result)
-    return output, finals, {name: unpacked(ref) for name, ref in plan.records.items()}
+    return [unpacked(ref) for ref in plan.series], finals
 
 
 def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     """The packed rows of a padded tensor."""
-    rows = tensor.reshape(batch.T * batch.B, -1)
+    rows = tensor.reshape(batch.T * batch.B, *tensor.shape[2:])
     return rows.index_select(0, batch.packed_index) if batch.is_ragged else rows
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A tensor with one dimension behind its rows."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(len(tensor), -1)
+
+
+def _shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
 
 
 def as_array(tensor: Tensor, dtype: torch.dtype) -> Tensor:

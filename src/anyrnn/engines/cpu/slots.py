@@ -67,7 +67,14 @@ def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
 #: The arguments for an array of each role. Of a state: the initial one, that of all steps, and the one that is carried.
 _STATE = "initial", "sequence"
 ARRAY_SLOTS: Mapping[str, tuple[str, ...]] = {
-    **{"stream": ("stream",), "vector": ("vector",), "output": ("output",), "residual": ("output",), "sum": ()},
+    **{
+        "stream": ("stream",),
+        "row": ("row",),
+        "vector": ("vector",),
+        "output": ("output",),
+        "residual": ("output",),
+        "sum": (),
+    },
     **{"history": _STATE, "state": (*_STATE, "carry"), "matrix": ("matrix", "row_stride", "column_stride")},
 }
 
