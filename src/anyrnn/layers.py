@@ -660,7 +660,7 @@ class Recurrent(Layer):
         """Describe a new cell; one that wants further arguments is run when it gets them."""
         cell = self._cell(layer, reverse)
         try:
-            return self._describe(cell, input_size)
+            return self._describe(cell, input_size, forms=getattr(cell, "extra_forms", ()))
         except AnyRNNError as cause:
             signature = _awaited(cell, self._state_sizes)
             if signature is None or isinstance(cause, WrongOrderError):
@@ -674,8 +674,9 @@ class Recurrent(Layer):
         state: State | None = None,
         extras: Sequence[Extra] = (),
         rows: int | None = None,
+        forms: tuple[ExtraForm, ...] = (),
     ) -> _DescribedCell:
-        forms = tuple([e.form for e in extras])
+        forms = tuple([e.form for e in extras]) or forms
         signature = described(cell, input_size, self._state_sizes, form_of(state), forms, rows)
         return _DescribedCell(cell, stated_sizes(cell), input_size, forms, signature)
 
