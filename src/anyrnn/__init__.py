@@ -13,6 +13,7 @@ from anyrnn.cells import PeepholeLSTMCell as PeepholeLSTMCell
 from anyrnn.cells import Projected as Projected
 from anyrnn.cells import Residual as Residual
 from anyrnn.cells import RNNCell as RNNCell
+from anyrnn.elementwise import elementwise as elementwise
 from anyrnn.engines.select import engine as engine
 from anyrnn.errors import AnyRNNError as AnyRNNError
 from anyrnn.explain import Explanation as Explanation

@@ -54,18 +54,18 @@ class Stacked(nn.Module):
     Args:
         cells: The cells, each of which reads the output of the one before.
         signatures: Their signatures.
+        wiring: What is between them.
         dropout: The probability of dropping a feature between two of them while training.
-        wiring: What each of them reads.
     """
 
     def __init__(
-        self, cells: Sequence[nn.Module], signatures: Sequence[Signature], dropout: float, wiring: Wiring
+        self, cells: Sequence[nn.Module], signatures: Sequence[Signature], wiring: Wiring, dropout: float
     ) -> None:
         super().__init__()
         self.cells = nn.ModuleList(cells)
         self.signatures = tuple(signatures)
-        self.dropout = dropout
         self.wiring = wiring
+        self.dropout = dropout
 
     def forward(self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor) -> Any:
         """Run a step of all cells: the outputs of the last one, as a tuple, and all new states."""
@@ -73,16 +73,15 @@ class Stacked(nn.Module):
         found: list[Tensor] = []
         inputs = [x]
         for k, (cell, signature) in enumerate(zip(self.cells, self.signatures, strict=True)):
-            count = len(signature.state_sizes)
-            x = self.wiring.joined(inputs)
-            own = states[len(found) : len(found) + count]
-            outputs, new = signature.step(cell, x, tuple(own), arguments)  # type: ignore[arg-type]
+            own = states[len(found) : len(found) + len(signature.state_sizes)]
+            x = self.wiring.joined(inputs, lead=1)
+            (output, *others), new = signature.step(cell, x, tuple(own), arguments)  # type: ignore[arg-type]
+            output = self.wiring.bridged(k, x, output)
+            if self.dropout and k < len(self.signatures) - 1:
+                output = F.dropout(output, self.dropout, self.training)
             found += new
-            outputs = self.wiring.bridged(k, x, outputs[0]), *outputs[1:]
-            if k < len(self.signatures) - 1:
-                x = outputs[0]
-                inputs.append(F.dropout(x, self.dropout, self.training) if self.dropout else x)
-        return outputs, tuple(found)
+            inputs.append(output)
+        return (output, *others), tuple(found)
 
 
 class Fed(nn.Module):

@@ -6,8 +6,9 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.arguments import Options
 from anyrnn.errors import AnyRNNError
-from anyrnn.layers import Layer, Options
+from anyrnn.layers import Layer
 from anyrnn.protocol import shape_of
 
 if TYPE_CHECKING:
@@ -132,5 +133,6 @@ def explain(
             engine = choice.engine
             parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
         if k + 1 < layer.num_layers:  # only its shape matters from here on
-            inner = inner.new_empty(()).expand(*inner.shape[:2], *shape_of(layer._size_read(k + 1)))
+            shape = shape_of(layer._input_width(k + 1))
+            inner = inner.new_empty(()).expand(*inner.shape[:2], *shape)
     return Explanation(type(layer).__name__, tuple(parts), show)

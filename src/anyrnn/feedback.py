@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,25 @@ from anyrnn.traced import choose
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from anyrnn.layers import Arguments, Layer
+    from anyrnn.arguments import Arguments
     from anyrnn.protocol import Signature
+    from anyrnn.stacks import Wiring
+
+
+class Feedable(Protocol):
+    """The attributes of a layer that are read here."""
+
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    training: bool
+    _wiring: Wiring
+
+    def _cell(self, layer: int, reverse: bool) -> nn.Module: ...
+
+    def _signature(self, layer: int, reverse: bool = False) -> Signature: ...
+
 
 _REMEMBERED = 4  # cells with feedback, of a layer
 
@@ -34,7 +51,7 @@ class _Remembered:
 
 
 def run_fed(
-    layer: Layer, given: Arguments, feedback: Callable[[Any], Tensor], forced: Tensor | int | None
+    layer: Feedable, given: Arguments, feedback: Callable[[Any], Tensor], forced: Tensor | int | None
 ) -> list[Sequence[Tensor]]:
     """Run a layer whose x is made of its output where it is not forced, and note its final states.
 
@@ -79,7 +96,7 @@ def run_fed(
     return [[*result.series[:outputs], *found[0]], *found[1:]]
 
 
-def _cell_of(layer: Layer, signatures: tuple[Signature, ...], feedback: Callable[[Any], Tensor]) -> Fed:
+def _cell_of(layer: Feedable, signatures: tuple[Signature, ...], feedback: Callable[[Any], Tensor]) -> Fed:
     """The layer's cells with feedback as one cell: that of an earlier call, if they are the same."""
     cells = tuple([layer._cell(k, False) for k in range(layer.num_layers)])
     known: list[_Remembered] = layer.__dict__.setdefault("_fed", [])
@@ -90,7 +107,7 @@ def _cell_of(layer: Layer, signatures: tuple[Signature, ...], feedback: Callable
     if len(cells) == 1:
         inner, signature = cells[0], signatures[0]
     else:
-        inner, signature = Stacked(cells, signatures, layer.dropout, layer._wiring), stacked_signature(signatures)
+        inner, signature = Stacked(cells, signatures, layer._wiring, layer.dropout), stacked_signature(signatures)
     fed = Fed(inner, signature, signatures[-1], feedback)
     _set_training(fed, layer.training)
     known.append(_Remembered(cells, signatures, feedback, fed))

@@ -11,7 +11,7 @@ import operator
 import sys
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from anyrnn.adapters import Stepped
+from anyrnn.arguments import NO_OPTIONS, Arguments, Options
 from anyrnn.checks import (
     check_flags,
     check_input,
@@ -36,6 +37,7 @@ from anyrnn.feedback import run_fed
 from anyrnn.protocol import (
     Extra,
     ExtraForm,
+    Form,
     Signature,
     Size,
     Sizes,
@@ -58,53 +60,6 @@ if TYPE_CHECKING:
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a call of a layer may be given beside x and the state; see `Recurrent`."""
-
-    lengths: Lengths | None = None
-    record: Record = ()
-    return_states: bool = False
-    inputs: Extras | None = None
-    context: Context | None = None
-    feedback: Callable[[Any], Tensor] | None = None
-    forced: Tensor | int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {
-            k: v for k, v in options.items() if v is not None and v is not False and not (type(v) is tuple and not v)
-        }
-
-
-_NO_OPTIONS = Options()
-
-
-@dataclass
-class Arguments:
-    """The arguments of a call in the inner forms.
-
-    Attributes:
-        x: (T, B, ...).
-        states: The initial states of each layer and direction.
-        lengths: (B,) or None.
-        batched: There was a batch.
-        extras: The further arguments of the cells.
-        from_zero: The initial states are zero.
-        request: What is asked for beyond outputs and final states.
-    """
-
-    x: Tensor
-    states: list[tuple[Tensor, ...]]
-    lengths: Tensor | None
-    batched: bool
-    extras: tuple[Extra, ...] = ()
-    from_zero: bool = False
-    request: Request = NO_REQUEST
-    finals: list[tuple[Tensor, ...]] = field(default_factory=list)
 
 
 Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
@@ -142,20 +97,20 @@ class Layer(nn.Module):
 
     @property
     def output_size(self) -> Size:
-        """The number of features of the output, the directions merged; or its shape behind T and B."""
+        """The number of features of the output, or its shape behind T and B: of all directions side by side, if so."""
         self._settle(None)
-        return self._size_of(self.num_layers - 1)
+        return self._width(self.num_layers - 1)
 
-    def _size_of(self, layer: int) -> Size:
+    def _width(self, layer: int) -> Size:
         """The size of the output of a layer."""
         directions = (False, True)[: self.num_directions]
         sizes = [self._signature(layer, reverse).output_size for reverse in directions]
         return self._wiring.merged_size(type(self).__name__, layer, sizes)
 
-    def _size_read(self, layer: int) -> Size:
+    def _input_width(self, layer: int) -> Size:
         """The size of what a layer reads."""
         assert self.input_size is not None
-        return self._wiring.joined_size(type(self).__name__, [self.input_size, *map(self._size_of, range(layer))])
+        return self._wiring.joined_size([self.input_size, *map(self._width, range(layer))])
 
     @abstractmethod
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
@@ -180,7 +135,7 @@ class Layer(nn.Module):
     def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
         """Update the signatures, if the cells have changed, for a call with these arguments."""
 
-    def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = _NO_OPTIONS) -> Any:
+    def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = NO_OPTIONS) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
             return node_of(self, x, state, **options.given())
         packed = x if isinstance(x, PackedSequence) else None
@@ -208,22 +163,22 @@ class Layer(nn.Module):
         wiring, inputs = self._wiring, [given.x]
         found: list[Sequence[Tensor]] = []
         for layer in range(self.num_layers):
-            x = wiring.joined(inputs)
-            count = len(self._signature(layer).output_sizes)
+            x, count = wiring.joined(inputs), len(self._signature(layer).output_sizes)
             results = []
             for choice, call in self._calls(layer, x, given):
                 result = choice.engine.run(call)
                 results.append(result.series)
                 given.finals.append(result.states)
-            merged = [wiring.merged(parts) for parts in zip(*(r[:count] for r in results), strict=True)]
-            merged[0] = wiring.bridged(layer, x, merged[0])
+            outputs = [wiring.merged(each) for each in zip(*(r[:count] for r in results), strict=True)]
+            outputs[0] = wiring.bridged(layer, x, outputs[0])
             found += results
             if layer < self.num_layers - 1:
                 self._check_single(layer)
-                x = merged[0]
-                inputs.append(F.dropout(x, self.dropout, self.training) if self.dropout else x)
+                if self.dropout:
+                    outputs[0] = F.dropout(outputs[0], self.dropout, self.training)
+            inputs.append(outputs[0])
         first = len(self._signature(0).output_sizes)
-        return [[*merged, *found[0][first:]], *found[1:]]
+        return [[*outputs, *found[0][first:]], *found[1:]]
 
     def _check_single(self, layer: int) -> None:
         names = self._signature(layer).names
@@ -345,15 +300,11 @@ class Layer(nn.Module):
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
         """The final states in the structure of the initial ones: stacked, or if they differ, a tuple by layer."""
-        return self._by_layer(lambda layer, group, part: self._stack_of(layer, group, batched, part), finals, initial)
-
-    def _by_layer(self, stack: Callable[[int, Any, Any], State], parts: Sequence[Any], initial: State | None) -> State:
-        """Stack what there is of each layer and direction: all of it, or if the states differ, of each layer."""
         if self._is_alike:
-            return stack(0, parts, initial)
+            return self._stack_of(0, finals, batched, initial)
         D, count = self.num_directions, self.num_layers
-        given: Any = [None] * count if initial is None else initial
-        stacks: Any = (stack(k, parts[k * D : (k + 1) * D], given[k]) for k in range(count))
+        parts: Any = [None] * count if initial is None else initial
+        stacks: Any = (self._stack_of(k, finals[k * D : (k + 1) * D], batched, parts[k]) for k in range(count))
         return tuple(stacks)
 
     def _stack_of(self, layer: int, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
@@ -366,14 +317,11 @@ class Layer(nn.Module):
 
     def _stacked_series(self, series: Sequence[Sequence[Tensor]], batched: bool, initial: State | None) -> State:
         """The states of all steps (L*D, T, B, ...), in the structure of the initial ones."""
-
-        def stack(layer: int, group: Any, part: Any) -> State:
-            signature = self._signature(layer)
-            count = len(signature.state_sizes)
-            variables = zip(*([self._outer(t, None, batched) for t in each[-count:]] for each in group), strict=True)
-            return signature.wrap(tuple(torch.stack(v) for v in variables), part)
-
-        return self._by_layer(stack, series, initial)
+        states = []
+        for k, each in enumerate(series):
+            count = len(self._signature(k // self.num_directions).state_sizes)
+            states.append(tuple(self._outer(t, None, batched) for t in each[-count:]))
+        return self._stack(states, True, initial)  # type: ignore[arg-type]
 
     def _outer(self, output: Tensor, packed: PackedSequence | None, batched: bool) -> Tensor | PackedSequence:
         """Convert an output (T, B, O) to the outer form of the input."""
@@ -496,7 +444,7 @@ class Recurrent(Layer):
             for each layer and direction. A cell is any `nn.Module` with ``forward(x, state, *extras)`` for one step,
             x (B, ...): it returns the new state, or ``(output, new_state)``. A state is one tensor (B, ...) or a tuple,
             an output one tensor (B, ...), a tuple or a dict. One with ``forward(x, *state, *extras)`` will do, too.
-            Or a list of cells or functions, one for each layer: the layers may then differ, in size, too.
+            Or a list of these, one for each layer: the layers may then have other cells, and other sizes.
         input_size: I, the number of features of x, or its shape behind T and B. For a single cell it may be left out:
             it is then the cell's own `input_size`, or the number of features of the first x.
         num_layers: The number of layers; each takes the output of the one before. That of the list, if there is one.
@@ -512,12 +460,12 @@ class Recurrent(Layer):
             adds them, "mean" averages them.
         connect: What is between the layers. "plain": each reads the output of the one before. "residual": and adds
             what it reads to its output (each but the first, whose x is not of the same kind: see `anyrnn.Residual`);
-            their sizes have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
+            their widths have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
             Dropout acts on each layer's output, once, whoever reads it.
 
     Raises:
-        AnyRNNError: for a cell outside the protocol, and for sizes that cannot be added; in a call, for an x, state or
-            lengths of another form.
+        AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state
+            or lengths of another form.
 
     Shapes, D being 2 if bidirectional and L the number of layers:
         x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
@@ -534,8 +482,8 @@ class Recurrent(Layer):
         output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
         cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
         hold when their method returns, (T, B, ...) each, zero at padded steps; for one layer in one direction. With
-        `return_states=True`, then the states after every step, (L*D, T, B, size), or (L*D, B, T, size) with
-        batch_first. Gradients pass through all of them.
+        `return_states=True`, then the states after every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
+        Gradients pass through all of them.
 
     Example:
         >>> import torch, anyrnn
@@ -582,12 +530,12 @@ class Recurrent(Layer):
         self._described: list[_DescribedCell] = []
         self.cells = nn.ModuleList()
         for layer, maker in enumerate(makers):
-            size = None if input_size is None else self._size_read(layer)
+            size = None if input_size is None else self._input_width(layer)
             for direction in range(self.num_directions):
                 self.cells.append(maker if isinstance(maker, nn.Module) else _new_cell(maker, size))
                 if size is not None:
                     self._described.append(self._describe_first(layer, direction == 1, size))
-        self._check_sizes()
+        self._check_widths()
 
     @property
     def merge(self) -> str:
@@ -641,20 +589,13 @@ class Recurrent(Layer):
     def _set_input_size(self, input_size: Size, state: State | None, extras: Sequence[Extra], rows: int) -> None:
         super()._set_input_size(input_size, state, extras, rows)
         try:
-            for layer in range(self.num_layers):  # single cells, so in one direction
-                part = self._part_of(state, layer)
-                self._described.append(
-                    self._describe(self._cell(layer, False), self._size_read(layer), part, extras, rows)
-                )
-            self._check_sizes()
+            for layer in range(len(self.cells)):  # single cells, so in one direction
+                cell, size = self._cell(layer, False), self._input_width(layer)
+                self._described.append(self._describe(cell, size, self._form_of(state, layer), extras, rows))
+            self._check_widths()
         except AnyRNNError:
             self.input_size, self._described = None, []
             raise
-
-    def _part_of(self, state: State | None, layer: int) -> State | None:
-        """The initial state of a layer, as far as its structure tells; or that of all layers."""
-        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
-        return state[layer] if has_parts and not self._is_alike else state  # type: ignore[index]
 
     def _describe_first(self, layer: int, reverse: bool, input_size: Size) -> _DescribedCell:
         """Describe a new cell; one that wants further arguments is run when it gets them."""
@@ -671,13 +612,13 @@ class Recurrent(Layer):
         self,
         cell: nn.Module,
         input_size: Size,
-        state: State | None = None,
+        form: Form | None = None,
         extras: Sequence[Extra] = (),
         rows: int | None = None,
         forms: tuple[ExtraForm, ...] = (),
     ) -> _DescribedCell:
         forms = tuple([e.form for e in extras]) or forms
-        signature = described(cell, input_size, self._state_sizes, form_of(state), forms, rows)
+        signature = described(cell, input_size, self._state_sizes, form, forms, rows)
         return _DescribedCell(cell, stated_sizes(cell), input_size, forms, signature)
 
     def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None:
@@ -700,16 +641,21 @@ class Recurrent(Layer):
                 forms = known.extras
             is_known = known.signature.settled and known.is_current(cell, input_size, forms)
             if not is_known and (rows is not None or not (known.extras or known.awaits)):
-                size, part = size_of([operator.index(n) for n in shape_of(input_size)]), self._part_of(state, layer)
-                self._described[k], changed = self._describe(cell, size, part, extras, rows), True
-            if (k + 1) % self.num_directions == 0 and layer < self.num_layers - 1:
-                sizes.append(self._size_of(layer))
-                input_size = self._wiring.joined_size("Recurrent", sizes)
+                size, form = size_of([operator.index(n) for n in shape_of(input_size)]), self._form_of(state, layer)
+                self._described[k], changed = self._describe(cell, size, form, extras, rows), True
+            if (k + 1) % self.num_directions == 0:
+                sizes.append(self._width(layer))
+                input_size = self._wiring.joined_size(sizes)
         if changed:
-            self._check_sizes()
+            self._check_widths()
 
-    def _check_sizes(self) -> None:
-        """Check that directions have states of one form, and that what is added has one size."""
+    def _form_of(self, state: State | None, layer: int) -> Form | None:
+        """The structure of the initial state of a layer."""
+        has_parts = isinstance(state, tuple | list) and len(state) == self.num_layers
+        return form_of(state[layer] if has_parts and not self._is_alike else state)  # type: ignore[index]
+
+    def _check_widths(self) -> None:
+        """Check that directions have states of one form, and that widths of what is added are equal."""
         if not self._described:
             return
         forms = [(each.signature.state_sizes, each.signature.bare) for each in self._described]
@@ -722,7 +668,7 @@ class Recurrent(Layer):
                     f"{[s.state_sizes for s in pair]}, expected equal"
                 )
                 raise AnyRNNError(msg)
-            self._wiring.check_bridge("Recurrent", layer, self._size_read(layer), self._size_of(layer))
+            self._wiring.check_bridge("Recurrent", layer, self._input_width(layer), self._width(layer))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Stacks: how the directions of a layer are merged, and what each layer reads of those before it.
 
-A `Wiring` is the definition: it computes with tensors where a layer is run, and with sizes where it is made.
+A `Wiring` is the definition: it computes with tensors where a layer is run, and with widths where it is made.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from anyrnn.checks import check_choice
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Size, shape_of, size_of
+from anyrnn.protocol import shape_of, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from anyrnn.protocol import Size
 
 _MERGES = ("concat", "sum", "mean")
 _CONNECTIONS = ("plain", "residual", "dense")
@@ -46,13 +48,13 @@ class Wiring:
         if len(outputs) == 1:
             return outputs[0]
         if self.merge == "concat":
-            return _side_by_side(outputs)
+            return _beside(outputs, lead=2)
         forward, backward = outputs
         return forward + backward if self.merge == "sum" else (forward + backward) / 2
 
-    def joined(self, inputs: Sequence[Tensor]) -> Tensor:
-        """What the next layer reads, of x and the outputs of the layers so far."""
-        return _side_by_side(inputs) if self.connect == "dense" and len(inputs) > 1 else inputs[-1]
+    def joined(self, inputs: Sequence[Tensor], lead: int = 2) -> Tensor:
+        """What the next layer reads, of x and the outputs of the layers so far, behind so many dimensions."""
+        return _beside(inputs, lead) if self.connect == "dense" and len(inputs) > 1 else inputs[-1]
 
     def bridged(self, layer: int, x: Tensor, output: Tensor) -> Tensor:
         """The output of a layer that read x."""
@@ -64,8 +66,8 @@ class Wiring:
         Raises:
             AnyRNNError: if directions are added that differ in size.
         """
-        if self.merge == "concat" or len(sizes) == 1:
-            return _size_side_by_side(name, f"the directions of layer {layer}", sizes)
+        if self.merge == "concat":
+            return _size_beside(sizes)
         if len(set(sizes)) > 1:
             msg = (
                 f"{name}: got merge={self.merge!r} for directions of {' and '.join(map(str, sizes))} features in "
@@ -74,16 +76,12 @@ class Wiring:
             raise AnyRNNError(msg)
         return sizes[0]
 
-    def joined_size(self, name: str, sizes: Sequence[Size]) -> Size:
+    def joined_size(self, sizes: Sequence[Size]) -> Size:
         """The size of `joined`."""
-        return (
-            _size_side_by_side(name, f"x and layers 0 to {len(sizes) - 2}", sizes)
-            if self.connect == "dense"
-            else sizes[-1]
-        )
+        return _size_beside(sizes) if self.connect == "dense" else sizes[-1]
 
     def check_bridge(self, name: str, layer: int, read: Size, size: Size) -> None:
-        """Check that a layer's output has the size of what it reads, if both are added."""
+        """Check that a layer's output is of the size of what it reads, if both are added."""
         if self.connect == "residual" and layer and read != size:
             msg = (
                 f"{name}: got connect='residual' for layer {layer}, which reads {read} features and gives {size}, "
@@ -93,25 +91,16 @@ class Wiring:
             raise AnyRNNError(msg)
 
 
-def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors (T, B, ...), or (B, ...) of one step, side by side in their features."""
-    return torch.cat([*tensors], dim=_dim(tensors[0].dim() - 2))
+def _beside(tensors: Sequence[Tensor], lead: int) -> Tensor:
+    """Tensors side by side: their features, or the channels of images, behind so many dimensions."""
+    return torch.cat([*tensors], dim=lead if tensors[0].dim() - lead > 2 else -1)
 
 
-def _dim(dims: int) -> int:
-    """Along which of the dimensions behind T and B: features, or the channels of images."""
-    return -1 if dims < 3 else -dims
-
-
-def _size_side_by_side(name: str, what: str, sizes: Sequence[Size]) -> Size:
+def _size_beside(sizes: Sequence[Size]) -> Size:
+    """The size of `_beside`."""
     shapes = [list(shape_of(size)) for size in sizes]
-    dim = _dim(len(shapes[0]))
-    total = sum(shape[dim] for shape in shapes if len(shape) == len(shapes[0]))
-    for shape in shapes:
-        shape[dim] = total
-    if any(shape != shapes[0] for shape in shapes):
-        msg = f"{name}: {what} have the sizes {', '.join(map(str, sizes))}, expected equal but for the features"
-        raise AnyRNNError(msg)
+    dim = 0 if len(shapes[0]) > 2 else -1
+    shapes[0][dim] = sum(shape[dim] for shape in shapes)
     return size_of(shapes[0])
 
 

@@ -136,6 +136,9 @@ TRUE: dict[str, Callable[..., Any]] = {
     "erf": lambda x: torch.erf(torch.from_numpy(x)).numpy(),
     "pow": np.power,
     "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
     "atan2": np.arctan2,
 }
 

@@ -1,10 +1,11 @@
 """The backward program of a loop program: its vector-Jacobian product, by PyTorch's own autograd.
 
-The step is evaluated in PyTorch with every product cut out: its result is a leaf, its operands are outputs. What is
-left is arithmetic on each number and reductions. Autograd differentiates that, and each operation it runs is recorded
-and lowered as the cell's own were; the derivative of an activation is PyTorch's own backward operation. The products
-are put back by the chain rule: the gradient of an operand is that of the result times the transposed matrix. Gradients
-of matrices are left for weight-gradient GEMMs after the loop, over all steps at once (`Term`).
+The step is evaluated in PyTorch with every product cut out: its result is a leaf, its operands are outputs; so are
+contractions, and what moves numbers. What is left is arithmetic on each number and reductions. Autograd differentiates
+that, and each operation it runs is recorded and lowered as the cell's own were; the derivative of an activation is
+PyTorch's own backward operation. The products are put back by the chain rule: the gradient of an operand is that of the
+result times the transposed matrix. Gradients of matrices are left for weight-gradient GEMMs after the loop, over all
+steps at once (`Term`). What is read by strides has the derivatives of `strided.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from anyrnn.compiler.passes import elementary, expand, merge_products, refine
 from anyrnn.compiler.program import Array, Program, free_name
 from anyrnn.compiler.recorder import Recorder
 from anyrnn.compiler.rules import lower
+from anyrnn.compiler.strided import Box, adjoint, moved_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -102,11 +104,14 @@ class _Derivation:
         self.builder = Builder.of(self.nodes)
         self.lowering = Lowering(self.builder)
         self.saved: list[Node] = []
+        self.readers = [n for n in self.nodes if _is_reader(n)]
         # Not streams: the gradient that they have from products is left for after the loop.
-        self.operands = list(dict.fromkeys(a for dot in self.dots for a in dot.args if a.op != "stream"))
+        of_dots = [a for dot in self.dots for a in dot.args if a.op != "stream"]
+        self.operands = list(dict.fromkeys([*of_dots, *(a for reader in self.readers for a in reader.args)]))
         states = [(a.name, program.results[a.name]) for a in program.of("state")]
         self.new_states = {piece: (name, offset) for name, pieces in states for piece, offset in _with_offsets(pieces)}
-        self.in_memory = self._expensive().union(self.operands, self.new_states)
+        self.in_memory = self._expensive().union(of_dots, self.new_states)
+        self._multiplied = [a for a in dict.fromkeys(of_dots) if not a.is_leaf]
         self._reread: dict[Node, Node] = {}
         self._resolved_nodes: dict[Node, Node] = {}
         self.gradients = self._differentiate()
@@ -119,7 +124,7 @@ class _Derivation:
             args = {expanded[a] for a in node.args}
             parts = (n.op for n in ordered([expanded[node]], is_input=args.__contains__) if n not in args)
             dear = any(op in OPERATIONS and OPERATIONS[op].dear for op in parts)
-            return dear or node.op == "dot" or node.op in REDUCTIONS
+            return dear or node.op in ("dot", "contract", "largest") or node.op in REDUCTIONS
 
         return {node for node in self.nodes if is_expensive(node)}
 
@@ -133,7 +138,7 @@ class _Derivation:
     def _differentiate(self) -> dict[Node, Value]:
         """The gradients of all leaves and products: autograd's backward pass through the step, recorded and lowered."""
         recorder, cotangents, batch = Recorder(), self._cotangents(), 2
-        inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot"]
+        inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot" or _is_reader(n)]
         if not inputs:
             return {}  # everything is a constant
         tensors = {n: torch.ones(batch, n.width, dtype=torch.float64, requires_grad=True) for n in inputs}
@@ -234,21 +239,44 @@ class _Derivation:
         """The gradient of an operand: those of its products times the transposed matrices."""
         operand = self.operands[k]
         terms = []
-        for dot in self.dots:
+        for dot in self.dots if operand.op != "stream" else ():
             gradient = self._gradient(dot)
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
                 if arg is operand and gradient is not None:
                     resolved = self._resolved(gradient)
                     if resolved.op != "constant":  # that is zero
                         terms.append((resolved, (matrix, col, row, True)))
-        return self.builder.dot(terms, operand.width) if terms else self._zero(operand.width)
+        parts = [self.builder.dot(terms, operand.width)] if terms else []
+        parts += self._gradients_of_readers(operand)
+        total = parts[0] if parts else self._zero(operand.width)
+        for part in parts[1:]:
+            total = self.builder.pointwise("add", total, part)
+        return total
+
+    def _gradients_of_readers(self, operand: Node) -> list[Node]:
+        """The gradient that a value has from what reads it by strides: by contractions, and by all the others."""
+        parts: list[Node] = []
+        moves: list[tuple[Node, Box]] = []
+        for reader in self.readers:
+            given = self._gradient(reader) if operand in reader.args else None
+            gradient = None if given is None else self._resolved(given)
+            if gradient is None or gradient.op == "constant":  # that is zero
+                continue
+            for k in (k for k, arg in enumerate(reader.args) if arg is operand):
+                if reader.op == "contract":
+                    args = [a if n == k else self._read_again(a) for n, a in enumerate(reader.args)]
+                    parts.append(adjoint(self.builder, reader, k, gradient, args))
+                elif reader.op == "part":
+                    moves.append((gradient, (0, (reader.width,), reader.attr[0], (1,), 0, (1,))))
+                else:
+                    moves += [(gradient, box) for box in reader.attr if box[0] == k]
+        return [*parts, *([moved_back(self.builder, moves, operand.width)] if moves else [])]
 
     def _gradient(self, node: Node) -> Node | None:
         """The gradient of a leaf or product, with placeholders; None if it has none."""
         if node not in self.gradients:
             return None
-        (gradient,) = self.lowering.pieces(self.gradients[node])  # computed from values of the same width
-        return gradient
+        return self.lowering.piece(self.gradients[node])
 
     def _array_gradient(self, array: Array) -> list[Node]:
         """The gradient of an array in pieces side by side: the sum over the leaves that read it, which may overlap."""
@@ -294,8 +322,8 @@ class _Derivation:
         for name, dots in products.items():
             grads[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
         results = {name: tuple(map(self._resolved, pieces)) for name, pieces in grads.items()}
-        for operand in self.operands:  # the weight-gradient GEMMs read them
-            if not operand.is_leaf and operand not in self.saved:
+        for operand in self._multiplied:  # the weight-gradient GEMMs read them
+            if operand not in self.saved:
                 self.saved.append(operand)
         saved: dict[str, tuple[Node, ...]] = {self.residual: tuple(self.saved)} if self.saved else {}
         residual = tuple(Array(name, "residual", _width(p), place="packed") for name, p in saved.items())
@@ -339,6 +367,11 @@ class _Derivation:
                     else:
                         group.append(term)
         return tuple(map(tuple, groups))
+
+
+def _is_reader(node: Node) -> bool:
+    """Whether its derivative is not PyTorch's: it reads values by strides."""
+    return node.op in ("contract", "arrange", "part")
 
 
 def _is_beside(a: Term, b: Term) -> bool:

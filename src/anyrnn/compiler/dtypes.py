@@ -37,6 +37,7 @@ _MOVING = frozenset({"_to_copy", "clone", "alias", "detach", "where", "cat", "st
         "squeeze",
         "permute",
     ),
+    *("index", "index_select", "gather"),
     *("transpose", "repeat", "roll", "flip", "maximum", "minimum", "amax", "amin", "copy", "zeros_like", "ones_like"),
 }
 #: What arithmetic makes of two ranges.
@@ -49,10 +50,11 @@ _ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
 #: What gives true and false as a mask, whatever it is given.
 _OF_MASKS = _MOVING | {
     *(name for name, operation in OPERATIONS.items() if operation.gives_mask),
+    *("constant_pad_nd", "isnan"),
     *("add", "mul", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
 }
 #: Which of the results are indices.
-_INDICES = {"max": 1, "min": 1, "argmax": 0, "argmin": 0}
+_INDICES = {"max": 1, "min": 1, "sort": 1, "topk": 1, "argmax": 0, "argmin": 0}
 
 
 class Types:
@@ -142,7 +144,7 @@ class Types:
 
     def _places(self, op: Op) -> Range:
         """The range of the indices that an operation gives."""
-        return 0, self._numbers(op.args[0]) // max(self._numbers(op.outputs[0]), 1) - 1
+        return 0, max(n for n in (1, *self.graph.shapes[op.args[0]]) if n != self.graph.batch) - 1
 
     def _numbers(self, ref: Ref) -> int:
         return int(torch.Size(self.graph.shapes[ref]).numel())

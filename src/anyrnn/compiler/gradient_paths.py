@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.compiler.node import Node, ordered
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
 
 
@@ -75,13 +74,17 @@ class GradientPaths:
 
 
 def _arrays(roots: Iterable[Node]) -> frozenset[str]:
-    def ends(node: Node) -> bool:
-        return node.is_mask or node.op == "detach"
-
     found: set[str] = set()
-    for node in ordered(roots, is_input=ends):
+    seen: set[Node] = set()
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.is_mask or node.op == "detach":
+            continue
+        seen.add(node)
         if node.is_leaf:
             found.add(node.attr[0])
         elif node.op == "dot":
             found.update(at[0] for at in node.attr)
+        waiting += node.args[:2] if node.op == "surrogate" else node.args  # a slope is read, and has no gradient
     return frozenset(found)

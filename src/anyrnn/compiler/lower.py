@@ -7,12 +7,15 @@ which number of it. Here node.number, with x[0:4] as node 0 and h[0:4] as node 1
     a = z[:, 2:6]                0.2 0.3 1.0 1.1                    move codes about, which numpy does
     tanh(a)                      2.0 2.1 3.0 3.1                    arithmetic: a node for each segment of codes in
                                                                     a row, 2 = tanh(x[2:4]) and 3 = tanh(h[0:2])
+
+Numbers in many segments, as those of a transposed tensor are, are put side by side first (`arrange`): one node again.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,15 @@ import numpy as np
 
 from anyrnn.compiler.node import HERE, Builder, Node
 from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.strided import Axis, arranged, boxes_of, contraction, strides_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+#: What is in more segments is put into one: as many values would be computed from it.
+_MOST_SEGMENTS = 8
 
 _SHIFT = 32  # a code is the index of a node in `Lowering._nodes`, shifted, plus the number's index in the node
 
@@ -61,14 +68,20 @@ class Lowering:
 
     def pieces(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
+        codes = value.codes if _are_few(value.codes) else self._together(value.codes)
         return tuple(
             node if node.width == count else self.builder.widened(self._cast("mul", 0, node), count)
-            for node, count in self._ranges(value.codes)
+            for node, count in self._ranges(codes)
         )
+
+    def piece(self, value: Value) -> Node:
+        """Return the node that is a tensor."""
+        pieces = self.pieces(value)
+        return pieces[0] if len(pieces) == 1 else self._ranges(self._together(value.codes))[0][0]
 
     def is_mask(self, value: Value) -> bool:
         """Whether a tensor holds true and false."""
-        return all(node.is_mask for node, _ in self._ranges(value.codes))
+        return all(self._nodes[k].is_mask for k in np.unique(value.codes >> _SHIFT))
 
     def pointwise(self, op: str, *operands: Value | float) -> Value:
         """Apply an elementary operation, with PyTorch's broadcasting."""
@@ -96,8 +109,11 @@ class Lowering:
         """Broadcast tensors as PyTorch does, and make one node for each range that is a segment in all of them."""
         batched = any(v.batched for v in values)
         arrays = list(np.broadcast_arrays(*self._aligned(values, batched)))
-        flats = [a.ravel() for a in arrays]
-        edges = sorted({e for flat in flats for start, stop, _ in _segments(flat) for e in (start, stop)})
+        flats = [a.ravel() if _are_few(a) else self._together(a).ravel() for a in arrays]
+        edges = _edges(flats)
+        if len(edges) > _MOST_SEGMENTS + 1:
+            flats = [flat if len(_edges([flat])) == 2 else self._together(flat) for flat in flats]
+            edges = _edges(flats)
         results = []
         for start, stop in itertools.pairwise(edges):
             width = stop - start
@@ -134,7 +150,12 @@ class Lowering:
             return self.constant(
                 REDUCTIONS[op].empty, (*value.codes.shape[:axis], 1, *value.codes.shape[axis + 1 :]), value.batched
             )
-        if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
+        outputs = moved.size // count
+        is_wide = count < outputs and (op == "sum" or count == 2)  # a few values, wide ones
+        one = moved[..., 0] if is_wide else moved[(0,) * (moved.ndim - 1)]
+        if count > 1 and not ((count - 1 if is_wide else outputs) <= _MOST_SEGMENTS and _are_few(one)):
+            return self._reduced_together(op, value, axis)
+        if count == 1 or is_wide:
             total = self.number(Value(moved[..., 0], value.batched))
             for k in range(1, count):
                 total = self.pointwise(REDUCTIONS[op].pairwise, total, Value(moved[..., k], value.batched))
@@ -156,6 +177,68 @@ class Lowering:
         reduction = [self.builder.reduction(op, tuple(ranges))] if ranges else []
         pairwise = functools.partial(self.builder.pointwise, REDUCTIONS[op].pairwise)
         return functools.reduce(pairwise, reduction + constants)
+
+    def _reduced_together(self, op: str, value: Value, axis: int) -> Value:
+        """Sum or maximise over a dimension by loops."""
+        sizes = value.codes.shape
+        shape = (*sizes[:axis], 1, *sizes[axis + 1 :])
+        if op == "sum":
+            letters = [chr(ord("a") + k) for k in range(len(sizes))]
+            rest = "".join(letters[:axis] + letters[axis + 1 :])
+            return Value(self.contract([value], ["".join(letters)], rest).codes.reshape(shape), value.batched)
+        (node,) = self.pieces(Value(self._together(value.codes), value.batched))
+        middle = math.prod(sizes[:axis]), sizes[axis], math.prod(sizes[axis + 1 :])
+        result = self.builder.strided("largest", (node,), middle[0] * middle[2], middle)
+        return self.value([result], shape, value.batched)
+
+    def contract(self, values: Sequence[Value], letters: Sequence[str], result: str) -> Value:
+        """Sums of products of one tensor or two, as `einsum` has it; the letters are without the batch."""
+        sizes: dict[str, int] = {}
+        for value, each in zip(values, letters, strict=True):
+            sizes.update(zip(each, value.codes.shape, strict=True))
+        operands, strides = [], []
+        for value, each in zip(values, letters, strict=True):
+            node, first, steps = self._strided(value.codes)
+            operands.append((node, first))
+            strides.append(dict(zip(each, steps, strict=True)))
+        axes = {a: Axis(n, tuple(each.get(a, 0) for each in strides)) for a, n in sizes.items()}
+        lanes = [a for a in reversed(result) if axes[a].is_lane]
+        inner = max(lanes, key=lambda a: axes[a].size, default="")  # along which vectors are read
+        order = [a for a in result if a != inner] + [*inner]
+        summed = [axis for a, axis in axes.items() if a not in result]
+        node = contraction(self.builder, operands, [axes[a] for a in order], summed)
+        codes = self._codes(node, node.width).reshape([sizes[a] for a in order])
+        return Value(codes.transpose([order.index(a) for a in result]), any(v.batched for v in values))
+
+    def _strided(self, codes: NDArray[np.int64]) -> tuple[Node, int, tuple[int, ...]]:
+        """A node that has all numbers of a tensor, where the first one is, and the strides of its dimensions."""
+        strides = strides_of(codes)
+        low, high = int(codes.min()), int(codes.max())
+        inside = tuple(slice(None) if stride else 0 for stride in strides or ())
+        if strides is None or low >> _SHIFT != high >> _SHIFT or len(np.unique(codes[inside])) < codes[inside].size:
+            codes = self._together(codes)
+            strides, low, high = strides_of(codes) or (), int(codes.min()), int(codes.max())
+        return self._node(np.int64(low), high - low + 1, 1), int(codes.flat[0]) - low, strides
+
+    def _together(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The codes of the same numbers, moved to where they lie side by side."""
+        boxes = boxes_of(codes, _SHIFT)
+        ends: dict[int, list[int]] = {}  # of each node the first and last code that is read
+        for code, sizes, strides, *_ in boxes:
+            low, high = ends.setdefault(code >> _SHIFT, [code, code])
+            reach = [(n - 1) * stride for n, stride in zip(sizes, strides, strict=True)]
+            ends[code >> _SHIFT] = [
+                min(low, code + sum(r for r in reach if r < 0)), max(high, code + sum(r for r in reach if r > 0))
+            ]  # fmt: skip
+        zero = {k for k in ends if self._nodes[k].op == "constant" and self._nodes[k].attr[0] == 0}
+        read = [k for k in ends if k not in zero] or list(ends)[:1]
+        args = [self._node(np.int64(ends[k][0]), ends[k][1] - ends[k][0] + 1, 1) for k in read]
+        moves = [
+            (read.index(code >> _SHIFT), sizes, code - ends[code >> _SHIFT][0], strides, to, to_strides)
+            for code, sizes, strides, to, to_strides in boxes if code >> _SHIFT in read
+        ]  # fmt: skip
+        node = arranged(self.builder, args, moves, codes.size)
+        return self._codes(node, codes.size).reshape(codes.shape)
 
     def terms(self, value: Value) -> list[tuple[Node, int]]:
         """The values that make up rows (B, rows), which are to be multiplied with a matrix, each with its first row."""
@@ -206,6 +289,18 @@ class Lowering:
             self._index[node] = len(self._nodes)
             self._nodes.append(node)
         return self._index[node] << _SHIFT
+
+
+def _are_few(codes: NDArray[np.int64]) -> bool:
+    """Whether codes are in few segments."""
+    steps = np.diff(codes.ravel())
+    jumps = np.count_nonzero((steps != 0) & (steps != 1))
+    return bool(jumps <= 2 * _MOST_SEGMENTS) and len(_segments(codes.ravel())) <= _MOST_SEGMENTS
+
+
+def _edges(flats: Sequence[NDArray[np.int64]]) -> list[int]:
+    """Where a segment of any of some codes begins or ends."""
+    return sorted({e for flat in flats for start, stop, _ in _segments(flat) for e in (start, stop)})
 
 
 def _segments(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def elementary(program: Program) -> Program:
-    """Decompose PyTorch's own operations into elementary ones.
+    """Decompose PyTorch's own operations into elementary ones, and leave out what only a gradient needs.
 
     ::
 
@@ -36,6 +36,8 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
     lowering = Lowering(builder or Builder())
 
     def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
+        if node.op == "surrogate":  # differentiated, it is its value
+            return args[0] if args[0].width == node.width else lowering.builder.widened(args[0], node.width)
         if not node.is_composite:
             return None
         values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
@@ -115,7 +117,11 @@ def refine(program: Program) -> Program:
 
     def edges(node: Node) -> list[int]:
         """Where a value is to be split."""
-        dots = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
+        dots = (
+            n
+            for n in ordered([node], is_input=lambda n: n.is_strided or n.op == "part")
+            if n.op == "dot" and n.width == node.width
+        )
         inner = {end - dot.attr[0][2] for dot in dots for end in ends[rows_of(dot)]}
         return sorted({0, node.width} | {e for e in inner if 0 < e < node.width})
 

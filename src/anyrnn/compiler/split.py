@@ -20,17 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from anyrnn.compiler.draws import drawn_apart
 from anyrnn.compiler.dtypes import Types
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
 from anyrnn.compiler.lower import Lowering, Value
 from anyrnn.compiler.node import Builder, Node, ordered
 from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
-from anyrnn.compiler.rules import RULES, lower
+from anyrnn.compiler.rules import INDICES, RULES, lower
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 _ONCE, _ROW, _BEFORE, _LOOP = range(4)
 
@@ -56,7 +59,7 @@ class Split:
     """The four parts of a cell.
 
     Attributes:
-        graph: The whole step.
+        graph: The whole step, random numbers drawn apart from the state.
         once, rows, before, after: The operations that PyTorch runs. Those of `rows` depend on a context: they run as
             often as `once`, for every row of the batch.
         lowered: The loop as it is lowered, before any pass.
@@ -87,6 +90,7 @@ def split(graph: Graph) -> Split:
     Raises:
         AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
     """
+    graph = drawn_apart(graph)
     graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # the lowering adds to them
     part = _part_of(graph)
     results = graph.series
@@ -311,11 +315,32 @@ class _LoopLowering:
     def _lower(self, op: Op) -> list[Value]:
         if op.short_name in _PRODUCTS:
             return [self._product(op)]
+        if op.short_name in INDICES:
+            at = INDICES[op.short_name]
+            indices = pytree.tree_map_only(Ref, lambda ref: self._index(op, ref), op.args[at])
+            op = replace(op, args=(*op.args[:at], indices, *op.args[at + 1 :]))
         args, kwargs = pytree.tree_map_only(Ref, self.value, (op.args, dict(op.kwargs)))
         if op.short_name in RULES:  # else `lower` says that there is no rule
             self.types.check(op)
         results = lower(self.lowering, op, args, kwargs)
         return [self._mask_if_bool(ref, value) for ref, value in zip(op.outputs, results, strict=False)]
+
+    def _index(self, op: Op, ref: Ref) -> NDArray[Any]:
+        """The numbers of a tensor that are the same in every call, since they are in the cell's code."""
+        ancestors = _ancestors(self.graph.ops, [ref])
+        ops = [op for op in self.graph.ops if ancestors.intersection(op.outputs)]
+        made = {r for op in ops for r in op.outputs}
+        if ancestors - made or any(torch.Tag.nondeterministic_seeded in op.overload.tags for op in ops):
+            names = [name for name, r in self.graph.weights.items() if r in ancestors]
+            msg = (
+                f"`{op.overload}` in the loop takes features by numbers of "
+                f"{f'`{names[0]}`' if names else 'x or the state'}, which may be others in the next call: write them "
+                f"as a list, h[:, [2, 0, 1]], or take one that is an attribute"
+            )
+            raise AnyRNNError(msg)
+        tensors: dict[Ref, Tensor] = {}
+        Ops(ops, self.graph).run(tensors, self.graph.batch)
+        return tensors[ref].numpy()
 
     def _product(self, op: Op) -> Value:
         addend, rows, matrix = _addend_rows_matrix(op)
@@ -446,21 +471,63 @@ def mixes_rows(op: Op, graph: Graph) -> bool:
 
 def _along_features(op: Op, graph: Graph) -> bool:
     """The dimensions that an operation works along do not include the batch."""
-    first = next(iter(op.inputs))
-    rank = len(graph.shapes[first])
-    for value, argument in zip(op.args, op.overload._schema.arguments, strict=False):
-        if argument.name in ("dim", "dims", "dim0", "dim1"):
-            dims = value if isinstance(value, list | tuple) else [value]
-            return bool(dims) and all(d % (rank + 1 if "unsqueeze" in str(op.overload) else rank) != 0 for d in dims)
-    return False
+    shape = graph.shapes[next(iter(op.inputs))]
+    rank = len(shape) + (op.short_name in ("stack", "unsqueeze"))
+    dims: list[Any] = []
+    for k, argument in enumerate(op.overload._schema.arguments):
+        if argument.name in _DIMENSIONS:
+            value = op.args[k] if k < len(op.args) else op.kwargs.get(argument.name, argument.default_value)
+            dims += value if isinstance(value, list | tuple) and value else [value]
+    return shape[:1] == (graph.batch,) and bool(dims) and all(isinstance(d, int) and d % rank != 0 for d in dims)
+
+
+#: How ATen calls arguments that are dimensions.
+_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "dim2")
 
 
 def _keeps_batch(op: Op, graph: Graph) -> bool:
     return all(graph.shapes[r][0] == graph.batch for r in (*op.inputs, *op.outputs) if graph.shapes[r])
 
 
+def _reads_rows(op: Op, graph: Graph) -> bool:
+    """The first argument has the rows, and the others are the same for all of them."""
+    first, *others = op.inputs
+    return _keeps_batch(replace(op, args=(first,), kwargs={}), graph) and not any(
+        graph.shapes[r][:1] == (graph.batch,) for r in others
+    )
+
+
+def _takes_features(op: Op, graph: Graph) -> bool:
+    """Features are taken by numbers, and the rows as they are."""
+    return op.args[1][0] is None and _reads_rows(op, graph)
+
+
+def _takes_along_features(op: Op, graph: Graph) -> bool:
+    return _along_features(op, graph) and _reads_rows(op, graph)
+
+
+def _keeps_the_first(op: Op, graph: Graph) -> bool:
+    """The dimensions in their new order begin with the batch."""
+    return bool(op.args[1][0] % len(op.args[1]) == 0)
+
+
+def _repeats_features(op: Op, graph: Graph) -> bool:
+    return len(op.args[1]) == len(graph.shapes[op.args[0]]) and op.args[1][0] == 1
+
+
+def _pads_features(op: Op, graph: Graph) -> bool:
+    return len(op.args[1]) // 2 < len(graph.shapes[op.args[0]])
+
+
 def _normalises_features(op: Op, graph: Graph) -> bool:
     return len(op.args[1]) < len(graph.shapes[op.args[0]])
+
+
+def _has_batch_first(op: Op, graph: Graph) -> bool:
+    """The batch is the first letter of all that has one, and of the result."""
+    inputs, _, output = op.args[0].partition("->")
+    batched = [term for term, r in zip(inputs.split(","), op.args[1], strict=True) if graph.shapes[r][0] == graph.batch]
+    return all(term[0] == output[0] and output[0] not in term[1:] for term in batched)
 
 
 _ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
@@ -470,8 +537,21 @@ _ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     ),
     **dict.fromkeys(("squeeze", "unsqueeze", "transpose", "linalg_vector_norm", "cumsum"), _along_features),
     **dict.fromkeys(
+        ("max", "min", "argmax", "argmin", "sort", "topk", "prod", "cumprod", "any", "all"), _along_features
+    ),
+    **dict.fromkeys(("logsumexp", "logcumsumexp", "var_mean", "std_mean", "flip", "roll", "glu"), _along_features),
+    **dict.fromkeys(("cummax", "cummin", "gather", "diagonal"), _along_features),
+    "index": _takes_features,
+    "index_select": _takes_along_features,
+    "permute": _keeps_the_first,
+    "repeat": _repeats_features,
+    "constant_pad_nd": _pads_features,
+    "convolution": _reads_rows,
+    **dict.fromkeys(("bmm", "baddbmm"), _keeps_batch),
+    **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
     ),
+    "einsum": _has_batch_first,
     "native_layer_norm": _normalises_features,
     "native_group_norm": _keeps_batch,
 }

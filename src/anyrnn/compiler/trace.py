@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from anyrnn.compiler.contraction import Contractions
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, GraphExtra, Op, Ref, run_ops, scaled
+from anyrnn.compiler.indexing import Indexing
 from anyrnn.compiler.opaque_function import recorded
 from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.compiler.recorder import Recorder
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
+_COMPILER = ("contraction", "indexing", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
@@ -230,30 +231,32 @@ class _Tracer:
         count = 1 + len(self.signature.state_sizes)
         extras = tuple(GraphExtra(ref, e.kind) for ref, e in zip(refs[count:], self.extras, strict=True))
         recorder.varying.update(refs[:count], (e.ref for e in extras if e.kind != "shared"))
+        recorder.stateful.update(refs[1:count])
         inputs = dict(zip(refs, [t.clone() for t in arguments], strict=True))
         inputs |= self._follow_numbers(twin, recorder, arguments[0], fill)
         sight = None if guarded is None else Sight(twin, guarded)
-        frames = _Frames(recorder, self.ran, twin)
-        outputs, new = self._step(twin, arguments, recorder, frames)
+        frames, contractions = _Frames(recorder, self.ran, twin), Contractions(recorder)
+        outputs, new = self._step(twin, arguments, recorder, frames, contractions)
         if any(tensor is not weights.get(name) for name, tensor in registered_of(twin).items()):
             msg = "its step puts another tensor in the place of a weight or buffer"
             raise AnyRNNError(msg)
         if sight is not None and (changed := sight.changed(twin)) is not None:
             msg = f"its step changes {changed}"
             raise AnyRNNError(msg)
+        ops, gone = _without(recorder.ops, contractions.moved, {recorder.ref(t) for t in (*outputs, *new)})
         graph = Graph(
             refs[0],
             tuple(refs[1:count]),
             extras,
             dict(recorder.weights),
-            tuple(recorder.ops),
+            ops,
             tuple(map(recorder.ref, outputs)),
             tuple(map(recorder.ref, new)),
             batch,
-            dict(recorder.shapes),
+            {r: shape for r, shape in recorder.shapes.items() if r not in gone},
             dict(recorder.dtypes),
-            {r: n for r, n in frames.locals.items() if r not in refs},
-            frames.of_methods,
+            {r: n for r, n in frames.locals.items() if r not in refs and r not in gone},
+            {n: r for n, r in frames.of_methods.items() if r not in gone},
         )
         tensors = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
         return _Trace(graph, {**tensors, **inputs}, [(recorder.ref(t), t) for t in (*outputs, *new)])
@@ -271,7 +274,12 @@ class _Tracer:
         ]
 
     def _step(
-        self, twin: nn.Module, arguments: Sequence[Tensor], recorder: Recorder, frames: _Frames
+        self,
+        twin: nn.Module,
+        arguments: Sequence[Tensor],
+        recorder: Recorder,
+        frames: _Frames,
+        contractions: Contractions,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run the step below all modes: its outputs, if it has any beside the states, and the new states."""
         x, *others = arguments
@@ -281,7 +289,8 @@ class _Tracer:
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.record_function, recorder.is_varying), Contractions(), witness, recorder, frames,
+                recorded(recorder.record_function, recorder.is_varying), contractions, Indexing(), witness,
+                recorder, frames,
             ):  # fmt: skip
                 outputs, new = self.signature.step(twin, x, tuple(states), extras)
             results = (*outputs, *new) if self.signature.has_output else new
@@ -311,6 +320,13 @@ class _Tracer:
             vars(module)[name] = Number.of(value, tensor)
             tensors[ref] = tensor
         return tensors
+
+
+def _without(ops: Sequence[Op], moved: set[Ref], results: set[Ref]) -> tuple[tuple[Op, ...], set[Ref]]:
+    """Leave out transpositions of the batch that nothing needs any more; returns what is left, and what is gone."""
+    needed = results.union(*(op.inputs for op in ops))
+    gone = moved - needed
+    return tuple(op for op in ops if gone.isdisjoint(op.outputs)), gone
 
 
 def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:

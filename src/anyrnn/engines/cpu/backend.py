@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
     from anyrnn.engines.cpu.jit import Compiled
     from anyrnn.runtime.kernel import Precision, Rows
@@ -133,8 +135,7 @@ class CpuKernel:
     @functools.cached_property
     def work(self) -> int:
         """What a row takes in a step, in multiplications; the others on a number count as eight."""
-        nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
-        return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
+        return sum(_work_of(n) for n in self.schedule.program.nodes if not n.is_leaf)
 
     def shares(self, layout: Layout) -> int:
         """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
@@ -168,7 +169,8 @@ class CpuKernel:
         shares = self.shares(layout)
         # First the matrices, then room for each row.
         *packed, end = self.packed_offsets
-        size = end // self.precision.itemsize + layout.B * self.schedule.scratch + self.lanes
+        rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
+        size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
         totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
@@ -186,7 +188,16 @@ class CpuKernel:
             else:
                 values.append(place)
         values += [address + place for place in packed]
+        if self.schedule.uniform:
+            values.append(address + rows_end)
         return CpuBound(self, array("q", values), shares, totals, workspace)
+
+
+def _work_of(node: Node) -> int:
+    """What a value takes, in multiplications."""
+    if node.op == "dot":
+        return sum(a.width for a in node.args) * node.width
+    return node.width * (math.prod(node.attr[1]) if node.op == "contract" else 8)
 
 
 @dataclass(frozen=True)
@@ -205,7 +216,7 @@ class CpuBound:
         if self.shares == 1:
             kernel.serial(pointer)
         else:
-            if kernel.packed:
+            if kernel.packed or kernel.schedule.uniform:
                 threads.parallel(kernel.pack, pointer, self.shares)
             threads.parallel(kernel.main, pointer, self.shares)
         ranges = kernel.sums

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llvmlite import ir
-
 from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines.cpu.math import EMIT
-from anyrnn.engines.cpu.schedule import SCRATCH
+from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM
 from anyrnn.engines.cpu.writer import I32, I64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llvmlite import ir
 
     from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.products import Block, Products
@@ -111,12 +111,12 @@ class Tile:
         e, b = self.e, self.b
         if node.op == "constant":
             return e.constant(node.attr[0])
-        if node.op == "vector":
-            base = e.at(b, self.bases["vector", node.attr[0]], node.attr[1])
+        array, first = e.array_of(node)
+        if array[0] == "vector" or array == UNIFORM:
+            base = e.at(b, self.bases[array], first)
             if node.width == 1:
                 return e.splat(b, b.load(base, typ=e.real))
             return e.load(b, e.at(b, base, self.unit), self.mask)
-        array, first = e.array_of(node)
         row = e.at(b, self._row_of(array), first)
         value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self.unit))
         if node.is_mask:
@@ -155,10 +155,4 @@ class Tile:
         e, b = self.e, self.b
         row = self._row_of(SCRATCH)
         value = e.load(b, e.at(b, row, e.schedule.partials[reduction]), None)
-        width = e.lanes
-        while width > 1:
-            width //= 2
-            order = [k + width if k < width else k for k in range(e.lanes)]
-            moved = b.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, e.lanes), order))
-            value = self._combine(reduction)(value, moved)
-        return e.splat(b, b.extract_element(value, I32(0)))
+        return e.splat(b, e.lanes_combined(b, value, self._combine(reduction)))
