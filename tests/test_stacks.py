@@ -339,6 +339,28 @@ def test_the_states_of_all_steps_are_in_the_form_of_the_state(stack, engine):
         assert [s.shape for s in flat(states)] == [(f.shape[0], T, *f.shape[1:]) for f in flat(final)]
 
 
+class Twofold(nn.Module):
+    """Two outputs."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.hidden_size = H
+        self.cell = nn.GRUCell(size, H)
+
+    def forward(self, x, h):
+        h = self.cell(x, h)
+        return (2 * h, h), h
+
+
+def test_the_states_of_all_steps_where_only_the_last_layer_has_several_outputs():
+    torch.manual_seed(1)
+    layer = anyrnn.Recurrent([lstm, Twofold], I, connect="residual").double()
+    (first, second), _, ((h, c), after) = layer(x_of(), return_states=True)
+    wanted, (_, _), (wanted_h, wanted_c) = anyrnn.scan(layer.cell(0), x_of(), return_states=True)
+    close([h[0], c[0], h[0]], [wanted_h, wanted_c, wanted])
+    close([second, first], [after[0], 2 * after[0] + wanted])
+
+
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_a_stack_that_runs_on_its_own_output(connect, engine):
