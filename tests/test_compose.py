@@ -417,6 +417,15 @@ def test_stacks_directions_and_ragged_batches(name, engine):
     close([output, *flat(final)], [wanted, *wanted_final], atol=1e-9)
 
 
+@pytest.fixture
+def _compiled_anew():
+    """Leave nothing compiled behind, of which PyTorch keeps so many for a function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("name", MAKERS)
 def test_below_torch_compile_and_export(name):
     torch.manual_seed(1)
@@ -453,6 +462,68 @@ def test_a_change_of_a_wrappers_weights_is_seen_and_gradgradcheck_holds():
     assert not torch.allclose(layer(x)[0], before)
     assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
     assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+
+
+# ---- Cells with more than x and one state ----
+
+
+class Timed(nn.Module):
+    """Takes the time since the last step and something static beside x, by two products, and returns two outputs."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.W, self.U = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.V = nn.Linear(4, hidden_size, bias=False)
+
+    def forward(self, x, h, dt, static):
+        new = torch.tanh(self.W(x) + self.U(h) + self.V(static))
+        h = h + (1 - torch.exp(-dt.abs())) * (new - h)
+        return {"h": h, "new": new}, h
+
+
+@pytest.mark.parametrize(
+    "wrap", [LayerNormed, IndependentRecurrence, lambda cell, **options: Projected(cell, 2, **options)]
+)
+def test_a_cell_with_further_arguments_is_wrapped_with_an_example_of_them(wrap):
+    torch.manual_seed(1)
+    examples = {"inputs": torch.zeros(1, 1, 1).double(), "context": torch.zeros(1, 4).double()}
+    layer = anyrnn.Recurrent(lambda i: wrap(Timed(i, H).double(), **examples), I, bidirectional=True)
+    more = {"inputs": torch.rand(4, 3, 1).double(), "context": torch.rand(3, 4).double()}
+    assert [part.engine for part in anyrnn.explain(layer, x_of(), **more).parts] == ["cpu", "cpu"]
+    results = []
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            output, final = layer(x_of(), lengths=LENGTHS, **more)
+        assert [*output] == ["h", "new"]
+        results.append([*output.values(), final])
+        weights = [p for p in layer.parameters() if p.requires_grad]
+        results[-1] += gradients(weights, loss_of(*results[-1]))
+    close(*results, atol=1e-9)
+
+
+def test_what_is_static_is_normalised_as_input_and_does_not_count_as_a_weight():
+    cell = LayerNormed(Timed(I, H), inputs=torch.zeros(1, 1, 1), context=torch.zeros(1, 4))
+    assert (len(cell.input_norms), len(cell.state_norms)) == (2, 1)
+
+
+def test_a_cell_that_takes_its_states_apart_is_wrapped():
+    class Apart(nn.Module):
+        def __init__(self, input_size, hidden_size):
+            super().__init__()
+            self.hidden_size = hidden_size
+            self.cell = nn.LSTMCell(input_size, hidden_size)
+
+        def forward(self, x, h, c):
+            return self.cell(x, (h, c))
+
+    torch.manual_seed(1)
+    inner = Apart(I, H).double()
+    state = torch.rand(3, H).double(), torch.rand(3, H).double()
+    close(LayerNormed(inner)(x_of()[0], state), LayerNormed(inner.cell)(x_of()[0], state))
+    layer = anyrnn.Recurrent(LayerNormed(inner))
+    assert anyrnn.explain(layer, x_of()).parts[0].engine == "cpu"
+    close(*both(layer, x_of(), layer_state(layer)), atol=1e-9)
 
 
 # ---- What a wrapped step may do, which is what any step may do ----

@@ -261,6 +261,15 @@ def test_dropout_acts_on_the_output_of_every_layer_but_the_last(connect, engine)
         close([layer(x)[0]], [layer(x)[0]])
 
 
+@pytest.fixture
+def _compiled_anew():
+    """Leave nothing compiled behind, of which PyTorch keeps so many for a function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_below_torch_compile_and_export(connect):
     torch.manual_seed(1)
@@ -313,6 +322,61 @@ def test_one_prediction_a_sequence_from_merged_directions():
     layer = make("alike", bidirectional=True, merge="sum")
     model = anyrnn.ManyToOne(layer, 2, pool="mean").double()
     assert model(x_of(), lengths=LENGTHS)[0].shape == (B, 2)
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@pytest.mark.parametrize("stack", ["alike", "states"])
+def test_the_states_of_all_steps_are_in_the_form_of_the_state(stack, engine):
+    layer = make(stack, connect="dense")
+    with anyrnn.engine(engine):
+        _, final, states = layer(x_of(), return_states=True)
+        assert [type(part) for part in states] == [type(part) for part in final]
+        for t in range(T):
+            _, after = layer(x_of()[: t + 1])
+            close([every[:, t] for every in flat(states)], flat(after), atol=1e-10)
+        both_ways = make(stack, bidirectional=True)
+        _, final, states = both_ways(x_of(), lengths=LENGTHS, return_states=True)
+        assert [s.shape for s in flat(states)] == [(f.shape[0], T, *f.shape[1:]) for f in flat(final)]
+
+
+class Twofold(nn.Module):
+    """Two outputs."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.hidden_size = H
+        self.cell = nn.GRUCell(size, H)
+
+    def forward(self, x, h):
+        h = self.cell(x, h)
+        return (2 * h, h), h
+
+
+def test_the_states_of_all_steps_where_only_the_last_layer_has_several_outputs():
+    torch.manual_seed(1)
+    layer = anyrnn.Recurrent([lstm, Twofold], I, connect="residual").double()
+    (first, second), _, ((h, c), after) = layer(x_of(), return_states=True)
+    wanted, (_, _), (wanted_h, wanted_c) = anyrnn.scan(layer.cell(0), x_of(), return_states=True)
+    close([h[0], c[0], h[0]], [wanted_h, wanted_c, wanted])
+    close([second, first], [after[0], 2 * after[0] + wanted])
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@pytest.mark.parametrize("connect", CONNECTIONS)
+def test_a_stack_that_runs_on_its_own_output(connect, engine):
+    torch.manual_seed(1)
+    makers = [gru, lstm, gru]
+    layer = anyrnn.Recurrent(makers, I, connect=connect).double()
+    head, first = nn.Linear(H, I).double(), x_of()[0]
+    state = given(layer, layer_states(layer))
+    with anyrnn.engine(engine):
+        output, final = layer.generate(state, steps=3, first=first, feed=head)
+        x, wanted = first, []
+        for _ in range(3):
+            y, state = layer(x[None], state)
+            wanted.append(y[0])
+            x = head(y[0])
+    close([output, *flat(final)], [torch.stack(wanted), *flat(state)], atol=1e-9)
 
 
 def test_record_is_for_one_layer():

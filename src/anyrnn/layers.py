@@ -177,7 +177,8 @@ class Layer(nn.Module):
                 if self.dropout:
                     outputs[0] = F.dropout(outputs[0], self.dropout, self.training)
             inputs.append(outputs[0])
-        return [[*outputs, *found[0][count:]], *found[1:]]
+        first = len(self._signature(0).output_sizes)
+        return [[*outputs, *found[0][first:]], *found[1:]]
 
     def _check_single(self, layer: int) -> None:
         names = self._signature(layer).names
@@ -600,7 +601,7 @@ class Recurrent(Layer):
         """Describe a new cell; one that wants further arguments is run when it gets them."""
         cell = self._cell(layer, reverse)
         try:
-            return self._describe(cell, input_size)
+            return self._describe(cell, input_size, forms=getattr(cell, "extra_forms", ()))
         except AnyRNNError as cause:
             signature = _awaited(cell, self._state_sizes)
             if signature is None or isinstance(cause, WrongOrderError):
@@ -614,8 +615,9 @@ class Recurrent(Layer):
         form: Form | None = None,
         extras: Sequence[Extra] = (),
         rows: int | None = None,
+        forms: tuple[ExtraForm, ...] = (),
     ) -> _DescribedCell:
-        forms = tuple([e.form for e in extras])
+        forms = tuple([e.form for e in extras]) or forms
         signature = described(cell, input_size, self._state_sizes, form, forms, rows)
         return _DescribedCell(cell, stated_sizes(cell), input_size, forms, signature)
 

@@ -22,15 +22,15 @@ from anyrnn.cells.gru import GRUCell
 from anyrnn.cells.lstm import LSTMCell
 from anyrnn.cells.rnn import RNNCell
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import caching_nothing, outside_inference_mode, placement
+from anyrnn.protocol import caching_nothing, outside_inference_mode, placement, shape_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anyrnn.cells.base import Cell
-    from anyrnn.protocol import Signature
+    from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The number of rows of the step that shows a cell's structure.
 ROWS = 5
@@ -197,21 +197,49 @@ class Products(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def structure_of(cell: nn.Module, signature: Signature, sizes: Iterable[int]) -> Structure:
-    """Find the gates of a cell by running one step, on a twin of the cell; `sizes` are those of x and the states."""
+def structure_of(
+    cell: nn.Module, signature: Signature, input_size: Size, extras: Sequence[ExtraForm] = ()
+) -> Structure:
+    """Find the gates of a cell by running one step, on a twin of the cell. Further arguments count as its input."""
     survey = _Survey()
     with probing():
-        x, *states = [t.requires_grad_() for t in made_up(cell, sizes)]
-        with _Watching(survey):  # clones, since a step may write into what it is given
-            _, new = signature.step(twin_of(cell, to_probe=True), x.clone(), tuple(s.clone() for s in states))
-        return survey.structure(x, states, new)
+        given = made_up(cell, signature, input_size, extras)
+        inputs = [given.x, *(t for _, t in given.extras if t.is_floating_point())]
+        for tensor in (*inputs, *given.states):
+            tensor.requires_grad_()
+        with _Watching(survey):
+            _, new = given.step(signature, twin_of(cell, to_probe=True))
+        return survey.structure(inputs, given.states, new)
 
 
-def made_up(cell: nn.Module, sizes: Iterable[int]) -> list[Tensor]:
-    """Random numbers from -1 to 1 for some rows, on a cell's device and in its type."""
+@dataclass(frozen=True)
+class Given:
+    """The arguments of a step."""
+
+    x: Tensor
+    states: tuple[Tensor, ...]
+    extras: tuple[tuple[int | str, Tensor], ...]
+
+    def step(self, signature: Signature, cell: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run a step on copies, since it may write into what it is given."""
+        extras = [(key, tensor.clone()) for key, tensor in self.extras]
+        return signature.step(cell, self.x.clone(), tuple(s.clone() for s in self.states), extras)
+
+
+def made_up(cell: nn.Module, signature: Signature, input_size: Size, extras: Sequence[ExtraForm]) -> Given:
+    """Random numbers from -1 to 1 for some rows, on a cell's device and in its type; ones for what has another type."""
     like = placement(cell)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.rand(shape, device=like.device, dtype=like.dtype) * 2 - 1
+
     with own_random_numbers():
-        return [torch.rand(ROWS, size, device=like.device, dtype=like.dtype) * 2 - 1 for size in sizes]
+        x, *states = (numbers(ROWS, *shape_of(size)) for size in (input_size, *signature.state_sizes))
+        others = [
+            (e.key, numbers(*e.lead(ROWS)) if e.dtype.is_floating_point else like.new_ones(e.lead(ROWS), dtype=e.dtype))
+            for e in extras
+        ]
+        return Given(x, tuple(states), tuple(others))
 
 
 @contextlib.contextmanager
@@ -240,9 +268,9 @@ class _Survey:
         self._arguments.append(value)
         return value
 
-    def structure(self, x: Tensor, states: Sequence[Tensor], new: Sequence[Tensor]) -> Structure:
+    def structure(self, inputs: Sequence[Tensor], states: Sequence[Tensor], new: Sequence[Tensor]) -> Structure:
         """The structure, after the step."""
-        roots = _Roots(x, states)
+        roots = _Roots(inputs, states)
         reached = _nodes_below(*(s.grad_fn for s in new))
         for name, result in self.others:
             if result.grad_fn in reached and roots.has_state(result):
@@ -258,7 +286,7 @@ class _Survey:
             depends = roots.has_input(product.operand) or roots.has_state(product.operand)
             is_weight = not (roots.has_input(product.weight) or roots.has_state(product.weight))
             products.append(Gate(terms, product.sizes[0]) if is_gate and depends and is_weight else None)
-        arguments = [a.shape[1] if any(a is s for s in new) else None for a in self._arguments]
+        arguments = [a.shape[1] if a.dim() == 2 and any(a is s for s in new) else None for a in self._arguments]
         return Structure(tuple(products), tuple(arguments))
 
     def _terms(self, operand: Tensor, roots: _Roots) -> Iterator[Term]:
@@ -294,13 +322,15 @@ class _Watching(Products):
 
 
 class _Roots:
-    """The input and the states of a step, to ask what depends on them."""
+    """The inputs and the states of a step, to ask what depends on them."""
 
-    def __init__(self, x: Tensor, states: Sequence[Tensor]) -> None:
-        self._x, *self._states = (torch.autograd.graph.get_gradient_edge(t).node for t in (x, *states))
+    def __init__(self, inputs: Sequence[Tensor], states: Sequence[Tensor]) -> None:
+        self._inputs, self._states = (
+            {torch.autograd.graph.get_gradient_edge(t).node for t in tensors} for tensors in (inputs, states)
+        )
 
     def has_input(self, tensor: Tensor) -> bool:
-        return self._x in _nodes_below(tensor.grad_fn)
+        return not _nodes_below(tensor.grad_fn).isdisjoint(self._inputs)
 
     def has_state(self, tensor: Tensor) -> bool:
         return not _nodes_below(tensor.grad_fn).isdisjoint(self._states)

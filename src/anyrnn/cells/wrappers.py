@@ -10,24 +10,41 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_leaves
 
 from anyrnn.cells.products import Gate, Product, Products, Visitor, made_up, probing, segments, structure_of
-from anyrnn.checks import check_sizes
+from anyrnn.checks import check_sizes, checked_extras
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import State, describe, placement, stated_sizes, untold
+from anyrnn.protocol import Size, Sizes, State, describe, placement, shape_of, size_of, stated_sizes, untold
 from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from anyrnn.protocol import Size
+    from anyrnn.checks import Context, Extras
+    from anyrnn.protocol import ExtraForm
+
+
+class Options(TypedDict, total=False):
+    """What a wrapper may have to be told of its cell.
+
+    Attributes:
+        state_sizes: The size of the state, where the cell has neither `state_sizes` nor `hidden_size`.
+        inputs: For a cell with further arguments that differ from step to step, an example of them as for the call of a
+            layer, (T, B, ...); their shapes count, and T and B may be 1.
+        context: The same for those that are one for a sequence, (B, ...), or `anyrnn.shared`.
+    """
+
+    state_sizes: Sizes | None
+    inputs: Extras | None
+    context: Context | None
 
 
 class Wrapper(nn.Module):
@@ -37,12 +54,13 @@ class Wrapper(nn.Module):
         cell: Any cell: an `nn.Module` with ``forward(x, state)`` for one step.
         input_size: The number of features of x. It may be left out for a cell that has an `input_size`, or whose
             weights fit only one.
-        state_sizes: The size of the state, where the cell has neither `state_sizes` nor `hidden_size`.
+        **options: See `Options`.
+
+    Attributes:
+        extra_forms: The forms of further arguments.
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, **options: Unpack[Options]) -> None:
         super().__init__()
         name = type(self).__name__
         if not isinstance(cell, nn.Module):
@@ -50,21 +68,30 @@ class Wrapper(nn.Module):
             msg = f"{name}: got {cell!r}, expected a cell, an nn.Module; in a function that makes cells: {cure}"
             raise AnyRNNError(msg)
         self.cell = cell
-        self.input_size = _input_size(name, cell, input_size, state_sizes)
-        self._signature = describe(cell, self.input_size, state_sizes)
+        self.extra_forms = _forms(name, cell, options.get("inputs"), options.get("context"))
+        state_sizes = options.get("state_sizes")
+        self.input_size = _input_size(name, cell, input_size, state_sizes, self.extra_forms)
+        self._signature = describe(cell, self.input_size, state_sizes, extras=self.extra_forms)
         if not self._signature.settled:
             raise AnyRNNError(untold(cell, self._signature))
-        self._widths = _features(name, cell, self._signature.state_sizes)
-        self.state_sizes = self._sizes(self._widths)
-        (self.output_size, *_) = _features(name, cell, self._signature.output_sizes)
+        self.state_sizes = self._sizes(self._signature.state_sizes)
+        self.output_size = self._signature.output_size
 
-    def _sizes(self, sizes: tuple[int, ...]) -> Any:
-        """The sizes of state variables in the structure of the cell's state: an int, or a tuple, named or not."""
+    def _sizes(self, sizes: tuple[Size, ...]) -> Any:
+        """The sizes of state variables in the structure of the cell's state: one, or a tuple, named or not."""
         kind: Any = self._signature.kind
-        return sizes[0] if self._signature.bare else sizes if kind is tuple else kind(*sizes)
+        if self._signature.bare:
+            return sizes[0] if isinstance(sizes[0], int) else torch.Size(sizes[0])
+        return sizes if kind is tuple else kind(*sizes)
 
     def _states(self, state: State) -> tuple[Tensor, ...]:
         return (state,) if isinstance(state, Tensor) else tuple(state)
+
+    def _step(
+        self, x: Tensor, states: tuple[Tensor, ...], extras: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run a step of the cell, however it is called: its outputs and its new states."""
+        return self._signature.step(self.cell, x, states, [*enumerate(extras), *named.items()])
 
 
 class Residual(Wrapper):
@@ -76,7 +103,7 @@ class Residual(Wrapper):
     Args:
         cell: Any cell, whose output has as many features as x.
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
-        state_sizes: The size of the state, where the cell does not tell it.
+        **options: `state_sizes`, `inputs` and `context`, of the cell, see `anyrnn.cells.wrappers.Options`.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and if the widths of x and the output differ.
@@ -89,10 +116,8 @@ class Residual(Wrapper):
         True
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
-        super().__init__(cell, input_size, state_sizes)
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(cell, input_size, **options)
         if self.output_size != self.input_size:
             msg = (
                 f"Residual: the output of {type(cell).__name__} has {self.output_size} features and x has "
@@ -101,9 +126,9 @@ class Residual(Wrapper):
             )
             raise AnyRNNError(msg)
 
-    def forward(self, x: Tensor, state: State) -> tuple[Any, State]:
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> tuple[Any, State]:
         """Compute one step: the output plus x, and the new state."""
-        (output, *others), new = self._signature.step(self.cell, x, self._states(state))
+        (output, *others), new = self._step(x, self._states(state), extras, named)
         return self._signature.wrap_outputs((output + x, *others)), self._signature.wrap(new)
 
 
@@ -126,7 +151,7 @@ class Projected(Wrapper):
         cell: Any cell.
         size: P, at most H.
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
-        state_sizes: The size of the cell's own state, where the cell does not tell it.
+        **options: `state_sizes`, `inputs` and `context`, of the cell, see `anyrnn.cells.wrappers.Options`.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and a size that is not from 1 to H.
@@ -143,14 +168,13 @@ class Projected(Wrapper):
         self,
         cell: nn.Module,
         size: int,
-        input_size: int | None = None,
-        *,
-        state_sizes: int | tuple[int, ...] | None = None,
+        input_size: Size | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(cell, input_size, state_sizes)
+        super().__init__(cell, input_size, **options)
         check_sizes("Projected", size=size)
-        H, *others = self._widths
-        if size > H:
+        H, *others = self._signature.state_sizes
+        if not isinstance(H, int) or size > H:
             msg = f"Projected: got size={size}, expected at most {H}, the size of the first state of the cell"
             raise AnyRNNError(msg)
         like = placement(cell)
@@ -166,12 +190,12 @@ class Projected(Wrapper):
         bound = 1 / math.sqrt(self.weight_hr.shape[1])
         nn.init.uniform_(self.weight_hr, -bound, bound)
 
-    def forward(self, x: Tensor, state: State) -> State | tuple[Any, State]:
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> State | tuple[Any, State]:
         """Compute one step."""
         r, *others = self._states(state)
         whole = torch.cat((r, r.new_zeros(r.shape[0], self._missing)), dim=1)  # (B, H)
         with Products(_Reading(r, whole)):
-            outputs, (m, *others) = self._signature.step(self.cell, x, (whole, *others))
+            outputs, (m, *others) = self._step(x, (whole, *others), extras, named)
         new = self._signature.wrap((F.linear(m, self.weight_hr), *others))
         return (self._signature.wrap_outputs(outputs), new) if self._signature.has_output else new
 
@@ -202,23 +226,22 @@ class _Reading:
 class GateWrapper(Wrapper):
     """The base of wrappers that act on the products of which a cell's gates are made."""
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
-        super().__init__(cell, input_size, state_sizes)
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(cell, input_size, **options)
         try:
-            self._structure = structure_of(cell, self._signature, (self.input_size, *self._widths))
+            self._structure = structure_of(cell, self._signature, self.input_size, self.extra_forms)
         except AnyRNNError as cause:
             msg = f"{type(self).__name__}: {type(cell).__name__} cannot be wrapped: {cause}"
             raise AnyRNNError(msg) from cause
 
-    def forward(self, x: Tensor, state: State) -> Any:
-        """Compute one step of the cell, with other products: returns what it returns."""
+    def forward(self, x: Tensor, state: State, *extras: Tensor, **named: Tensor) -> State | tuple[Any, State]:
+        """Compute one step of the cell, with other products: returns its output, if it has one, and the new state."""
         visitor = self._visitor()
         with Products(visitor):
-            result = self.cell(x, state)
+            outputs, new = self._step(x, self._states(state), extras, named)
         visitor.finish()
-        return result
+        wrapped = self._signature.wrap(new)
+        return (self._signature.wrap_outputs(outputs), wrapped) if self._signature.has_output else wrapped
 
     @abstractmethod
     def _visitor(self) -> Visitor:
@@ -260,7 +283,7 @@ class LayerNormed(GateWrapper):
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
         eps: Added to the variance, as in `torch.nn.LayerNorm`.
         new_state: Normalise new states for activations, too.
-        state_sizes: The size of the state, where the cell does not tell it.
+        **options: `state_sizes`, `inputs` and `context`, of the cell, see `anyrnn.cells.wrappers.Options`.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, or one without such a product; in a step, if its products differ
@@ -279,22 +302,22 @@ class LayerNormed(GateWrapper):
     def __init__(
         self,
         cell: nn.Module,
-        input_size: int | None = None,
+        input_size: Size | None = None,
         *,
         eps: float = 1e-5,
         new_state: bool = True,
-        state_sizes: int | tuple[int, ...] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(cell, input_size, state_sizes)
+        super().__init__(cell, input_size, **options)
         gates = self._structure.gates
         if not gates:
             self._refuse("a product of the input or the state with a matrix, which can be normalised")
         like = placement(cell)
-        options: Any = {"eps": eps, "device": like.device, "dtype": like.dtype}
-        self.input_norms = nn.ModuleList(nn.LayerNorm(g.rows, bias=False, **options) for g in gates if g.has_input)
-        self.state_norms = nn.ModuleList(nn.LayerNorm(g.rows, bias=False, **options) for g in gates if g.has_state)
+        kind: Any = {"eps": eps, "device": like.device, "dtype": like.dtype}
+        self.input_norms = nn.ModuleList(nn.LayerNorm(g.rows, bias=False, **kind) for g in gates if g.has_input)
+        self.state_norms = nn.ModuleList(nn.LayerNorm(g.rows, bias=False, **kind) for g in gates if g.has_state)
         widths = [width for width in self._structure.arguments if width is not None] if new_state else []
-        self.new_state_norms = nn.ModuleList(nn.LayerNorm(width, **options) for width in widths)
+        self.new_state_norms = nn.ModuleList(nn.LayerNorm(width, **kind) for width in widths)
 
     def reset_parameters(self) -> None:
         """Set gains to 1 and shifts to 0; the cell stays as it is."""
@@ -345,7 +368,7 @@ class IndependentRecurrence(GateWrapper):
         cell: Any cell whose gates are products of the state with matrices, and whose state variables and gates are of
             one size.
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
-        state_sizes: The size of the state, where the cell does not tell it.
+        **options: `state_sizes`, `inputs` and `context`, of the cell, see `anyrnn.cells.wrappers.Options`.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, or one without such a product; in a step, if its products differ
@@ -360,14 +383,13 @@ class IndependentRecurrence(GateWrapper):
         True
     """
 
-    def __init__(
-        self, cell: nn.Module, input_size: int | None = None, *, state_sizes: int | tuple[int, ...] | None = None
-    ) -> None:
-        super().__init__(cell, input_size, state_sizes)
-        (size, *others), gates = sorted(set(self._widths)), self._structure.gates
+    def __init__(self, cell: nn.Module, input_size: Size | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(cell, input_size, **options)
+        sizes, gates = self._signature.state_sizes, self._structure.gates
         terms = [(gate, term) for gate in gates for term in gate.terms if term.is_state]
-        if others or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
-            sizes = self._widths
+        size = sizes[0] if isinstance(sizes[0], int) else 0
+        are_equal = size and all(other == size for other in sizes)
+        if not are_equal or not terms or any(gate.rows % size or term.columns != size for gate, term in terms):
             self._refuse(
                 f"at least one of the state, each of {size} features and giving whole gates of {size}, and all state "
                 f"variables of that size: they are {', '.join(map(str, sizes))}"
@@ -432,7 +454,7 @@ class MultiplicativeIntegration(GateWrapper):
         input_size: I, the number of features of x; see `anyrnn.cells.Wrapper` for when it may be left out.
         alpha: The initial value of :math:`\alpha`.
         beta: The initial value of :math:`\beta_1` and :math:`\beta_2`.
-        state_sizes: The size of the state, where the cell does not tell it.
+        **options: `state_sizes`, `inputs` and `context`, of the cell, see `anyrnn.cells.wrappers.Options`.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, or one whose gates are no such sums; in a step, if its products
@@ -450,13 +472,13 @@ class MultiplicativeIntegration(GateWrapper):
     def __init__(
         self,
         cell: nn.Module,
-        input_size: int | None = None,
+        input_size: Size | None = None,
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
-        state_sizes: int | tuple[int, ...] | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(cell, input_size, state_sizes)
+        super().__init__(cell, input_size, **options)
         gates = self._structure.gates
         joined = [g.rows for g in gates if g.has_input and g.has_state]
         of_input = [g.rows for g in gates if not g.has_state]
@@ -490,23 +512,24 @@ class MultiplicativeIntegration(GateWrapper):
         Then what one of them gains and the other loses, divided by that gate, changes nothing.
         """
         with probing():
-            sizes = self.input_size, *self._widths
-            x, *states = [t.requires_grad_() for t in made_up(self.cell, sizes)]
+            given = made_up(self.cell, self._signature, self.input_size, self.extra_forms)
+            given.x.requires_grad_()
+            for state in given.states:
+                state.requires_grad_()
             twin = twin_of(self.cell, to_probe=True)
 
             def step(visitor: _Shifting) -> tuple[Tensor, ...]:
                 with own_random_numbers(), Products(visitor):  # the same numbers in each run
-                    _, new = self._signature.step(twin, x.clone(), tuple(s.clone() for s in states))
-                return new
+                    return given.step(self._signature, twin)[1]
 
             plain = _Shifting(self)
             new = step(plain)
             pairs = plain.pairs()
-            total = sum((s * torch.linspace(1, 2, s.shape[1]).to(s)).sum() for s in new)
+            total = sum((s * torch.linspace(1, 2, s.shape[-1]).to(s)).sum() for s in new)
             gradients = torch.autograd.grad(total, [v for pair in pairs for v in pair], allow_unused=True)  # type: ignore[arg-type]
             shifts = [_opposite(*gradients[k : k + 2]) for k in range(0, len(gradients), 2)]
             shifted = step(_Shifting(self, shifts))
-            tolerance = 1e-3 if x.dtype == torch.float32 else 1e-8 if x.dtype == torch.float64 else 0.1
+            tolerance = {torch.float64: 1e-8, torch.float32: 1e-3}.get(given.x.dtype, 0.1)
             if not all(torch.allclose(a, b, rtol=0, atol=tolerance) for a, b in zip(new, shifted, strict=True)):
                 self._refuse("for each gate one of the input and one of the state, in the same order, which are added")
 
@@ -604,28 +627,28 @@ def _opposite(a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
 # ---- Sizes, and parameters that nothing reads ----
 
 
-def _features(name: str, cell: nn.Module, sizes: tuple[Size, ...]) -> tuple[int, ...]:
-    """Sizes that are numbers of features."""
-    found = tuple(size for size in sizes if isinstance(size, int))
-    if len(found) < len(sizes):
-        msg = (
-            f"{name}: got a {type(cell).__name__} with a state or output of {sizes}, expected features, (B, size) each"
-        )
-        raise AnyRNNError(msg)
-    return found
+def _forms(name: str, cell: nn.Module, inputs: Extras | None, context: Context | None) -> tuple[ExtraForm, ...]:
+    """The forms of further arguments, from examples."""
+    firsts = [next((t for t in tree_leaves(each) if isinstance(t, Tensor)), None) for each in (inputs, context)]
+    of_input, of_context = (() if t is None else tuple(t.shape) for t in firsts)
+    T, B = of_input[:2] if len(of_input) > 1 else (1, *of_context[:1]) if of_context else (1, 1)
+    return tuple(e.form for e in checked_extras(name, inputs, context, (T, B), placement(cell)))
 
 
-def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int | tuple[int, ...] | None) -> int:
-    """The number of features of x: given, the cell's own, or the only one that its weights fit."""
+def _input_size(
+    name: str, cell: nn.Module, given: Size | None, state_sizes: Sizes | None, extras: tuple[ExtraForm, ...]
+) -> Size:
+    """The number of features of x, or its shape: given, the cell's own, or the only one that its weights fit."""
     if given is not None:
-        check_sizes(name, input_size=given)
-        return given
+        for size in shape_of(given):
+            check_sizes(name, input_size=size)
+        return size_of(shape_of(given))
     declared = getattr(cell, "input_size", None)
-    if isinstance(declared, int):
-        return declared
-    sizes: Any = stated_sizes(cell) if state_sizes is None else state_sizes
+    if isinstance(declared, int | tuple):
+        return size_of(shape_of(declared))
+    sizes = stated_sizes(cell) if state_sizes is None else state_sizes
     lazy = any(isinstance(p, UninitializedParameter) for p in cell.parameters())
-    fitting = [] if lazy or sizes is None else [n for n in _widths(cell, sizes) if _fits(cell, n, state_sizes)]
+    fitting = [] if lazy or sizes is None else [n for n in _widths(cell, sizes) if _fits(cell, n, state_sizes, extras)]
     if len(fitting) != 1:
         fits = f"{' and '.join(map(str, fitting))} features fit it" if fitting else "its weights do not tell it"
         msg = (
@@ -636,17 +659,17 @@ def _input_size(name: str, cell: nn.Module, given: int | None, state_sizes: int 
     return fitting[0]
 
 
-def _widths(cell: nn.Module, sizes: int | tuple[int, ...]) -> list[int]:
+def _widths(cell: nn.Module, sizes: Sizes) -> list[int]:
     """The numbers of features that may be those of x: sizes of the weights, less those of states beside x."""
-    states = (sizes,) * 4 if isinstance(sizes, int) else sizes
+    states = (sizes,) * 4 if isinstance(sizes, int) else [n for size in sizes for n in shape_of(size)]
     beside = {0, *states, *itertools.accumulate(states)}
     of_weights = {size for weight in cell.parameters() if weight.dim() == 2 for size in weight.shape}
     return sorted({width - other for width in of_weights for other in beside if width > other})
 
 
-def _fits(cell: nn.Module, input_size: int, state_sizes: int | tuple[int, ...] | None) -> bool:
+def _fits(cell: nn.Module, input_size: int, state_sizes: Sizes | None, extras: tuple[ExtraForm, ...]) -> bool:
     try:
-        describe(cell, input_size, state_sizes)
+        describe(cell, input_size, state_sizes, extras=extras)
     except AnyRNNError:
         return False
     return True
@@ -661,12 +684,11 @@ def _unread(wrapper: IndependentRecurrence) -> list[nn.Parameter]:
 def _read(cell: nn.Module, wrapper: Wrapper) -> set[str]:
     """The names of the parameters on which the result of a step depends, of those that have a gradient."""
     with probing():
-        x, *states = made_up(cell, (wrapper.input_size, *wrapper._widths))
         twin = twin_of(cell, to_probe=True)
-        outputs, new = wrapper._signature.step(twin, x, tuple(states))
+        given = made_up(cell, wrapper._signature, wrapper.input_size, wrapper.extra_forms)
+        outputs, new = given.step(wrapper._signature, twin)
         parameters = {name: p for name, p in twin.named_parameters() if p.requires_grad}
-        first, *others = (result.sum() for result in (*outputs, *new))
-        total = sum(others, first)
+        total = torch.stack([result.sum() for result in (*outputs, *new)]).sum()
         if not parameters or not total.requires_grad:
             return set()
         gradients = torch.autograd.grad(total, [*parameters.values()], allow_unused=True)
