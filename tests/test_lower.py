@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import anyrnn
+from anyrnn.compiler.contraction import Contractions
 from anyrnn.compiler.derive import derive
 from anyrnn.compiler.graph import Ref
 from anyrnn.compiler.indexing import Indexing
@@ -168,6 +169,10 @@ ROWS = [
     ("cumsum", lambda x: x.cumsum(1) * x, X),
     ("cumsum", lambda x: x.view(-1, 3, 2).cumsum(1).flatten(1), rows(6)),
     ("cumsum", lambda x: x.view(-1, 3, 2).cumsum(-1).flatten(1), rows(6)),
+    ("einsum", lambda x, y: torch.einsum("bik,bkj->bji", x, y).flatten(1), rows(3, 4), rows(4, 5)),
+    ("einsum", lambda x, v: torch.einsum("bik,kj->bij", x, v).flatten(1), rows(3, 4), Vector((4, 2))),
+    ("einsum", lambda x, v: torch.einsum("bk,k->b", x, v).unsqueeze(1), X, V),
+    ("einsum", lambda x, y: torch.einsum("bik,bi->bk", x, y), rows(3, 4), rows(3)),
     ("argmax", lambda x: x.view(-1, 3, 2).argmax(1) + x[:, :2], rows(6)),
     ("sort", lambda x, v: x.sort(1).values * v, X, V),
     ("sort", lambda x, v: x.sort(-1, descending=True).values * v, X, V),
@@ -275,7 +280,9 @@ class Lowered:
             node = builder.node(kind, (), math.prod(shape), (f"x{k}", 0))
             self.leaves.append(node)
             values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
-        with torch.no_grad(), Indexing(), recorder:
+        recorder.stateful.update(ref for ref, value in values.items() if value.batched)
+        recorder.varying |= recorder.stateful
+        with torch.no_grad(), Contractions(recorder), Indexing(), recorder:
             result = function(*operands)
         numbers = dict(recorder.named())
         for op in recorder.ops:

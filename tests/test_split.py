@@ -167,9 +167,9 @@ REFUSED = {
         lambda c, x, h: torch.addmm(c.v, h, c.U.weight, beta=0.5),
         "`aten.addmm.default` in the loop with scale factors",
     ),
-    "a product of two values": (
-        lambda c, x, h: torch.tanh((h.unsqueeze(1) @ h.unsqueeze(2)).flatten(1) + h),
-        "`aten.bmm` in the loop",
+    "a convolution of the state": (
+        lambda c, x, h: torch.tanh(F.conv1d(h.unsqueeze(1), c.U.weight.unsqueeze(1), padding=1).sum(1)),
+        "`aten.convolution` in the loop; convolve x before the loop",
     ),
     "a mean over the batch that the loop needs": (
         lambda c, x, h: torch.tanh(h * c.W(x).mean(0)),
@@ -197,8 +197,8 @@ def test_what_the_loop_cannot_hold_is_named(name):
         taken_apart(Step(function))
 
 
-def test_features_far_apart_are_refused_before_they_take_minutes():
-    """Every second feature is a value of its own: of two gates that take turns, 64 units each would be 800 values."""
+def test_features_far_apart_are_put_together():
+    """Every second feature would be a value of its own: of two gates that take turns, 256 units each are 1,500."""
 
     class Turns(nn.Module):
         def __init__(self, hidden_size):
@@ -210,9 +210,25 @@ def test_features_far_apart_are_refused_before_they_take_minutes():
             both = self.gates(torch.cat([x, h], 1))
             return torch.tanh(both[:, ::2]) * torch.sigmoid(both[:, 1::2])
 
-    assert len(taken_apart(Turns(4)).program.nodes) < 100
-    with pytest.raises(AnyRNNError, match="features far apart"):
-        taken_apart(Turns(256))
+    assert len(taken_apart(Turns(256)).program.nodes) < 12
+
+
+def test_a_long_chain_of_values_that_are_used_twice_is_cut_in_no_time():
+    def step(c, x, h):
+        u = c.W(x)
+        for k in range(40):
+            h = h + 0.1 * torch.tanh(h * k + u)
+        return torch.cat([h[:, :1] * 2, h[:, 1:]], 1)
+
+    assert len(taken_apart(Step(step)).program.nodes) < 500
+
+
+def test_a_step_of_too_many_operations_is_refused_before_it_takes_minutes():
+    def step(c, x, h):
+        return sum(torch.tanh(h + k) for k in range(800))
+
+    with pytest.raises(AnyRNNError, match="more than 1,500 values"):
+        taken_apart(Step(step))
 
 
 def test_dimensions_are_summed_a_whole_row_at_a_time():

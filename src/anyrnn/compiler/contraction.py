@@ -74,7 +74,7 @@ class Contractions(TorchFunctionMode):
         composed = [earlier[k] for k in order]
         if composed == sorted(composed):
             return source
-        result = source.permute(composed)
+        result = source.permute(composed) if plain is None or source is not tensor else plain()
         self._sources[id(result)] = source, composed
         self._axes[id(result)] = order.index(axis)
         if order[0] != axis:

@@ -217,27 +217,29 @@ class Lowering:
         inside = tuple(slice(None) if stride else 0 for stride in strides or ())
         if strides is None or low >> _SHIFT != high >> _SHIFT or len(np.unique(codes[inside])) < codes[inside].size:
             codes = self._together(codes)
-            strides, low, high = strides_of(codes) or (), int(codes.min()), int(codes.max())
-        return self._node(np.int64(low), high - low + 1, 1), int(codes.flat[0]) - low, strides
+            strides = strides_of(codes) or ()
+        node, first = self._source(codes)
+        return node, int(codes.flat[0]) - first, strides
+
+    def _source(self, codes: NDArray[np.int64]) -> tuple[Node, int]:
+        """What to read numbers of a node from, and the code of its first one: their range, or all if it has gaps."""
+        low, high = int(codes.min()), int(codes.max())
+        whole = self._nodes[low >> _SHIFT]
+        if whole.is_strided or len(np.unique(codes)) <= high - low:
+            return whole, low >> _SHIFT << _SHIFT
+        return self._node(np.int64(low), high - low + 1, 1), low
 
     def _together(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
         """The codes of the same numbers, moved to where they lie side by side."""
-        boxes = boxes_of(codes, _SHIFT)
-        ends: dict[int, list[int]] = {}  # of each node the first and last code that is read
-        for code, sizes, strides, *_ in boxes:
-            low, high = ends.setdefault(code >> _SHIFT, [code, code])
-            reach = [(n - 1) * stride for n, stride in zip(sizes, strides, strict=True)]
-            ends[code >> _SHIFT] = [
-                min(low, code + sum(r for r in reach if r < 0)), max(high, code + sum(r for r in reach if r > 0))
-            ]  # fmt: skip
-        zero = {k for k in ends if self._nodes[k].op == "constant" and self._nodes[k].attr[0] == 0}
-        read = [k for k in ends if k not in zero] or list(ends)[:1]
-        args = [self._node(np.int64(ends[k][0]), ends[k][1] - ends[k][0] + 1, 1) for k in read]
+        index = codes >> _SHIFT
+        sources = {int(k): self._source(codes[index == k]) for k in np.unique(index)}
+        zero = {k for k in sources if self._nodes[k].op == "constant" and self._nodes[k].attr[0] == 0}
+        read = [k for k in sources if k not in zero] or [*sources][:1]
         moves = [
-            (read.index(code >> _SHIFT), sizes, code - ends[code >> _SHIFT][0], strides, to, to_strides)
-            for code, sizes, strides, to, to_strides in boxes if code >> _SHIFT in read
+            (read.index(code >> _SHIFT), sizes, code - sources[code >> _SHIFT][1], strides, to, to_strides)
+            for code, sizes, strides, to, to_strides in boxes_of(codes, _SHIFT) if code >> _SHIFT in read
         ]  # fmt: skip
-        node = arranged(self.builder, args, moves, codes.size)
+        node = arranged(self.builder, [sources[k][0] for k in read], moves, codes.size)
         return self._codes(node, codes.size).reshape(codes.shape)
 
     def terms(self, value: Value) -> list[tuple[Node, int]]:

@@ -108,6 +108,7 @@ class Builder:
     """Makes nodes: equal ones once (hash-consing), constants folded, ranges pushed down to leaves and products."""
 
     known: dict[object, Node] = field(default_factory=dict)
+    _cuts: dict[tuple[Node, int, int], Node] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> Builder:
@@ -121,8 +122,8 @@ class Builder:
         if node is None:
             if len(self.known) > MOST_VALUES:
                 msg = (
-                    f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
-                    f"transposed dimension) are computed one by one, those side by side at once"
+                    f"it falls into more than {MOST_VALUES:,} values, which would take minutes to compile: compute "
+                    f"features together, not one by one, and repeat less in a step"
                 )
                 raise AnyRNNError(msg)
             node = self.known[key] = Node(op, args, width, attr)
@@ -211,7 +212,10 @@ class Builder:
         if node.op == "dot":
             columns = tuple((m, row, col + start, transposed) for m, row, col, transposed in node.attr)
             return self.node("dot", node.args, width, columns)
-        return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
+        key = node, start, width  # what is used twice is cut once, else cutting a long chain would take for ever
+        if key not in self._cuts:
+            self._cuts[key] = self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
+        return self._cuts[key]
 
     def dot(self, terms: Iterable[tuple[Node, tuple[str, int, int, bool]]], width: int) -> Node:
         """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
@@ -320,8 +324,7 @@ def contiguous(sizes: Sequence[int]) -> tuple[int, ...]:
 def _strided(node: Node, args: list[Tensor]) -> Tensor:
     """One of `STRIDED` of values (..., width)."""
     if node.op == "largest":
-        result = args[0].unflatten(-1, node.attr).amax(-2)
-        return result.flatten(-2)
+        return args[0].unflatten(-1, node.attr).amax(-2).flatten(-2)  # type: ignore[no-any-return]
     if node.op == "arrange":
         places = np.full(node.width, -1)
         for k, sizes, first, strides, to, to_strides in node.attr:
@@ -343,7 +346,8 @@ def _strided(node: Node, args: list[Tensor]) -> Tensor:
     result = torch.einsum(f"{','.join(terms)}->...{''.join(a for a in letters[: len(sizes)] if a in present)}", *inputs)
     shape = [n if a in present else 1 for n, a in zip(sizes, letters, strict=False)]
     lead = result.shape[: result.dim() - sum(a in present for a in letters[: len(sizes)])]
-    return (result.reshape(*lead, *shape).expand(*lead, *sizes) * scale).reshape(*lead, node.width)
+    whole: Tensor = result.reshape(*lead, *shape).expand(*lead, *sizes) * scale
+    return whole.reshape(*lead, node.width)
 
 
 def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:

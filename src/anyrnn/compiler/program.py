@@ -155,7 +155,7 @@ class Program:
             return (
                 len(node.args) == 1
                 and bool(node.args[0].args)
-                and _is_within(node.args[0], [node.width], *node.attr, [1])
+                and _is_within(node.args[0], [node.width], node.attr[0], [1])
             )
         operation = OPERATIONS.get(node.op)
         is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_composite

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _ONCE, _ROW, _BEFORE, _LOOP = range(4)
 
+_LONG = 100  # operations of a step
+
 #: Operations on the input that the loop program computes, since they lead to or from products. A norm behind a product
 #: costs less there than as passes over the memory of all steps.
 _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_with_sizes", "unsafe_split", "unbind"}) | {
@@ -243,6 +245,25 @@ class _LoopLowering:
 
     def value(self, ref: Ref) -> Value:
         """Lower a tensor."""
+        waiting = [ref] if len(self.graph.ops) > _LONG else []
+        while waiting:  # what it is computed from is lowered first, since Python does not recurse so deep
+            before = [r for r in self._lowered_before(waiting[-1]) if r not in self.values]
+            if before:
+                waiting += before
+            else:
+                self._lower_tensor(waiting.pop())
+        return self._lower_tensor(ref)
+
+    def _lowered_before(self, ref: Ref) -> list[Ref]:
+        """The tensors from which one is lowered, if it is."""
+        op = self.producers.get(ref)
+        if op is None or op.short_name in _FACTORIES or self.part[ref] == _ONCE:
+            return []
+        if self.part[ref] == _BEFORE and not self._is_absorbed(ref):
+            return []
+        return [r for r in (_addend_rows_matrix(op)[:2] if op.short_name in _PRODUCTS else op.inputs) if r is not None]
+
+    def _lower_tensor(self, ref: Ref) -> Value:
         if ref not in self.values:
             part, op = self.part[ref], self.producers.get(ref)
             if op is not None and op.short_name in _FACTORIES:

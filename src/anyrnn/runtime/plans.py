@@ -205,6 +205,8 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
                 plan = Plan(split(graph.asked(call.request.record, call.request.states)))
                 _ = plan.loop.derivative
             check_one_row(graph, cell, call.signature, inputs, call.extras)
+    except RecursionError:
+        return "its step is too long a chain of operations", Reach.of(ran)
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
             return _made(cell, form, frozenset())
