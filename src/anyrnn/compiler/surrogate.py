@@ -74,7 +74,8 @@ def _differentiable(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
 
 def _value(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     # Not broadcast_shapes, which loads a package for symbolic mathematics.
-    return torch.broadcast_tensors(value, x, slope)[0].clone(memory_format=torch.contiguous_format)
+    spread: Tensor = torch.broadcast_tensors(value, x, slope)[0]
+    return spread.clone(memory_format=torch.contiguous_format)
 
 
 _LIBRARY.impl("surrogate", _value, "CompositeExplicitAutograd")
