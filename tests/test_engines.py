@@ -226,7 +226,7 @@ FALLBACKS = {
         "`aten.normal` in the loop, which reads numbers of the state to draw others; draw them apart, by "
         "torch.rand_like or randn_like",
     ),
-    "another operation": (lambda h, _: h.median(1, keepdim=True).values, "`aten.median` in the loop"),
+    "another operation": (lambda h, _: h - h.median(1, keepdim=True).values, "`aten.median` in the loop"),
 }
 
 

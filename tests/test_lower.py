@@ -182,7 +182,7 @@ ROWS = [
     ("sort", lambda x: x.view(-1, 3, 2).sort(1).values.flatten(1), rows(6)),
     ("sort", lambda x: torch.cat([x[:, 1:], 0 * x], 1).sort(1).values, X),
     ("topk", lambda x, v: (x + v).topk(2, 1).values * v[:2], X, V),
-    ("topk", lambda x, v: (x + v).topk(3, 1, largest=False).indices + x[:, 1:], X, V),
+    ("topk", lambda x, v: (x + v).topk(3, 1, largest=False).values + x[:, 1:], X, V),
     ("topk", lambda x, v: (x + v).topk(1).values * x, X, V),
     ("prod", lambda x: torch.cat([x, x[:, :2] - 1], 1).prod(1, keepdim=True) * x, X),
     ("prod", lambda x: x.view(-1, 3, 2).prod(1), rows(6)),

@@ -465,7 +465,8 @@ def _sort(
 
 
 def _topk(lo: Lowering, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Value]:  # noqa: A002
-    return _ordered(lo, x, dim, k, largest)
+    """The values alone: which of equal ones it took, PyTorch leaves open."""
+    return _ordered(lo, x, dim, k, largest)[:1]
 
 
 def _cumulative(combine: Callable[[Lowering, Value, Value], Value]) -> Rule:

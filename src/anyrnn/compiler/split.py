@@ -277,6 +277,9 @@ class _LoopLowering:
             else:
                 assert op is not None  # only inputs and weights are no operation's output
                 self.values.update(zip(op.outputs, self._lower(op), strict=False))
+                if ref not in self.values:
+                    msg = f"`{op.overload}` in the loop, which of equal numbers gives any: take the indices of `sort`"
+                    raise AnyRNNError(msg)
         return self.values[ref]
 
     def _is_absorbed(self, ref: Ref) -> bool:
@@ -520,7 +523,8 @@ def _reads_rows(op: Op, graph: Graph) -> bool:
 
 def _takes_features(op: Op, graph: Graph) -> bool:
     """Features are taken by numbers, and the rows as they are."""
-    return op.args[1][0] is None and _reads_rows(op, graph)
+    indices: Sequence[Any] = op.args[1]
+    return indices[0] is None and _reads_rows(op, graph)
 
 
 def _takes_along_features(op: Op, graph: Graph) -> bool:
@@ -529,11 +533,13 @@ def _takes_along_features(op: Op, graph: Graph) -> bool:
 
 def _keeps_the_first(op: Op, graph: Graph) -> bool:
     """The dimensions in their new order begin with the batch."""
-    return bool(op.args[1][0] % len(op.args[1]) == 0)
+    order: Sequence[int] = op.args[1]
+    return order[0] % len(order) == 0
 
 
 def _repeats_features(op: Op, graph: Graph) -> bool:
-    return len(op.args[1]) == len(graph.shapes[op.args[0]]) and op.args[1][0] == 1
+    repeats: Sequence[int] = op.args[1]
+    return len(repeats) == len(graph.shapes[op.args[0]]) and repeats[0] == 1
 
 
 def _pads_features(op: Op, graph: Graph) -> bool:
@@ -568,7 +574,7 @@ _ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     "repeat": _repeats_features,
     "constant_pad_nd": _pads_features,
     "convolution": _reads_rows,
-    **dict.fromkeys(("bmm", "baddbmm"), _keeps_batch),
+    **dict.fromkeys(("bmm", "zeros_like", "ones_like", "full_like"), _keeps_batch),
     **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
     ),

@@ -405,8 +405,8 @@ class _Function:
 
 _CONTRACT = ("contract",)  # a product and a sum may become one instruction
 
-# From one number to the next, tanh may step back by 4 units in the last place, erf by 3, sigmoid by 2, the other
-# growing functions by 1.
+# From one number to the next, tanh may step back by 4 units in the last place, sinh and erf by 3, sigmoid, asinh
+# and atan by 2, the other growing functions by 1.
 _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "positive": lambda b, x: x,
     "detach": lambda b, x: x,
@@ -423,12 +423,12 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "log": _Function(_log, 1, 1),
     "log2": _Function(_log2, 2, 2),
     "log1p": _Function(_log1p, 1.5, 1.5),
-    "sinh": _Function(_sinh, 4, 4),
-    "cosh": _Function(_cosh, 3, 3),
+    "sinh": _Function(_sinh, 3, 3),
+    "cosh": _Function(_cosh, 2, 2),
     "tanh": _Function(_tanh, 3, 3),
-    "asinh": _Function(_asinh, 3, 3),
+    "asinh": _Function(_asinh, 2, 2),
     "acosh": _Function(_acosh, 3, 3),
-    "atanh": _Function(_atanh, 3, 3),
+    "atanh": _Function(_atanh, 2.5, 2.5),
     "sigmoid": _Function(_sigmoid, 2.5, 2.5),
     "sqrt": _Function(lambda x: intrinsic("sqrt", x), 0.5, 0.5),
     "rsqrt": _Function(lambda x: 1.0 / intrinsic("sqrt", x), 1.5, 1.5),
