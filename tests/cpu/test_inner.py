@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compare import DOUBLE, SINGLE, I, assert_exact, assert_near, outcome
+from compare import results as run_by
 from numpy_backend import ENGINE
 from torch import nn
 from torch.nn import functional as F
@@ -189,6 +190,38 @@ def test_the_text_is_read_back_and_another_backend_runs_it(name, monkeypatch):
         assert str(parse(str(program))) == str(program)
     want = outcome("reference", made(name), CALLS[3], DOUBLE)
     assert_near(outcome("numpy", made(name), CALLS[3], DOUBLE), want, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["attention", "a gated graph", "synapses", "an LSTM of heads", "windows"])
+def test_second_derivatives_are_those_of_the_plain_loop(name):
+    results = []
+    for engine in ("reference", "cpu"):
+        values, leaves = run_by(engine, made(name), CALLS[1], DOUBLE)
+        first = torch.autograd.grad(values[0].square().sum(), leaves, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)])
+    assert_near(*results, 1e-9)
+
+
+def test_a_gradient_that_nobody_wants_is_left_out():
+    cell = made("a graph that is learnt")
+    cell.mix.requires_grad_(False)
+    twin = made("a graph that is learnt")
+    twin.mix.requires_grad_(False)
+    for _ in range(2):
+        got = outcome_of_weights("cpu", cell)
+        assert_near(got, outcome_of_weights("reference", twin), 1e-9)
+        for each in (cell, twin):
+            each.mix.requires_grad_(True)
+
+
+def outcome_of_weights(engine, cell):
+    values, leaves = run_by(engine, cell, CALLS[1], DOUBLE)
+    weights = [p for p in cell.parameters() if p.requires_grad]
+    return [
+        g
+        for g in torch.autograd.grad(values[0].square().sum(), [*leaves, *weights], allow_unused=True)
+        if g is not None
+    ]
 
 
 def test_threads_share_the_rows():

@@ -160,6 +160,10 @@ class _Derivation:
             recorder.ref(g): self.lowering.value([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
         }
         values |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
+        for op in recorder.ops:  # a maximum over a dimension has another shape than the value that it is
+            if op.short_name == "view" and op.outputs[0] in values and op.args[0] not in values:
+                codes = values[op.outputs[0]].codes.reshape(recorder.shapes[op.args[0]][1:])
+                values[op.args[0]] = Value(codes, batched=True)
         self._lower(recorder.ops, values)
         return {n: values[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
 

@@ -80,10 +80,13 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
     for name, place, width in loop.outgoing:
         packed = place == "packed"
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
-    kernel = loop.kernel("backward", like, saved.backend)
+    unwanted = frozenset(gradient for name, gradient in loop.contracted.items() if name not in needed)
+    kernel = loop.kernel("backward", like, saved.backend, unwanted)
     sums = kernel.bind(layout, arrays, saved.inputs, loop.transposed).launch()
     grads_in = {
-        name: (sums if gradient in sums else arrays)[gradient] for name, gradient in derivative.gradients.items()
+        name: (sums if gradient in sums else arrays)[gradient]
+        for name, gradient in derivative.gradients.items()
+        if gradient not in unwanted
     }
     for group in derivative.terms:
         grad = arrays[group[0].gradient]

@@ -9,6 +9,7 @@ import torch
 
 from anyrnn.compiler.derive import Derivative, derive
 from anyrnn.compiler.gradient_paths import GradientPaths
+from anyrnn.compiler.node import ordered
 from anyrnn.compiler.passes import placed, without
 from anyrnn.runtime.kernel import Precision
 from anyrnn.runtime.layout import padded_rows
@@ -45,7 +46,7 @@ class Loop:
         of_states = {program.results[name]: name for name in reversed(self.states)}
         pieces = {name: program.results[name] for name in self.outputs}
         self.aliases = {name: of_states[p] for name, p in pieces.items() if p in of_states}
-        self._kernels: dict[tuple[str, Precision, Backend], Kernel] = {}
+        self._kernels: dict[tuple[str, frozenset[str], Precision, Backend], Kernel] = {}
 
     @functools.cached_property
     def derivative(self) -> Derivative:
@@ -87,13 +88,23 @@ class Loop:
         """What the backward program writes at every step: name, where it is, numbers of a row."""
         return tuple((a.name, a.place, a.width) for a in self.derivative.backward.of("output"))
 
-    def kernel(self, kind: str, like: Tensor, backend: Backend) -> Kernel:
-        """The kernel of a pass: "inference", "training" or "backward"."""
-        key = kind, Precision.of(like.dtype), backend
+    def kernel(self, kind: str, like: Tensor, backend: Backend, unwanted: frozenset[str] = frozenset()) -> Kernel:
+        """The kernel of a pass: "inference", "training" or "backward"; that one may leave out some arrays."""
+        key = kind, unwanted, Precision.of(like.dtype), backend
         found = self._kernels.get(key)
         if found is None:
-            found = self._kernels[key] = backend.compile(self.settled(kind), key[1])
+            program = self.settled(kind)
+            found = self._kernels[key] = backend.compile(without(program, unwanted) if unwanted else program, key[2])
         return found
+
+    @functools.cached_property
+    def contracted(self) -> Mapping[str, str]:
+        """The vectors whose gradients are contractions, which nobody should compute in vain, and those gradients."""
+        derivative = self.derivative
+        pairs = ((a.name, derivative.gradients[a.name]) for a in self.program.of("vector"))
+        nodes = {name: derivative.backward.results[gradient] for name, gradient in pairs}
+        found = (name for name, pieces in nodes.items() if any(n.op == "contract" for n in ordered(pieces)))
+        return {name: derivative.gradients[name] for name in found}
 
     @functools.cached_property
     def writes(self) -> Mapping[str, tuple[tuple[str, str, int], ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from anyrnn.compiler.node import count_uses
 from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.compiler.strided import is_fixed
 
@@ -121,8 +122,11 @@ class _Scheduler:
         self.home: dict[Node, Group] = {}
         self.uniform: list[Node] = []
         self.uniform_width = 0
+        self.addends = self._addends_of_sums()
+        added_later = {n for n in self.addends if self.addends[n] != [n]}
         for node in program.nodes:
-            self._assign(node)
+            if node not in added_later:
+                self._assign(node)
         self.order = sorted(self.groups.values(), key=lambda g: (g.stage, g.width != 1, g.width))
 
     def result(self) -> Schedule:
@@ -135,10 +139,11 @@ class _Scheduler:
         first, sums = 0, {a.name: self.program.results[a.name] for a in self.program.of("sum")}
         starts: dict[Node, int] = {}
         for node in dict.fromkeys(p for pieces in sums.values() for p in pieces):  # two biases may have one sum
-            home = self._home_of(node)
-            home.totals.append((node, first))
-            if home.loops is not None and node.op != "contract" and not home.stores:
-                home.stores.append((node, Location(SCRATCH, self._scratch(node.width))))  # added from there
+            for addend in self.addends[node]:
+                home = self._home_of(addend)
+                home.totals.append((addend, first))
+                if home.loops is not None and addend.op != "contract" and not home.stores:
+                    home.stores.append((addend, Location(SCRATCH, self._scratch(addend.width))))  # added from there
             starts[node] = first
             first += node.width
         ranges = {name: _joined((starts[p], p.width) for p in pieces) for name, pieces in sums.items()}
@@ -146,6 +151,16 @@ class _Scheduler:
             self.program, tuple(self.order), self.locations, partials, self.scratch, tuple(copies), ranges, first,
             tuple(self.uniform), self.uniform_width,
         )  # fmt: skip
+
+    def _addends_of_sums(self) -> dict[Node, list[Node]]:
+        """What is summed over rows and steps; of a sum of contractions each by itself, as rows are summed by them."""
+        uses = count_uses(self.program.roots)
+        addends = {}
+        for node in (p for a in self.program.of("sum") for p in self.program.results[a.name]):
+            whole = uses[node] == 1 and node.op == "add" and node.width == node.args[0].width == node.args[1].width
+            parts = whole and all(a.op == "contract" for a in node.args)
+            addends[node] = list(node.args) if parts else [node]
+        return addends
 
     def _assign(self, node: Node) -> None:
         """Assign a value to a stage and a group."""
