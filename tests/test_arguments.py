@@ -655,3 +655,72 @@ def test_the_feedback_may_be_a_function_and_runs_compiled():
         anyrnn.GRU(I, H, bidirectional=True)(torch.zeros(T, B, I), feedback=torch.tanh)
     with pytest.raises(anyrnn.AnyRNNError, match=r"forced torch.bool \(2,\), expected true or false \(T, B\)"):
         layer(x, feedback=torch.tanh, forced=torch.ones(2, dtype=torch.bool))
+
+
+# ---- Where PyTorch traces ----
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("name", CASES)
+def test_below_torch_compile(name, lengths):
+    make, options = CASES[name]
+    torch.manual_seed(0)
+    layer = anyrnn.Recurrent(make()).double()
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    valid = None if lengths is None else torch.tensor(lengths)
+    found = []
+    for run in (layer, compiled):
+        x, given = normal(T, B, I).requires_grad_(), {k: made(v) for k, v in options.items()}
+        output, state = run(x, lengths=valid, **given)
+        states = state if isinstance(state, tuple) else (state,)
+        sources = [x, *layer.parameters(), *(t for v in given.values() for t in tensors_of(v) if t.requires_grad)]
+        grads = torch.autograd.grad(weighted(output) + sum(map(weighted, states)), sources, allow_unused=True)
+        found.append([output, *states, *(torch.zeros(()) if g is None else g for g in grads)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+
+
+def test_saved_programs_take_further_arguments(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = anyrnn.Recurrent(lambda _: Static(I), input_size=I, bidirectional=True)
+            self.gates = anyrnn.Recurrent(Gates())
+            self.images = anyrnn.Recurrent(Image(), input_size=(2, 3, 4))
+
+        def forward(self, x, static, images):
+            output, _ = self.layer(x, context=static)
+            named, _, states = self.gates(x, return_states=True)
+            fed, _ = self.gates(x, feedback=lambda y: y["f"][:, :I], forced=2)
+            return output, named, states, fed["score"], self.images(images)[0]
+
+    torch.manual_seed(0)
+    model = Model().double()
+    arguments = normal(T, B, I), normal(B, K), normal(T, B, 2, 3, 4)
+    expected = model(*arguments)
+    t, b = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    program = torch.export.export(model, arguments, dynamic_shapes=({0: t, 1: b}, {0: b}, {0: t, 1: b}))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(loaded(*arguments), expected)
+    other = normal(T + 3, B - 2, I), normal(B - 2, K), normal(T + 3, B - 2, 2, 3, 4)
+    torch.testing.assert_close(loaded(*other), model(*other))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_feedback_below_torch_compile(layers):
+    torch.manual_seed(0)
+    layer, head = anyrnn.LSTM(I, H, num_layers=layers).double(), nn.Linear(H, I).double()
+
+    def run(x, forced):
+        return layer(x, feedback=head, forced=forced)
+
+    torch._dynamo.reset()
+    x, forced = normal(T, B, I), normal(T, B, seed=3) > 0
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, forced), run(x, forced))
+    with torch.no_grad():
+        layer.weight_ih_l0.mul_(0.5)
+    torch.testing.assert_close(compiled(x, forced), run(x, forced))
+    layer.weight_ih_l0 = nn.Parameter(-layer.weight_ih_l0.detach())
+    torch.testing.assert_close(compiled(x, forced), run(x, forced))

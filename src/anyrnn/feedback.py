@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,10 @@ from anyrnn.adapters import Fed, Stacked, stacked_signature
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Extra
 from anyrnn.runtime.call import Call
-from anyrnn.traced import choose
+from anyrnn.traced import choose, constant_to_dynamo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from anyrnn.arguments import Arguments
     from anyrnn.protocol import Signature
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Feedable(Protocol):
-    """The attributes of a layer that are read here."""
+    """What is read of a layer here."""
 
     num_layers: int
     bidirectional: bool
@@ -31,6 +32,9 @@ class Feedable(Protocol):
     dropout: float
     training: bool
     _wiring: Wiring
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Its parameters."""
 
     def _cell(self, layer: int, reverse: bool) -> nn.Module: ...
 
@@ -72,7 +76,12 @@ def run_fed(
         msg = f"{name}: got record with feedback, expected only one of them"
         raise AnyRNNError(msg)
     signatures = tuple([layer._signature(k) for k in range(layer.num_layers)])
-    fed = _cell_of(layer, signatures, feedback)
+    if torch.compiler.is_dynamo_compiling():  # which cannot make a module on the way
+        fed = getattr(_MADE, _made_apart(layer, feedback))
+        for weight in layer.parameters():  # seen twice, so that a weight in the place of another one is noticed
+            assert weight.dim() >= 0
+    else:
+        fed = _cell_of(layer, signatures, feedback)
     x, (T, B) = given.x, given.x.shape[:2]
     following = x.new_zeros(B, *x.shape[2:], dtype=given.states[0][0].dtype)
     states = (*(s for each in given.states for s in each), following)
@@ -94,6 +103,29 @@ def run_fed(
         found.append(of_states[:size])
         finals, of_states = finals[size:], of_states[size:]
     return [[*result.series[:outputs], *found[0]], *found[1:]]
+
+
+class _Made:
+    """What was made while torch.compile ran, each an attribute: it has to be found by a name."""
+
+
+_MADE = _Made()
+
+
+@constant_to_dynamo
+def _made_apart(layer: Feedable, feedback: Callable[[Any], Tensor]) -> str:
+    """Make the cell of a layer with feedback, and return its name among `_MADE`; it goes with the layer."""
+    fed = _cell_of(layer, tuple([layer._signature(k) for k in range(layer.num_layers)]), feedback)
+    name = f"fed{id(fed)}"
+    if not hasattr(_MADE, name):
+        setattr(_MADE, name, fed)
+        finalize(layer, _forget, name).atexit = False
+    return name
+
+
+def _forget(name: str) -> None:
+    if hasattr(_MADE, name):
+        delattr(_MADE, name)
 
 
 def _cell_of(layer: Feedable, signatures: tuple[Signature, ...], feedback: Callable[[Any], Tensor]) -> Fed:

@@ -63,7 +63,7 @@ R = TypeVar("R")
 SHORT = 16
 
 
-def _constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
+def constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     """Do what `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: that takes seconds."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -165,7 +165,7 @@ def _unseen_variables(call: Call, reason: str) -> str:
     )
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def _step_by_step() -> bool:
     """Whether each step is traced: for torch.func, which has no rules for the operator, or since an export asks for it.
 
@@ -200,7 +200,7 @@ class _Recording(NamedTuple):
 Forms: TypeAlias = "tuple[tuple[str, tuple[int, ...], torch.dtype], ...]"
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def _recorded(
     origin: nn.Module, training: bool, forms: Forms, x_shape: tuple[int, ...], dtype: torch.dtype,
     signature: tuple[Any, ...], extras: tuple[tuple[Any, ...], ...], record: tuple[str, ...], states: bool,
@@ -453,7 +453,7 @@ def described(
     return describe(cell, input_size, state_sizes, form, extras, rows)
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def _signature_fields(
     cell: nn.Module, input_size: Size, state_sizes: Sizes | None, form: Form | None, extras: tuple[tuple[Any, ...], ...]
 ) -> tuple[Any, ...]:
