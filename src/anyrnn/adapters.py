@@ -6,6 +6,8 @@ a `state_dict` are those of the cells.
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,11 @@ class Stepped(nn.Module):
         super().__init__()
         self.module = module
         self.step = step
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the function behind the module: `inspect.signature` asks for it."""
+        return inspect.signature(partial(self.step, self.module))
 
     @property
     def hidden_size(self) -> int | None:

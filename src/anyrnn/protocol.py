@@ -319,12 +319,17 @@ def _described(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> S
 def takes(cell: nn.Module, count: int, keywords: Iterable[str] = ()) -> bool | None:
     """Whether a step can be called with so many arguments by position and these keywords; None if it does not tell."""
     try:
-        inspect.signature(cell.forward).bind(*range(count), **dict.fromkeys(keywords))
+        _called(cell).bind(*range(count), **dict.fromkeys(keywords))
     except TypeError:
         return False
     except Exception:  # noqa: BLE001 - what is no Python function has no signature
         return None
     return True
+
+
+def _called(cell: nn.Module) -> inspect.Signature:
+    """The arguments that a step takes: those of `forward`, but for a module that says which (`adapters.Stepped`)."""
+    return inspect.signature(cell if hasattr(type(cell), "__signature__") else cell.forward)
 
 
 def untold(cell: nn.Module, signature: Signature) -> str:
@@ -396,7 +401,7 @@ def _failure_message(probe: _Probe, failures: Mapping[str, Exception]) -> str:
 
 def _parameters(cell: nn.Module) -> str:
     try:
-        return ", ".join(inspect.signature(cell.forward).parameters)
+        return ", ".join(_called(cell).parameters)
     except (TypeError, ValueError):
         return "..."
 
@@ -502,7 +507,7 @@ def _check_order(cell: nn.Module, states: Sequence[Tensor], variables: Mapping[s
 
     One that takes h and c, and returns c and h, would go on with each in the place of the other.
     """
-    _, *names = inspect.signature(cell.forward).parameters
+    _, *names = _called(cell).parameters
     names = names[: len(states)]
     for k, (name, value) in enumerate(zip(names, states, strict=False)):
         others = [n for n in names if n != name and variables.get(n) is value]

@@ -30,7 +30,7 @@ from anyrnn.cells.base import origin_of
 from anyrnn.compiler.graph import PLAIN
 from anyrnn.compiler.graph_text import written
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.trace import check_one_row, tensors_of, trace
+from anyrnn.compiler.trace import check_one_row, part_of, tensors_of, trace
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
@@ -128,7 +128,7 @@ def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor
         return registered[name]
     found: Any = cell
     for part in name.split("."):
-        found = getattr(found, part)
+        found = part_of(found, part)
     # The product lets torch.compile take a number that changes for an input.
     return found if isinstance(found, Tensor) else torch.ones((), dtype=x.dtype, device=x.device) * found
 
@@ -322,13 +322,17 @@ def _made_up(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter | Tenso
     return nn.Parameter(numbers.to(dtype))
 
 
-def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
-    """Put new tensors and modules for old ones: for the value itself, or within a dict, list or tuple."""
+def _replaced(value: Any, new: Mapping[int, Any], depth: int = 4) -> Any:
+    """Put new tensors and modules for old ones: for the value itself, or within dicts, lists and tuples."""
+    if id(value) in new or not depth:
+        return new.get(id(value), value)
     if type(value) in (dict, OrderedDict):
-        return type(value)((k, new.get(id(v), v)) for k, v in value.items())
+        return type(value)((k, _replaced(v, new, depth - 1)) for k, v in value.items())
     if type(value) in (list, tuple):
-        return type(value)(new.get(id(v), v) for v in value)
-    return new.get(id(value), value)
+        return type(value)(_replaced(v, new, depth - 1) for v in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_replaced(v, new, depth - 1) for v in value))
+    return value
 
 
 # ---- What torch.compile guards on ----

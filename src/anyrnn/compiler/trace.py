@@ -331,7 +331,10 @@ def _without(ops: Sequence[Op], moved: set[Ref], results: set[Ref]) -> tuple[tup
 
 def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
     """A function that names the tensors of cells by their attributes, and refuses others."""
-    names = {id(tensor): name for cell in cells for name, tensor in tensors_of(cell).items()}
+    names: dict[int, str] = {}
+    for cell in cells:
+        for name, tensor in tensors_of(cell).items():
+            names.setdefault(id(tensor), name)
 
     def name_of(tensor: Tensor) -> str:
         if id(tensor) not in names:
@@ -416,10 +419,46 @@ def registered_of(cell: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters, buffers and plain tensor attributes of a cell and its submodules, by dotted name."""
-    tensors = registered_of(cell)
+    """Return the parameters, buffers and other tensors of a cell and its submodules, by dotted name.
+
+    The others are attributes, or in lists, tuples and dicts that are (`settings.alpha`, `weights.0`). A tensor that is
+    a parameter, too, comes first under the name of that.
+    """
+    tensors, within = registered_of(cell), {}
     for prefix, module in cell.named_modules():
         for key, value in module.__dict__.items():
+            if key in _OF_MODULES:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
             if isinstance(value, Tensor):
-                tensors[f"{prefix}.{key}" if prefix else key] = value
-    return tensors
+                tensors[name] = value
+            elif isinstance(value, _CONTAINERS):
+                within.update(_tensors_within(value, name))
+    return tensors | within
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, tuple)
+_DEEPEST = 3  # of containers in containers, in which tensors are looked for
+
+
+def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a container, each with the path that `part_of` follows."""
+    if isinstance(value, dict):
+        parts = [(k, v) for k, v in value.items() if isinstance(k, str) and "." not in k]
+    else:
+        parts = [*zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True)]
+    for key, part in parts:
+        if isinstance(part, Tensor):
+            yield f"{name}.{key}", part
+        elif isinstance(part, _CONTAINERS) and depth < _DEEPEST:
+            yield from _tensors_within(part, f"{name}.{key}", depth + 1)
+
+
+def part_of(whole: Any, name: str) -> Any:
+    """The attribute of a module or named tuple, or the item of a container, that a part of a dotted name stands for."""
+    if isinstance(whole, dict):
+        return whole[name]
+    if isinstance(whole, list | tuple) and name.isdigit():
+        return whole[int(name)]
+    return getattr(whole, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from anyrnn.compiler.trace import part_of
 from anyrnn.runtime import autograd
 
 if TYPE_CHECKING:
@@ -134,11 +135,11 @@ def as_matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | float:
     """The present tensor of a name: a parameter, a buffer or another attribute."""
-    module = cell
+    module: Any = cell
     for name in path:
-        module = module._modules.get(name) or getattr(module, name)
-    found = module._parameters.get(attribute)
-    return found if found is not None else getattr(module, attribute)
+        module = (module._modules.get(name) if isinstance(module, nn.Module) else None) or part_of(module, name)
+    found: Tensor | float | None = module._parameters.get(attribute) if isinstance(module, nn.Module) else None
+    return found if found is not None else part_of(module, attribute)
 
 
 def _run_rows(ops: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:
