@@ -110,9 +110,7 @@ class ODELSTM(nn.Module):
         super().__init__()
         self.hidden_size, self.unfolds = hidden_size, unfolds
         self.lstm = nn.LSTMCell(input_size, hidden_size)
-        self.slope = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.slope = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, x: Tensor, state: Pair, elapsed: Tensor) -> Pair:
         """Compute the new h and c after a time (B,)."""
@@ -347,9 +345,7 @@ class SLSTM(nn.Module):
         return h, (h, c, n, new_m)
 
 
-def with_states(
-    model: nn.Module, x: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def with_states(model: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Loop over a cell that returns an output and a tuple of states."""
     outputs = []
     for x_t in x:
