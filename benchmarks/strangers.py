@@ -4,8 +4,6 @@
 and the loop of its project take turns, `anyrnn.workbench.bench.alternate` being the clock.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +14,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import anyrnn
 import strangers_cells as cells
-from anyrnn.workbench import bench
 
 
 class Sizes(NamedTuple):

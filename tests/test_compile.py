@@ -151,7 +151,7 @@ def arguments(name, lengths=None, reverse=False, autocast=None, trained=True):
     states = [torch.randn(3, size, dtype=dtype, requires_grad=trained) for size in signature.state_sizes]
     weights = [tensors_of(cell)[n].requires_grad_(trained) for n in operators.parsed(step).weights]
     lengths = None if lengths is None else torch.tensor(lengths)
-    return step, x, states, lengths, weights, reverse, autocast
+    return step, x, states, [], lengths, weights, reverse, autocast
 
 
 class Leaves(TorchDispatchMode):
@@ -199,9 +199,9 @@ def test_gradients_of_gradients_break_clearly():
 
 
 def test_an_operator_is_told_how_many_weights_its_step_has():
-    step, x, states, lengths, weights, *others = arguments("GRU")
+    step, x, states, extras, lengths, weights, *others = arguments("GRU")
     with pytest.raises(anyrnn.AnyRNNError, match=r"got 3 weights, expected 4: weight_ih, weight_hh, bias_ih, bias_hh"):
-        torch.ops.anyrnn.scan(step, x, states, lengths, weights[:3], *others)
+        torch.ops.anyrnn.scan(step, x, states, extras, lengths, weights[:3], *others)
 
 
 # ---- Sizes that change ----
@@ -459,7 +459,7 @@ def test_an_engine_that_is_asked_for_by_name_is_asked_for_below_compile(engine, 
 
 def test_the_cpu_engine_asked_for_by_name_refuses_below_compile_as_ever():
     torch._dynamo.reset()
-    layer = anyrnn.Recurrent(Drawing(3, 4)).double()
+    layer = anyrnn.Recurrent(Reading(3, 4)).double()
     with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="engine 'cpu' was asked for by name and cannot"):
         torch.compile(layer, backend="aot_eager")(call()[0])
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anyrnn.errors import AnyRNNError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,16 +30,28 @@ class Elementwise:
 def elementwise(f: Callable[[Tensor], Tensor], df: Callable[[Tensor], Tensor]) -> Elementwise:
     """Return a function of one tensor whose value is f(x) and whose derivative is df(x), whatever that of f is.
 
-    A spiking neuron fires where its voltage is above zero, and is trained by the derivative of a smooth function::
-
-        spike = anyrnn.elementwise(lambda v: v > 0, lambda v: 1 / (1 + 10 * v.abs()) ** 2)
-
-    Both are PyTorch on each number. What f gives is converted to the type of x. Within a cell it is compiled.
+    A spiking neuron fires where its voltage is above zero, and is trained by the derivative of a smooth function, its
+    surrogate (Neftci, Mostafa and Zenke, arXiv:1901.09948). Both functions are PyTorch on each number. What f gives is
+    converted to the type of x. Within a cell it is compiled.
 
     Args:
         f: The function.
         df: Its derivative, or what is to be taken for it.
+
+    Raises:
+        AnyRNNError: if one of them is no function.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> spike = anyrnn.elementwise(lambda v: v > 0, lambda v: 1 / (1 + 10 * v.abs()) ** 2)
+        >>> v = torch.tensor([-0.1, 0.1], requires_grad=True)
+        >>> spike(v).sum().backward()
+        >>> v.grad
+        tensor([0.2500, 0.2500])
     """
+    if not callable(f) or not callable(df):
+        msg = f"elementwise: got {f!r} and {df!r}, expected two functions of a tensor"
+        raise AnyRNNError(msg)
     return Elementwise(f, df)
 
 

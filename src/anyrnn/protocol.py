@@ -105,7 +105,10 @@ def shared(tensor: Tensor) -> Shared:
     """Mark a context that is one for all rows of the batch, such as the matrix of a graph.
 
     Args:
-        tensor: A tensor of any shape, without a batch.
+        tensor: A tensor of any shape, without a batch. Gradients pass through it.
+
+    Raises:
+        AnyRNNError: if it is no tensor.
 
     Example:
         >>> import torch, anyrnn
@@ -118,6 +121,9 @@ def shared(tensor: Tensor) -> Shared:
         >>> output.shape
         torch.Size([10, 3, 4])
     """
+    if not isinstance(tensor, Tensor):
+        msg = f"shared: got a {type(tensor).__name__}, expected a tensor"
+        raise AnyRNNError(msg)
     return Shared(tensor)
 
 

@@ -198,6 +198,7 @@ class Sight:
     def tensors(self, cell: nn.Module) -> Hashable:
         """The forms of the tensors, and which are the same one."""
         tensors = []
+        owner: Any
         for module_of, kind, name in self._tensors:
             owner = cell if module_of is None else module_of()
             if kind == _LOOSE:

@@ -366,6 +366,9 @@ class _Frames:
         self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
         self._recorder, self._ran, self._cell = recorder, ran, cell
         self._outer: Any = None
+        # What looks for modules when PyTorch imports one on the way is none of the cell's code.
+        finders = (getattr(finder, "__module__", "") for finder in sys.meta_path)
+        self._importers = {getattr(sys.modules.get(name), "__file__", None) for name in finders}
 
     def __enter__(self) -> None:
         self._collects = gc.isenabled()
@@ -383,7 +386,7 @@ class _Frames:
 
     def _note(self, frame: FrameType, event: str, _: object) -> None:
         file = frame.f_code.co_filename
-        if event != "return" or file in _MACHINERY:
+        if event != "return" or file in _MACHINERY or file in self._importers:
             return
         self._ran.add(frame.f_code)
         is_users, is_method = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
@@ -424,7 +427,8 @@ def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
     The others are attributes, or in lists, tuples and dicts that are (`settings.alpha`, `weights.0`). A tensor that is
     a parameter, too, comes first under the name of that.
     """
-    tensors, within = registered_of(cell), {}
+    tensors = registered_of(cell)
+    within: dict[str, Tensor] = {}
     for prefix, module in cell.named_modules():
         for key, value in module.__dict__.items():
             if key in _OF_MODULES:
