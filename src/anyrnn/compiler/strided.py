@@ -77,16 +77,18 @@ def merged(axes: Iterable[Axis]) -> list[Axis]:
 
 def arranged(builder: Builder, args: Sequence[Node], boxes: Iterable[Box], width: int) -> Node:
     """Numbers of some values moved to where boxes say."""
+    used: dict[int, int] = {}  # arguments, in the order in which a text names them
     simple: list[Box] = []
-    for k, sizes, first, strides, to, to_strides in boxes:
+    for which, sizes, first, strides, to, to_strides in boxes:
+        k = used.setdefault(which, len(used))
         axes = merged(axes_of(sizes, strides, to_strides))
         read, written = zip(*(a.strides for a in axes), strict=True) if axes else ((), ())
         simple.append((k, tuple(a.size for a in axes), first, tuple(read), to, tuple(written)))
     if len(simple) == 1:
-        ((k, sizes, first, strides, _, to_strides),) = simple
+        ((_, sizes, first, strides, _, to_strides),) = simple
         if math.prod(sizes) == width and strides == to_strides == (1,) * (width > 1):
-            return builder.part(args[k], first, width)
-    return builder.strided("arrange", tuple(args), width, tuple(simple))
+            return builder.part(args[next(iter(used))], first, width)
+    return builder.strided("arrange", tuple(args[k] for k in used or [0]), width, tuple(simple))
 
 
 def contraction(
@@ -203,13 +205,8 @@ def moved_back(builder: Builder, moves: Iterable[tuple[Node, Box]], width: int) 
             layers.append(layer := (np.zeros(width, dtype=bool), []))
         layer[0][places] = True
         layer[1].append((args.setdefault(gradient, len(args)), sizes, to, to_strides, first, strides))
-    parts += [_of_layer(builder, list(args), boxes, width) for _, boxes in layers]
+    parts += [arranged(builder, list(args), boxes, width) for _, boxes in layers]
     return _added(builder, parts)
-
-
-def _of_layer(builder: Builder, args: list[Node], boxes: list[Box], width: int) -> Node:
-    used = sorted({k for k, *_ in boxes})
-    return arranged(builder, [args[k] for k in used], [(used.index(k), *box) for k, *box in boxes], width)  # type: ignore[misc]
 
 
 def _added(builder: Builder, parts: Sequence[Node]) -> Node:
