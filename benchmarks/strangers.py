@@ -51,7 +51,8 @@ class Stranger:
         inputs: What else a step gets, (T, B, ...).
         context: What it gets that is the same at every step, (B, ...), or `anyrnn.shared`.
         options: Arguments of `anyrnn.Recurrent`, such as its step.
-        before: What its module makes of x before the loop.
+        before: What its module makes of x before the loop, which a step then reads.
+        reads: The shape of that, where it is another one.
         engine: The engine that is to run it.
         usual: I and H as the project uses them.
         small: I and H for tests.
@@ -60,12 +61,13 @@ class Stranger:
 
     make: Callable[[Sizes], nn.Module]
     loop: Callable[..., tuple[Any, Any]]
-    states: Callable[[Sizes], Shapes] = units(1)
+    states: Callable[[Sizes], Shapes] = lambda n: (n.H,)
     x: Callable[[Sizes], tuple[int, ...]] = lambda n: (n.I,)
     inputs: Callable[[Sizes], Extras] = nothing
     context: Callable[[Sizes], Extras] = nothing
     options: Callable[[Sizes], dict[str, Any]] = lambda _: {}
     before: Callable[[Any, Tensor], Tensor] = lambda _, x: x
+    reads: Callable[[Sizes], tuple[int, ...]] | None = None
     engine: str = "cpu"
     usual: tuple[int, int] = (64, 128)
     small: tuple[int, int] = (3, 4)
@@ -73,7 +75,7 @@ class Stranger:
 
     def layer(self, n: Sizes, model: nn.Module | None = None, **options: Any) -> anyrnn.Recurrent:
         """The layer of anyrnn."""
-        shape = self.x(n)
+        shape = (self.reads or self.x)(n)
         size = shape[0] if len(shape) == 1 else shape
         cell = (lambda _: self.make(n)) if model is None else model
         return anyrnn.Recurrent(cell, size, **self.options(n), **options)
@@ -84,7 +86,7 @@ class Stranger:
 
 
 def mask(*shape: int) -> Tensor:
-    return (torch.rand(*shape) > 0.3).float()
+    return (torch.rand(*shape) > 0.3).to(torch.get_default_dtype())
 
 
 def gaps(*shape: int) -> Tensor:
@@ -150,7 +152,11 @@ STRANGERS: dict[str, Stranger] = {
         usual=(1, 64),
     ),
     "ODE-LSTM": Stranger(
-        lambda n: cells.ODELSTM(n.I, n.H), cells.odelstm, units(2), inputs=lambda n: (gaps(n.T, n.B),), usual=(16, 64)
+        lambda n: cells.ODELSTM(n.I, n.H, unfolds=3 if n.H > 16 else 1),
+        cells.odelstm,
+        units(2),
+        inputs=lambda n: (gaps(n.T, n.B),),
+        usual=(16, 64),
     ),
     "ncps CfC": Stranger(
         lambda n: cells.CfC(n.I, n.H, n.H + 1), cells.cfc, inputs=lambda n: (gaps(n.T, n.B),), usual=(16, 64)
@@ -184,10 +190,10 @@ STRANGERS: dict[str, Stranger] = {
     "speechbrain LiGRU": Stranger(
         lambda n: cells.LiGRU(n.I, n.H),
         cells.ligru,
-        x=lambda n: (2 * n.H,),
+        reads=lambda n: (2 * n.H,),
         context=lambda n: (mask(n.B, n.H),),
         options=lambda _: {"step": cells.LiGRU.step},
-        before=lambda m, x: m.gates(x),
+        before=cells.LiGRU.gates,
     ),
     "stanza LSTMwRecDropout": Stranger(
         lambda n: cells.LSTMwRecDropout(n.I, n.H), packed, units(2), context=lambda n: (mask(n.B, n.H),)

@@ -358,7 +358,7 @@ def with_states(model: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> tuple
 
 
 class LTC(nn.Module):
-    """Liquid time-constant cell (Hasani et al. 2021, algorithm 1): a synapse between any two neurons, several unfolds."""
+    """Liquid time-constant cell (Hasani et al. 2021, algorithm 1): a synapse for any two neurons, several unfolds."""
 
     def __init__(self, input_size: int, neurons: int, motor: int, unfolds: int = 4) -> None:
         super().__init__()
@@ -595,12 +595,12 @@ class SuperSpike(torch.autograd.Function):
 class LIFParameters(NamedTuple):
     """What norse keeps of a neuron, in numbers that are tensors."""
 
-    tau_syn_inv: Tensor = torch.as_tensor(1.0 / 5e-3)
-    tau_mem_inv: Tensor = torch.as_tensor(1.0 / 1e-2)
-    v_leak: Tensor = torch.as_tensor(0.0)
-    v_th: Tensor = torch.as_tensor(1.0)
-    v_reset: Tensor = torch.as_tensor(0.0)
-    alpha: Tensor = torch.as_tensor(100.0)
+    tau_syn_inv: Tensor
+    tau_mem_inv: Tensor
+    v_leak: Tensor
+    v_th: Tensor
+    v_reset: Tensor
+    alpha: Tensor
 
 
 class LIFState(NamedTuple):
@@ -614,9 +614,10 @@ class LIFState(NamedTuple):
 class LIFRecurrentCell(nn.Module):
     """Leaky neurons with recurrent synapses, a named tuple as the state and another for the parameters, as in norse."""
 
-    def __init__(self, input_size: int, hidden_size: int, p: LIFParameters = LIFParameters(), dt: float = 1e-3) -> None:
+    def __init__(self, input_size: int, hidden_size: int, dt: float = 1e-3) -> None:
         super().__init__()
-        self.hidden_size, self.p, self.dt = hidden_size, p, dt
+        self.hidden_size, self.dt = hidden_size, dt
+        self.p = LIFParameters(*map(torch.as_tensor, (1 / 5e-3, 1 / 1e-2, 0.0, 1.0, 0.0, 100.0)))
         self.input_weights = nn.Parameter(torch.randn(hidden_size, input_size) * 2 / input_size**0.5)
         self.recurrent_weights = nn.Parameter(torch.randn(hidden_size, hidden_size) * 2 / hidden_size**0.5)
 
@@ -729,7 +730,7 @@ def at_images(model: ConvLSTM, x: Tensor, state: Pair) -> tuple[Tensor, Pair]:
 
 
 class LocationAttention(nn.Module):
-    """Additive attention that sees where it has looked (Chorowski et al. 2015, eq. 8), with a convolution or without."""
+    """Additive attention that sees where it has looked (Chorowski et al. 2015, eq. 8), by a convolution or not."""
 
     def __init__(self, hidden_size: int, memory_size: int, size: int, filters: int) -> None:
         super().__init__()
@@ -786,7 +787,7 @@ def tacotron(
 
 
 class InputFeedDecoder(nn.Module):
-    """Luong's decoder with input feeding (2015) as in OpenNMT: stacked LSTM cells whose states lie in one tensor each."""
+    """Luong's decoder with input feeding (2015) as in OpenNMT: stacked LSTM cells, their states in one tensor each."""
 
     def __init__(self, input_size: int, hidden_size: int, layers: int = 2) -> None:
         super().__init__()
