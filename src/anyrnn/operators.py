@@ -32,7 +32,6 @@ from anyrnn.checks import valid_lengths
 from anyrnn.compiler.graph import run_ops
 from anyrnn.compiler.graph_text import parse_graph
 from anyrnn.compiler.program import parse
-from anyrnn.compiler.split import split
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.errors import AnyRNNError
@@ -43,7 +42,7 @@ from anyrnn.runtime.gradients import ForwardPass, backward
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.loop import Loop, forward
 from anyrnn.runtime.parts import as_array, as_matrix
-from anyrnn.runtime.plans import Plan
+from anyrnn.runtime.plans import Plan, planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -93,8 +92,7 @@ def recipe(step: str) -> Recipe:
     graph = parsed(step)
     try:
         with _unseen(), torch.enable_grad():
-            plan = Plan(split(graph))
-            _ = plan.loop.derivative
+            plan = planned(graph)
     except AnyRNNError as reason:
         return Recipe(graph, None, reason=str(reason))
     if plan.before.mixing or plan.after.mixing:

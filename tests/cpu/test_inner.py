@@ -8,6 +8,7 @@ from numpy_backend import ENGINE
 from torch import nn
 from torch.nn import functional as F
 
+import anyrnn
 from anyrnn.compiler.derive import derive
 from anyrnn.compiler.program import parse
 from anyrnn.compiler.split import split
@@ -235,3 +236,28 @@ def test_threads_share_the_rows():
             assert_near(*results, 1e-9)
     finally:
         torch.set_num_threads(threads)
+
+
+class Synapses(nn.Module):
+    """Every neuron sees every other one, several times a step: of few neurons, many small pieces."""
+
+    def __init__(self, neurons, unfolds):
+        super().__init__()
+        self.hidden_size, self.unfolds = neurons, unfolds
+        self.mu, self.sigma = nn.Parameter(torch.rand(neurons, neurons)), nn.Parameter(torch.rand(neurons, neurons))
+        self.W = nn.Linear(I, neurons)
+
+    def forward(self, x, v):
+        for _ in range(self.unfolds):
+            open_ = torch.sigmoid(self.sigma * (v.unsqueeze(2) - self.mu))
+            v = (self.W(x) + (open_ * self.mu).sum(1)) / (1.5 + open_.sum(1))
+        return v
+
+
+@pytest.mark.parametrize("neurons", [3, 5, 8, 9, 24])
+def test_pieces_that_would_be_too_many_are_moved_together(neurons):
+    torch.manual_seed(0)
+    cell, call = Synapses(neurons, 6).double(), CALLS[3]
+    layer = anyrnn.Recurrent(cell, I)
+    assert anyrnn.explain(layer, torch.zeros(2, 3, I, dtype=DOUBLE)).parts[0].engine == "cpu"
+    assert_near(outcome("cpu", cell, call, DOUBLE), outcome("reference", cell, call, DOUBLE), 1e-9)

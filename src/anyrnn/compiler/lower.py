@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: What is in more segments is put into one: as many values would be computed from it.
-_MOST_SEGMENTS = 8
+MOST_SEGMENTS = 8
 
 _SHIFT = 32  # a code is the index of a node in `Lowering._nodes`, shifted, plus the number's index in the node
 
@@ -52,8 +52,8 @@ class Value:
 class Lowering:
     """Turns operations on tensors into nodes, for which the rules call it."""
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
+    def __init__(self, builder: Builder, most_segments: int = MOST_SEGMENTS) -> None:
+        self.builder, self.most_segments = builder, most_segments
         self._nodes: list[Node] = []
         self._index: dict[Node, int] = {}
 
@@ -68,7 +68,7 @@ class Lowering:
 
     def pieces(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
-        codes = value.codes if _are_few(value.codes) else self._together(value.codes)
+        codes = value.codes if self._are_few(value.codes) else self._together(value.codes)
         return tuple(
             node if node.width == count else self.builder.widened(self._cast("mul", 0, node), count)
             for node, count in self._ranges(codes)
@@ -109,9 +109,9 @@ class Lowering:
         """Broadcast tensors as PyTorch does, and make one node for each range that is a segment in all of them."""
         batched = any(v.batched for v in values)
         arrays = list(np.broadcast_arrays(*self._aligned(values, batched)))
-        flats = [a.ravel() if _are_few(a) else self._together(a).ravel() for a in arrays]
+        flats = [a.ravel() if self._are_few(a) else self._together(a).ravel() for a in arrays]
         edges = _edges(flats)
-        if len(edges) > _MOST_SEGMENTS + 1:
+        if len(edges) > self.most_segments + 1:
             flats = [flat if len(_edges([flat])) == 2 else self._together(flat) for flat in flats]
             edges = _edges(flats)
         results = []
@@ -121,6 +121,12 @@ class Lowering:
             results.append(self._codes(make(nodes), width))
         codes = np.concatenate(results) if results else flats[0]
         return Value(codes.reshape(arrays[0].shape), batched)
+
+    def _are_few(self, codes: NDArray[np.int64]) -> bool:
+        """Whether codes are in few segments."""
+        steps, most = np.diff(codes.ravel()), self.most_segments
+        jumps = np.count_nonzero((steps != 0) & (steps != 1))
+        return bool(jumps <= 2 * most) and len(_segments(codes.ravel())) <= most
 
     def _aligned(self, values: Sequence[Value], batched: bool) -> list[NDArray[np.int64]]:
         """The codes of tensors, without a dimension for the batch in those that have none, if others are batched."""
@@ -153,7 +159,7 @@ class Lowering:
         outputs = moved.size // count
         is_wide = count < outputs and (op == "sum" or count == 2)  # a few values, wide ones
         one = moved[..., 0] if is_wide else moved[(0,) * (moved.ndim - 1)]
-        if count > 1 and not ((count - 1 if is_wide else outputs) <= _MOST_SEGMENTS and _are_few(one)):
+        if count > 1 and not ((count - 1 if is_wide else outputs) <= self.most_segments and self._are_few(one)):
             return self._reduced_together(op, value, axis)
         if count == 1 or is_wide:
             total = self.number(Value(moved[..., 0], value.batched))
@@ -291,13 +297,6 @@ class Lowering:
             self._index[node] = len(self._nodes)
             self._nodes.append(node)
         return self._index[node] << _SHIFT
-
-
-def _are_few(codes: NDArray[np.int64]) -> bool:
-    """Whether codes are in few segments."""
-    steps = np.diff(codes.ravel())
-    jumps = np.count_nonzero((steps != 0) & (steps != 1))
-    return bool(jumps <= 2 * _MOST_SEGMENTS) and len(_segments(codes.ravel())) <= _MOST_SEGMENTS
 
 
 def _edges(flats: Sequence[NDArray[np.int64]]) -> list[int]:

@@ -55,6 +55,10 @@ _NONE: Mapping[str, Tensor] = MappingProxyType({})
 MOST_VALUES = 1500
 
 
+class TooManyValuesError(AnyRNNError):
+    """A step falls into more values than can be compiled in reasonable time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A value of the program. Equal values are the same object: see `Builder`.
@@ -125,7 +129,7 @@ class Builder:
                     f"it falls into more than {MOST_VALUES:,} values, which would take minutes to compile: compute "
                     f"features together, not one by one, and repeat less in a step"
                 )
-                raise AnyRNNError(msg)
+                raise TooManyValuesError(msg)
             node = self.known[key] = Node(op, args, width, attr)
         return node
 

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from anyrnn.compiler.draws import drawn_apart
 from anyrnn.compiler.dtypes import Types
 from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
-from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.lower import MOST_SEGMENTS, Lowering, Value
 from anyrnn.compiler.node import Builder, Node, ordered
 from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
@@ -86,8 +86,8 @@ class Split:
         return self.graph.series
 
 
-def split(graph: Graph) -> Split:
-    """Split a graph.
+def split(graph: Graph, most_segments: int = MOST_SEGMENTS) -> Split:
+    """Split a graph; features that lie in more segments than so many are moved together first.
 
     Raises:
         AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
@@ -104,7 +104,7 @@ def split(graph: Graph) -> Split:
     outputs = tuple(dict.fromkeys(r for r in wanted if part[r] == _LOOP and r not in after_outputs))
     _check_rows(graph, part, wanted)
 
-    loop = _LoopLowering(graph, part)
+    loop = _LoopLowering(graph, part, most_segments)
     pieces = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
     for ref in outputs:
         values = loop.pieces(ref)
@@ -181,13 +181,13 @@ class _LoopLowering:
         new = tanh(add(p, q))   loop    lowered: where `value` begins, for `new` is the new state
     """
 
-    def __init__(self, graph: Graph, part: dict[Ref, int]) -> None:
+    def __init__(self, graph: Graph, part: dict[Ref, int], most_segments: int) -> None:
         self.graph = graph
         self.part = part
         self.producers = {ref: op for op in graph.ops for ref in op.outputs}
         self.types = Types(graph)
         self.builder = Builder()
-        self.lowering = Lowering(self.builder)
+        self.lowering = Lowering(self.builder, most_segments)
         self.tensors: dict[str, Ref] = {}
         self._arrays: dict[tuple[str, Ref], Array] = {}
         self.values: dict[Ref, Value] = {}

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
+from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.reach import Reach, Sight
 from anyrnn.compiler.split import Ops, Split, split
 from anyrnn.compiler.trace import check_one_row, trace
@@ -29,6 +30,8 @@ from anyrnn.runtime.loop import Loop
 if TYPE_CHECKING:
     from collections.abc import Hashable
     from types import CodeType
+
+    from anyrnn.compiler.graph import Graph
 
 
 _PLANS = 256  # remembered
@@ -85,6 +88,21 @@ class Plan:
         types = [graph.dtypes[ref] for ref in self.series]
         types = [dtype if t.is_floating_point else t for t in types]
         return [SeriesForm(graph.shapes[ref][1:], t) for ref, t in zip(self.series, types, strict=True)]
+
+
+def planned(graph: Graph) -> Plan:
+    """Take a step apart, and derive its backward pass.
+
+    Features far apart are computed piece by piece as long as these are few; where that makes too many values, they are
+    moved together before anything is computed from them.
+    """
+    try:
+        plan = Plan(split(graph))
+        _ = plan.loop.derivative
+    except TooManyValuesError:
+        plan = Plan(split(graph, most_segments=1))
+        _ = plan.loop.derivative
+    return plan
 
 
 def _path(name: str) -> tuple[tuple[str, ...], str]:
@@ -202,8 +220,7 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
         with outside_inference_mode(), torch.enable_grad():
             graph = trace(cell, call.signature, call.x_shape, call.dtype, ran, inputs, call.extras)
             with torch._C.DisableTorchFunction():  # such as a default device's: these tensors are our own
-                plan = Plan(split(graph.asked(call.request.record, call.request.states)))
-                _ = plan.loop.derivative
+                plan = planned(graph.asked(call.request.record, call.request.states))
             check_one_row(graph, cell, call.signature, inputs, call.extras)
     except RecursionError:
         return "its step is too long a chain of operations", Reach.of(ran)
