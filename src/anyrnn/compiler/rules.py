@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.ops import OPERATIONS, Operation
 from anyrnn.errors import AnyRNNError
 
@@ -52,6 +53,8 @@ def lower(
     try:
         kept = composite and (op.short_name in COMPOSITE or op.name in COMPOSITE)
         result = lowering.composite(str(op.overload), args, kwargs) if kept else rule(lowering, *args, **kwargs)
+    except TooManyValuesError:
+        raise  # of the whole step, not of this operation
     except (TypeError, ValueError, IndexError, KeyError) as cause:
         form = f"{op.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
         msg = f"{unsupported(op)} in this form ({form})"
