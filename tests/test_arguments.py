@@ -445,10 +445,7 @@ def test_several_outputs_come_back_in_their_structure(bidirectional, lengths):
         size = 2 if bidirectional else 1
         if make is Gates:
             assert list(output) == ["h_n", "f", "score"]
-            assert output["score"].shape == ((T, B) if not bidirectional else (T, 2 * B)) or output["score"].shape == (
-                T,
-                B,
-            )
+            assert output["score"].shape == ((T, B, 2) if bidirectional else (T, B))
         else:
             assert output[0].shape == (T, B, H, H * size)
 

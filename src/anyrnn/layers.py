@@ -237,7 +237,8 @@ class Layer(nn.Module):
         elif batch_first:
             x = x.transpose(0, 1)
         T, B = x.shape[:2]
-        extras = self._extras(options, batched, batch_first, (T, B), x) if options.inputs is not options.context else ()
+        is_more = options.inputs is not None or options.context is not None
+        extras = self._extras(options, batched, batch_first, (T, B), x) if is_more else ()
         if self.input_size is None:
             self._set_input_size(x.shape[-1], state, extras, B)
             check_input(name, x, self.input_size, like)

@@ -91,7 +91,8 @@ def scan(
         check_x(name, x, {3: "(T, B, ...)"})
     T, B = x.shape[:2]
     like = placement(cell, x) if isinstance(cell, nn.Module) else x
-    extras = checked_extras(name, inputs, context, (T, B), x) if inputs is not context else ()
+    is_more = inputs is not None or context is not None
+    extras = checked_extras(name, inputs, context, (T, B), x) if is_more else ()
     signature = _signature_of(cell, size_of(x.shape[2:]), state, extras, B)
     check_input(name, x, None, like)
     if state is None:

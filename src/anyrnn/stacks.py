@@ -92,13 +92,15 @@ class Wiring:
 
 
 def _beside(tensors: Sequence[Tensor], lead: int) -> Tensor:
-    """Tensors side by side: their features, or the channels of images, behind so many dimensions."""
+    """Tensors side by side: their features, or the channels of images, behind so many dimensions; numbers as features."""
+    if tensors[0].dim() == lead:
+        return torch.stack([*tensors], dim=-1)
     return torch.cat([*tensors], dim=lead if tensors[0].dim() - lead > 2 else -1)
 
 
 def _size_beside(sizes: Sequence[Size]) -> Size:
     """The size of `_beside`."""
-    shapes = [list(shape_of(size)) for size in sizes]
+    shapes = [list(shape_of(size)) or [1] for size in sizes]
     dim = 0 if len(shapes[0]) > 2 else -1
     shapes[0][dim] = sum(shape[dim] for shape in shapes)
     return size_of(shapes[0])
