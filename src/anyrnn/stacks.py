@@ -92,7 +92,7 @@ class Wiring:
 
 
 def _beside(tensors: Sequence[Tensor], lead: int) -> Tensor:
-    """Tensors side by side: their features, or the channels of images, behind so many dimensions; numbers as features."""
+    """Tensors side by side behind so many dimensions: their features, or the channels of images; or numbers."""
     if tensors[0].dim() == lead:
         return torch.stack([*tensors], dim=-1)
     return torch.cat([*tensors], dim=lead if tensors[0].dim() - lead > 2 else -1)
