@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -648,6 +649,8 @@ def test_the_feedback_may_be_a_function_and_runs_compiled():
             fed[engine] = layer(x, feedback=lambda y: torch.tanh(y[:, :I]), forced=2)[0]
     torch.testing.assert_close(fed["cpu"], fed["reference"])
     torch.testing.assert_close(fed["cpu"][:2], layer(x[:2])[0])
+    for again in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        torch.testing.assert_close(again(x)[0], layer(x)[0])
     with pytest.raises(anyrnn.AnyRNNError, match="bidirectional"):
         anyrnn.GRU(I, H, bidirectional=True)(torch.zeros(T, B, I), feedback=torch.tanh)
     with pytest.raises(anyrnn.AnyRNNError, match=r"forced torch.bool \(2,\), expected true or false \(T, B\)"):

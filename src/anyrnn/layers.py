@@ -386,6 +386,10 @@ class Layer(nn.Module):
         output, state = self._apply_layer(x, state, options)
         return output, state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and files what a layer only remembers."""
+        return {k: v for k, v in self.__dict__.items() if k != "_fed"}
+
     def __prepare_scriptable__(self) -> nn.Module:
         """Refuse TorchScript, which calls this before it compiles a module."""
         msg = (

@@ -116,7 +116,7 @@ class CellLayer(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what a layer only remembers."""
-        return {**self.__dict__, "_bound": {}}
+        return {**super().__getstate__(), "_bound": {}}
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no flat copy of the weights. Kept for code written for torch.nn."""
