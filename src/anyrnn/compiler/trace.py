@@ -424,7 +424,8 @@ def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
     The others are attributes, or in lists, tuples and dicts that are (`settings.alpha`, `weights.0`). A tensor that is
     a parameter, too, comes first under the name of that.
     """
-    tensors, within = registered_of(cell), {}
+    tensors = registered_of(cell)
+    within: dict[str, Tensor] = {}
     for prefix, module in cell.named_modules():
         for key, value in module.__dict__.items():
             if key in _OF_MODULES:
