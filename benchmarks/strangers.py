@@ -4,16 +4,21 @@
 and the loop of its project take turns, `anyrnn.workbench.bench.alternate` being the clock.
 """
 
+import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
 import anyrnn
 import strangers_cells as cells
+from anyrnn.workbench import bench
 
 
 class Sizes(NamedTuple):
@@ -98,6 +103,14 @@ def adjacency(count: int) -> Tensor:
     return torch.rand(count, count) / count + torch.eye(count)
 
 
+def laplacian(count: int) -> Tensor:
+    """The scaled Laplacian of such a graph, whose eigenvalues are from -1 to 1."""
+    A = adjacency(count)
+    A = A + A.T
+    root = A.sum(1).rsqrt()
+    return -root.unsqueeze(1) * A * root
+
+
 def packed(model: nn.Module, x: Tensor, state: Any, mask: Tensor) -> tuple[Tensor, Any]:
     """Run stanza's loop on a batch without padding."""
     output, final = cells.lstm_with_dropout(model, pack_padded_sequence(x, [len(x)] * x.shape[1]), state, mask)  # type: ignore[arg-type]
@@ -166,7 +179,7 @@ STRANGERS: dict[str, Stranger] = {
         cells.ltc,
         inputs=lambda n: (gaps(n.T, n.B, 1),),
         usual=(8, 16),
-        small=(3, 5),
+        small=(2, 16),
     ),
     "GRU-D": Stranger(
         lambda n: cells.GRUD(n.I, n.H),
@@ -242,7 +255,7 @@ STRANGERS: dict[str, Stranger] = {
     ),
     "norse LIFRecurrentCell": Stranger(lambda n: cells.LIFRecurrentCell(n.I, n.H), cells.lif, units(3)),
     "GConvGRU": Stranger(
-        lambda n: cells.GConvGRU(adjacency(20 if n.H > 16 else 5) - 1, n.I, n.H),
+        lambda n: cells.GConvGRU(laplacian(20 if n.H > 16 else 5), n.I, n.H),
         cells.on_graph,
         lambda n: ((20 if n.H > 16 else 5, n.H),),
         x=lambda n: (20 if n.H > 16 else 5, n.I),
@@ -277,3 +290,84 @@ STRANGERS: dict[str, Stranger] = {
         options=lambda n: {"state_sizes": ((2, n.H), (2, n.H), n.H)},
     ),
 }
+
+#: A spike is 0 or 1: after a hundred steps in float32 one that was near its threshold may be another. Tests compare
+#: them in float64.
+SPIKING = ("snntorch, two layers of Leaky", "norse LIFRecurrentCell")
+
+
+# ---- Measuring ----
+
+Call = Callable[[], object]
+
+
+def calls_of(stranger: Stranger, n: Sizes) -> tuple[str, dict[str, dict[str, Call]]]:
+    """The engine of a stranger's layer; and by kind of call, the calls of its users' loop and of the layer."""
+    torch.manual_seed(0)
+    model = stranger.make(n)
+    layer = stranger.layer(n, model)
+    x = stranger.before(model, torch.randn(n.T, n.B, *stranger.x(n))).detach()
+    inputs, context = stranger.inputs(n), stranger.context(n)
+    given = [*(inputs.values() if isinstance(inputs, dict) else inputs), *context]
+    extras = [getattr(extra, "tensor", extra) for extra in given]
+    states = [torch.zeros_like(s) for s in stranger.drawn(n)]
+    state = states[0] if len(states) == 1 else tuple(states)
+    weights = list(model.parameters())
+    engine = anyrnn.explain(layer, x, inputs=inputs or None, context=context or None).parts[0].engine
+
+    def ours() -> Any:
+        return layer(x, inputs=inputs or None, context=context or None)[0]
+
+    def theirs() -> Any:
+        return stranger.loop(model, x, state, *extras)[0]
+
+    def forward(run: Call) -> list[Tensor]:
+        with torch.no_grad():
+            return tree_leaves(run())
+
+    def training(run: Call) -> list[Tensor]:
+        x.requires_grad_()
+        total = sum(t.sum() for t in tree_leaves(run()))
+        grads = torch.autograd.grad(total, [x, *weights], allow_unused=True)
+        return [torch.zeros(()) if g is None else g for g in grads]
+
+    kinds = {"forward": forward, "training": training}
+    return engine, {
+        kind: {"theirs": partial(call, theirs), "ours": partial(call, ours)} for kind, call in kinds.items()
+    }
+
+
+def check(name: str, first: list[Tensor], second: list[Tensor]) -> None:
+    """See that outputs or gradients agree: to float32's rounding, which a long loop makes larger."""
+    for a, b in zip(first, second, strict=True):
+        difference = (a - b).abs().max() / max(1.0, float(b.abs().max()))
+        if difference > 1e-2:
+            sys.exit(f"{name}: they differ by {difference:.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each loop and kind of call, about")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each, at least 2")
+    parser.add_argument("--only", nargs="+", default=list(STRANGERS), choices=STRANGERS, help="some of the projects")
+    arguments = parser.parse_args()
+    print("| project | I, H | engine | forward | forward + backward |\n| --- | --- | --- | --- | --- |")
+    with bench.using(1):
+        for name in arguments.only:
+            stranger = STRANGERS[name]
+            sizes = Sizes(100, 32, *stranger.usual, 50)
+            engine, kinds = calls_of(stranger, sizes)
+            cells_of_row = []
+            for kind, calls in kinds.items():
+                results = {by: call() for by, call in calls.items()}
+                if name not in SPIKING:
+                    check(f"{name}, {kind}", results["ours"], results["theirs"])
+                timing = bench.alternate(calls, arguments.seconds, threads=1, rounds=arguments.rounds)
+                ours, theirs = timing["ours"].median, timing["theirs"].median
+                cells_of_row.append(f"{theirs / ours:.1f}x ({theirs * 1e3:.1f} / {ours * 1e3:.1f} ms)")
+            row = (name, f"{sizes.I}, {sizes.H}", engine, *cells_of_row)
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

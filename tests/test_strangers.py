@@ -133,6 +133,74 @@ def test_only_convolutions_run_on_the_reference():
     assert len(STRANGERS) - len(CONVOLUTIONS) >= 20
 
 
+class Kept(nn.Module):
+    """Keeps its weights in a dict beside the module's own, numbers in nested containers, and asks for a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = 4
+        self.w, self.u = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 4))
+        self.weights = {"w": self.w, "of": [torch.rand(4), (torch.rand(4),)]}
+
+    def forward(self, x, h):
+        scale, (shift,) = self.weights["of"]
+        return torch.tanh(x @ self.weights["w"] + h @ self.get_parameter("u") * scale + shift)
+
+
+def test_tensors_in_containers_are_those_of_the_present_call():
+    layer, x = anyrnn.Recurrent(Kept(), 3), torch.randn(T, B, 3)
+    cell, seen = layer.cells[0], []
+
+    def same_as_plain():
+        found = []
+        for engine in ("cpu", "reference"):
+            with anyrnn.engine(engine):
+                output, _ = layer(x)
+            found.append(with_gradients([output], [*layer.parameters(), cell.weights["w"]]))
+        close(*found)
+        assert all(not torch.equal(found[0][0], before) for before in seen)
+        seen.append(found[0][0].detach())
+
+    same_as_plain()
+    with torch.no_grad():
+        cell.weights["of"][0].mul_(0.5)  # changed in place
+    same_as_plain()
+    cell.weights["of"][1] = (torch.rand(4),)  # another tensor
+    same_as_plain()
+    with torch.no_grad():
+        cell.weights["w"].mul_(0.5)
+    same_as_plain()
+    cell.weights["w"] = nn.Parameter(torch.randn(3, 4))  # no more the module's
+    same_as_plain()
+    cell.weights["w"] = cell.w = nn.Parameter(torch.randn(3, 4))  # both
+    same_as_plain()
+    cell.w = nn.Parameter(torch.randn(3, 4))  # of the module alone, which the step does not read
+    seen.clear()
+    same_as_plain()
+
+
+def test_a_step_given_as_a_function_says_what_it_takes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W = nn.Linear(3, 4)
+
+        def advance(self, x, h, c, gate):
+            c = c + gate * torch.tanh(self.W(x) + h)
+            return torch.tanh(c), c
+
+    for step in (lambda m, x, s, gate: m.advance(x, *s, gate), Net.advance):
+        layer = anyrnn.Recurrent(Net(), 3, step=step, state_sizes=(4, 4))
+        x, gate = torch.randn(T, B, 3), torch.rand(B, 4)
+        output, _ = layer(x, context=gate)
+        h = c = x.new_zeros(B, 4)
+        for t in range(T):
+            h, c = layer.cells[0].advance(x[t], h, c, gate)
+            close(output[t], h)
+        with pytest.raises(anyrnn.AnyRNNError, match=r"Its forward takes \(x, .*gate\)"):
+            anyrnn.Recurrent(Net(), 3, step=step, state_sizes=(4, 4))(x)
+
+
 # ---- Directions and stacks ----
 
 #: Those that read what x is, so that two cells can read it from both sides.

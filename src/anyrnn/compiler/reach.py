@@ -197,10 +197,9 @@ class Sight:
 
     def tensors(self, cell: nn.Module) -> Hashable:
         """The forms of the tensors, and which are the same one."""
-        tensors = []
-        owner: Any
+        tensors: list[Tensor | None] = []
         for module_of, kind, name in self._tensors:
-            owner = cell if module_of is None else module_of()
+            owner: Any = cell if module_of is None else module_of()
             if kind == _LOOSE:
                 tensors.append(owner)
                 continue
