@@ -56,7 +56,7 @@ from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
@@ -144,6 +144,8 @@ class Layer(nn.Module):
             self._run(given) if options.feedback is None else run_fed(self, given, options.feedback, options.forced)
         )
         signature = self._signature(self.num_layers - 1)
+        if given.request is NO_REQUEST and signature.names is None:
+            return self._outer(series[0][0], packed, given.batched), self._stack(given.finals, given.batched, state)
         count, names = len(signature.output_sizes), given.request.record
         outputs = [self._outer(t, packed, given.batched) for t in series[0][:count]]
         results = [signature.wrap_outputs(outputs), self._stack(given.finals, given.batched, state)]
@@ -162,6 +164,11 @@ class Layer(nn.Module):
         """
         wiring, inputs = self._wiring, [given.x]
         found: list[Sequence[Tensor]] = []
+        if self.num_layers == 1 and not self.bidirectional:  # nothing to join: the shortest way
+            call = self._call(0, False, given.x, given)
+            result = choose(call).engine.run(call)
+            given.finals.append(result.states)
+            return [result.series]
         for layer in range(self.num_layers):
             x, count = wiring.joined(inputs), len(self._signature(layer).output_sizes)
             results = []
@@ -205,14 +212,17 @@ class Layer(nn.Module):
 
     def _calls(self, layer: int, x: Tensor, given: Arguments) -> Iterator[tuple[Choice, Call]]:
         """The calls of a layer on its input x, one for each direction, each with its engine."""
-        for direction in range(self.num_directions):
-            reverse = direction == 1
-            state = given.states[layer * self.num_directions + direction]
-            cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
-            if not signature.settled:
-                raise AnyRNNError(untold(cell, signature))
-            call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
+        for reverse in (False, True)[: self.num_directions]:
+            call = self._call(layer, reverse, x, given)
             yield choose(call), call
+
+    def _call(self, layer: int, reverse: bool, x: Tensor, given: Arguments) -> Call:
+        """The call of a layer in a direction on its input x."""
+        state = given.states[layer * self.num_directions + reverse]
+        cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
+        if not signature.settled:
+            raise AnyRNNError(untold(cell, signature))
+        return Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -224,10 +234,12 @@ class Layer(nn.Module):
             x, lengths = pad_packed_sequence(x)  # (T, B, I)
             batched, batch_first = True, False
         else:
-            dims = len(shape_of(self.input_size)) if self.input_size is not None else 1
-            tail = "I" if dims == 1 else ", ".join(map(str, shape_of(self.input_size)))  # type: ignore[arg-type]
-            forms = {dims + 2: f"({'B, T' if self.batch_first else 'T, B'}, {tail})", dims + 1: f"(T, {tail})"}
-            check_x(name, x, forms)
+            dims = len(self.input_size) if isinstance(self.input_size, tuple) else 1
+            if not isinstance(x, Tensor) or not dims < x.dim() < dims + 3:
+                tail = ", ".join(map(str, self.input_size)) if isinstance(self.input_size, tuple) else "I"
+                check_x(
+                    name, x, {dims + 2: f"({'B, T' if self.batch_first else 'T, B'}, {tail})", dims + 1: f"(T, {tail})"}
+                )
             batched, batch_first = x.dim() == dims + 2, self.batch_first
         like = placement(self, x)
         if self.input_size is not None:
@@ -252,7 +264,7 @@ class Layer(nn.Module):
             batched,
             extras,
             state is None,
-            self._request(options),
+            NO_REQUEST if options is NO_OPTIONS else self._request(options),
         )
 
     def _extras(
@@ -291,8 +303,8 @@ class Layer(nn.Module):
         signature = self._signature(layers[0])
         count = len(layers) * self.num_directions
         if state is None:
-            zeros = tuple(x.new_zeros(B, *shape_of(size), dtype=dtype) for size in signature.state_sizes)
-            return [zeros] * count
+            sizes = [(B, s) if isinstance(s, int) else (B, *s) for s in signature.state_sizes]
+            return [tuple([x.new_zeros(size, dtype=dtype) for size in sizes])] * count
         lead = (count, B) if batched else (count,)
         stacked = check_state(type(self).__name__, state, signature, lead, x.device, dtype)
         if not batched:
@@ -637,8 +649,10 @@ class Recurrent(Layer):
             )
             raise AnyRNNError(msg)
         assert self.input_size is not None
-        input_size, sizes, changed = self.input_size, [self.input_size], False
         forms = tuple([e.form for e in extras]) if extras else ()
+        if self._is_settled(forms):
+            return
+        input_size, sizes, changed = self.input_size, [self.input_size], False
         for k in range(len(self.cells)):
             layer, known = k // self.num_directions, self._described[k]
             cell = self._cell(layer, k % self.num_directions == 1)
@@ -653,6 +667,18 @@ class Recurrent(Layer):
                 input_size = self._wiring.joined_size(sizes)
         if changed:
             self._check_widths()
+
+    def _is_settled(self, forms: tuple[ExtraForm, ...]) -> bool:
+        """Whether all cells are those that are known, and take such arguments: what they read is as it was, then."""
+        cells: Iterable[nn.Module] = self.cells
+        if self._step is not None:
+            cells = [self._cell(k // self.num_directions, k % self.num_directions == 1) for k in range(len(self.cells))]
+        if self._described[0].input_size != self.input_size:
+            return False
+        for cell, known in zip(cells, self._described, strict=True):
+            if not known.signature.settled or not known.is_current(cell, known.input_size, forms):
+                return False
+        return True
 
     def _form_of(self, state: State | None, layer: int) -> Form | None:
         """The structure of the initial state of a layer."""

@@ -79,11 +79,12 @@ class CompiledEngine:
             return call.without_steps(plan.forms(call.x.dtype))
         own = call.x.dtype
         dtype = torch.float64 if own == torch.float64 else torch.float32
-        x, states, extras = call.x, call.states, [e.tensor for e in call.extras]
+        x, states, extras = call.x, call.states, list[Tensor]()
         if own != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
-        if extras:
-            extras = [t.to(dtype) if t.is_floating_point() else t for t in extras]
+        if call.extras:
+            tensors = (e.tensor for e in call.extras)
+            extras = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
         with without_autocast():
             series, finals = run(plan, self._backend(), call.cell, batch, x, states, extras, call.from_zero)
         if own != dtype or call.states[0].dtype != dtype:

@@ -40,29 +40,11 @@ def run(
         What there is for every step, (T, B, ...) each, zero at padded steps; and the final states (B, ...).
     """
     graph, dtype = plan.split.graph, x.dtype
-    tensors: dict[Ref, Tensor] = {}
-    for path, attribute, ref in plan.weights:
-        weight = _weight(cell, path, attribute)
-        if isinstance(weight, float):  # it was another one in an earlier call
-            weight = torch.tensor(weight, dtype=dtype, device="cpu")
-        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
-    padded = {graph.x: x}
-    rows: dict[Ref, Tensor] = {}
-    for extra, tensor in zip(graph.extras, extras, strict=True):
-        if extra.kind == "context":
-            rows[extra.ref] = batch.with_steps(tensor)
-        else:
-            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
-    plan.once.run(tensors, batch.total)
-    if rows:
-        rows.update(tensors)
-        plan.rows.run(rows, batch.B)
-    for ref in plan.inputs_read:
-        tensors[ref] = _packed(padded[ref], batch)
-    for ref in plan.rows_read:
-        tensors[ref] = batch.at_every_step(rows[ref])
-    _run_rows(plan.before, tensors, batch)
-    inputs = {name: _flat(as_array(s, dtype)) for name, s in zip(plan.loop.states, states, strict=True)}
+    tensors = _weights(plan, cell, dtype)
+    padded, rows = _before(plan, tensors, batch, x, extras)
+    inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    if not plan.has_flat_states:
+        inputs = {name: _flat(s) for name, s in inputs.items()}
     for name, ref, role in plan.arrays:
         if role == "matrix":
             inputs[name] = as_matrix(tensors[ref], dtype)
@@ -74,10 +56,13 @@ def run(
             tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
             inputs[name] = _flat(tensor) if role == "stream" else tensor
     results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
-    finals = [_shaped(results[n], s.shape) for n, s in zip(plan.loop.states, states, strict=True)]
+    finals = [results[name] for name in plan.loop.states]
+    if not plan.has_flat_states:
+        finals = [f.view(s.shape) for f, s in zip(finals, states, strict=True)]
     if plan.direct is not None:
+        shape = graph.shapes[plan.series[0]]
         output = results[plan.direct]
-        return [_shaped(output, (batch.T, batch.B, *graph.shapes[plan.series[0]][1:]))], finals
+        return [output if len(shape) == 2 else output.view(batch.T, batch.B, *shape[1:])], finals
     for name in plan.loop.outputs:
         ref = plan.split.tensors[name]
         shaped = _packed(results[name], batch).reshape(batch.total, *graph.shapes[ref][1:])
@@ -102,6 +87,46 @@ def run(
     return [unpacked(ref) for ref in plan.series], finals
 
 
+def _before(
+    plan: Plan, tensors: dict[Ref, Tensor], batch: Layout, x: Tensor, extras: Sequence[Tensor]
+) -> tuple[dict[Ref, Tensor], dict[Ref, Tensor]]:
+    """Run what is before the loop, adding packed tensors of all steps to `tensors`, which has the weights.
+
+    Returns:
+        The padded tensors with one for each step; and those with one for each row, with all that is computed of them.
+    """
+    graph = plan.split.graph
+    padded = {graph.x: x}
+    rows: dict[Ref, Tensor] = {}
+    for extra, tensor in zip(graph.extras, extras, strict=True) if extras else ():
+        if extra.kind == "context":
+            rows[extra.ref] = batch.with_steps(tensor)
+        else:
+            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
+    plan.once.run(tensors, batch.total)
+    if rows:
+        rows.update(tensors)
+        plan.rows.run(rows, batch.B)
+    for ref in plan.inputs_read:
+        tensors[ref] = _packed(padded[ref], batch)
+    for ref in plan.rows_read:
+        tensors[ref] = batch.at_every_step(rows[ref])
+    if plan.before.ops:
+        _run_rows(plan.before, tensors, batch)
+    return padded, rows
+
+
+def _weights(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Tensor]:
+    """The present weights of a cell, as it computes with them."""
+    tensors: dict[Ref, Tensor] = {}
+    for path, attribute, ref in plan.weights:
+        weight = _weight(cell, path, attribute)
+        if isinstance(weight, float):  # it was another one in an earlier call
+            weight = torch.tensor(weight, dtype=dtype, device="cpu")
+        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
+    return tensors
+
+
 def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     """The packed rows of a padded tensor."""
     rows = tensor.reshape(batch.T * batch.B, *tensor.shape[2:])
@@ -111,10 +136,6 @@ def _packed(tensor: Tensor, batch: Layout) -> Tensor:
 def _flat(tensor: Tensor) -> Tensor:
     """A tensor with one dimension behind its rows."""
     return tensor if tensor.dim() == 2 else tensor.reshape(len(tensor), -1)
-
-
-def _shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
 
 
 def as_array(tensor: Tensor, dtype: torch.dtype) -> Tensor:

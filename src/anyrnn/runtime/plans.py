@@ -53,6 +53,7 @@ class Plan:
             steps after the loop.
         inputs_read, rows_read: Which tensors with one for each step, and which with one for each row, `before` and
             `after` read, or the call returns.
+        has_flat_states: All state variables are (B, size).
         series: What is returned for every step.
         direct: The name of the loop's output that is returned as it is, if the loop is all there is; else None.
     """
@@ -77,6 +78,7 @@ class Plan:
         read_outside = {r for s in (*parts.before, *parts.after) for r in s.inputs}.union(self.series)
         self.inputs_read = tuple(r for r in graph.inputs if r in read_outside)
         self.rows_read = tuple(r for r in parts.of_rows if r in read_outside)
+        self.has_flat_states = all(len(graph.shapes[r]) == 2 for r in graph.states)
         (first, *others) = self.series
         found = [name for name in self.loop.outputs if tensors[name] == first]
         bare = not (parts.before or parts.after or others) and found and graph.dtypes[first].is_floating_point
