@@ -1,7 +1,7 @@
 """Short sequences beside torch.nn: where machine code is faster than PyTorch's kernels, and that "auto" knows.
 
 A fresh process for each number of threads and each set of vector instructions times `nn.RNN`, `nn.LSTM` and `nn.GRU`,
-anyrnn's layers as they are, and these on the engine "cpu". The rule in `anyrnn/engines/whole.py` is written from the
+anyrnn's layers as they are, and these on the engine "cpu". The rule in `anyrnn/engines/short.py` is written from the
 last of these numbers; `python benchmarks/short.py --rule` prints them as the greatest T at which torch.nn is faster.
 """
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 _TRACE = "test_split.py test_protocol.py cpu/test_trust.py cpu/test_any_cell.py"
 _LOWER = "test_lower.py test_split.py cpu/test_products.py cpu/test_any_cell.py cpu/test_types.py"
 _DERIVE = "test_split.py cpu/test_none.py cpu/test_streams.py cpu/test_once.py cpu/test_any_cell.py test_lower.py"
-_SELECT = "test_engines.py test_whole.py test_dropin.py test_transforms.py"
+_SELECT = "test_engines.py test_short.py test_dropin.py test_transforms.py"
 _EMIT = (
     "cpu/test_engine.py::test_every_operation_of_a_program_is_emitted cpu/test_outer.py "
     "cpu/test_engine.py cpu/test_streams.py cpu/test_any_cell.py"
@@ -61,7 +61,7 @@ AREAS = {
     "checks": "test_messages.py test_meaning.py",
     **dict.fromkeys(("derive", "split", "gradient_paths", "opaque_function"), _DERIVE),
     **dict.fromkeys(("operators", "graph_text", "traced"), "test_graph_text.py test_compile.py test_export.py"),
-    **dict.fromkeys(("attempt", "call", "reference", "select", "vendor", "whole"), _SELECT),
+    **dict.fromkeys(("attempt", "call", "reference", "select", "vendor", "short"), _SELECT),
     **dict.fromkeys(("anatomy", "emit", "emit_outer", "engine", "layout", "loop"), _EMIT),
     **dict.fromkeys(("backend", "kernel", "parts", "lock"), _EMIT),
     **dict.fromkeys(("outer", "plans", "products", "schedule", "slots", "tile", "writer"), _EMIT),

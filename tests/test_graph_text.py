@@ -73,8 +73,8 @@ GOOD = written(recorded(nn.RNNCell(3, 4)))
     ("text", "says"),
     [
         ("", "it is no step"),
-        ("anyrnn program 1\n", "expected 'anyrnn step 1': it is no step"),
-        (GOOD.replace("step 1", "step 2"), "got 'anyrnn step 2', expected version 1"),
+        ("anyrnn program 1\n", "expected 'anyrnn step 2': it is no step"),
+        (GOOD.replace("step 2", "step 1"), "got 'anyrnn step 1', expected version 2"),
         (GOOD.replace("aten.tanh", "aten.tanhh"), "the operation `aten.tanhh.default` is not here; import the package"),
         (GOOD.replace("aten.tanh", "nowhere.tanh"), "the operation `nowhere.tanh.default` is not here"),
         (GOOD.replace("float32[127, 4] = aten.tanh", "float33[127, 4] = aten.tanh"), "float33"),

@@ -8,13 +8,17 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import anyrnn
+from anyrnn.compiler.contraction import Contractions
 from anyrnn.compiler.derive import derive
+from anyrnn.compiler.graph import Ref
+from anyrnn.compiler.indexing import Indexing
 from anyrnn.compiler.lower import Lowering
 from anyrnn.compiler.node import Builder, Node, evaluate
 from anyrnn.compiler.passes import elementary
 from anyrnn.compiler.program import Array, Program
 from anyrnn.compiler.recorder import Recorder
-from anyrnn.compiler.rules import RULES, WHOLE, lower
+from anyrnn.compiler.rules import COMPOSITE, RULES, lower
+from anyrnn.compiler.surrogate import surrogate
 from anyrnn.errors import AnyRNNError
 
 B = 11
@@ -46,9 +50,21 @@ def positive(f):
 ROWS = [
     *((f.__name__, f, X) for f in (torch.neg, torch.abs, torch.expm1, torch.tanh, torch.sigmoid, torch.sin)),
     *((f.__name__, f, X) for f in (torch.cos, torch.erf, torch.floor, torch.ceil, torch.trunc, torch.round)),
-    *((f.__name__, f, X) for f in (torch.sign, torch.sgn, torch.atan)),
+    *((f.__name__, f, X) for f in (torch.sign, torch.sgn, torch.atan, torch.asinh)),
+    *((f.__name__, lambda x, f=f: f(x / 4), X) for f in (torch.sinh, torch.cosh)),
+    *((f.__name__, lambda x, f=f: f(x / 32), X) for f in (torch.atanh, torch.asin, torch.acos)),
+    ("acosh", lambda x: torch.acosh(x.abs() + 1.25), X),
     *((f.__name__, lambda x, f=f: f(x / 4), X) for f in (torch.exp, torch.exp2)),
     *((f.__name__, positive(f), X) for f in (torch.log, torch.log2, torch.log1p, torch.sqrt, torch.rsqrt)),
+    ("log10", positive(torch.log10), X),
+    ("logaddexp", torch.logaddexp, X, Y),
+    ("logaddexp", lambda x: torch.logaddexp(x, x * 1.0), X),
+    ("isnan", lambda x: torch.where(x.isnan(), 1.0, x), X),
+    ("heaviside", lambda x, y: torch.heaviside(x.detach(), y.detach()) * x, X, Y),
+    ("heaviside", lambda x: torch.heaviside(x.detach(), torch.full_like(x, 0.5)) * 2, X),
+    ("anyrnn::surrogate", lambda x, y: surrogate((x > 0).to(x.dtype), x, 1 / (1 + y * y)), X, Y),
+    ("anyrnn::surrogate", lambda x: surrogate(x.round().detach(), x, torch.ones_like(x)) * x, X),
+    ("anyrnn::surrogate", lambda x, y: surrogate(surrogate(x * y, x, y), y, x.abs()), X, ONE),
     ("reciprocal", positive(torch.reciprocal), X),
     ("add", lambda x, y: torch.add(x, y, alpha=0.5), X, Y),
     ("add", lambda x, y: x + y + 2, X, ONE),
@@ -153,7 +169,27 @@ ROWS = [
     ("cumsum", lambda x: x.cumsum(1) * x, X),
     ("cumsum", lambda x: x.view(-1, 3, 2).cumsum(1).flatten(1), rows(6)),
     ("cumsum", lambda x: x.view(-1, 3, 2).cumsum(-1).flatten(1), rows(6)),
+    ("einsum", lambda x, y: torch.einsum("bik,bkj->bji", x, y).flatten(1), rows(3, 4), rows(4, 5)),
+    ("einsum", lambda x, v: torch.einsum("bik,kj->bij", x, v).flatten(1), rows(3, 4), Vector((4, 2))),
+    ("einsum", lambda x, v: torch.einsum("bk,k->b", x, v).unsqueeze(1), X, V),
+    ("einsum", lambda x, y: torch.einsum("bik,bi->bk", x, y), rows(3, 4), rows(3)),
     ("argmax", lambda x: x.view(-1, 3, 2).argmax(1) + x[:, :2], rows(6)),
+    ("sort", lambda x, v: x.sort(1).values * v, X, V),
+    ("sort", lambda x, v: x.sort(-1, descending=True).values * v, X, V),
+    ("sort", lambda x: x.sort(1).indices + x, X),
+    ("sort", lambda x: torch.sort(x, dim=1, descending=True, stable=True).indices + x, X),
+    ("sort", lambda x: x.argsort(1) * x, X),
+    ("sort", lambda x: x.view(-1, 3, 2).sort(1).values.flatten(1), rows(6)),
+    ("sort", lambda x: torch.cat([x[:, 1:], 0 * x], 1).sort(1).values, X),
+    ("topk", lambda x, v: (x + v).topk(2, 1).values * v[:2], X, V),
+    ("topk", lambda x, v: (x + v).topk(3, 1, largest=False).values + x[:, 1:], X, V),
+    ("topk", lambda x, v: (x + v).topk(1).values * x, X, V),
+    ("prod", lambda x: torch.cat([x, x[:, :2] - 1], 1).prod(1, keepdim=True) * x, X),
+    ("prod", lambda x: x.view(-1, 3, 2).prod(1), rows(6)),
+    ("prod", lambda x: x.prod(-1)[:, None], X),
+    ("cumprod", lambda x: torch.cat([x, x[:, :2] - 1], 1).cumprod(1), X),
+    ("cumprod", lambda x: x.view(-1, 3, 2).cumprod(1).flatten(1), rows(6)),
+    ("logcumsumexp", lambda x: x.logcumsumexp(1) * x, X),
     ("var", lambda x: x.var(1, keepdim=True), X),
     ("var", lambda x: x.var(1, correction=0), X),
     ("std", lambda x: x.std(1, keepdim=True), X),
@@ -172,6 +208,25 @@ ROWS = [
     ("_softmax", lambda x: torch.softmax(x.view(-1, 3, 2), 1).flatten(1), rows(6)),
     ("linalg_vector_norm", lambda x: torch.linalg.vector_norm(x + 0.1, dim=1), X),
     ("linalg_vector_norm", lambda x: F.normalize(x + 0.1, dim=1), X),
+    *(("linalg_vector_norm", lambda x, p=p: torch.linalg.vector_norm(x, p, dim=1), X)
+      for p in (1, math.inf, -math.inf, 3, 1.5, 0.5)),
+    ("linalg_vector_norm", lambda x: x.norm(1, dim=1, keepdim=True) * x, X),
+    ("linalg_vector_norm", lambda x: F.normalize(x, p=1, dim=1), X),
+    ("linalg_vector_norm", lambda x: F.normalize(x.view(-1, 3, 2), p=math.inf, dim=2).flatten(1), rows(6)),
+    ("index", lambda x: x[:, [2, 0, 0, 3]] * x, X),
+    ("index", lambda x: x[:, [1, -1]] * x[..., range(2)], X),
+    ("index", lambda x: x[:, [True, False, True, True]], X),
+    ("index", lambda x: x[:, torch.tensor([[2, 0], [1, 1]])].flatten(1), X),
+    ("index", lambda x: x.view(-1, 2, 3)[:, [1, 0, 1], [2, 0, 0]], rows(6)),
+    ("index", lambda x: x.view(-1, 2, 3)[:, :, [2, 1]].flatten(1), rows(6)),
+    ("index", lambda x, v: x * v[[3, 1, 1, 0]], X, V),
+    ("index_select", lambda x: x.index_select(1, torch.tensor([2, 0])), X),
+    ("index_select", lambda x: x.view(-1, 2, 3).index_select(-1, torch.tensor([2, 0, 2])).flatten(1), rows(6)),
+    ("gather", lambda x: x.gather(1, torch.tensor([[3, 1]]).expand(len(x), -1)), X),
+    ("gather", lambda x: torch.take_along_dim(x.view(-1, 2, 3), torch.tensor([[[1, 0, 0]]]), 1).flatten(1), rows(6)),
+    ("constant_pad_nd", lambda x: F.pad(x, (1, 2)), X),
+    ("constant_pad_nd", lambda x: F.pad(x, (-1, 1), value=0.5) * x, X),
+    ("constant_pad_nd", lambda x: F.pad(x.view(-1, 2, 2), (1, 0, 0, 1)).flatten(1), X),
     ("slice", lambda x: x[:, 1:3], X),
     ("slice", lambda x: torch.cat([x[:, ::2], x[:, -1:]], 1), rows(5)),
     ("split", lambda x: torch.cat(x.split(2, 1)[::-1], 1), rows(5)),
@@ -225,14 +280,21 @@ class Lowered:
             node = builder.node(kind, (), math.prod(shape), (f"x{k}", 0))
             self.leaves.append(node)
             values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
-        with torch.no_grad(), recorder:
+        recorder.stateful.update(ref for ref, value in values.items() if value.batched)
+        recorder.varying |= recorder.stateful
+        with torch.no_grad(), Contractions(recorder), Indexing(), recorder:
             result = function(*operands)
-        for step in recorder.steps:
+        numbers = dict(recorder.named())
+        for op in recorder.ops:
+            if values.keys().isdisjoint(op.inputs):  # what indices are made of
+                continue
             args, kwargs = pytree.tree_map_only(
-                type(recorder.ref(operands[0])), values.__getitem__, (step.args, dict(step.kwargs))
+                Ref,
+                lambda ref: values[ref] if ref in values else numbers[ref].numpy(),
+                (op.args, dict(op.kwargs)),
             )
-            values.update(zip(step.outputs, lower(lowering, step, args, kwargs), strict=False))
-        self.rules = {step.short_name for step in recorder.steps}
+            values.update(zip(op.outputs, lower(lowering, op, args, kwargs), strict=False))
+        self.rules = {op.short_name for op in recorder.ops}
         pieces = lowering.pieces(values[recorder.ref(result)])
         arrays = [Array(n.attr[0], n.op, n.width, place="packed" * (n.op == "stream")) for n in self.leaves]
         output = Array("y", "output", sum(p.width for p in pieces))
@@ -331,9 +393,9 @@ def test_a_rule_keeps_nan_and_the_limits(row):
 def test_every_rule_has_a_row(monkeypatch):
     met = {"empty_like", "new_empty_strided"}  # written before they are read
 
-    def noting(lowering, step, *args, **options):
-        met.add(step.short_name)
-        return lower(lowering, step, *args, **options)
+    def noting(lowering, op, *args, **options):
+        met.add(op.short_name)
+        return lower(lowering, op, *args, **options)
 
     monkeypatch.setattr(anyrnn.compiler.derive, "lower", noting)
     for _, function, *shapes in ROWS:
@@ -342,12 +404,12 @@ def test_every_rule_has_a_row(monkeypatch):
 
 
 def test_what_stays_whole_has_a_rule_and_prints_as_pytorch_has_it():
-    assert set(RULES) >= {name.partition(".")[0] for name in WHOLE}
+    assert set(RULES) >= {name.partition(".")[0] for name in COMPOSITE}
     lowered = Lowered(lambda x, y: F.elu(torch.lerp(x, y, 0.25).clamp(-1, 1), 0.3), [X, Y])
     assert "aten.lerp.Scalar(x0[0:4], x1[0:4], 0.25)" in str(lowered.program)
     assert "aten.clamp.default(v0, -1, 1)" in str(lowered.program)
-    assert all(n.is_whole for n in lowered.program.nodes if n.args)
-    assert not any(n.is_whole for n in elementary(lowered.program).nodes)
+    assert all(n.is_composite for n in lowered.program.nodes if n.args)
+    assert not any(n.is_composite for n in elementary(lowered.program).nodes)
 
 
 REFUSED = {
@@ -362,14 +424,25 @@ REFUSED = {
     "rows taken apart": (lambda x: x.unbind(0)[0], "along the batch"),
     "rows repeated": (lambda x: x.repeat(2, 1), "along the batch"),
     "a new dimension in front": (lambda x: x.unsqueeze(0), "before the batch"),
-    "another norm": (lambda x: x.norm(1, dim=1), "of order 1"),
+    "another norm": (lambda x: x.norm(0, dim=1), "of order 0"),
+    "a norm with a pole": (lambda x: x.norm(-1, dim=1), "of order -1"),
+    "rows by a list": (lambda x: x[[1, 0]], "along the batch"),
+    "rows and features by lists": (lambda x: x[[1, 0], [2, 3]], "along the batch"),
+    "features by lists far apart": (lambda x: x.view(-1, 2, 1, 2)[:, [0, 1], :, [1, 0]], "side by side"),
+    "another feature in each row": (
+        lambda x: x.gather(1, torch.arange(len(x))[:, None] % 4),
+        "of its own for each row",
+    ),
+    "padded rows": (lambda x: F.pad(x, (0, 0, 1, 0)), "along the batch"),
+    "the product of everything": (lambda x: x * x.prod(), "along the batch"),
+    "the order of many": (lambda x: x.repeat(1, 3).sort(1).values, "12 of 12 features, by 66 comparisons: 50 at most"),
     "integers": (lambda x: x.long() + x, "to torch.int64"),
     "an unknown operation": (torch.lgamma, "`aten.lgamma` in the loop"),
     "the largest of everything": (lambda x: x * x.max(), "along the batch"),
     "sums along the batch": (lambda x: x.cumsum(0), "along the batch"),
     "the sums of many": (lambda x: x.repeat(1, 9).cumsum(1), "along 36 features, .* one by one: 32 at most"),
     "the largest of many": (lambda x: x.repeat(1, 9).max(1).values, "one by one: 32 at most; amax and amin"),
-    "a random draw": (lambda x: x * torch.bernoulli(x), "move dropout out of the cell"),
+    "a random draw": (lambda x: x * torch.bernoulli(x), "draw them apart, by torch.rand_like"),
 }
 
 

@@ -26,6 +26,10 @@ def lstm(**options):
     return anyrnn.LSTM(I, H, **options)
 
 
+def uneven(sizes):
+    return anyrnn.Recurrent(lambda i: nn.GRUCell(i, next(sizes)), I, bidirectional=True)
+
+
 h = torch.zeros(1, B, H)
 
 CALLS = {
@@ -159,11 +163,11 @@ CALLS = {
     # scan
     "scan of a layer's input": (
         lambda: anyrnn.scan(nn.GRUCell(I, H), x(T, I)),
-        "GRUCell: x has shape (4, 2), expected (T, B, I)",
+        "GRUCell: x has shape (4, 2), expected (T, B, ...)",
     ),
     "scan of no tensor": (
         lambda: anyrnn.scan(nn.GRUCell(I, H), None),
-        "GRUCell: x has type NoneType, expected (T, B, I)",
+        "GRUCell: x has type NoneType, expected (T, B, ...)",
     ),
     "scan with a layer's state": (
         lambda: anyrnn.scan(nn.GRUCell(I, H), x(), h),
@@ -319,9 +323,9 @@ OPTIONS = {
         lambda: anyrnn.Recurrent(lambda i: None, I),
         "Recurrent: the function returned a NoneType, expected a cell, an nn.Module",
     ),
-    "layers of other widths": (
-        lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, i + 1), I, 2),
-        "Recurrent: the layers' states have sizes [(3,), (4,)], expected equal",
+    "directions of other widths": (
+        lambda: uneven(iter((3, 4))),
+        "Recurrent: the states of the directions of layer 0 have sizes [(3,), (4,)], expected equal",
     ),
     "output_size not known": (
         lambda: anyrnn.Recurrent(ConcatLSTM(I, H)).output_size,
@@ -370,10 +374,9 @@ OUTSIDE = {
         "  with every form of state: NameError: name 'y' is not defined\n" + ANY + SIZES,
     ),
     "three of two states": (
-        lambda: Sized(lambda x, s: (*pair(x, s), x)),
-        "  with a tuple (B, 5), (B, 5): returned a tuple (a tensor (B, 5), a tensor (B, 5), a tensor (B, 2))\n"
-        + ANY
-        + SIZES,
+        lambda: Sized(lambda x, s: (*pair(x, s), x, x)),
+        "  with a tuple (B, 5), (B, 5): returned a tuple (a tensor (B, 5), a tensor (B, 5), a tensor (B, 2), a tensor "
+        "(B, 2))\n" + ANY + SIZES,
     ),
     "a dict": (lambda: Sized(lambda x, h: {"h": h}), "  with every form of state: returned a dict\n" + ANY + SIZES),
     "nothing": (lambda: Sized(lambda x, h: None), "  with every form of state: returned a NoneType\n" + ANY + SIZES),
@@ -383,13 +386,12 @@ OUTSIDE = {
     ),
     "an output of one row": (
         lambda: Sized(lambda x, s: (x[0], pair(x, s))),
-        "  with a tuple (B, 5), (B, 5): returned an output of shape (2,), expected (B, size)\n" + ANY + SIZES,
+        "  with a tuple (B, 5), (B, 5): returned an output of shape (2,), expected (B, ...)\n" + ANY + SIZES,
     ),
-    "h and c as two arguments": (
+    "h and c as two arguments, returned as c and h": (
         lambda: RawLSTM(I, H),
-        "  with every form of state: TypeError: RawLSTM.forward() missing 1 required positional argument: 'c'\n"
-        + ANY
-        + "Wrap a cell that takes x, h, c: forward(self, x, state) with h, c = state, which returns (h, c).",
+        "  with a tuple (B, 5), (B, 5): returned `c` as state 0, which it takes as `h`; expected the order (h, c): "
+        "change it in forward, or by step=lambda m, x, s: ...\n" + ANY + SIZES,
     ),
     "a state of another size": (
         lambda: Sized(lambda x, h: torch.tanh(h + x.new_zeros(7, 6)), hidden_size=4),
@@ -425,7 +427,7 @@ def test_a_cell_of_unknown_size_is_told_how_to_say_it():
     assert message(lambda: anyrnn.Recurrent(cell, I)) == unknown + "give " + SIZES.removeprefix(
         "If the sizes are not these, give "
     )
-    expected = unknown + "expected an initial state, one tensor (B, size) or a tuple of them"
+    expected = unknown + "expected an initial state, one tensor (B, ...) or a tuple of them"
     for state in (None, 3, (1, 2), torch.zeros(H), {"h": h}):
         assert message(lambda state=state: anyrnn.scan(cell, x(), state)) == expected
     assert anyrnn.scan(cell, x(), torch.zeros(B, H))[1].shape == (B, H)

@@ -44,7 +44,25 @@ class Odd(nn.Module):
         return torch.tanh(inf - h.amax(-1, keepdim=True)) + torch.zeros_like(h)
 
 
-CELLS = {case.name: case.cell for case in CASES} | {"odd names": Odd}
+class Inner(nn.Module):
+    """A cell with all that reads by strides: heads, a graph, attention, transposed and spread numbers, maxima."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = 12
+        self.heads, self.graph = nn.Parameter(torch.randn(2, 6, 12)), nn.Parameter(torch.randn(3, 3))
+        self.last, self.pairs = nn.Linear(4, 4), nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x, h):
+        z, g = torch.einsum("bhd,hde->bhe", h.view(-1, 2, 6), self.heads).chunk(2, 2)
+        nodes = self.graph @ self.last((torch.sigmoid(z) * g).reshape(-1, 3, 4))  # (B, 3, 4)
+        weights = torch.softmax(nodes @ nodes.transpose(1, 2), 2)  # (B, 3, 3)
+        new = (weights @ nodes).transpose(1, 2).flatten(1)
+        active = torch.sigmoid(new.unsqueeze(2) - self.pairs)  # (B, 12, 12)
+        return torch.tanh(x.repeat(1, 12 // I) + active.sum(1) - active.amax(2))
+
+
+CELLS = {case.name: case.cell for case in CASES} | {"odd names": Odd, "inner dimensions": Inner}
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -65,7 +83,7 @@ GOLDEN = Path(__file__).with_name("programs.txt")
 
 def golden_texts():
     """The programs of some cells, forward and backward."""
-    for name in ("GRU", "Peephole", "GRU-reset-before", "NormLSTM", "odd names"):
+    for name in ("GRU", "Peephole", "GRU-reset-before", "NormLSTM", "odd names", "inner dimensions"):
         torch.manual_seed(0)
         derivative = derive(program_of(CELLS[name]()))
         yield f"# {name}: forward\n{derivative.forward}\n"

@@ -18,26 +18,26 @@ from zoo import CASES, B, H, I, T, close, flat, gradients, loss_of, state_of, x_
 
 #: state sizes, one tensor, output size, returns (output, state)
 SIGNATURES = {
-    "RNN": ((H,), True, H, False),
-    "LSTM": ((H, H), False, H, False),
-    "LSTM-projected": ((H - 1, H), False, H - 1, False),
-    "GRU-reset-before": ((H,), True, H, False),
-    "Peephole": ((H, H), False, H, False),
-    "nn.RNNCell": ((H,), True, H, False),
-    "nn.LSTMCell": ((H, H), False, H, False),
-    "nn.GRUCell": ((H,), True, H, False),
-    "weight-normed": ((H,), True, H, False),
-    "ConcatLSTM": ((H, H), False, 4, True),
-    "ConcatGRU": ((H,), True, H, True),
-    "RawLSTM": ((H, H), False, H, False),
-    "SeparateLSTM": ((H, H), False, H, False),
-    "IndRNN": ((H,), True, H, False),
-    "MixedSizes": ((H + 2, H), False, 1, True),
-    "ThreeStates": ((H, H, H), False, H, False),
-    "OneTuple": ((H,), False, H, False),
-    "Buffered": ((H,), True, H, False),
-    "NormLSTM": ((H, H), False, H, False),
-    "LowRank": ((H,), True, H, False),
+    "RNN": ((H,), True, (H,), False),
+    "LSTM": ((H, H), False, (H,), False),
+    "LSTM-projected": ((H - 1, H), False, (H - 1,), False),
+    "GRU-reset-before": ((H,), True, (H,), False),
+    "Peephole": ((H, H), False, (H,), False),
+    "nn.RNNCell": ((H,), True, (H,), False),
+    "nn.LSTMCell": ((H, H), False, (H,), False),
+    "nn.GRUCell": ((H,), True, (H,), False),
+    "weight-normed": ((H,), True, (H,), False),
+    "ConcatLSTM": ((H, H), False, (4,), True),
+    "ConcatGRU": ((H,), True, (H,), True),
+    "RawLSTM": ((H, H), False, (H,), False),
+    "SeparateLSTM": ((H, H), False, (H,), False),
+    "IndRNN": ((H,), True, (H,), False),
+    "MixedSizes": ((H + 2, H), False, (1,), True),
+    "ThreeStates": ((H, H, H), False, (H,), False),
+    "OneTuple": ((H,), False, (H,), False),
+    "Buffered": ((H,), True, (H,), False),
+    "NormLSTM": ((H, H), False, (H,), False),
+    "LowRank": ((H,), True, (H,), False),
 }
 BY_NAME = {case.name: case for case in CASES}
 
@@ -153,7 +153,7 @@ class Indexing(nn.Module):
 
 
 def test_a_cell_that_indexes_its_state_gets_a_tuple_and_not_the_rows_of_a_batch():
-    assert describe(Indexing(), I) == Signature((I, I), False, I, False)
+    assert describe(Indexing(), I) == Signature((I, I), False, (I,), False)
 
 
 def test_a_size_found_at_the_first_call_is_kept():

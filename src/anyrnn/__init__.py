@@ -5,9 +5,15 @@ from anyrnn import init as init
 from anyrnn.accelerate import accelerate as accelerate
 from anyrnn.accelerate import restore as restore
 from anyrnn.cells import GRUCell as GRUCell
+from anyrnn.cells import IndependentRecurrence as IndependentRecurrence
+from anyrnn.cells import LayerNormed as LayerNormed
 from anyrnn.cells import LSTMCell as LSTMCell
+from anyrnn.cells import MultiplicativeIntegration as MultiplicativeIntegration
 from anyrnn.cells import PeepholeLSTMCell as PeepholeLSTMCell
+from anyrnn.cells import Projected as Projected
+from anyrnn.cells import Residual as Residual
 from anyrnn.cells import RNNCell as RNNCell
+from anyrnn.elementwise import elementwise as elementwise
 from anyrnn.engines.select import engine as engine
 from anyrnn.errors import AnyRNNError as AnyRNNError
 from anyrnn.explain import Explanation as Explanation
@@ -15,6 +21,7 @@ from anyrnn.explain import explain as explain
 from anyrnn.heads import ManyToOne as ManyToOne
 from anyrnn.heads import output_at as output_at
 from anyrnn.layers import Recurrent as Recurrent
+from anyrnn.protocol import shared as shared
 from anyrnn.scan import scan as scan
 from anyrnn.zoo import GRU as GRU
 from anyrnn.zoo import LSTM as LSTM

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import Extra, Shared, Size, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from anyrnn.protocol import Signature, State
 
+#: Further arguments of a step: one, several by position, or several by keyword.
+Extras: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor]"
+#: The same, of which some are one for all rows.
+Context: TypeAlias = "Tensor | Shared | Sequence[Tensor | Shared] | Mapping[str, Tensor | Shared]"
 Lengths: TypeAlias = "Tensor | Sequence[int]"
 Record: TypeAlias = "str | Sequence[str]"
 
@@ -58,10 +63,13 @@ def check_x(name: str, x: object, forms: Mapping[int, str]) -> None:
         raise AnyRNNError(msg)
 
 
-def check_input(name: str, x: Tensor, input_size: int | None, like: Tensor) -> None:
-    """Check the features, dtype and device of x (T, B, I) against a layer whose parameters are like `like`."""
-    if input_size is not None and x.shape[-1] != input_size:
+def check_input(name: str, x: Tensor, input_size: Size | None, like: Tensor) -> None:
+    """Check the features, dtype and device of x (T, B, ...) against a layer whose parameters are like `like`."""
+    if isinstance(input_size, int) and x.shape[-1] != input_size:
         msg = f"{name}: x has {x.shape[-1]} features, expected input_size={input_size}"
+        raise AnyRNNError(msg)
+    if isinstance(input_size, tuple) and x.shape[-len(input_size) :] != input_size:
+        msg = f"{name}: x has shape {tuple(x.shape)}, expected {input_size} behind T and B"
         raise AnyRNNError(msg)
     if not x.is_floating_point():
         msg = f"{name}: x is {x.dtype}, expected a floating point type: x.to({like.dtype})"
@@ -86,12 +94,12 @@ def check_state(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """Check a state in the cell's own structure, each tensor (*lead, size), and return it as a tuple."""
-    sizes = signature.state_sizes
+    """Check a state in the cell's own structure, each tensor (*lead, ...), and return it as a tuple."""
+    sizes = [shape_of(size) for size in signature.state_sizes]
     expected = (
-        f"one tensor {(*lead, sizes[0])}"
+        f"one tensor {(*lead, *sizes[0])}"
         if signature.bare
-        else f"a tuple of {len(sizes)} tensors {', '.join(str((*lead, size)) for size in sizes)}"
+        else f"a tuple of {len(sizes)} tensors {', '.join(str((*lead, *size)) for size in sizes)}"
     )
     fits = isinstance(state, Tensor) if signature.bare else isinstance(state, tuple | list)
     states: tuple[Tensor, ...] = (state,) if isinstance(state, Tensor) else tuple(state) if fits else ()
@@ -99,7 +107,7 @@ def check_state(
         got = type(state).__name__ + (f" of {len(state)}" if isinstance(state, tuple | list) else "")
         msg = f"{name}: the state is a {got}, expected {expected}"
         raise AnyRNNError(msg)
-    if any(s.shape != (*lead, size) for s, size in zip(states, sizes, strict=True)):
+    if any(s.shape != (*lead, *size) for s, size in zip(states, sizes, strict=True)):
         msg = f"{name}: the state has shape {', '.join(str(tuple(s.shape)) for s in states)}, expected {expected}"
         raise AnyRNNError(msg)
     for s in states:
@@ -157,3 +165,77 @@ def checked_names(name: str, record: Record) -> tuple[str, ...]:
         msg = f"{name}: got record={record!r}, expected names of local variables of the cell's step"
         raise AnyRNNError(msg)
     return tuple(dict.fromkeys(names))
+
+
+def checked_extras(
+    name: str, inputs: Extras | None, context: Context | None, lead: tuple[int, int], like: Tensor
+) -> tuple[Extra, ...]:
+    """Check further arguments of a step, and return them in the order in which a cell gets them.
+
+    Args:
+        name: The layer.
+        inputs: Those with one for each step: (T, B, ...) each.
+        context: Those with one for each sequence: (B, ...) each, or for all, if they are `Shared`.
+        lead: T and B.
+        like: A tensor of the layer's type, on its device.
+    """
+    found: list[Extra] = []
+    for kind, given in (("input", inputs), ("context", context)):
+        position = sum(isinstance(e.key, int) for e in found)
+        for key, value in _by_key(name, kind, given, position):
+            is_shared = isinstance(value, Shared) and kind == "context"
+            tensor = value.tensor if isinstance(value, Shared) and is_shared else value
+            extra = Extra(key, "shared" if is_shared else kind, tensor)  # type: ignore[arg-type]
+            _check_extra(name, extra, lead, like)
+            found.append(extra)
+    keys = [e.key for e in found]
+    if len(set(keys)) < len(keys):
+        msg = f"{name}: got {next(k for k in keys if keys.count(k) > 1)!r} in inputs and in context, expected it once"
+        raise AnyRNNError(msg)
+    return tuple(found)
+
+
+def _by_key(name: str, kind: str, given: object, position: int) -> Iterator[tuple[int | str, object]]:
+    """Further arguments, each with its keyword or its position."""
+    if given is None:
+        return
+    if isinstance(given, Tensor | Shared):
+        yield position, given
+    elif isinstance(given, dict):
+        for key, value in given.items():
+            if not isinstance(key, str):
+                msg = f"{name}: got the key {key!r} in {_OPTION[kind]}, expected keywords of the cell's forward"
+                raise AnyRNNError(msg)
+            yield key, value
+    elif isinstance(given, tuple | list):
+        yield from enumerate(given, position)
+    else:
+        msg = (
+            f"{name}: got {_OPTION[kind]} of type {type(given).__name__}, expected a tensor, a tuple of tensors, or a "
+            f"dict of them by keyword"
+        )
+        raise AnyRNNError(msg)
+
+
+_OPTION = {"input": "inputs", "context": "context", "shared": "context"}
+
+
+def _check_extra(name: str, extra: Extra, lead: tuple[int, int], like: Tensor) -> None:
+    key, kind, tensor = extra
+    sizes = {"input": lead, "context": lead[1:], "shared": ()}[kind]
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape[: len(sizes)]) != sizes:
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
+        letters = {"input": "T, B", "context": "B", "shared": ""}[kind]
+        cure = "; what is one for all rows is anyrnn.shared(tensor)" if kind == "context" else ""
+        msg = (
+            f"{name}: {_OPTION[kind]}[{key!r}] has {got}, expected ({letters}, ...) with {letters} = "
+            f"{', '.join(map(str, sizes))}{cure}"
+        )
+        raise AnyRNNError(msg)
+    wrong_type = tensor.is_floating_point() and tensor.dtype != like.dtype
+    if tensor.device != like.device or (wrong_type and not torch.is_autocast_enabled(like.device.type)):
+        msg = (
+            f"{name}: {_OPTION[kind]}[{key!r}] is {tensor.dtype} on {tensor.device}, expected {like.dtype} on "
+            f"{like.device}: .to('{like.device}', {like.dtype})"
+        )
+        raise AnyRNNError(msg)

@@ -6,8 +6,10 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.arguments import Options
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
+from anyrnn.protocol import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.checks import Lengths
+    from anyrnn.checks import Context, Extras, Lengths
     from anyrnn.protocol import State
     from anyrnn.runtime.anatomy import Anatomy
 
@@ -80,6 +82,8 @@ def explain(
     state: State | None = None,
     lengths: Lengths | None = None,
     *,
+    inputs: Extras | None = None,
+    context: Context | None = None,
     show: str | None = None,
 ) -> Explanation:
     """Say which engine would run each layer and direction of a call, why, and what it made of the cell.
@@ -89,6 +93,8 @@ def explain(
         x: The input, as for the call.
         state: The initial state, as for the call.
         lengths: The lengths, as for the call.
+        inputs: Further arguments of the cells, as for the call.
+        context: Further arguments of the cells, as for the call.
         show: Print one product of the compiler: "graph" (the recorded step), "program" (the loop, with the cell's own
             names), "passes" (the loop after each pass), "backward" (the loop of the backward pass), "ir" (LLVM's) or
             "asm" (for this processor).
@@ -118,13 +124,15 @@ def explain(
         msg = f"explain: got a {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.Recurrent(cell)"
         raise AnyRNNError(msg)
     parts = []
-    inner, states, valid, _ = layer._canonical(x, state, lengths)
+    given = layer._canonical(x, state, Options(lengths, inputs=inputs, context=context))
+    inner = given.x
     for k in range(layer.num_layers):
-        for choice, call in layer._calls(k, inner, states, valid, from_zero=state is None):
+        for choice, call in layer._calls(k, inner, given):
             direction = "backward" if call.reverse else "forward"
             cell = type(call.cell).__name__
             engine = choice.engine
             parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
-        width = layer.num_directions * layer._signature(k).output_size
-        inner = inner.new_empty(()).expand(*inner.shape[:2], width)  # only its shape matters from here on
+        if k + 1 < layer.num_layers:  # only its shape matters from here on
+            shape = shape_of(layer._input_width(k + 1))
+            inner = inner.new_empty(()).expand(*inner.shape[:2], *shape)
     return Explanation(type(layer).__name__, tuple(parts), show)

@@ -102,10 +102,22 @@ class ManyToOne(nn.Module):
         if not isinstance(layer, Layer):
             msg = f"ManyToOne: got {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.LSTM"
             raise AnyRNNError(msg)
+        merge = layer._wiring.merge
+        if pool == "last" and layer.bidirectional and merge != "concat":
+            msg = (
+                f"ManyToOne: got pool='last' for a bidirectional layer with merge={merge!r}, in whose output the "
+                f"directions cannot be told apart; expected merge='concat', or pool='mean' or 'max'"
+            )
+            raise AnyRNNError(msg)
         self.layer = layer
         self.pool = pool
-        like = placement(layer)
-        self.linear = nn.Linear(layer.output_size, out_features, device=like.device, dtype=like.dtype)
+        size, like = layer.output_size, placement(layer)
+        if not isinstance(size, int):
+            msg = (
+                f"ManyToOne: got a layer with an output of shape (T, B, {', '.join(map(str, size))}), expected features"
+            )
+            raise AnyRNNError(msg)
+        self.linear = nn.Linear(size, out_features, device=like.device, dtype=like.dtype)
 
     def forward(
         self, x: Tensor | PackedSequence, state: State | None = None, *, lengths: Lengths | None = None

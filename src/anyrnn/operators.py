@@ -1,10 +1,10 @@
 """The operators whose argument is a text: pure functions of a recorded step or a loop program, and of arrays.
 
-``anyrnn::scan(step, x, states, lengths, weights, ...)`` is what PyTorch writes down when it traces a layer. It is no
-kernel: whoever opens it (torch.compile, `run_decompositions`, or a plain call) finds ``once``, ``before`` and ``after``
-as PyTorch's operations around the leaf ``anyrnn::loop(program, arrays, ...)``, which has a fake implementation and a
-backward pass that is an operator too. Both texts hold everything: a process that has imported this package parses,
-splits and compiles them.
+``anyrnn::scan(step, x, states, extras, lengths, weights, ...)`` is what PyTorch writes down when it traces a layer. It
+is no kernel: whoever opens it (torch.compile, `run_decompositions`, or a plain call) finds ``once``, ``before`` and
+``after`` as PyTorch's operations around the leaf ``anyrnn::loop(program, arrays, ...)``, which has a fake
+implementation and a backward pass that is an operator too. Both texts hold everything: a process that has imported this
+package parses, splits and compiles them.
 
 A step with operations that the loop program lacks, or in which rows meet or chance decides, is a leaf of another kind:
 ``anyrnn::steps`` runs the recorded operations one step after the other, and its backward pass runs them again.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -28,32 +29,35 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn.checks import valid_lengths
-from anyrnn.compiler.graph import run_steps
+from anyrnn.compiler.graph import run_ops
 from anyrnn.compiler.graph_text import parse_graph
 from anyrnn.compiler.program import parse
-from anyrnn.compiler.split import split
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Signature, outside_inference_mode
+from anyrnn.protocol import Extra, Signature, outside_inference_mode, size_of
 from anyrnn.runtime.autograd import without_autocast
 from anyrnn.runtime.call import Call
 from anyrnn.runtime.gradients import ForwardPass, backward
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.loop import Loop, forward
 from anyrnn.runtime.parts import as_array, as_matrix
-from anyrnn.runtime.plans import Plan
+from anyrnn.runtime.plans import Plan, planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from anyrnn.compiler.graph import Graph, Ref
+    from anyrnn.protocol import Size
     from anyrnn.runtime.layout import Layout
 
 _TEXTS = 256  # remembered, as plans are
 
 _LIBRARY = torch.library.Library("anyrnn", "FRAGMENT")
-_SCAN = "str step, Tensor x, Tensor[] states, Tensor? lengths, Tensor[] weights, bool reverse, ScalarType? autocast"
+_SCAN = (
+    "str step, Tensor x, Tensor[] states, Tensor[] extras, Tensor? lengths, Tensor[] weights, bool reverse, "
+    "ScalarType? autocast"
+)
 
 
 # ---- anyrnn::scan: the four parts, in the caller's graph ----
@@ -88,8 +92,7 @@ def recipe(step: str) -> Recipe:
     graph = parsed(step)
     try:
         with _unseen(), torch.enable_grad():
-            plan = Plan(split(graph))
-            _ = plan.loop.derivative
+            plan = planned(graph)
     except AnyRNNError as reason:
         return Recipe(graph, None, reason=str(reason))
     if plan.before.mixing or plan.after.mixing:
@@ -98,67 +101,95 @@ def recipe(step: str) -> Recipe:
 
 
 def _scan(
-    step: str, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor],
-    reverse: bool, autocast: torch.dtype | None = None,
+    step: str, x: Tensor, states: Sequence[Tensor], extras: Sequence[Tensor], lengths: Tensor | None,
+    weights: Sequence[Tensor], reverse: bool, autocast: torch.dtype | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """Return the output (T, B, O), zero at padded steps, and the final states (B, size)."""
+    """Return what there is for every step, (T, B, ...) each, zero at padded steps, and the final states (B, ...)."""
     graph, plan, program, _ = recipe(step)
     if len(weights) != len(graph.weights):
         msg = f"anyrnn::scan: got {len(weights)} weights, expected {len(graph.weights)}: {', '.join(graph.weights)}"
         raise AnyRNNError(msg)
-    T, B, _ = x.shape
-    if plan is None or x.device.type != "cpu" or T == 0 or B == 0:
-        results: list[Tensor] = torch.ops.anyrnn.steps(step, x, states, lengths, weights, reverse, autocast)
+    if plan is None or x.device.type != "cpu" or x.shape[0] == 0 or x.shape[1] == 0:
+        results: list[Tensor] = torch.ops.anyrnn.steps(step, x, states, extras, lengths, weights, reverse, autocast)
         return results[:-1]
     # As in the cpu engine: lower precision is converted at the edge, and autocast changes nothing within.
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_autocast():
         converted = [s.to(dtype) for s in states]
-        output, finals = _parts(plan, program, x.to(dtype), converted, lengths, weights, reverse)
-        return [output.to(x.dtype), *(f.to(s.dtype) for f, s in zip(finals, states, strict=True))]
+        others = [_as_type(e, dtype) for e in extras]
+        series, finals = _parts(plan, program, x.to(dtype), converted, others, lengths, weights, reverse)
+        finals = [f.to(s.dtype) for f, s in zip(finals, states, strict=True)]
+        return [*(_as_type(t, x.dtype) for t in series), *finals]
+
+
+def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a type; whole numbers, true and false as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _parts(
-    plan: Plan, program: str, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None,
+    plan: Plan, program: str, x: Tensor, states: Sequence[Tensor], extras: Sequence[Tensor], lengths: Tensor | None,
     weights: Sequence[Tensor], reverse: bool,
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Run the four parts of a cell, for padded rows throughout."""
-    graph, loop, (T, B, _) = plan.split.graph, plan.loop, x.shape
-    rows = _PaddedRows(lengths, T, B)
+    graph, loop, (T, B) = plan.split.graph, plan.loop, x.shape[:2]
+    padded_rows = _PaddedRows(lengths, T, B)
     tensors: dict[Ref, Tensor] = {
-        ref: w.to(x.dtype) if w.is_floating_point() else w
-        for ref, w in zip(graph.weights.values(), weights, strict=True)
+        ref: _as_type(w, x.dtype) for ref, w in zip(graph.weights.values(), weights, strict=True)
     }
+    padded: dict[Ref, Tensor] = {graph.x: x}
+    rows: dict[Ref, Tensor] = {}
+    for extra, tensor in zip(graph.extras, extras, strict=True):
+        if extra.kind == "context":
+            rows[extra.ref] = padded_rows.with_steps(tensor)
+        else:
+            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
     plan.once.run(tensors, T * B)
-    if plan.reads_x:
-        tensors[graph.x] = rows.filled(x.reshape(T * B, -1))
+    if rows:
+        rows.update(tensors)
+        plan.rows.run(rows, B)
+    for ref in plan.inputs_read:
+        tensors[ref] = padded_rows.filled(padded[ref].flatten(0, 1))
+    for ref in plan.rows_read:
+        tensors[ref] = padded_rows.filled(rows[ref].expand(T, *rows[ref].shape).flatten(0, 1))
     plan.before.run(tensors, T * B)
-    inputs = dict(zip(loop.states, states, strict=True))
+    inputs = {name: s.reshape(B, -1) for name, s in zip(loop.states, states, strict=True)}
     for name, ref, role in plan.arrays:
-        tensor = x if ref == graph.x else tensors[ref].to(x.dtype)
+        tensor = (rows[ref] if role == "row" else padded[ref] if ref in padded else tensors[ref]).to(x.dtype)
         if role == "matrix":
             inputs[name] = tensor.t() if name in loop.transposed else tensor
         else:
-            inputs[name] = tensor.reshape(T, B, -1) if role == "stream" else tensor.reshape(-1)
+            inputs[name] = tensor.reshape({"stream": (T, B, -1), "row": (B, -1)}.get(role, (-1,)))
     arrays = [inputs[name] for name in loop.inputs]
     training = torch.is_grad_enabled() and any(t.requires_grad for t in arrays)
     results = torch.ops.anyrnn.loop(program, arrays, T, lengths, reverse, training)
     series = _series(loop)
     found = dict(zip(series, results, strict=False))
     finals = results[len(series) : len(series) + len(loop.states)]
+    direct: dict[Ref, Tensor] = {}
     for name in loop.outputs:
         ref = plan.split.tensors[name]
+        dtype, shape = graph.dtypes[ref], graph.shapes[ref][1:]
         sequence = found[loop.aliases.get(name, name)]
-        if ref == plan.result and graph.dtypes[ref].is_floating_point:
-            return sequence, finals
-        shaped = rows.filled(sequence.reshape(T * B, -1)).reshape(T * B, *graph.shapes[ref][1:])
-        tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
+        if dtype.is_floating_point and ref in plan.series:
+            direct[ref] = sequence.reshape(T, B, *shape)
+        if plan.after.ops or ref not in direct:
+            shaped = padded_rows.filled(sequence.reshape(T * B, *shape))
+            tensors[ref] = shaped if dtype.is_floating_point else shaped.to(dtype)
     plan.after.run(tensors, T * B)
-    return rows.zeroed(tensors[plan.result].reshape(T * B, -1)).reshape(T, B, -1), finals
+    given: list[Tensor] = []
+    for ref in plan.series:
+        # Each is a tensor of its own: the first may be what the loop has returned.
+        found_directly = direct.pop(ref, None) if plan.series.count(ref) == 1 else direct.get(ref)
+        if found_directly is None:
+            given.append(padded_rows.zeroed(tensors[ref]).reshape(T, B, *graph.shapes[ref][1:]))
+        else:
+            given.append(found_directly if plan.series.count(ref) == 1 else found_directly.clone())
+    return given, [f.reshape(s.shape) for f, s in zip(finals, states, strict=True)]
 
 
 class _PaddedRows:
-    """The rows (T B, n) of a batch, with what stands in for padding."""
+    """The rows (T B, ...) of a batch, with what stands in for padding."""
 
     def __init__(self, lengths: Tensor | None, T: int, B: int) -> None:
         self._lengths, self._sizes = lengths, (T, B)
@@ -172,17 +203,28 @@ class _PaddedRows:
 
     def filled(self, rows: Tensor) -> Tensor:
         """The rows with a copy of the first valid one in the place of padding; with zeros if there is none."""
-        if self._lengths is None:
-            return rows
-        row = rows.detach().index_select(0, self._valid.to(torch.int64).argmax(0))  # (1, n)
-        row = torch.where(self._valid.any(), row, torch.zeros_like(row))
-        return torch.where(self._valid, rows, row)
+        return rows if self._lengths is None else _filled(rows, self._valid)
+
+    def with_steps(self, context: Tensor) -> Tensor:
+        """A tensor (B, ...) with a copy of the first row that has steps in the place of those without."""
+        return context if self._lengths is None else _filled(context, self._lengths.to("cpu").reshape(-1, 1) > 0)
 
     def zeroed(self, rows: Tensor) -> Tensor:
         """The rows with zeros in the place of padding: a tensor that shares no memory with what it is made of."""
         if self._lengths is None:
             return rows.clone(memory_format=torch.contiguous_format)
-        return torch.where(self._valid, rows, torch.zeros((), dtype=rows.dtype, device="cpu"))
+        return torch.where(_broadcast(self._valid, rows), rows, torch.zeros((), dtype=rows.dtype, device="cpu"))
+
+
+def _broadcast(valid: Tensor, rows: Tensor) -> Tensor:
+    """Which rows are valid (N, 1), with as many dimensions as the rows."""
+    return valid.reshape(-1, *[1] * (rows.dim() - 1))
+
+
+def _filled(rows: Tensor, valid: Tensor) -> Tensor:
+    row = rows.detach().index_select(0, valid.to(torch.int64).argmax(0))  # (1, ...)
+    row = torch.where(valid.any(), row, torch.zeros_like(row))
+    return torch.where(_broadcast(valid, rows), rows, row)
 
 
 _LIBRARY.define(f"scan({_SCAN}=None) -> Tensor[]")
@@ -228,7 +270,8 @@ def _loop(
 
     Args:
         program: The program, as text.
-        arrays: Its streams (T, B, width), initial states (B, width), vectors (width) and matrices, in its own order.
+        arrays: Its streams (T, B, width), rows and initial states (B, width), vectors (width) and matrices, in its own
+            order.
         T: The number of steps.
         lengths: The number of valid steps of each row, (B,).
         reverse: Run from each row's last valid step to its first.
@@ -257,7 +300,7 @@ def _laid_out(
     inputs = dict(zip(loop.inputs, arrays, strict=True))
     numbers = None if lengths is None else valid_lengths("anyrnn::loop", lengths, T)
     batch = layout(T, len(inputs[loop.states[0]]), numbers, reverse)
-    for array in loop.program.of("stream", "state", "vector", "matrix"):
+    for array in loop.program.of("stream", "row", "state", "vector", "matrix"):
         tensor = inputs[array.name]
         if array.role == "stream":
             tensor = tensor.reshape(-1, array.width)
@@ -380,37 +423,41 @@ class _Recorded(nn.Module):
         self.graph = graph
         self.weights = dict(zip(graph.weights.values(), weights, strict=True))
 
-    def forward(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run the recorded operations."""
         graph = self.graph
         tensors = {**self.weights, graph.x: x, **dict(zip(graph.states, states, strict=True))}
-        run_steps(graph, tensors, len(x))
-        new = tuple(tensors[r] for r in graph.new_states)
-        return tensors[graph.output] if graph.output is not None else new[0], new
+        tensors.update(zip((e.ref for e in graph.extras), extras, strict=True))
+        run_ops(graph, tensors, len(x))
+        return tuple(tensors[r] for r in graph.series), tuple(tensors[r] for r in graph.new_states)
 
 
-def _output_size(graph: Graph) -> int:
-    return graph.shapes[graph.output if graph.output is not None else graph.new_states[0]][1]
+def _sizes(graph: Graph, refs: Iterable[Ref]) -> tuple[Size, ...]:
+    """The sizes of tensors with a row for each of the batch."""
+    return tuple(size_of(graph.shapes[r][1:]) for r in refs)
 
 
 def _run(
-    step: str, x: Tensor, states: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor],
-    reverse: bool, autocast: torch.dtype | None,
+    step: str, x: Tensor, states: Sequence[Tensor], extras: Sequence[Tensor], lengths: Tensor | None,
+    weights: Sequence[Tensor], reverse: bool, autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
-    """Run a recorded step along a sequence: the output and the final states."""
+    """Run a recorded step along a sequence: what there is for every step, and the final states."""
     graph = parsed(step)
     if lengths is not None:
         lengths = valid_lengths("anyrnn::steps", lengths, len(x))
-    sizes = tuple(graph.shapes[r][1] for r in graph.states)
-    signature = Signature(sizes, bare=False, output_size=_output_size(graph), has_output=True)
+    series, sizes = _sizes(graph, graph.series), _sizes(graph, graph.states)
+    signature = Signature(sizes, bare=False, output_sizes=series, has_output=True, names=len(series))
+    arguments = tuple(Extra(k, e.kind, t) for k, (e, t) in enumerate(zip(graph.extras, extras, strict=True)))
     with _lowered(x.device.type, autocast):
-        call = Call(_Recorded(graph, weights), signature, x, tuple(states), lengths, reverse)
+        call = Call(_Recorded(graph, weights), signature, x, tuple(states), lengths, reverse, extras=arguments)
         result = ReferenceEngine().run(call)
-    return [result.output.to(x.dtype), *result.states]
+    return [*(_as_type(t, x.dtype) for t in result.series), *result.states]
 
 
 def _is_random(graph: Graph) -> bool:
-    return any(torch.Tag.nondeterministic_seeded in s.op.tags for s in graph.steps)
+    return any(torch.Tag.nondeterministic_seeded in s.overload.tags for s in graph.ops)
 
 
 @torch.library.custom_op(
@@ -420,24 +467,28 @@ def _is_random(graph: Graph) -> bool:
     tags=(torch.Tag.nondeterministic_seeded,),  # a step may draw random numbers
 )
 def _steps(
-    step: str, x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor],
-    reverse: bool, autocast: torch.dtype | None,
+    step: str, x: Tensor, states: list[Tensor], extras: list[Tensor], lengths: Tensor | None,
+    weights: list[Tensor], reverse: bool, autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
-    """Return the output, the final states, and the state of the random numbers before, if the step draws any."""
+    """Return what there is for every step, the final states, and the random numbers' state before any are drawn."""
     with _dispatched_anew():
         random = _random_state(x.device) if _is_random(parsed(step)) else torch.empty(0, dtype=torch.uint8)
-        return [*own(_run(step, x, states, lengths, weights, reverse, autocast), [x, *states, *weights]), random]
+        results = _run(step, x, states, extras, lengths, weights, reverse, autocast)
+        return [*own(results, [x, *states, *extras, *weights]), random]
 
 
 @_steps.register_fake
 def _(
-    step: str, x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor],
-    reverse: bool, autocast: torch.dtype | None,
+    step: str, x: Tensor, states: list[Tensor], extras: list[Tensor], lengths: Tensor | None,
+    weights: list[Tensor], reverse: bool, autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
     graph = parsed(step)
     size = _random_size(x.device) if _is_random(graph) else 0
     random = torch.empty(size, dtype=torch.uint8, device="cpu")
-    return [x.new_empty(*x.shape[:2], _output_size(graph)), *(s.new_empty(s.shape) for s in states), random]
+    types = [x.dtype if graph.dtypes[r].is_floating_point else graph.dtypes[r] for r in graph.series]
+    shapes = [(*x.shape[:2], *graph.shapes[r][1:]) for r in graph.series]
+    series = [x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
+    return [*series, *(s.new_empty(s.shape) for s in states), random]
 
 
 @torch.library.custom_op(
@@ -446,15 +497,17 @@ def _(
     schema=f"({_SCAN}, Tensor random, Tensor?[] grads, bool[] needed) -> Tensor[]",
 )
 def _steps_backward(
-    step: str, x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor],
-    reverse: bool, autocast: torch.dtype | None, random: Tensor, grads: list[Tensor | None], needed: list[bool],
+    step: str, x: Tensor, states: list[Tensor], extras: list[Tensor], lengths: Tensor | None,
+    weights: list[Tensor], reverse: bool, autocast: torch.dtype | None, random: Tensor,
+    grads: list[Tensor | None], needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Run the steps again, and return the gradients of those of x, states and weights that need one."""
-    inputs, count = [x, *states, *weights], 1 + len(states)
+    """Run the steps again, and return the gradients of those of x, states, extras and weights that need one."""
+    inputs, ends = [x, *states, *extras, *weights], (1, 1 + len(states), 1 + len(states) + len(extras))
     with _dispatched_anew(), _random_from(random, x.device):
         leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
-            results = _run(step, leaves[0], leaves[1:count], lengths, leaves[count:], reverse, autocast)
+            of_states, of_extras = (leaves[a:b] for a, b in itertools.pairwise(ends))
+            results = _run(step, leaves[0], of_states, of_extras, lengths, leaves[ends[-1] :], reverse, autocast)
         pairs = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None and r.requires_grad]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = torch.autograd.grad(
@@ -465,31 +518,39 @@ def _steps_backward(
 
 @_steps_backward.register_fake
 def _(
-    step: str, x: Tensor, states: list[Tensor], lengths: Tensor | None, weights: list[Tensor],
-    reverse: bool, autocast: torch.dtype | None, random: Tensor, grads: list[Tensor | None], needed: list[bool],
+    step: str, x: Tensor, states: list[Tensor], extras: list[Tensor], lengths: Tensor | None,
+    weights: list[Tensor], reverse: bool, autocast: torch.dtype | None, random: Tensor,
+    grads: list[Tensor | None], needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    return [t.new_empty(t.shape) for t, n in zip((x, *states, *weights), needed, strict=True) if n]
+    return [t.new_empty(t.shape) for t, n in zip((x, *states, *extras, *weights), needed, strict=True) if n]
 
 
 def _steps_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.step, x, states, lengths, weights, ctx.reverse, ctx.autocast = inputs
-    ctx.save_for_backward(lengths, output[-1], x, *states, *weights)
-    ctx.count = len(states)
+    ctx.step, x, states, extras, lengths, weights, ctx.reverse, ctx.autocast = inputs
+    ctx.save_for_backward(lengths, output[-1], x, *states, *extras, *weights)
+    ctx.counts = len(states), len(extras)
     ctx.set_materialize_grads(False)
 
 
 def _steps_gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     lengths, random, x, *rest = ctx.saved_tensors
-    states, weights = rest[: ctx.count], rest[ctx.count :]
-    _, x_needed, states_needed, _, weights_needed, *_ = ctx.needs_input_grad
-    needed = [x_needed, *states_needed, *weights_needed]
+    states, extras, weights = _groups(rest, ctx.counts)
+    _, x_needed, states_needed, extras_needed, _, weights_needed, *_ = ctx.needs_input_grad
+    needed = [x_needed, *states_needed, *extras_needed, *weights_needed]
     found = iter(
         torch.ops.anyrnn.steps_backward(
-            ctx.step, x, states, lengths, weights, ctx.reverse, ctx.autocast, random, grads[:-1], needed
+            ctx.step, x, states, extras, lengths, weights, ctx.reverse, ctx.autocast, random, grads[:-1], needed
         )
     )
     x_grad, *others = [next(found) if n else None for n in needed]
-    return None, x_grad, others[: ctx.count], None, others[ctx.count :], None, None
+    of_states, of_extras, of_weights = _groups(others, ctx.counts)
+    return None, x_grad, of_states, of_extras, None, of_weights, None, None
+
+
+def _groups(values: Sequence[Any], counts: tuple[int, int]) -> tuple[list[Any], list[Any], list[Any]]:
+    """What belongs to the states, to further arguments and to the weights."""
+    states, extras = counts
+    return list(values[:states]), list(values[states : states + extras]), list(values[states + extras :])
 
 
 _steps.register_autograd(_steps_gradients, setup_context=_steps_context)

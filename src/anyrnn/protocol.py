@@ -1,8 +1,9 @@
-"""The cell protocol: how one step is called, how its result is read, and what size its state has.
+"""The cell protocol: how one step is called, how its result is read, and what shape its state has.
 
-A cell is an ``nn.Module`` with ``forward(x, state)``: ``x (B, I)``, and ``state`` one tensor ``(B, size)`` or a
-tuple of them. It returns the new state in the same structure, or ``(output, new_state)``. Inside anyrnn states
-are always tuples; this file is the only place that knows the two outer forms.
+A cell is an ``nn.Module`` with ``forward(x, state, *extras)``: ``x (B, ...)``, ``state`` one tensor ``(B, ...)`` or a
+tuple of them, and further arguments. ``forward(x, *state, *extras)`` is called so, too. It returns the new state in the
+same structure, or ``(output, new_state)``, where the output may be several tensors, in a tuple or dict. Inside anyrnn
+states and outputs are always tuples of tensors; this file is the only place that knows the outer forms.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 import typing
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,15 +25,106 @@ from torch.nn.utils import parametrize
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.randomness import own_random_numbers
+from anyrnn.records import locals_of
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 State: TypeAlias = Tensor | tuple[Tensor, ...]
+#: The size of x or of a state variable: a number of features, or a shape without the batch.
+Size: TypeAlias = int | tuple[int, ...]
+#: The sizes of a state: a `Size` for one tensor (a shape as `torch.Size`), or a tuple of them.
+Sizes: TypeAlias = "int | torch.Size | tuple[Size, ...]"
+#: The structure of outputs: None for one tensor, the number of tensors in a tuple, or the keys of a dict.
+Names: TypeAlias = "int | tuple[str, ...] | None"
 
 # A batch size that no tuple of states has as its length, so that `h, c = state` on a bare tensor fails.
 _PROBE_BATCH = 7
+
+
+def shape_of(size: Size) -> tuple[int, ...]:
+    """A size as a shape."""
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+def size_of(shape: Sequence[int]) -> Size:
+    """A shape as a size."""
+    return shape[0] if len(shape) == 1 else tuple(shape)
+
+
+class ExtraForm(NamedTuple):
+    """What is known of a further argument of a step before a call.
+
+    Attributes:
+        key: Its position behind x and the state, or its keyword.
+        kind: "input": one for each row and step, (T, B, ...); "context": one for each row, (B, ...); "shared": one.
+        shape: Its shape, without T and B.
+        dtype: Its type.
+    """
+
+    key: int | str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def lead(self, *sizes: int) -> tuple[int, ...]:
+        """The shape of what one step gets of it, for a batch of a size."""
+        return self.shape if self.kind == "shared" else (*sizes, *self.shape)
+
+
+class WrongOrderError(AnyRNNError):
+    """A step returns its states in another order than that in which it takes them."""
+
+
+class Extra(NamedTuple):
+    """An argument of a cell's step beside x and the state: see `ExtraForm`."""
+
+    key: int | str
+    kind: str
+    tensor: Tensor
+
+    @property
+    def form(self) -> ExtraForm:
+        """What is known of it before a call."""
+        lead = {"input": 2, "context": 1, "shared": 0}[self.kind]
+        return ExtraForm(self.key, self.kind, tuple(self.tensor.shape[lead:]), self.tensor.dtype)
+
+    def alike(self, tensor: Tensor) -> Extra:
+        """Another tensor in its place."""
+        return Extra(self.key, self.kind, tensor)
+
+
+class Shared(NamedTuple):
+    """A context that is one for all rows: see `shared`."""
+
+    tensor: Tensor
+
+
+def shared(tensor: Tensor) -> Shared:
+    """Mark a context that is one for all rows of the batch, such as the matrix of a graph.
+
+    Args:
+        tensor: A tensor of any shape, without a batch. Gradients pass through it.
+
+    Raises:
+        AnyRNNError: if it is no tensor.
+
+    Example:
+        >>> import torch, anyrnn
+        >>> class Mixing(torch.nn.Module):
+        ...     hidden_size = 4
+        ...     def forward(self, x, h, A):
+        ...         return torch.tanh(x + h @ A)
+        >>> layer = anyrnn.Recurrent(Mixing())
+        >>> output, state = layer(torch.randn(10, 3, 4), context=anyrnn.shared(torch.eye(4)))
+        >>> output.shape
+        torch.Size([10, 3, 4])
+    """
+    if not isinstance(tensor, Tensor):
+        msg = f"shared: got a {type(tensor).__name__}, expected a tensor"
+        raise AnyRNNError(msg)
+    return Shared(tensor)
 
 
 @dataclass(frozen=True)
@@ -42,19 +134,32 @@ class Signature:
     Attributes:
         state_sizes: The size of each state variable.
         bare: The state is one tensor, not a tuple.
-        output_size: The size of the output of a step.
+        output_sizes: The size of each output of a step.
         has_output: A step returns ``(output, new_state)``; otherwise its output is the first state variable.
-        kind: The class of the tuple: `tuple`, or a named tuple of the user's.
+        names: The structure of the output.
+        spread: The step is called as ``forward(x, *state)``.
+        flat: A step returns ``(output, *new_state)``.
+        kind: The class of the tuple of states: `tuple`, or a named tuple of the user's.
+        output_kind: The class of the tuple of outputs, likewise.
         settled: A step has shown which structure the state has. A step that returns its state untouched shows nothing,
             and another step has to be probed.
     """
 
-    state_sizes: tuple[int, ...]
+    state_sizes: tuple[Size, ...]
     bare: bool
-    output_size: int
+    output_sizes: tuple[Size, ...]
     has_output: bool
+    names: Names = None
+    spread: bool = False
+    flat: bool = False
     kind: type[tuple[Any, ...]] = tuple
+    output_kind: type[tuple[Any, ...]] = tuple
     settled: bool = True
+
+    @property
+    def output_size(self) -> Size:
+        """The size of the output; of the first one, if there are several."""
+        return self.output_sizes[0]
 
     def wrap(self, states: tuple[Tensor, ...], like: object = None) -> State:
         """Give the states the structure that the cell uses, or, if `like` is a named tuple, that of `like`."""
@@ -63,19 +168,36 @@ class Signature:
         kind: type[Any] = type(like) if self.kind is tuple and _is_named(type(like)) else self.kind
         return states if kind is tuple else kind(*states)
 
-    def step(self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run ``cell`` for one step: ``x (B, I)`` and states ``(B, size)`` to output ``(B, O)`` and new states.
+    def wrap_outputs(self, outputs: Sequence[Any]) -> Any:
+        """Give outputs the structure in which the cell returns them."""
+        if self.names is None:
+            return outputs[0]
+        if isinstance(self.names, tuple):
+            return dict(zip(self.names, outputs, strict=True))
+        return tuple(outputs) if self.output_kind is tuple else self.output_kind(*outputs)
+
+    def step(
+        self, cell: nn.Module, x: Tensor, states: tuple[Tensor, ...], extras: Iterable[tuple[int | str, Tensor]] = ()
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run ``cell`` for one step: ``x (B, ...)`` and states ``(B, ...)`` to outputs ``(B, ...)`` and new states.
 
         Raises:
             AnyRNNError: if the new states have another form than the old ones.
         """
-        result = cell(x, states[0] if self.bare else self.wrap(states))
-        if self.has_output:
+        if self.spread or extras:
+            result = cell(*_arguments(self, x, states, extras), **{k: t for k, t in extras if isinstance(k, str)})
+        else:
+            result = cell(x, states[0] if self.bare else self.wrap(states))
+        outputs: tuple[Tensor, ...]
+        if self.flat:
+            outputs, new = (result[0],), tuple(result[1:])
+        elif self.has_output:
             output, new_state = result
             new = (new_state,) if self.bare else tuple(new_state)
+            outputs = (output,) if self.names is None else self._outputs(cell, output)
         else:
             new = (result,) if self.bare else tuple(result)
-            output = new[0]
+            outputs = new[:1]
         # A list, since a generator takes as long as a small operation.
         if len(new) != len(states) or any([n.shape != s.shape for n, s in zip(new, states, strict=True)]):  # noqa: C419
             got = ", ".join(str(tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__ for n in new)
@@ -85,17 +207,57 @@ class Signature:
                 f"layer was made, change its `hidden_size` or `state_sizes` along, or make a new layer"
             )
             raise AnyRNNError(msg)
-        return output, new
+        return outputs, new
+
+    def _outputs(self, cell: nn.Module, output: Any) -> tuple[Tensor, ...]:
+        """The tensors of several outputs, in order."""
+        if isinstance(self.names, tuple) and isinstance(output, dict) and tuple(output) == self.names:
+            return tuple(output.values())
+        if isinstance(self.names, int) and isinstance(output, tuple | list) and len(output) == self.names:
+            return tuple(output)
+        expected = f"a dict of {', '.join(self.names)}" if isinstance(self.names, tuple) else f"{self.names} outputs"
+        msg = f"{type(cell).__name__}: a step returned {_structure(output)}, expected {expected}, as its first step did"
+        raise AnyRNNError(msg)
+
+
+def _arguments(
+    signature: Signature, x: Tensor, states: tuple[Tensor, ...], extras: Iterable[tuple[int | str, Tensor]]
+) -> list[Any]:
+    """The arguments of a step by position."""
+    state = states if signature.spread else [signature.wrap(states)]
+    return [x, *state, *(t for k, t in extras if isinstance(k, int))]
 
 
 #: The structure of a state: the class of the tuple and the number of tensors in it; (Tensor, 1) for a tensor.
 Form: TypeAlias = "tuple[type, int]"
 
-_kinds: WeakKeyDictionary[nn.Module, type[tuple[Any, ...]]] = WeakKeyDictionary()
+_kinds: WeakKeyDictionary[nn.Module, tuple[type[tuple[Any, ...]], type[tuple[Any, ...]]]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A cell whose step is to be run on made up numbers.
+
+    Attributes:
+        cell: The cell.
+        input_size: The size of x.
+        extras: The forms of its further arguments.
+        rows: The rows of the batch.
+    """
+
+    cell: nn.Module
+    input_size: Size
+    extras: tuple[ExtraForm, ...]
+    rows: int = _PROBE_BATCH
 
 
 def describe(
-    cell: nn.Module, input_size: int, state_sizes: int | Sequence[int] | None = None, form: Form | None = None
+    cell: nn.Module,
+    input_size: Size,
+    state_sizes: Sizes | None = None,
+    form: Form | None = None,
+    extras: Sequence[ExtraForm] = (),
+    rows: int | None = None,
 ) -> Signature:
     """Infer the signature of a cell by running a step.
 
@@ -109,34 +271,71 @@ def describe(
     and if that does not either, `form`, the structure of the initial state of a call, decides. Without one the
     signature is not `settled`.
 
+    Args:
+        cell: The cell.
+        input_size: The size of x.
+        state_sizes: The sizes of the state.
+        form: The structure of the initial state.
+        extras: The forms of further arguments.
+        rows: The rows of the batch of a call, on which it is run again if a step fails on the usual number: a cell may
+            hold something for each of them.
+
     Raises:
         AnyRNNError: if no sizes are known, or a step fails or returns something that fits neither form.
     """
-    name = type(cell).__name__
     if not isinstance(cell, nn.Module):
         msg = f"a cell is an nn.Module with forward(x, state); got {cell!r}"
         raise AnyRNNError(msg)
+    probe = _Probe(cell, input_size, tuple(extras))
+    try:
+        return _described(probe, state_sizes, form)
+    except AnyRNNError:
+        if rows and rows != probe.rows:
+            with contextlib.suppress(AnyRNNError):
+                return _described(replace(probe, rows=rows), state_sizes, form)
+        raise
+
+
+def _described(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> Signature:
+    """Infer a signature from steps on one number of rows."""
     failures: dict[str, Exception] = {}
     ambiguous: list[tuple[_Candidate, Signature]] = []
-    for candidate in _candidates(cell, name, state_sizes, form):
+    for candidate in _candidates(probe, state_sizes, form):
         try:
-            signature, is_shown = _probe(cell, input_size, candidate, fill=0.0)
+            signature, is_shown = _probed(probe, candidate, fill=0.0)
         except Exception as cause:  # noqa: BLE001 - a cell may raise anything when its state has another form
             failures[str(candidate)] = cause
             continue
         if is_shown:
-            return _adopted(cell, input_size, candidate, signature)
+            return _adopted(probe, candidate, signature)
         ambiguous.append((candidate, signature))
     if not ambiguous:
-        raise AnyRNNError(_failure_message(cell, input_size, failures))
+        kind = WrongOrderError if any(isinstance(f, WrongOrderError) for f in failures.values()) else AnyRNNError
+        raise kind(_failure_message(probe, failures))
     for candidate, _ in ambiguous if len(ambiguous) > 1 else ():
         with contextlib.suppress(Exception):
-            signature, is_shown = _probe(cell, input_size, candidate, fill=0.5)
+            signature, is_shown = _probed(probe, candidate, fill=0.5)
             if is_shown:
-                return _adopted(cell, input_size, candidate, signature)
+                return _adopted(probe, candidate, signature)
     fitting = [pair for pair in ambiguous if form == pair[0].form] or ambiguous
     candidate, signature = fitting[0]
-    return _adopted(cell, input_size, candidate, replace(signature, settled=len(fitting) == 1))
+    return _adopted(probe, candidate, replace(signature, settled=len(fitting) == 1))
+
+
+def takes(cell: nn.Module, count: int, keywords: Iterable[str] = ()) -> bool | None:
+    """Whether a step can be called with so many arguments by position and these keywords; None if it does not tell."""
+    try:
+        _called(cell).bind(*range(count), **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    except Exception:  # noqa: BLE001 - what is no Python function has no signature
+        return None
+    return True
+
+
+def _called(cell: nn.Module) -> inspect.Signature:
+    """The arguments that a step takes: those of `forward`, but for a module that says which (`adapters.Stepped`)."""
+    return inspect.signature(cell if hasattr(type(cell), "__signature__") else cell.forward)
 
 
 def untold(cell: nn.Module, signature: Signature) -> str:
@@ -149,7 +348,7 @@ def untold(cell: nn.Module, signature: Signature) -> str:
     )
 
 
-def stated_sizes(cell: nn.Module) -> int | tuple[int, ...] | None:
+def stated_sizes(cell: nn.Module) -> Sizes | None:
     """The sizes of the state that a cell declares; when they change, its signature has to be inferred again."""
     sizes = getattr(cell, "state_sizes", None)
     if sizes is None:
@@ -166,22 +365,23 @@ def form_of(state: object) -> Form | None:
     return None
 
 
-def kind_of(cell: nn.Module) -> type[tuple[Any, ...]]:
-    """The class of the tuple of states of a cell, which a signature that was written down as text does not hold."""
-    return _kinds.get(cell) or _declared_kind(cell) or tuple
+def kinds_of(cell: nn.Module) -> tuple[type[tuple[Any, ...]], type[tuple[Any, ...]]]:
+    """The classes of the tuples of states and of outputs, which are no constants of a program that PyTorch traces."""
+    return _kinds.get(cell) or (_declared_kind(cell) or tuple, tuple)
 
 
-def _adopted(cell: nn.Module, input_size: int, candidate: _Candidate, signature: Signature) -> Signature:
+def _adopted(probe: _Probe, candidate: _Candidate, signature: Signature) -> Signature:
     """The signature, once the cell has its parameters and the class of its states is noted."""
-    if _is_lazy(cell):
-        _materialize(cell, input_size, candidate)
-    if signature.kind is not tuple:
-        _kinds[cell] = signature.kind
+    if _is_lazy(probe.cell):
+        _materialize(probe, candidate)
+    if signature.kind is not tuple or signature.output_kind is not tuple:
+        _kinds[probe.cell] = signature.kind, signature.output_kind
     return signature
 
 
-def _failure_message(cell: nn.Module, input_size: int, failures: Mapping[str, Exception]) -> str:
+def _failure_message(probe: _Probe, failures: Mapping[str, Exception]) -> str:
     """Why no structure of the state works, each cause once; where a step ran to its end, only its result counts."""
+    cell, x = probe.cell, ", ".join(map(str, shape_of(probe.input_size)))
     returned = {form: cause for form, cause in failures.items() if isinstance(cause, AnyRNNError)}
     forms: dict[str, list[str]] = {}
     for form, cause in (returned or failures).items():
@@ -192,23 +392,34 @@ def _failure_message(cell: nn.Module, input_size: int, failures: Mapping[str, Ex
     )
     if isinstance(cell, nn.RNNBase) or hasattr(cell, "num_layers"):
         cure = "This looks like a whole layer, which is used as it is; its cell is one step, as nn.LSTMCell is"
-    elif any("positional argument" in cause for cause in forms):
-        cure = "Wrap a cell that takes x, h, c: forward(self, x, state) with h, c = state, which returns (h, c)"
+    elif any("argument" in cause for cause in forms):
+        cure = (
+            f"Its forward takes ({_parameters(cell)}): what is neither x nor a state is given by inputs=, one for each "
+            f"step, or context=, one for each sequence"
+        )
     else:
         cure = "If the sizes are not these, give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)"
     return (
-        f"{type(cell).__name__}: a step with x (B, {input_size}), tried with B={_PROBE_BATCH}, failed{causes}\n"
+        f"{type(cell).__name__}: a step with x (B, {x}), tried with B={probe.rows}, failed{causes}\n"
         f"Expected forward(x, state) to return the new state, or (output, new_state), each (B, size). {cure}."
     )
+
+
+def _parameters(cell: nn.Module) -> str:
+    try:
+        return ", ".join(_called(cell).parameters)
+    except (TypeError, ValueError):
+        return "..."
 
 
 @dataclass(frozen=True)
 class _Candidate:
     """A structure, with sizes, that the state of a cell may have."""
 
-    sizes: tuple[int, ...]
+    sizes: tuple[Size, ...]
     bare: bool
     kind: type[tuple[Any, ...]] = tuple
+    spread: bool = False
 
     @property
     def form(self) -> Form:
@@ -216,22 +427,34 @@ class _Candidate:
 
     def __str__(self) -> str:
         named = "one tensor" if self.bare else "a tuple" if self.kind is tuple else f"a {self.kind.__name__}"
-        return f"{named} {', '.join(f'(B, {size})' for size in self.sizes)}"
+        sizes = (", ".join(map(str, ("B", *shape_of(size)))) for size in self.sizes)
+        return f"{named} {', '.join(f'({each})' for each in sizes)}"
 
 
-def _candidates(
-    cell: nn.Module, name: str, state_sizes: int | Sequence[int] | None, form: Form | None
-) -> Iterator[_Candidate]:
+def _candidates(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> Iterator[_Candidate]:
+    """The structures that a cell's state may have, each with the way to call the cell that fits its arguments."""
+    others = sum(isinstance(e.key, int) for e in probe.extras)
+    keywords = [e.key for e in probe.extras if isinstance(e.key, str)]
+    for candidate in _structures(probe.cell, state_sizes, form):
+        count = len(candidate.sizes)
+        spread = takes(probe.cell, 2 + others, keywords) is False and takes(probe.cell, 1 + count + others, keywords)
+        yield replace(candidate, spread=True) if spread else candidate
+
+
+def _structures(cell: nn.Module, state_sizes: Sizes | None, form: Form | None) -> Iterator[_Candidate]:
     sizes = getattr(cell, "state_sizes", None) if state_sizes is None else state_sizes
     named = next((k for k in (type(sizes), form and form[0], _declared_kind(cell)) if k and _is_named(k)), None)
     if sizes is not None:
-        yield _Candidate((sizes,), True) if isinstance(sizes, int) else _Candidate(tuple(sizes), False, named or tuple)
+        if isinstance(sizes, int | torch.Size):
+            yield _Candidate((size_of(shape_of(sizes)),), True)
+        else:
+            yield _Candidate(tuple(size_of(shape_of(s)) for s in sizes), False, named or tuple)
         return
     size = getattr(cell, "hidden_size", None)
     if not isinstance(size, int):
         msg = (
-            f"{name}: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "
-            f"give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
+            f"{type(cell).__name__}: the size of its state is not known, since it has neither `state_sizes` nor "
+            f"`hidden_size`; give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)."
         )
         raise AnyRNNError(msg)
     if named is not None:
@@ -259,30 +482,57 @@ def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
     return kind if isinstance(kind, type) and _is_named(kind) else None
 
 
-def _probe(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
+def _probed(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[Signature, bool]:
     """Run a step: the signature that its result has, and whether the result shows the structure of the state."""
-    subject = _copy_of(cell) if _is_lazy(cell) else cell
-    state, result = _one_step(subject, input_size, candidate, fill)
-    output, new, new_state = _output_and_states(result, len(candidate.sizes), candidate.bare)
-    for k, (value, size) in enumerate(zip(new, candidate.sizes, strict=True)):
-        if value.shape != (_PROBE_BATCH, size):
-            msg = f"returned state {k} of shape {_shape(value)}, expected (B, {size})"
+    subject = replace(probe, cell=_copy_of(probe.cell)) if _is_lazy(probe.cell) else probe
+    state, result, variables = _one_step(subject, candidate, fill)
+    parts = _parts_of(result, len(candidate.sizes), candidate.bare)
+    if candidate.spread:
+        _check_order(probe.cell, parts.states, variables)
+    for k, (value, size) in enumerate(zip(parts.states, candidate.sizes, strict=True)):
+        if value.shape != (probe.rows, *shape_of(size)):
+            msg = f"returned state {k} of shape {_shape(value, probe.rows)}, expected ({_lead(size)})"
             raise AnyRNNError(msg)
     kind = candidate.kind
-    if kind is tuple and _is_named(type(new_state)):
-        kind = type(new_state)  # type: ignore[assignment]
-    is_shown = new_state is not state
-    if output is None:
-        return Signature(candidate.sizes, candidate.bare, candidate.sizes[0], has_output=False, kind=kind), is_shown
-    if output.dim() != 2 or len(output) != _PROBE_BATCH:
-        msg = f"returned an output of shape {_shape(output)}, expected (B, size)"
-        raise AnyRNNError(msg)
-    return Signature(candidate.sizes, candidate.bare, output.shape[1], has_output=True, kind=kind), is_shown
+    if kind is tuple and _is_named(type(parts.state)):
+        kind = type(parts.state)  # type: ignore[assignment]
+    for output in parts.outputs:
+        if output.dim() < 1 or len(output) != probe.rows:
+            msg = f"returned an output of shape {_shape(output, probe.rows)}, expected (B, ...)"
+            raise AnyRNNError(msg)
+    sizes = tuple(size_of(o.shape[1:]) for o in parts.outputs) or candidate.sizes[:1]
+    signature = Signature(
+        candidate.sizes, candidate.bare, sizes, bool(parts.outputs), parts.names, candidate.spread, parts.flat, kind,
+        parts.output_kind,
+    )  # fmt: skip
+    return signature, parts.state is not state
 
 
-def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: float) -> tuple[object, object]:
-    """Run a step on a twin of the cell, on made up numbers: its state and its result."""
-    like, sizes = placement(cell), candidate.sizes
+def _check_order(cell: nn.Module, states: Sequence[Tensor], variables: Mapping[str, Any]) -> None:
+    """Check that a step returns its states in the order in which it takes them, as far as its variables tell.
+
+    One that takes h and c, and returns c and h, would go on with each in the place of the other.
+    """
+    _, *names = _called(cell).parameters
+    names = names[: len(states)]
+    for k, (name, value) in enumerate(zip(names, states, strict=False)):
+        others = [n for n in names if n != name and variables.get(n) is value]
+        if others and variables.get(name) is not value:
+            msg = (
+                f"returned `{others[0]}` as state {k}, which it takes as `{name}`; expected the order "
+                f"({', '.join(names)}): change it in forward, or by step=lambda m, x, s: ..."
+            )
+            raise WrongOrderError(msg)
+
+
+def _lead(size: Size) -> str:
+    return ", ".join(map(str, ("B", *shape_of(size))))
+
+
+def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object, object, dict[str, Any]]:
+    """Run a step on a twin of the cell, on made up numbers: its state, its result, and its local variables."""
+    cell, rows = probe.cell, probe.rows
+    like = placement(cell)
     weights = [t for t in (*cell.parameters(), *cell.buffers()) if not _is_uninitialized(t)]
     with (
         torch.inference_mode(False),
@@ -293,11 +543,28 @@ def _one_step(cell: nn.Module, input_size: int, candidate: _Candidate, fill: flo
         # Hooks of the caller's see nothing of this graph; and detached it does not hold on to itself.
         torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda t: t),
     ):
-        x = like.new_full((_PROBE_BATCH, input_size), fill)
-        states = tuple(like.new_full((_PROBE_BATCH, size), fill) for size in sizes)
+        x = like.new_full((rows, *shape_of(probe.input_size)), fill)
+        states = tuple(like.new_full((rows, *shape_of(size)), fill) for size in candidate.sizes)
         state = states[0] if candidate.bare else states if candidate.kind is tuple else candidate.kind(*states)
         is_scripted = any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules())
-        return state, (cell if is_scripted else twin_of(cell, to_probe=True))(x, state)
+        subject = cell if is_scripted else twin_of(cell, to_probe=True)
+        extras = [(e.key, _made_up(e, rows, like)) for e in probe.extras]
+        by_position = [t for k, t in extras if isinstance(k, int)]
+        by_keyword = {k: t for k, t in extras if isinstance(k, str)}
+        first = states if candidate.spread else [state]
+        variables: dict[str, Any] = {}
+        with locals_of(subject, variables) if candidate.spread else contextlib.nullcontext():
+            result = subject(x, *first, *by_position, **by_keyword)
+        return state, result, variables
+
+
+def _made_up(form: ExtraForm, rows: int, like: Tensor) -> Tensor:
+    """A further argument: zeros, or for a square matrix of all rows one that has an inverse."""
+    shape = form.lead(rows)
+    dtype = like.dtype if form.dtype.is_floating_point else form.dtype
+    if form.kind == "shared" and len(shape) == 2 and shape[0] == shape[1] and dtype.is_floating_point:
+        return torch.eye(shape[0], dtype=dtype, device=like.device)
+    return like.new_zeros(shape, dtype=dtype)
 
 
 # ---- Lazy modules, which get their parameters when they see their first input ----
@@ -324,20 +591,20 @@ def _is_lazy_itself(module: nn.Module) -> bool:
     )
 
 
-def _materialize(cell: nn.Module, input_size: int, candidate: _Candidate) -> None:
+def _materialize(probe: _Probe, candidate: _Candidate) -> None:
     """Initialise the lazy modules of a cell, as a first step would.
 
     A copy of the cell runs the step and shows the arguments of each of them; the cell itself is not called.
     """
-    probed = _copy_of(cell)
-    modules: dict[str, Any] = dict(cell.named_modules())
+    probed = _copy_of(probe.cell)
+    modules: dict[str, Any] = dict(probe.cell.named_modules())
     calls: list[tuple[str, Any, Any]] = []
     for name, module in probed.named_modules():
         if _is_lazy_itself(module):
             module.register_forward_pre_hook(
                 lambda _, args, kwargs, name=name: calls.append((name, args, kwargs)), with_kwargs=True
             )
-    _one_step(probed, input_size, candidate, 0.0)
+    _one_step(replace(probe, cell=probed), candidate, 0.0)
     for name, args, kwargs in calls:
         module = modules[name]
         if _is_lazy_itself(module):
@@ -368,17 +635,53 @@ def outside_inference_mode() -> contextlib.AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else contextlib.nullcontext()
 
 
-def _output_and_states(result: object, count: int, bare: bool) -> tuple[Tensor | None, tuple[Tensor, ...], object]:
-    """Tell the two return forms apart by structure: (output or None, new states, these as the step returned them)."""
+class _Parts(NamedTuple):
+    """The parts of what a step returned.
+
+    Attributes:
+        outputs: The outputs; none if the output is the first state.
+        states: The new states.
+        state: These as the step returned them.
+        names: The structure of the outputs.
+        output_kind: The class of the tuple of outputs.
+        flat: The step returned ``(output, *states)``.
+    """
+
+    outputs: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+    state: object
+    names: Names = None
+    output_kind: type[tuple[Any, ...]] = tuple
+    flat: bool = False
+
+
+def _parts_of(result: object, count: int, bare: bool) -> _Parts:
+    """Tell the forms apart in which a step may return outputs and states, by structure."""
     states = _as_states(result, count, bare)
     if states is not None:
-        return None, states, result
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
-        states = _as_states(result[1], count, bare)
+        return _Parts((), states, result)
+    if isinstance(result, tuple | list) and len(result) == 2:
+        output, state = result
+        states = _as_states(state, count, bare)
         if states is not None:
-            return result[0], states, result[1]
+            if isinstance(output, Tensor):
+                return _Parts((output,), states, state)
+            if isinstance(output, dict) and output and _are_named_tensors(output):
+                return _Parts(tuple(output.values()), states, state, tuple(output))
+            outputs = _as_states(output, len(output), False) if isinstance(output, tuple | list) else None
+            if outputs:
+                kind = type(output) if _is_named(type(output)) else tuple
+                return _Parts(outputs, states, state, len(outputs), kind)
+    if isinstance(result, tuple | list) and len(result) == count + 1 and not bare:
+        found = _as_states(result, count + 1, False)
+        if found is not None:
+            return _Parts(found[:1], found[1:], result, flat=True)
     msg = f"returned {_structure(result)}"
     raise AnyRNNError(msg)
+
+
+def _are_named_tensors(values: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items())
 
 
 def _as_states(value: object, count: int, bare: bool) -> tuple[Tensor, ...] | None:
@@ -408,9 +711,9 @@ def _floating(module: nn.Module, kind: str) -> Iterator[Tensor]:
             yield from _floating(child, kind)
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(tensor: Tensor, rows: int = _PROBE_BATCH) -> str:
     sizes = [str(n) for n in tensor.shape]
-    if sizes and tensor.shape[0] == _PROBE_BATCH:
+    if sizes and tensor.shape[0] == rows:
         sizes[0] = "B"
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 

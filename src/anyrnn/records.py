@@ -25,9 +25,8 @@ _CALLING = nn.Module.__call__.__code__.co_filename  # what is around every step
 
 
 @contextlib.contextmanager
-def locals_of(cell: nn.Module) -> Iterator[dict[str, Any]]:
+def locals_of(cell: nn.Module, found: dict[str, Any]) -> Iterator[None]:
     """Gather the local variables of a cell's methods while a step runs; of equal names, those that return last."""
-    found: dict[str, Any] = {}
     outer: Any = sys.getprofile()
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -36,7 +35,7 @@ def locals_of(cell: nn.Module) -> Iterator[dict[str, Any]]:
 
     sys.setprofile(note)
     try:
-        yield found
+        yield
     finally:
         sys.setprofile(outer if callable(outer) else None)
         if hasattr(outer, "enable"):  # cProfile's, which only itself can put back

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from anyrnn.checks import check_input, check_lengths, check_state, check_x, checked_names
+from anyrnn.checks import (
+    check_flags,
+    check_input,
+    check_lengths,
+    check_state,
+    check_x,
+    checked_extras,
+    checked_names,
+)
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Signature, State, describe, form_of, placement, untold
+from anyrnn.protocol import (
+    Signature,
+    State,
+    describe,
+    form_of,
+    placement,
+    shape_of,
+    size_of,
+    stated_sizes,
+    untold,
+)
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.traced import choose, described, signature_key, signatures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from anyrnn.checks import Context, Extras, Lengths, Record
+    from anyrnn.protocol import Extra, Size, Sizes
 
-    from anyrnn.checks import Lengths
 
-
-@overload
-def scan(
-    cell: nn.Module,
-    x: Tensor,
-    state: State | None = None,
-    lengths: Lengths | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, State]: ...
-@overload
 def scan(
     cell: nn.Module,
     x: Tensor,
@@ -36,33 +44,32 @@ def scan(
     lengths: Lengths | None = None,
     reverse: bool = False,
     *,
-    record: str | Sequence[str],
-) -> tuple[Tensor, State, dict[str, Tensor]]: ...
-def scan(
-    cell: nn.Module,
-    x: Tensor,
-    state: State | None = None,
-    lengths: Lengths | None = None,
-    reverse: bool = False,
-    *,
-    record: str | Sequence[str] = (),
-) -> tuple[Tensor, State] | tuple[Tensor, State, dict[str, Tensor]]:
+    inputs: Extras | None = None,
+    context: Context | None = None,
+    record: Record = (),
+    return_states: bool = False,
+) -> Any:
     """Run a recurrent cell along a sequence, in one direction.
 
     Args:
-        cell: Any `nn.Module` with ``forward(x, state)`` for one step, x (B, I): it returns the new state, or
-            ``(output, new_state)``. A state is one tensor (B, size) or a tuple of them.
-        x: The input (T, B, I).
+        cell: Any `nn.Module` with ``forward(x, state, *extras)`` for one step, x (B, ...): it returns the new state, or
+            ``(output, new_state)``. A state is one tensor (B, ...) or a tuple of them, an output one tensor (B, ...), a
+            tuple or a dict. One with ``forward(x, *state, *extras)`` will do, too.
+        x: The input (T, B, ...).
         state: The initial state in the cell's own structure; zero if None.
         lengths: The number of valid steps of each row, (B,), from 0 to T: a list or an integer tensor on any device.
         reverse: Run from each row's last valid step to its first.
+        inputs: What else the cell gets at each step, (T, B, ...): a tensor, a tuple, or a dict by the cell's names.
+        context: What it gets that is the same at every step, (B, ...), likewise; `anyrnn.shared` for one of no batch.
         record: Local variables of the cell's `forward`, or of its methods that this calls, to be returned for all
             steps, by name. Each is a tensor with a row for each of the batch.
+        return_states: Return the states after every step, too.
 
     Returns:
-        The output (T, B, O), zero at padded steps, and the state after each row's last step (its initial state if
-        it has no steps), in the cell's own structure. With `record`, then a dict of the values (T, B, ...) that each
-        variable has when its method returns, zero at padded steps; gradients pass through them.
+        The output (T, B, ...), zero at padded steps, and the state after each row's last step (its initial state if
+        it has no steps), in the cell's own structures. With `record`, then a dict of the values (T, B, ...) that each
+        variable has when its method returns, zero at padded steps; with `return_states`, then the states of all steps,
+        (T, B, ...). Gradients pass through all of them.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and for arguments of another form than described.
@@ -80,47 +87,59 @@ def scan(
         True
     """
     name = type(cell).__name__
-    check_x(name, x, {3: "(T, B, I)"})
-    signature = _signature_of(cell, x.shape[2], state)
-    like = placement(cell, x)
-    T, B, _ = x.shape
+    if not isinstance(x, Tensor) or x.dim() < 3:
+        check_x(name, x, {3: "(T, B, ...)"})
+    T, B = x.shape[:2]
+    like = placement(cell, x) if isinstance(cell, nn.Module) else x
+    is_more = inputs is not None or context is not None
+    extras = checked_extras(name, inputs, context, (T, B), x) if is_more else ()
+    signature = _signature_of(cell, size_of(x.shape[2:]), state, extras, B)
     check_input(name, x, None, like)
     if state is None:
-        states = tuple(like.new_zeros(B, size) for size in signature.state_sizes)
+        states = tuple(like.new_zeros(B, *shape_of(size)) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
-    request = Request(checked_names(name, record)) if record else NO_REQUEST
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request)
+    check_flags(name, return_states=return_states)
+    request = Request(checked_names(name, record), return_states) if record or return_states else NO_REQUEST
+    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request, extras)
     result = choose(call).engine.run(call)
-    output, states_after = result.output, signature.wrap(result.states, state)
-    return (output, states_after, dict(result.records)) if record else (output, states_after)
+    count, names = len(signature.output_sizes), request.record
+    results = [signature.wrap_outputs(result.series[:count]), signature.wrap(result.states, state)]
+    if record:
+        results.append(dict(zip(names, result.series[count : count + len(names)], strict=True)))
+    if return_states:
+        results.append(signature.wrap(tuple(result.series[count + len(names) :]), state))
+    return tuple(results)
 
 
-def _signature_of(cell: nn.Module, input_size: int, state: State | None) -> Signature:
-    sizes, form = _sizes_of(cell, state), form_of(state)
+def _signature_of(
+    cell: nn.Module, input_size: Size, state: State | None, extras: tuple[Extra, ...], rows: int
+) -> Signature:
+    sizes, form, forms = _sizes_of(cell, state), form_of(state), [e.form for e in extras]
     if torch.compiler.is_compiling():
-        return described(cell, operator.index(input_size), sizes, form)  # an int, not a symbol
+        fixed = size_of([operator.index(n) for n in shape_of(input_size)])  # ints, not symbols
+        return described(cell, fixed, sizes, form, forms)
     known = signatures.setdefault(cell, {}) if isinstance(cell, nn.Module) else {}
-    key = signature_key(cell, input_size, sizes, form)
+    key = signature_key(cell, input_size, sizes, form, forms)
     signature = known.get(key)
     if signature is None:
-        signature = describe(cell, input_size, sizes, form)
+        signature = describe(cell, input_size, sizes, form, forms, rows)
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
         known[key] = signature
     return signature
 
 
-def _sizes_of(cell: nn.Module, state: State | None) -> int | tuple[int, ...] | None:
+def _sizes_of(cell: nn.Module, state: State | None) -> Sizes | None:
     """The sizes of the state where the cell does not tell them."""
-    if not isinstance(cell, nn.Module) or hasattr(cell, "state_sizes") or hasattr(cell, "hidden_size"):
+    if not isinstance(cell, nn.Module) or stated_sizes(cell) is not None:
         return None
-    if isinstance(state, Tensor) and state.dim() == 2:
-        return state.shape[1]
-    if isinstance(state, tuple | list) and all(isinstance(s, Tensor) and s.dim() == 2 for s in state):
-        return tuple(s.shape[1] for s in state)
+    if isinstance(state, Tensor) and state.dim() > 1:
+        return state.shape[1] if state.dim() == 2 else torch.Size(state.shape[1:])
+    if isinstance(state, tuple | list) and all(isinstance(s, Tensor) and s.dim() > 1 for s in state):
+        return tuple(size_of(s.shape[1:]) for s in state)
     msg = (
         f"{type(cell).__name__}: the size of its state is not known, since it has neither `state_sizes` nor "
-        f"`hidden_size`; expected an initial state, one tensor (B, size) or a tuple of them"
+        f"`hidden_size`; expected an initial state, one tensor (B, ...) or a tuple of them"
     )
     raise AnyRNNError(msg)

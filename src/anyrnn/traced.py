@@ -16,7 +16,6 @@ import itertools
 import operator
 import os
 from collections import OrderedDict
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary, finalize, ref
 
@@ -31,22 +30,32 @@ from anyrnn.cells.base import origin_of
 from anyrnn.compiler.graph import PLAIN
 from anyrnn.compiler.graph_text import written
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.trace import check_one_row, tensors_of, trace
+from anyrnn.compiler.trace import check_one_row, part_of, tensors_of, trace
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Form, Signature, describe, kind_of, outside_inference_mode, stated_sizes, untold
-from anyrnn.runtime.call import Result
+from anyrnn.protocol import (
+    ExtraForm,
+    Form,
+    Signature,
+    Size,
+    Sizes,
+    describe,
+    kinds_of,
+    outside_inference_mode,
+    stated_sizes,
+    untold,
+)
+from anyrnn.runtime.call import CallForm, Request, Result
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.plans import HOOKED, has_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import CodeType
 
     from anyrnn.compiler.graph import Graph
     from anyrnn.runtime.call import Call
 
-Sizes: TypeAlias = "int | tuple[int, ...] | None"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -54,7 +63,7 @@ R = TypeVar("R")
 SHORT = 16
 
 
-def _constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
+def constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     """Do what `torch.compiler.assume_constant_result` does, without its import of torch._dynamo: that takes seconds."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -76,25 +85,41 @@ class OperatorEngine:
         cell, signature, x = call.cell, call.signature, call.x
         registered = {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
         forms = tuple([(name, tuple(t.shape), t.dtype) for name, t in registered.items()])
-        given = signature.state_sizes, signature.bare, signature.output_size, signature.has_output
         text, names, watch, reason, short = _recorded(
-            origin_of(cell), cell.training, forms, operator.index(x.shape[2]), x.dtype, given
-        )
+            origin_of(cell), cell.training, forms, _fixed(x.shape[2:]), x.dtype, _fields(signature),
+            tuple([(e.key, e.kind, _fixed(e.form.shape), e.tensor.dtype) for e in call.extras]),
+            call.request.record, call.request.states,
+        )  # fmt: skip
         if text is None:
             return _without_operator(call, reason, short)
         if watch is not None:
             _guard_by(getattr(_WATCHES, watch))
         device = x.device.type
-        output, *finals = torch.ops.anyrnn.scan(
+        results = torch.ops.anyrnn.scan(
             text,
             x,
             list(call.states),
+            [e.tensor for e in call.extras],
             call.lengths,
             [_weight(cell, registered, name, x) for name in names],
             call.reverse,
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
         )
-        return Result(output, tuple(finals))
+        count = len(results) - len(call.states)
+        return Result(results[:count], tuple(results[count:]))
+
+
+def _fixed(shape: Iterable[int]) -> tuple[int, ...]:
+    """A shape of ints, not symbols: only T and B differ from call to call."""
+    return tuple([operator.index(n) for n in shape])
+
+
+def _fields(signature: Signature) -> tuple[Any, ...]:
+    """The fields of a signature that a constant of a program can be: not the classes of its tuples."""
+    return (
+        signature.state_sizes, signature.bare, signature.output_sizes, signature.has_output, signature.names,
+        signature.spread, signature.flat,
+    )  # fmt: skip
 
 
 def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -103,7 +128,7 @@ def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor
         return registered[name]
     found: Any = cell
     for part in name.split("."):
-        found = getattr(found, part)
+        found = part_of(found, part)
     # The product lets torch.compile take a number that changes for an input.
     return found if isinstance(found, Tensor) else torch.ones((), dtype=x.dtype, device=x.device) * found
 
@@ -116,16 +141,12 @@ def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
     if not torch.compiler.is_compiling():
         return select.choose(call)
-    if call.request.record:
-        msg = (
-            f"{type(call.cell).__name__}: got record={call.request.record} below torch.compile or torch.export, whose "
-            f"graphs hold no local variables; expected the call outside, or the layer below torch.compiler.disable"
-        )
-        raise AnyRNNError(msg)
     if not _step_by_step():
         return _OPERATOR
     if call.lengths is not None:
         raise AnyRNNError(_data_dependent(call))
+    if call.request.record:
+        raise AnyRNNError(_unseen_variables(call, "each step is traced"))
     return _TRACED
 
 
@@ -136,7 +157,15 @@ def _data_dependent(call: Call) -> str:
     )
 
 
-@_constant_to_dynamo
+def _unseen_variables(call: Call, reason: str) -> str:
+    return (
+        f"{type(call.cell).__name__}: got record={call.request.record} below torch.compile or torch.export, where its "
+        f"step cannot be written down ({reason}), and a graph of steps holds no local variables; expected the call "
+        f"outside, or the layer below torch.compiler.disable"
+    )
+
+
+@constant_to_dynamo
 def _step_by_step() -> bool:
     """Whether each step is traced: for torch.func, which has no rules for the operator, or since an export asks for it.
 
@@ -171,28 +200,35 @@ class _Recording(NamedTuple):
 Forms: TypeAlias = "tuple[tuple[str, tuple[int, ...], torch.dtype], ...]"
 
 
-@_constant_to_dynamo
+@constant_to_dynamo
 def _recorded(
-    origin: nn.Module, training: bool, forms: Forms, input_size: int, dtype: torch.dtype, signature: tuple[Any, ...]
-) -> tuple[Any, ...]:
+    origin: nn.Module, training: bool, forms: Forms, x_shape: tuple[int, ...], dtype: torch.dtype,
+    signature: tuple[Any, ...], extras: tuple[tuple[Any, ...], ...], record: tuple[str, ...], states: bool,
+) -> tuple[Any, ...]:  # fmt: skip
     """Record a cell's step: the fields of a `_Recording`.
 
     Args:
         origin: The cell; or what it is a copy of, with other weights.
         training: Whether the cell is in training mode.
         forms: The names, shapes and types of its weights.
-        input_size: The features of x.
+        x_shape: The shape of x, without T and B.
         dtype: The type of x.
-        signature: The fields of its signature but for the class of its tuple.
+        signature: The fields of its signature but for the classes of its tuples.
+        extras: The fields of the forms of further arguments.
+        record: The local variables that are wanted.
+        states: Whether the states of all steps are.
     """
     _prepare()
+    fields = (*signature, *kinds_of(origin))
+    form = CallForm(
+        Signature(*fields), x_shape, dtype,
+        tuple(ExtraForm(*e) for e in extras), Request(record, states),
+    )  # fmt: skip
     with LOCK:
-        return tuple(_found(origin, training, forms, input_size, dtype, signature))
+        return tuple(_found(origin, training, forms, form))
 
 
-def _found(
-    origin: nn.Module, training: bool, forms: Forms, input_size: int, dtype: torch.dtype, signature: tuple[Any, ...]
-) -> _Recording:
+def _found(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _Recording:
     """Record a cell's step, or say why not."""
     wanted = select.wanted_name()
     if wanted in ("reference", "torch"):
@@ -201,7 +237,7 @@ def _found(
         if has_hooks(origin):
             raise AnyRNNError(HOOKED)
         with _disable_current_modes(), _without_function_modes(), outside_inference_mode(), torch.enable_grad():
-            found = _record(origin, training, forms, input_size, dtype, _signature(origin, *signature))
+            found = _record(origin, training, forms, form)
     except AnyRNNError as reason:
         return _Recording(None, reason=str(reason), short=wanted == "auto")
     if wanted == "cpu" and (recipe := operators.recipe(str(found.text))).plan is None:
@@ -209,28 +245,22 @@ def _found(
     return found
 
 
-def _signature(origin: nn.Module, sizes: tuple[int, ...], bare: bool, output_size: int, has_output: bool) -> Signature:
-    return Signature(sizes, bare, output_size, has_output, kind_of(origin))
-
-
-def _record(
-    origin: nn.Module, training: bool, forms: Forms, input_size: int, dtype: torch.dtype, signature: Signature
-) -> _Recording:
+def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _Recording:
     cell = _with_numbers(origin, forms, training)
     if torch.compiler.is_exporting():  # the cell as it is now, whatever becomes of it
-        graph, _ = _traced(cell, signature, input_size, dtype)
+        graph, _ = _traced(cell, form)
         return _recording(graph, None)
-    key = training, forms, input_size, dtype, signature, torch.get_default_dtype()
+    key = training, forms, form, torch.get_default_dtype()
     last = _last.get(origin)
     if last is not None and last.key == key and last.watch.is_unchanged(origin):
         return last.recording
     inputs = frozenset[tuple[str, str]]() if last is None else last.watch.sight.changed_numbers(origin)
     try:
-        graph, reach = _traced(cell, signature, input_size, dtype, inputs)
+        graph, reach = _traced(cell, form, inputs)
     except AnyRNNError:
         if not inputs:
             raise
-        graph, reach = _traced(cell, signature, input_size, dtype)  # it does more with these numbers than to compute
+        graph, reach = _traced(cell, form)  # it does more with these numbers than to compute
     watch = _Watch(origin, Sight(origin, reach))
     recording = _recording(graph, _WATCHES.add(watch, origin))
     _last[origin] = _Last(key, watch, recording)
@@ -242,13 +272,11 @@ def _recording(graph: Graph, watch: str | None) -> _Recording:
     return _Recording(text, tuple(operators.parsed(text).weights), watch)
 
 
-def _traced(
-    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, inputs: Iterable[tuple[str, str]] = ()
-) -> tuple[Graph, Reach]:
+def _traced(cell: nn.Module, form: CallForm, numbers: Iterable[tuple[str, str]] = ()) -> tuple[Graph, Reach]:
     ran: set[CodeType] = set()
-    graph = trace(cell, signature, input_size, dtype, ran, inputs)
-    check_one_row(graph, cell, signature, inputs)
-    return graph, Reach.of(ran, inputs)
+    graph = trace(cell, form.signature, form.x_shape, form.dtype, ran, numbers, form.extras)
+    check_one_row(graph, cell, form.signature, numbers, form.extras)
+    return graph.asked(form.request.record, form.request.states), Reach.of(ran, numbers)
 
 
 @contextlib.contextmanager
@@ -294,13 +322,17 @@ def _made_up(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter | Tenso
     return nn.Parameter(numbers.to(dtype))
 
 
-def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
-    """Put new tensors and modules for old ones: for the value itself, or within a dict, list or tuple."""
+def _replaced(value: Any, new: Mapping[int, Any], depth: int = 4) -> Any:
+    """Put new tensors and modules for old ones: for the value itself, or within dicts, lists and tuples."""
+    if id(value) in new or not depth:
+        return new.get(id(value), value)
     if type(value) in (dict, OrderedDict):
-        return type(value)((k, new.get(id(v), v)) for k, v in value.items())
+        return type(value)((k, _replaced(v, new, depth - 1)) for k, v in value.items())
     if type(value) in (list, tuple):
-        return type(value)(new.get(id(v), v) for v in value)
-    return new.get(id(value), value)
+        return type(value)(_replaced(v, new, depth - 1) for v in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_replaced(v, new, depth - 1) for v in value))
+    return value
 
 
 # ---- What torch.compile guards on ----
@@ -371,6 +403,8 @@ def _prepare() -> None:
 
 def _without_operator(call: Call, reason: str, short: bool) -> Result:
     """Trace the steps of a short sequence; leave the graph for a long one."""
+    if call.request.record:
+        raise AnyRNNError(_unseen_variables(call, reason))
     if short and call.lengths is None and call.x.shape[0] <= SHORT:
         return _TRACED.engine.run(call)
     msg = (
@@ -395,30 +429,44 @@ def _eagerly(call: Call) -> Result:
 signatures: WeakKeyDictionary[nn.Module, dict[object, Signature]] = WeakKeyDictionary()
 
 
-def signature_key(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None) -> object:
+def signature_key(
+    cell: nn.Module, input_size: Size, state_sizes: Sizes | None, form: Form | None, extras: Sequence[ExtraForm] = ()
+) -> object:
     """By what `anyrnn.scan` knows the signature of a cell: a cell that has grown has another."""
     named = form is not None and form[0] not in (tuple, Tensor)
-    return input_size, stated_sizes(cell) if state_sizes is None else state_sizes, form if named else None
+    sizes = stated_sizes(cell) if state_sizes is None else state_sizes
+    return input_size, sizes, type(sizes), form if named else None, tuple(extras)
 
 
-def described(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None = None) -> Signature:
+def described(
+    cell: nn.Module,
+    input_size: Size,
+    state_sizes: Sizes | None,
+    form: Form | None = None,
+    extras: Sequence[ExtraForm] = (),
+    rows: int | None = None,
+) -> Signature:
     """Find the signature of a cell with `describe`, whose steps are run, not traced, where PyTorch traces."""
     if torch.compiler.is_compiling():
-        return Signature(*_signature_fields(cell, input_size, state_sizes, form))
-    return describe(cell, input_size, state_sizes, form)
+        known = [(e.key, e.kind, _fixed(e.shape), e.dtype) for e in extras]
+        return Signature(*_signature_fields(cell, input_size, state_sizes, form, tuple(known)))
+    return describe(cell, input_size, state_sizes, form, extras, rows)
 
 
-@_constant_to_dynamo
-def _signature_fields(cell: nn.Module, input_size: int, state_sizes: Sizes, form: Form | None) -> tuple[Any, ...]:
+@constant_to_dynamo
+def _signature_fields(
+    cell: nn.Module, input_size: Size, state_sizes: Sizes | None, form: Form | None, extras: tuple[tuple[Any, ...], ...]
+) -> tuple[Any, ...]:
     """The fields of a signature, but for the class of a named tuple, which a constant of a program cannot be."""
-    known = signatures.get(cell, {}).get(signature_key(cell, input_size, state_sizes, form))
+    forms = [ExtraForm(*e) for e in extras]
+    known = signatures.get(cell, {}).get(signature_key(cell, input_size, state_sizes, form, forms))
     if known is not None:
-        return astuple(known)[:4]
+        return _fields(known)
     if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
         # torch.export watches every call of a module, and loses count of those that fail, as some may here.
         msg = f"{type(cell).__name__}: what a step returns is not known; expected an ordinary call before torch.export"
         raise AnyRNNError(msg)
-    found = describe(cell, input_size, state_sizes, form)
+    found = describe(cell, input_size, state_sizes, form, forms)
     if not found.settled:
         raise AnyRNNError(untold(cell, found))
-    return astuple(found)[:4]
+    return _fields(found)

@@ -142,8 +142,10 @@ class _Copier:
             return tensor
         if id(tensor) not in self._tensors:
             new = tensor.detach()
-            if self._to_probe:
-                new = nn.Parameter(new, tensor.requires_grad) if type(tensor) is nn.Parameter else new.clone()
+            if type(tensor) is nn.Parameter:  # its class may be asked for
+                new = nn.Parameter(new, self._to_probe and tensor.requires_grad)
+            elif self._to_probe:
+                new = new.clone()
             self._tensors[id(tensor)] = new
         return self._tensors[id(tensor)]
 

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn import cells
+from anyrnn.arguments import Options
 from anyrnn.dropin import TorchLSTMNames, TorchNames
-from anyrnn.engines import whole
+from anyrnn.engines import short
 from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.nn.utils.rnn import PackedSequence
 
     from anyrnn.cells.base import CellOptions
@@ -113,7 +116,7 @@ class CellLayer(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies what a layer only remembers."""
-        return {**self.__dict__, "_bound": {}}
+        return {**super().__getstate__(), "_bound": {}}
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no flat copy of the weights. Kept for code written for torch.nn."""
@@ -152,7 +155,7 @@ def _suffix(layer: int, reverse: bool) -> str:
 def _signature_of(cell: cells.Cell) -> Signature:
     sizes = cell.state_sizes
     bare = isinstance(sizes, int)
-    return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, cell.output_size, has_output=False)
+    return Signature((sizes,) if isinstance(sizes, int) else sizes, bare, (cell.output_size,), has_output=False)
 
 
 class _DropIn(TorchNames, CellLayer):
@@ -164,14 +167,20 @@ class _DropIn(TorchNames, CellLayer):
         hx: State | None = None,
         *,
         lengths: Lengths | None = None,
+        feedback: Callable[[Any], Tensor] | None = None,
+        forced: Tensor | int | None = None,
         record: Record = (),
+        return_states: bool = False,
     ) -> Any:
-        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state, and what is recorded."""
-        if lengths is None and not record and not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
-            done = whole.run(self, input, hx) if wanted_name() == "auto" else None
-            if done is not None:
-                return done
-        return self._apply_layer(input, hx, lengths, record)
+        """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
+        if lengths is None and not record and not return_states and feedback is None:
+            if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
+                done = short.run(self, input, hx) if wanted_name() == "auto" else None
+                if done is not None:
+                    return done
+            return self._apply_layer(input, hx)
+        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        return self._apply_layer(input, hx, options)
 
 
 class RNN(_DropIn):
@@ -403,7 +412,11 @@ class PeepholeLSTM(CellLayer):
         state: State | None = None,
         *,
         lengths: Lengths | None = None,
+        feedback: Callable[[Any], Tensor] | None = None,
+        forced: Tensor | int | None = None,
         record: Record = (),
+        return_states: bool = False,
     ) -> Any:
-        """Run the layer; see `Recurrent` for shapes. Returns the output and the final state, and what is recorded."""
-        return self._apply_layer(x, state, lengths, record)
+        """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
+        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        return self._apply_layer(x, state, options)

@@ -1,11 +1,13 @@
 """A backend that interprets programs in NumPy: all that another backend has to give."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import special
 
+from anyrnn.compiler.node import offsets
 from anyrnn.runtime.engine import CompiledEngine
 
 OPERATIONS = {
@@ -14,6 +16,8 @@ OPERATIONS = {
     **{name: getattr(np, name) for name in ("fmod", "maximum", "minimum", "logical_and", "logical_or", "logical_not")},
     **{"neg": np.negative, "round": np.round, "erf": special.erf, "sigmoid": special.expit, "detach": np.positive},
     **{"atan": np.arctan, "atan2": np.arctan2, "remainder": np.remainder},
+    **{"sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh},
+    "surrogate": lambda value, x, slope: np.broadcast_to(value, np.broadcast_shapes(value.shape, x.shape, slope.shape)),
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "where": np.where},
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal},
     **{"ne": np.not_equal, "rsqrt": lambda x: 1 / np.sqrt(x)},
@@ -88,6 +92,10 @@ class NumpyBound:
                 name, first = node.attr
                 rows = self._read(node.op, self.program[name], n, offset, place, continued, before)
                 known[node] = rows[..., first : first + node.width]
+            elif node.is_strided:
+                known[node] = self._strided(node, [np.broadcast_to(known[a], (n, a.width)) for a in node.args])
+            elif node.op == "part":
+                known[node] = known[node.args[0]][:, node.attr[0] : node.attr[0] + node.width]
             elif node.op == "dot":
                 terms = zip(node.args, node.attr, strict=True)
                 known[node] = sum(self._product(known[a], a, node.width, *at) for a, at in terms)
@@ -102,6 +110,20 @@ class NumpyBound:
                 numbers, at = self._rows(array, n, offset, place)
                 numbers[at] = rows
 
+    def _strided(self, node, args):
+        n = len(args[0])
+        if node.op == "largest":
+            return args[0].reshape(n, *node.attr).max(2).reshape(n, -1)
+        if node.op == "arrange":
+            result = np.zeros((n, node.width), args[0].dtype)
+            for k, sizes, first, strides, to, to_strides in node.attr:
+                result[:, offsets(sizes, to, to_strides)] = args[k][:, offsets(sizes, first, strides)]
+            return result
+        sizes, summed, *reads = node.attr
+        read = (a[:, offsets((*sizes, *summed), *at)] for a, at in zip(args, reads, strict=True))
+        total = functools.reduce(np.multiply, read).sum(tuple(range(len(sizes) + 1, len(sizes) + len(summed) + 1)))
+        return total.reshape(n, -1)
+
     def _product(self, value, operand, width, matrix, row, col, turned):
         numbers = (self.arrays[matrix].T if turned else self.arrays[matrix])[row : row + operand.width]
         return np.broadcast_to(value, (len(value), operand.width)) @ numbers[:, col : col + width]
@@ -109,6 +131,8 @@ class NumpyBound:
     def _read(self, op, array, n, offset, place, continued, before):
         if op == "vector":
             return self.arrays[array.name].reshape(1, -1)
+        if op == "row":
+            return self.arrays[array.name][self.layout.order[:n]]
         if op in ("current", "stream") or array.place == "carried":
             numbers, at = self._rows(array, n, offset, place)
             return numbers[at]

@@ -1,5 +1,8 @@
 """Cells of all kinds on the cpu engine: right, or refused with the reason; and what changes between calls is seen."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from compare import CALL, DOUBLE, SINGLE, H, I, assert_exact, assert_near, outcome, plain
@@ -112,7 +115,30 @@ STEPS = {
     "a number by way of NumPy": lambda c, x, h: torch.tanh(c.W(x) + h * float(h.detach().numpy().mean())),
     "the number of rows as a number": lambda c, x, h: torch.tanh(c.W(x) + h / x.size(0)),
     "rows that meet": lambda c, x, h: torch.tanh(c.W(x) + h - h.mean(0)),
-    "another operation": lambda c, x, h: torch.tanh(c.W(x) + h.sort(1).values),
+    "another operation": lambda c, x, h: torch.tanh(c.W(x) + h.median(1, keepdim=True).values),
+    "features in order": lambda c, x, h: torch.tanh(c.W(x) + h.sort(1).values * c.v + h.argsort(1)[:, :1]),
+    "the largest ones": lambda c, x, h: torch.tanh(c.W(x) + h * (h >= h.topk(2).values[:, -1:]) + h.topk(1).values),
+    "which are the largest": lambda c, x, h: torch.tanh(c.W(x) + h.topk(1).indices),
+    "features by number": lambda c, x, h: torch.tanh(c.W(x)[:, [2, 0, 1]] + h[:, [1, 1, 0]] * h[:, [0]]),
+    "features by an array": lambda c, x, h: torch.tanh(c.W(x) + h[:, np.array([2, 0, 1])]),
+    "features by a tensor made in the step": lambda c, x, h: torch.tanh(c.W(x) + h[:, torch.tensor([2, 0, 1])]),
+    "features by a mask": lambda c, x, h: torch.tanh(c.W(x) + h[:, [True, False, True]].sum(1, keepdim=True)),
+    "features by numbers made in the step": lambda c, x, h: torch.tanh(
+        c.W(x) + h.index_select(1, torch.arange(H).flip(0))
+    ),
+    "features along the rows": lambda c, x, h: torch.tanh(
+        c.W(x) + h.gather(1, torch.tensor([[2, 2, 0]]).expand(len(h), -1))
+    ),
+    "features by a buffer": lambda c, x, h: torch.tanh(c.W(x) + h[:, c.order]),
+    "features by the state": lambda c, x, h: torch.tanh(c.W(x) + h.gather(1, h.argmax(1, keepdim=True))),
+    "a product of features": lambda c, x, h: torch.tanh(c.W(x) + h.prod(1, keepdim=True) + h.cumprod(1)),
+    "other norms": lambda c, x, h: torch.tanh(
+        c.W(x) + F.normalize(h, p=1, dim=1) + h.norm(math.inf, dim=1, keepdim=True) + h.norm(3, dim=1, keepdim=True)
+    ),
+    "hyperbolic functions": lambda c, x, h: torch.tanh(
+        c.W(x) + h.sinh() * 0.3 + h.cosh() * 0.3 + h.asinh() + (1.5 + h * h).acosh() + (h / 8).atanh() + (h / 8).asin()
+    ),
+    "features beside numbers": lambda c, x, h: torch.tanh(c.W(x) + F.pad(h[:, 1:], (1, 0), value=0.5)),
     "a tensor made in the step": lambda c, x, h: torch.tanh(c.W(x) + h * torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype)),
     "a matrix that depends on the state": lambda c, x, h: torch.tanh(c.W(x) + (h.T @ h).sum() * h),
     "below no_grad": lambda c, x, h: torch.tanh(c.W(x) + below_no_grad(h)),
@@ -138,11 +164,12 @@ REFUSED = {
     "a number by way of NumPy": "uses `Tensor.numpy`",
     "the number of rows as a number": "differs? between two runs",
     "rows that meet": "`aten.mean` in the loop",
-    "another operation": "`aten.sort` in the loop",
-    "a tensor made in the step": "no attribute of the cell",
+    "another operation": "`aten.median` in the loop",
+    "which are the largest": "`aten.topk.default` in the loop, which of equal numbers gives any",
+    "features by a buffer": "in the loop takes features by numbers of `order`, which may be others in the next call",
+    "features by the state": "in the loop takes features by numbers of x or the state",
     "a matrix that depends on the state": "the batch is not the first dimension",
     "below no_grad": "no_grad",
-    "a function with its own gradient": "autograd.Function",
     "an attribute stored": "changes the attribute `last`",
     "steps counted": "changes the attribute `count`",
     "a list that grows": "changes the attribute `numbers`",

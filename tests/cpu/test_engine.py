@@ -1,5 +1,6 @@
 """The cpu engine gives what the reference gives, for every cell of the table, over shapes, lengths and processors."""
 
+import itertools
 import threading
 
 import pytest
@@ -191,7 +192,7 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
     mask = builder.pointwise("gt", leaves[0], builder.constant(0))
     numbered, masked = [], []
     for op, operation in OPERATIONS.items():
-        masks, numbers_left = iter((mask, builder.pointwise("le", *leaves))), iter(leaves)
+        masks, numbers_left = iter((mask, builder.pointwise("le", *leaves))), itertools.cycle(leaves)
         args = [next(masks if k in operation.masks else numbers_left) for k in range(operation.arity)]
         (masked if operation.gives_mask else numbered).append(builder.pointwise(op, *args))
     every = [*numbered, *masked, *(builder.reduction(op, tuple(leaves)) for op in REDUCTIONS)]

@@ -136,6 +136,9 @@ TRUE: dict[str, Callable[..., Any]] = {
     "erf": lambda x: torch.erf(torch.from_numpy(x)).numpy(),
     "pow": np.power,
     "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
     "atan2": np.arctan2,
 }
 
@@ -307,7 +310,7 @@ def test_what_is_exact_is_exact(dtype: np.dtype[Any], processor: str) -> None:
     assert (compiled("exp2", dtype, processor)(n) == powers).all()
     assert (compiled("log2", dtype, processor)(powers) == n).all()
     x = sample(dtype)
-    for name in ("tanh", "erf", "sin", "atan"):
+    for name in ("tanh", "erf", "sin", "atan", "sinh", "asinh", "atanh"):
         run, odd = compiled(name, dtype, processor), x[np.abs(x) < 1e6]
         np.testing.assert_array_equal(run(-odd), -run(odd))
     for name, low in (("tanh", -1), ("erf", -1), ("sigmoid", 0)):
@@ -317,7 +320,7 @@ def test_what_is_exact_is_exact(dtype: np.dtype[Any], processor: str) -> None:
 
 
 STEPS_BACK = {"exp": 1, "exp2": 1, "expm1": 1, "log": 1, "log2": 1, "log1p": 1, "tanh": 4, "sigmoid": 2, "erf": 3,
-              "atan": 2}  # fmt: skip
+              "atan": 2, "sinh": 3, "asinh": 2}  # fmt: skip
 
 
 @every_processor

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compare import CALL, CALLS, DOUBLE, SINGLE, assert_near, outcome, plain
+from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.runtime.gradients import _product
@@ -33,25 +34,21 @@ STEPS = {
     ),
     "einsum number by number": lambda c, x, h: c.W(x) + torch.einsum("bi,i->bi", h, c.v),
     "a Linear on parts of x": attention,
+    "einsum of parts": lambda c, x, h: torch.einsum(
+        "bki,kio->bko", torch.stack([h, h], 1), torch.stack([c.U.weight] * 2)
+    ).sum(1),
+    "einsum of two values": lambda c, x, h: h * torch.einsum("bi,bi->b", h, h)[:, None],
+    "bmm": lambda c, x, h: torch.bmm(h.unsqueeze(1), (h.unsqueeze(1) * h.unsqueeze(2))).squeeze(1),
+    "a Linear on parts of the state": lambda c, x, h: c.U(torch.stack([h, h * 2], 1)).sum(1),
+    "a matrix and a vector": lambda c, x, h: h * (h @ c.v).unsqueeze(1) + c.W(x) * torch.mv(h, c.v)[:, None],
 }
 
 REFUSED = {
-    "einsum of parts": (
-        lambda c, x, h: torch.einsum("bki,kio->bko", torch.stack([h, h], 1), torch.stack([c.U.weight] * 2)).sum(1),
-        r"`aten\.\w+.default` moves the batch .*keep it first",
+    "a convolution": (
+        lambda c, x, h: F.conv1d(h.unsqueeze(1), c.U.weight.unsqueeze(1), padding=1).sum(1),
+        r"`aten.convolution` in the loop; convolve x before the loop, or write it as a product",
     ),
-    "einsum of two values": (
-        lambda c, x, h: h * torch.einsum("bi,bi->b", h, h)[:, None],
-        r"bmm.*write it as \(a \* b\)",
-    ),
-    "bmm": (
-        lambda c, x, h: torch.bmm(h.unsqueeze(1), (h.unsqueeze(1) * h.unsqueeze(2))).squeeze(1),
-        r"`aten.bmm` in the loop, a product .*write it as",
-    ),
-    "a Linear on parts of the state": (
-        lambda c, x, h: c.U(torch.stack([h, h * 2], 1)).sum(1),
-        r"`aten.view` in the loop .*across the batch, as Linear does .*to each part",
-    ),
+    "a product of rows by rows": (lambda c, x, h: (h @ h.T) @ h, "moves the batch .* keep it first"),
 }
 
 

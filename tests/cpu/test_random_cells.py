@@ -5,6 +5,7 @@ shrink one to the few operations that matter. ``ANYRNN_EXAMPLES=5000`` runs that
 other ones each time. Recipes that once failed stay in FOUND.
 """
 
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -232,6 +233,8 @@ def in_place(cell, n, a, b, k):
 
 
 Op = Callable[..., Tensor]
+SINE = anyrnn.elementwise(torch.sin, torch.tanh)
+SPIKE = anyrnn.elementwise(lambda v: v > 0, lambda v: 1 / (1 + 10 * v.abs()) ** 2)
 OFF = 0.137  # where kinks and jumps are: nothing lands there by construction, to be decided by the last bit
 
 SMOOTH: dict[str, Op] = {
@@ -248,6 +251,14 @@ SMOOTH: dict[str, Op] = {
     **{f.__name__: meet(f) for f in (torch.add, torch.sub, torch.mul)},
     "div": meet(lambda a, b: a / (b * b + 0.4)),
     "cumsum": lambda cell, n, a, b, k: a[:, :3].cumsum(1),
+    **{f.__name__: one(lambda a, f=f: f(torch.tanh(a) / 2)) for f in (torch.sinh, torch.cosh, torch.atanh, torch.asin)},
+    "asinh": one(torch.asinh),
+    "acosh": one(lambda a: torch.acosh(a * a + 1.3)),
+    "logaddexp": meet(torch.logaddexp),
+    "prod": lambda cell, n, a, b, k: a[:, :3].prod(1, keepdim=True) + a[:, :2].cumprod(1),
+    "features by number": lambda cell, n, a, b, k: a[:, [-1, 0, -1][: k + 1]],
+    "pad": lambda cell, n, a, b, k: F.pad(a[:, :4], (k % 2, 1), value=0.3),
+    "a gradient of its own": one(SINE),
     "atan2": meet(lambda a, b: torch.atan2(a, b * b + 0.4)),
     "addcmul": meet(lambda a, b: torch.addcmul(a, b, b, value=0.5)),
     "addcdiv": meet(lambda a, b: torch.addcdiv(a, a, b * b + 0.4, value=-0.5)),
@@ -274,6 +285,11 @@ KINKED: dict[str, Op] = {
     "floor of a quotient": meet(lambda a, b: torch.div(3 * a + OFF, b * b + 0.4, rounding_mode="floor") + a),
     "where": lambda cell, n, a, b, k: torch.where(compare(a, fit(b, a.shape[1]), k), a, 0.2),
     "where of values": lambda cell, n, a, b, k: torch.where(compare(a[:, :1], b[:, :1], k), a, fit(b, a.shape[1])),
+    "norms": lambda cell, n, a, b, k: (
+        (torch.cat([a, b], 1) + OFF).norm((1, math.inf, 3)[k % 3], dim=1, keepdim=True) + a
+    ),
+    "sort": lambda cell, n, a, b, k: torch.cat([a[:, :2], b[:, :2] + OFF], 1).sort(1, descending=k > 2).values,
+    "spikes": one(lambda a: SPIKE(a + OFF) * a),
     "detach": meet(lambda a, b: a * torch.tanh(b).detach()),
     "amax": lambda cell, n, a, b, k: torch.cat([a, b + OFF], 1).amax(1, keepdim=True),
     "max": lambda cell, n, a, b, k: torch.cat([a, b + OFF], 1).max(1, keepdim=True).values,

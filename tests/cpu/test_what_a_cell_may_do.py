@@ -44,6 +44,18 @@ class Round(torch.autograd.Function):
         return grad
 
 
+class Clipped(torch.autograd.Function):
+    """A function whose gradient is no multiple of the incoming one."""
+
+    @staticmethod
+    def forward(ctx, v):
+        return v.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-0.01, 0.01)
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the table.
@@ -117,13 +129,21 @@ TABLE = {
             lambda c, x, h: torch.tanh(c.W(x) + h @ (c.U.weight - c.U.weight.T) + c.U.weight[0] * h)),
         Row("views the state in three dimensions, as heads or blocks",
             lambda c, x, h: torch.tanh(c.W(x) + (h.view(-1, 1, H) * c.U.weight).sum(2) + h.unsqueeze(1).mean(1))),
-        Row("does with x alone what the loop cannot: `sort`, a convolution, `x.mean(0)`",
-            lambda c, x, h: torch.tanh(c.W(x.sort(1).values.cumsum(1) - x.mean(0)) + h), "by PyTorch, before the loop"),
-        Row("does it with the state", lambda c, x, h: torch.tanh(c.W(x) + h.sort(1).values)),
+        Row("takes features by number: `h[:, [2, 0, 1]]`, by a mask, in their order (`sort`, `topk`)",
+            lambda c, x, h: torch.tanh(c.W(x)[:, [2, 0, 1]] + h.sort(1).values + h[:, [True, False, True]][:, :1])),
+        Row("takes them by numbers that may be others in the next call",
+            lambda c, x, h: torch.tanh(c.W(x) + h[:, c.order])),
+        Row("does with x alone what the loop cannot: a median, a convolution, `x.mean(0)`",
+            lambda c, x, h: torch.tanh(c.W(x.median(1, True).values.expand_as(x) - x.mean(0)) + h),
+            "by PyTorch, before the loop"),
+        Row("does it with the state", lambda c, x, h: torch.tanh(c.W(x) + h.median(1, True).values)),
         Row("lets rows of the batch meet in the state", lambda c, x, h: torch.tanh(c.W(x) + h - h.mean(0))),
         Row("multiplies two values as matrices",
             lambda c, x, h: torch.tanh(c.W(x) + torch.bmm(h.unsqueeze(2), h.unsqueeze(1)).sum(2))),
-        Row("uses a `torch.autograd.Function`", lambda c, x, h: torch.tanh(c.W(x) + Round.apply(h))),
+        Row("uses a `torch.autograd.Function` that has a slope for each number: surrogates, straight-through",
+            lambda c, x, h: torch.tanh(c.W(x) + Round.apply(h)), "or `anyrnn.elementwise(f, df)`"),
+        Row("uses one with another gradient, such as a clipped one",
+            lambda c, x, h: torch.tanh(c.W(x) + Clipped.apply(h))),
     ],
     "Reads of tensors": [
         Row("asks for `dtype`, `device`, `dim()`, the size of features",
@@ -147,8 +167,9 @@ TABLE = {
     "Random numbers": [
         Row("draws in the shape of x, as dropout on x does", lambda c, x, h: leaky(c, F.dropout(x, 0.5), h),
             "all steps' numbers at once: others than the plain loop's, of the same distribution", draws=True),
-        Row("draws in the loop, as dropout on the state does",
-            lambda c, x, h: torch.tanh(c.W(x) + F.dropout(c.U(h), 0.5))),
+        Row("draws in the shape of the state, as dropout and zoneout do",
+            lambda c, x, h: leaky(c, x, F.dropout(h, 0.5)), "likewise", draws=True),
+        Row("draws from a distribution whose mean is the state", lambda c, x, h: leaky(c, x, torch.normal(h, 1.0))),
         Row("draws from Python's or NumPy's generators, or from one of its own",
             lambda c, x, h: leaky(c, x, h) if random.random() < 0.5 else c.W(x) + 0 * c.U(h)),
     ],

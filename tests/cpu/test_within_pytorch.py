@@ -301,9 +301,62 @@ def test_random_numbers_of_the_input_are_drawn_anew_at_each_step():
         assert not torch.equal(output[0], output[1])
 
 
-def test_random_numbers_in_the_loop_are_refused_with_the_cure():
-    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + F.dropout(h, 0.5, c.training)))
-    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="move dropout out of the cell"):
+DRAWS = {
+    "dropout of the state": (lambda c, x, h: F.dropout(torch.exp(0 * h), 0.75), 1, 3**0.5),
+    "a mask in place": (lambda c, x, h: torch.empty_like(h).bernoulli_(0.25) + 0 * h, 0.25, 0.1875**0.5),
+    "a mask of a tensor": (lambda c, x, h: torch.bernoulli(torch.full_like(h, 0.25)) + 0 * h, 0.25, 0.1875**0.5),
+    "a chance of the state's": (lambda c, x, h: torch.bernoulli(torch.sigmoid(0 * h)), 0.5, 0.5),
+    "noise": (lambda c, x, h: torch.rand_like(h) + 0 * h, 0.5, 12**-0.5),
+    "normal noise": (lambda c, x, h: torch.randn_like(h) + 0 * h, 0, 1),
+    "normal noise in place": (lambda c, x, h: torch.empty_like(h).normal_(1, 2) + 0 * h, 1, 2),
+    "exponential noise": (lambda c, x, h: torch.empty_like(h).exponential_(2) + 0 * h, 0.5, 0.5),
+    "noise of a shape": (lambda c, x, h: torch.randn(x.shape[0], H) + 0 * h, 0, 1),
+    "dropout of channels": (lambda c, x, h: F.dropout1d(torch.exp(0 * h)[:, :, None], 0.75)[..., 0], 1, 3**0.5),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_in_the_shape_of_the_state_are_of_the_distribution_and_others_at_each_step(name, runs):
+    step, mean, deviation = DRAWS[name]
+    cell, x = plain(step), torch.ones(200, 50, I, dtype=DOUBLE)
+    count = 200 * 50 * H
+    for engine in ("cpu", "reference"):
+        with anyrnn.engine(engine):
+            torch.manual_seed(5)
+            output, _ = anyrnn.scan(cell, x)
+            torch.manual_seed(5)
+            again, _ = anyrnn.scan(cell, x)
+        assert torch.equal(output, again)
+        assert abs(output.mean().item() - mean) < 5 * deviation / count**0.5
+        assert abs(output.std().item() - deviation) < 0.05 * deviation
+        assert not torch.equal(output[0], output[1])
+        assert not torch.equal(output[:, 0], output[:, 1])
+        assert not torch.equal(output[..., 0], output[..., 1])
+    assert runs
+
+
+def test_the_gradient_is_of_the_numbers_that_were_drawn():
+    def step(c, x, h):
+        keep = torch.empty_like(h).bernoulli_(0.5)
+        return keep * h + (1 - keep) * (x[:, :1] + c.v)  # zoneout of a sum
+
+    cell, state = plain(step), torch.zeros(7, H, dtype=DOUBLE)
+    for lengths in (None, [30, 1, 0, 30, 2, 17, 5]):
+        x = torch.randn(30, 7, I, dtype=DOUBLE, requires_grad=True)
+        with anyrnn.engine("cpu"):
+            output, final = anyrnn.scan(cell, x, state, lengths=lengths)
+        (grad,) = torch.autograd.grad(final.sum(), x)
+        # Each final number was taken at one step, and kept since: its gradient is one, of that x alone.
+        expected = torch.zeros_like(grad)
+        for row, k in ((row, k) for row in range(7) for k in range(H) if final[row, k] != 0):
+            expected[(output[:, row, k] == final[row, k]).to(torch.int8).argmax(), row, 0] += 1
+        assert expected.sum() > 7
+        torch.testing.assert_close(grad, expected)
+
+
+def test_numbers_of_the_state_that_others_are_drawn_from_are_refused_with_the_cure():
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + torch.normal(h, 1.0)) if c.training else torch.tanh(c.W(x) + h))
+    with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="draw them apart"):
         anyrnn.scan(cell, torch.zeros(2, 2, I, dtype=DOUBLE))
     outcome("cpu", cell.eval(), CALL, DOUBLE)
 

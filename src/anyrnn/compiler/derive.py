@@ -1,10 +1,11 @@
 """The backward program of a loop program: its vector-Jacobian product, by PyTorch's own autograd.
 
-The step is evaluated in PyTorch with every product cut out: its result is a leaf, its operands are outputs. What is
-left is arithmetic on each number and reductions. Autograd differentiates that, and each operation it runs is recorded
-and lowered as the cell's own were; the derivative of an activation is PyTorch's own backward operation. The products
-are put back by the chain rule: the gradient of an operand is that of the result times the transposed matrix. Gradients
-of matrices are left for weight-gradient GEMMs after the loop, over all steps at once (`Term`).
+The step is evaluated in PyTorch with every product cut out: its result is a leaf, its operands are outputs; so are
+contractions, and what moves numbers. What is left is arithmetic on each number and reductions. Autograd differentiates
+that, and each operation it runs is recorded and lowered as the cell's own were; the derivative of an activation is
+PyTorch's own backward operation. The products are put back by the chain rule: the gradient of an operand is that of the
+result times the transposed matrix. Gradients of matrices are left for weight-gradient GEMMs after the loop, over all
+steps at once (`Term`). What is read by strides has the derivatives of `strided.py`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from anyrnn.compiler.passes import elementary, expand, merge_products, refine
 from anyrnn.compiler.program import Array, Program, free_name
 from anyrnn.compiler.recorder import Recorder
 from anyrnn.compiler.rules import lower
+from anyrnn.compiler.strided import Box, adjoint, moved_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from anyrnn.compiler.graph import Step
+    from anyrnn.compiler.graph import Op
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Term:
         matrix: The name of the matrix.
         row, col: Where the part of the matrix begins.
         rows, cols: Its size.
-        given: The output of the backward program that has the gradient of the product's result.
+        gradient: The output of the backward program that has the gradient of the product's result.
         first: The first number of that gradient there.
     """
 
@@ -53,7 +55,7 @@ class Term:
     col: int
     rows: int
     cols: int
-    given: str
+    gradient: str
     first: int
 
 
@@ -64,10 +66,10 @@ class Derivative:
     Attributes:
         forward: The program in elementary operations; with a residual, if the backward program needs one.
         backward: Reads the arrays of the program, its states as histories, the residual, and the gradients of the
-            outputs. Its states are gradients of the states, its sums those of vectors, its outputs those of all
-            products and of streams.
-        gradients: The name of the gradient of a stream, state, vector or output in the backward program. A stream's is
-            without what its products add; a stream that only products read is not here.
+            outputs. Its states are gradients of the states and of rows, its sums those of vectors, its outputs those
+            of all products and of streams.
+        gradients: The name of the gradient of a stream, row, state, vector or output in the backward program. A
+            stream's is without what its products add; a stream that only products read is not here.
         terms: The weight-gradient GEMMs. Those of a group have the same operand, and gradients that lie side by side:
             if the operand is a stream, its gradient is one product of these with the matrices side by side.
     """
@@ -95,18 +97,21 @@ class _Derivation:
         self.nodes = program.nodes
         self.names = {a.name for a in program.arrays}
         self.gradient_names = {
-            a.name: self._new_name(f"grad_{a.name}") for a in program.of("stream", "state", "vector", "output")
+            a.name: self._new_name(f"grad_{a.name}") for a in program.of("stream", "row", "state", "vector", "output")
         }
         self.residual = self._new_name("saved")
         self.dots = sorted((n for n in self.nodes if n.op == "dot"), key=lambda n: (n.attr[0][0], n.attr[0][2]))
         self.builder = Builder.of(self.nodes)
         self.lowering = Lowering(self.builder)
         self.saved: list[Node] = []
+        self.readers = [n for n in self.nodes if _is_reader(n)]
         # Not streams: the gradient that they have from products is left for after the loop.
-        self.operands = list(dict.fromkeys(a for dot in self.dots for a in dot.args if a.op != "stream"))
+        of_dots = [a for dot in self.dots for a in dot.args if a.op != "stream"]
+        self.operands = list(dict.fromkeys([*of_dots, *(a for reader in self.readers for a in reader.args)]))
         states = [(a.name, program.results[a.name]) for a in program.of("state")]
         self.new_states = {piece: (name, offset) for name, pieces in states for piece, offset in _with_offsets(pieces)}
-        self.in_memory = self._expensive().union(self.operands, self.new_states)
+        self.in_memory = self._expensive().union(of_dots, self.new_states)
+        self._multiplied = [a for a in dict.fromkeys(of_dots) if not a.is_leaf]
         self._reread: dict[Node, Node] = {}
         self._resolved_nodes: dict[Node, Node] = {}
         self.gradients = self._differentiate()
@@ -119,7 +124,7 @@ class _Derivation:
             args = {expanded[a] for a in node.args}
             parts = (n.op for n in ordered([expanded[node]], is_input=args.__contains__) if n not in args)
             dear = any(op in OPERATIONS and OPERATIONS[op].dear for op in parts)
-            return dear or node.op == "dot" or node.op in REDUCTIONS
+            return dear or node.op in ("dot", "contract", "largest") or node.op in REDUCTIONS
 
         return {node for node in self.nodes if is_expensive(node)}
 
@@ -133,7 +138,7 @@ class _Derivation:
     def _differentiate(self) -> dict[Node, Value]:
         """The gradients of all leaves and products: autograd's backward pass through the step, recorded and lowered."""
         recorder, cotangents, batch = Recorder(), self._cotangents(), 2
-        inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot"]
+        inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot" or _is_reader(n)]
         if not inputs:
             return {}  # everything is a constant
         tensors = {n: torch.ones(batch, n.width, dtype=torch.float64, requires_grad=True) for n in inputs}
@@ -155,7 +160,11 @@ class _Derivation:
             recorder.ref(g): self.lowering.value([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
         }
         values |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
-        self._lower(recorder.steps, values)
+        for op in recorder.ops:  # a maximum over a dimension has another shape than the value that it is
+            if op.short_name == "view" and op.outputs[0] in values and op.args[0] not in values:
+                codes = values[op.outputs[0]].codes.reshape(recorder.shapes[op.args[0]][1:])
+                values[op.args[0]] = Value(codes, batched=True)
+        self._lower(recorder.ops, values)
         return {n: values[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
 
     def _cotangents(self) -> list[tuple[Node, Node]]:
@@ -175,15 +184,15 @@ class _Derivation:
             return self.lowering.constant(self.nodes[k].attr[0])
         return self.lowering.value([self.builder.node("forward", (), self.nodes[k].width, (k, 0))])
 
-    def _lower(self, steps: Iterable[Step], values: dict[Ref, Value]) -> None:
+    def _lower(self, steps: Iterable[Op], values: dict[Ref, Value]) -> None:
         """Lower autograd's operations; those of the evaluation are known already."""
-        for step in steps:
-            if step.short_name == "detach":  # autograd's, of what it saved
-                values.setdefault(step.outputs[0], values[step.args[0]])
-            elif any(ref not in values for ref in step.outputs):
-                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (step.args, dict(step.kwargs)))
-                results = lower(self.lowering, step, args, kwargs, whole=False)
-                for ref, value in zip(step.outputs, results, strict=False):
+        for op in steps:
+            if op.short_name == "detach":  # autograd's, of what it saved
+                values.setdefault(op.outputs[0], values[op.args[0]])
+            elif any(ref not in values for ref in op.outputs):
+                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (op.args, dict(op.kwargs)))
+                results = lower(self.lowering, op, args, kwargs, composite=False)
+                for ref, value in zip(op.outputs, results, strict=False):
                     values.setdefault(ref, value)
 
     # ---- Step 2: the products put back, and forward values read from memory ----
@@ -234,21 +243,44 @@ class _Derivation:
         """The gradient of an operand: those of its products times the transposed matrices."""
         operand = self.operands[k]
         terms = []
-        for dot in self.dots:
+        for dot in self.dots if operand.op != "stream" else ():
             gradient = self._gradient(dot)
             for arg, (matrix, row, col, _) in zip(dot.args, dot.attr, strict=True):
                 if arg is operand and gradient is not None:
                     resolved = self._resolved(gradient)
                     if resolved.op != "constant":  # that is zero
                         terms.append((resolved, (matrix, col, row, True)))
-        return self.builder.dot(terms, operand.width) if terms else self._zero(operand.width)
+        parts = [self.builder.dot(terms, operand.width)] if terms else []
+        parts += self._gradients_of_readers(operand)
+        total = parts[0] if parts else self._zero(operand.width)
+        for part in parts[1:]:
+            total = self.builder.pointwise("add", total, part)
+        return total
+
+    def _gradients_of_readers(self, operand: Node) -> list[Node]:
+        """The gradient that a value has from what reads it by strides: by contractions, and by all the others."""
+        parts: list[Node] = []
+        moves: list[tuple[Node, Box]] = []
+        for reader in self.readers:
+            given = self._gradient(reader) if operand in reader.args else None
+            gradient = None if given is None else self._resolved(given)
+            if gradient is None or gradient.op == "constant":  # that is zero
+                continue
+            for k in (k for k, arg in enumerate(reader.args) if arg is operand):
+                if reader.op == "contract":
+                    args = [a if n == k else self._read_again(a) for n, a in enumerate(reader.args)]
+                    parts.append(adjoint(self.builder, reader, k, gradient, args))
+                elif reader.op == "part":
+                    moves.append((gradient, (0, (reader.width,), reader.attr[0], (1,), 0, (1,))))
+                else:
+                    moves += [(gradient, box) for box in reader.attr if box[0] == k]
+        return [*parts, *([moved_back(self.builder, moves, operand.width)] if moves else [])]
 
     def _gradient(self, node: Node) -> Node | None:
         """The gradient of a leaf or product, with placeholders; None if it has none."""
         if node not in self.gradients:
             return None
-        (gradient,) = self.lowering.pieces(self.gradients[node])  # computed from values of the same width
-        return gradient
+        return self.lowering.piece(self.gradients[node])
 
     def _array_gradient(self, array: Array) -> list[Node]:
         """The gradient of an array in pieces side by side: the sum over the leaves that read it, which may overlap."""
@@ -265,6 +297,11 @@ class _Derivation:
             pieces.append(total if total is not None else self._zero(end - start))
         return pieces
 
+    def _added_up(self, name: str, gradient: Node, first: int) -> Node:
+        """The gradient of a row, which is summed over the steps: a state of the backward program."""
+        before = self.builder.node("state", (), gradient.width, (name, first))
+        return before if gradient.op == "constant" else self.builder.pointwise("add", before, gradient)
+
     def _residual_offset(self, node: Node) -> int:
         """The first number of a saved value in the residual."""
         return sum(s.width for s in self.saved[: self.saved.index(node)])
@@ -277,16 +314,20 @@ class _Derivation:
     def result(self) -> Derivative:
         """Put the backward program together."""
         program = self.program
-        grads = {self.gradient_names[a.name]: self._array_gradient(a) for a in program.of("state", "vector", "stream")}
-        for stream in program.of("stream"):
-            if all(g.op == "constant" for g in grads[self.gradient_names[stream.name]]):
-                del grads[self.gradient_names.pop(stream.name)]
+        arrays = program.of("state", "vector", "stream", "row")
+        grads = {self.gradient_names[a.name]: self._array_gradient(a) for a in arrays}
+        for array in program.of("stream", "row"):
+            if all(g.op == "constant" for g in grads[self.gradient_names[array.name]]):
+                del grads[self.gradient_names.pop(array.name)]
+            elif array.role == "row":
+                name = self.gradient_names[array.name]
+                grads[name] = [self._added_up(name, piece, first) for piece, first in _with_offsets(tuple(grads[name]))]
         products = {self._new_name(f"grad_product{k}"): dots for k, dots in enumerate(self._products_by_streams())}
         for name, dots in products.items():
             grads[name] = [self._gradient(dot) or self._zero(dot.width) for dot in dots]
         results = {name: tuple(map(self._resolved, pieces)) for name, pieces in grads.items()}
-        for operand in self.operands:  # the weight-gradient GEMMs read them
-            if not operand.is_leaf and operand not in self.saved:
+        for operand in self._multiplied:  # the weight-gradient GEMMs read them
+            if operand not in self.saved:
                 self.saved.append(operand)
         saved: dict[str, tuple[Node, ...]] = {self.residual: tuple(self.saved)} if self.saved else {}
         residual = tuple(Array(name, "residual", _width(p), place="packed") for name, p in saved.items())
@@ -298,13 +339,13 @@ class _Derivation:
     def _backward_arrays(self, results: Mapping[str, tuple[Node, ...]], residual: tuple[Array, ...]) -> Iterator[Array]:
         """The arrays of the backward program: those of the program, then gradients."""
         arrays = {gradient: self.program[name] for name, gradient in self.gradient_names.items()}
-        for a in self.program.of("stream", "state", "vector", "matrix"):
+        for a in self.program.of("stream", "row", "state", "vector", "matrix"):
             yield replace(a, role="history", place="padded") if a.role == "state" else a
         for a in residual:
             yield replace(a, role="stream")
         for a in self.program.of("output"):
             yield Array(self.gradient_names[a.name], "stream", a.width, place="padded")
-        roles = {"state": "state", "vector": "sum", "stream": "output"}
+        roles = {"state": "state", "row": "state", "vector": "sum", "stream": "output"}
         for name, pieces in results.items():
             of = arrays.get(name)
             role, place = ("output", "packed") if of is None else (roles[of.role], of.place)
@@ -332,10 +373,15 @@ class _Derivation:
         return tuple(map(tuple, groups))
 
 
+def _is_reader(node: Node) -> bool:
+    """Whether its derivative is not PyTorch's: it reads values by strides."""
+    return node.op in ("contract", "arrange", "part")
+
+
 def _is_beside(a: Term, b: Term) -> bool:
     """Whether b has the operand of a, and a gradient that follows a's."""
-    end = a.given, a.first + a.cols
-    return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.given, b.first))
+    end = a.gradient, a.first + a.cols
+    return (a.operand, a.start, a.rows, end) == (b.operand, b.start, b.rows, (b.gradient, b.first))
 
 
 def _continues(a: Term, b: Term) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyrnn.compiler.graph import Graph, Ref, Step
+from anyrnn.compiler.graph import Graph, Op, Ref
 from anyrnn.compiler.ops import OPERATIONS
 from anyrnn.errors import AnyRNNError
 
@@ -37,6 +37,7 @@ _MOVING = frozenset({"_to_copy", "clone", "alias", "detach", "where", "cat", "st
         "squeeze",
         "permute",
     ),
+    *("index", "index_select", "gather"),
     *("transpose", "repeat", "roll", "flip", "maximum", "minimum", "amax", "amin", "copy", "zeros_like", "ones_like"),
 }
 #: What arithmetic makes of two ranges.
@@ -49,10 +50,11 @@ _ARITHMETIC: Mapping[str, Callable[[int, int], int]] = {
 #: What gives true and false as a mask, whatever it is given.
 _OF_MASKS = _MOVING | {
     *(name for name, operation in OPERATIONS.items() if operation.gives_mask),
+    *("constant_pad_nd", "isnan"),
     *("add", "mul", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
 }
 #: Which of the results are indices.
-_INDICES = {"max": 1, "min": 1, "argmax": 0, "argmin": 0}
+_INDICES = {"max": 1, "min": 1, "sort": 1, "topk": 1, "argmax": 0, "argmin": 0}
 
 
 class Types:
@@ -63,31 +65,31 @@ class Types:
         self.real = graph.dtypes[graph.states[0]]
         self._ranges: dict[Ref, Range] = {}
 
-    def check(self, step: Step) -> None:
+    def check(self, op: Op) -> None:
         """Check that an operation means the same in the type of the loop.
 
         Raises:
             AnyRNNError: if it does not. The message names it.
         """
-        inputs = list(step.inputs)
-        for ref in step.outputs:
+        inputs = list(op.inputs)
+        for ref in op.outputs:
             dtype = self.graph.dtypes[ref]
             if dtype not in (self.real, torch.bool):
-                is_index = _INDICES.get(step.short_name) == step.outputs.index(ref)
-                self._ranges[ref] = found = self._places(step) if is_index else self._range(step)
-                if not self._fits(dtype, found) and not (found is None and self._only_moves(step, inputs)):
-                    self._refuse(step, dtype)
-            elif dtype == torch.bool and step.short_name not in _OF_MASKS:
-                self._refuse(step, dtype)
+                is_index = _INDICES.get(op.short_name) == op.outputs.index(ref)
+                self._ranges[ref] = found = self._places(op) if is_index else self._range(op)
+                if not self._fits(dtype, found) and not (found is None and self._only_moves(op, inputs)):
+                    self._refuse(op, dtype)
+            elif dtype == torch.bool and op.short_name not in _OF_MASKS:
+                self._refuse(op, dtype)
         mixed = all(self.graph.dtypes[ref] != self.real for ref in inputs)
         for ref in inputs:
             dtype = self.graph.dtypes[ref]
             exact = dtype in (self.real, torch.bool) or self._fits(dtype, self._ranges.get(ref))
-            if exact or not self.graph.shapes[ref] or self._only_moves(step, inputs):
+            if exact or not self.graph.shapes[ref] or self._only_moves(op, inputs):
                 continue
             narrower = torch.promote_types(dtype, self.real) == self.real
-            if not narrower or (mixed and self.graph.dtypes[step.outputs[0]] == torch.bool):
-                self._refuse(step, dtype)
+            if not narrower or (mixed and self.graph.dtypes[op.outputs[0]] == torch.bool):
+                self._refuse(op, dtype)
 
     def constant(self, ref: Ref, number: float) -> float:
         """A number as a tensor of its type holds it."""
@@ -97,10 +99,10 @@ class Types:
             self._ranges[ref] = int(held), int(held)
         return float(held)
 
-    def _only_moves(self, step: Step, inputs: Sequence[Ref]) -> bool:
+    def _only_moves(self, op: Op, inputs: Sequence[Ref]) -> bool:
         """Whether numbers from outside the loop pass through, as they are."""
-        types = {self.graph.dtypes[r] for r in (*inputs, *step.outputs)} - {torch.bool}
-        return step.short_name in _MOVING and len(types) == 1
+        types = {self.graph.dtypes[r] for r in (*inputs, *op.outputs)} - {torch.bool}
+        return op.short_name in _MOVING and len(types) == 1
 
     def _fits(self, dtype: torch.dtype, found: Range) -> bool:
         """Whether all numbers of a range are exact, in their own type and in that of the loop."""
@@ -112,44 +114,44 @@ class Types:
         most = min(_EXACT.get(self.real, 0), _EXACT[torch.float32])
         return max(low, limits[0], -most) == low and min(high, limits[1], most) == high
 
-    def _range(self, step: Step) -> Range:
+    def _range(self, op: Op) -> Range:
         """The range of what an operation gives, if all it is given are whole numbers of known ranges."""
         given: list[tuple[int, int]] = []
-        for value in step.args:
-            for part in value if isinstance(value, list | tuple) and step.short_name in ("cat", "stack") else [value]:
+        for value in op.args:
+            for part in value if isinstance(value, list | tuple) and op.short_name in ("cat", "stack") else [value]:
                 if isinstance(part, Ref):
                     is_mask = self.graph.dtypes[part] == torch.bool
                     found = (0, 1) if is_mask else self._ranges.get(part)
                     if found is None:
                         return None
                     given.append(found)
-                elif step.short_name in _ARITHMETIC and isinstance(part, int):
+                elif op.short_name in _ARITHMETIC and isinstance(part, int):
                     given.append((int(part), int(part)))
-                elif step.short_name in _ARITHMETIC:
+                elif op.short_name in _ARITHMETIC:
                     return None
-        name = step.short_name
-        if name in _ARITHMETIC and len(given) == 2 and step.kwargs.get("alpha", 1) == 1:
+        name = op.short_name
+        if name in _ARITHMETIC and len(given) == 2 and op.kwargs.get("alpha", 1) == 1:
             ends = [_ARITHMETIC[name](a, b) for a in given[0] for b in given[1]]
             return min(ends), max(ends)
         if name == "neg":
             return -given[0][1], -given[0][0]
         if name == "sum":
-            count = self._numbers(step.args[0]) // max(self._numbers(step.outputs[0]), 1)
+            count = self._numbers(op.args[0]) // max(self._numbers(op.outputs[0]), 1)
             return min(given[0][0] * count, 0), max(given[0][1] * count, 0)
         if name in _MOVING and given:
             return min(low for low, _ in given), max(high for _, high in given)
         return None
 
-    def _places(self, step: Step) -> Range:
+    def _places(self, op: Op) -> Range:
         """The range of the indices that an operation gives."""
-        return 0, self._numbers(step.args[0]) // max(self._numbers(step.outputs[0]), 1) - 1
+        return 0, max(n for n in (1, *self.graph.shapes[op.args[0]]) if n != self.graph.batch) - 1
 
     def _numbers(self, ref: Ref) -> int:
         return int(torch.Size(self.graph.shapes[ref]).numel())
 
-    def _refuse(self, step: Step, dtype: torch.dtype) -> None:
+    def _refuse(self, op: Op, dtype: torch.dtype) -> None:
         msg = (
-            f"`{step.op}` in the loop with {dtype}: a loop computes in {self.real} and with true and false; convert "
-            f"with .to(h.dtype) first, or compute it from x or weights alone"
+            f"`{op.overload}` in the loop with {dtype}: a loop computes in {self.real} and with true and false; "
+            f"convert with .to(h.dtype) first, or compute it from x or weights alone"
         )
         raise AnyRNNError(msg)

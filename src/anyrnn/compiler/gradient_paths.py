@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyrnn.compiler.node import Node, ordered
-
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
 
 
@@ -27,15 +26,15 @@ class GradientPaths:
         self._reached = {name: _arrays(pieces) for name, pieces in program.results.items()}
         self._states = frozenset(a.name for a in program.of("state"))
         self._results = tuple(a.name for a in program.of("output", "state"))
-        self._all = frozenset(a.name for a in program.of("stream", "state", "vector", "matrix"))
-        self._is_whole = False
+        self._all = frozenset(a.name for a in program.of("stream", "row", "state", "vector", "matrix"))
+        self._is_complete = False
         alone = (self.reached({name}, steps=1, ragged=False) for name in self._results)
-        self._is_whole = all(found == self._all for found in alone)  # within a step, as in most cells
+        self._is_complete = all(found == self._all for found in alone)  # within a step, as in most cells
         self._known: dict[tuple[Iterable[str], int, bool], frozenset[str]] = {}
 
     def unreached(self, needed: frozenset[str], steps: int, ragged: bool) -> frozenset[str]:
         """Which of the outputs and final states no tensor reaches whose gradient is needed."""
-        if self._is_whole and needed:
+        if self._is_complete and needed:
             return frozenset()
         key = needed, steps, ragged
         if key not in self._known:
@@ -54,7 +53,7 @@ class GradientPaths:
             steps: How many steps were run.
             ragged: Rows end at different steps: a state that a step does not read goes on for the other rows.
         """
-        if self._is_whole and results and steps:
+        if self._is_complete and results and steps:
             return self._all
         every = frozenset[str]().union(*(self._reached[name] for name in results if name not in self._states))
         live = self._states.intersection(results)  # the states before whose gradient goes further back
@@ -75,13 +74,17 @@ class GradientPaths:
 
 
 def _arrays(roots: Iterable[Node]) -> frozenset[str]:
-    def ends(node: Node) -> bool:
-        return node.is_mask or node.op == "detach"
-
     found: set[str] = set()
-    for node in ordered(roots, is_input=ends):
+    seen: set[Node] = set()
+    waiting = list(roots)
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.is_mask or node.op == "detach":
+            continue
+        seen.add(node)
         if node.is_leaf:
             found.add(node.attr[0])
         elif node.op == "dot":
             found.update(at[0] for at in node.attr)
+        waiting += node.args[:2] if node.op == "surrogate" else node.args  # a slope is read, and has no gradient
     return frozenset(found)

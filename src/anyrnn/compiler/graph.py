@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from anyrnn.errors import AnyRNNError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 #: The names of arguments of ATen operations that are shapes, or sizes of the batch.
 SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
@@ -25,10 +27,10 @@ class Ref(int):
 
 
 @dataclass(frozen=True)
-class Step:
+class Op:
     """One ATen operation: arguments with a Ref for each tensor, and its outputs; if `many`, it returns a sequence."""
 
-    op: torch._ops.OpOverload
+    overload: torch._ops.OpOverload
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     outputs: tuple[Ref, ...]
@@ -44,12 +46,19 @@ class Step:
     @property
     def short_name(self) -> str:
         """The operation without its namespace and overload, such as "add"."""
-        return self.op._schema.name.removeprefix("aten::")
+        return self.overload._schema.name.removeprefix("aten::")
 
     @property
     def name(self) -> str:
         """The operation without its namespace, such as "add.Tensor"."""
-        return str(self.op).removeprefix("aten.")
+        return str(self.overload).removeprefix("aten.")
+
+
+class GraphExtra(NamedTuple):
+    """A further argument of a step: its tensor, and its kind as in `anyrnn.protocol.ExtraForm`."""
+
+    ref: Ref
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,10 @@ class Graph:
     Attributes:
         x: The input.
         states: The state variables before the step.
+        extras: The further arguments.
         weights: Parameters, buffers and tensor attributes, by dotted name.
-        steps: The operations, in order.
-        output: The output of the step; None if it is the first new state.
+        ops: The operations, in order.
+        outputs: What the step gives beside the new states; nothing if its output is the first of these.
         new_states: The state variables after the step.
         batch: The batch size of the trace.
         shapes: The shape of every tensor.
@@ -72,15 +82,51 @@ class Graph:
 
     x: Ref
     states: tuple[Ref, ...]
+    extras: tuple[GraphExtra, ...]
     weights: Mapping[str, Ref]
-    steps: tuple[Step, ...]
-    output: Ref | None
+    ops: tuple[Op, ...]
+    outputs: tuple[Ref, ...]
     new_states: tuple[Ref, ...]
     batch: int
     shapes: Mapping[Ref, tuple[int, ...]]
     dtypes: Mapping[Ref, torch.dtype]
     names: Mapping[Ref, str]
     locals: Mapping[str, Ref]
+
+    @property
+    def series(self) -> tuple[Ref, ...]:
+        """What there is for every step."""
+        return self.outputs or self.new_states[:1]
+
+    @property
+    def inputs(self) -> tuple[Ref, ...]:
+        """The tensors of which there is one for every step: x first."""
+        return self.x, *self.extras_of("input")
+
+    def extras_of(self, kind: str) -> tuple[Ref, ...]:
+        """The further arguments of a kind."""
+        return tuple(e.ref for e in self.extras if e.kind == kind)
+
+    def asked(self, record: Iterable[str] = (), states: bool = False) -> Graph:
+        """The graph that gives local variables of the cell's step, by name, and its new states for every step as well.
+
+        Raises:
+            AnyRNNError: if there is no such variable.
+        """
+        if not record and not states:
+            return self
+        found = tuple(self._local(name) for name in record)
+        return replace(self, outputs=(*self.series, *found, *(self.new_states if states else ())))
+
+    def _local(self, name: str) -> Ref:
+        """The tensor that a local variable of the cell's step holds."""
+        ref = self.locals.get(name)
+        if ref is None or self.shapes[ref][:1] != (self.batch,):
+            msg = (
+                f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
+            )
+            raise AnyRNNError(msg)
+        return ref
 
     def __str__(self) -> str:
         """One operation a line."""
@@ -93,10 +139,10 @@ class Graph:
             return str(value)
 
         lines = []
-        for step in self.steps:
-            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in step.outputs)
-            args = ", ".join([*map(show, step.args), *(f"{k}={show(v)}" for k, v in step.kwargs.items())])
-            lines.append(f"{', '.join(map(show, step.outputs))} = {step.name}({args})  # {shapes}")
+        for op in self.ops:
+            shapes = ", ".join(str(self.shapes[r]).replace(str(self.batch), "B") for r in op.outputs)
+            args = ", ".join([*map(show, op.args), *(f"{k}={show(v)}" for k, v in op.kwargs.items())])
+            lines.append(f"{', '.join(map(show, op.outputs))} = {op.name}({args})  # {shapes}")
         return "\n".join(lines)
 
 
@@ -107,13 +153,13 @@ def scaled(value: Any, batch: int, rows: int) -> Any:
     return value // batch * rows if type(value) is int and value % batch == 0 < value else value
 
 
-def run_steps(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
+def run_ops(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
     """Run a graph on so many rows, adding its results to `tensors`, which has its inputs."""
-    for step in graph.steps:
+    for op in graph.ops:
         args = [
             scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value
-            for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+            for value, argument in zip(op.args, op.overload._schema.arguments, strict=False)
         ]
-        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(step.kwargs)))
-        result = step.op(*args, **kwargs)
-        tensors.update(zip(step.outputs, result if step.many else (result,), strict=True))
+        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(op.kwargs)))
+        result = op.overload(*args, **kwargs)
+        tensors.update(zip(op.outputs, result if op.many else (result,), strict=True))

@@ -2,7 +2,7 @@
 
 ::
 
-    anyrnn step 1
+    anyrnn step 2
     batch 127
     x: float32[127, 12]
     state state0: float32[127, 64]
@@ -15,9 +15,10 @@
     new candidate
 
 The batch is the number of rows in the recording: another one takes its place when the step runs. Weights are in the
-order in which they are handed in; one whose name is no Python name has it behind, in quotes. Then come ATen's
-operations, with the type and shape of what they give; several results are written ``[a: ..., b: ...]``. Last, the
-output, unless it is the first state, and the new states. Equal texts are equal steps.
+order in which they are handed in; one whose name is no Python name has it behind, in quotes. Further arguments of the
+step are lines like that of a state, which begin with their kind: input, context or shared. Then come ATen's operations,
+with the type and shape of what they give; several results are written ``[a: ..., b: ...]``. Last, the outputs, unless
+there is only the first state, and the new states. Equal texts are equal steps.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from typing import Any
 
 import torch
 
-from anyrnn.compiler.graph import Graph, Ref, Step
+from anyrnn.compiler.graph import Graph, GraphExtra, Op, Ref
 from anyrnn.compiler.program import free_name
 from anyrnn.errors import AnyRNNError
 
-VERSION = 1
+VERSION = 2
 _HEAD = "anyrnn step "
 _NUMBERED = re.compile(r"v\d+")
 _TENSOR = re.compile(r"([\w.]+): (\w+)\[([\d, ]*)\]")
@@ -51,14 +52,14 @@ def written(graph: Graph) -> str:
     writer = _Writer(graph)
     lines = [f"{_HEAD}{VERSION}", f"batch {graph.batch}", writer.tensor(graph.x, "x")]
     lines += [f"state {writer.tensor(ref, f'state{k}')}" for k, ref in enumerate(graph.states)]
-    used = {r for s in graph.steps for r in s.inputs} | {graph.output, *graph.new_states}
+    lines += [f"{e.kind} {writer.tensor(e.ref, f'extra{k}')}" for k, e in enumerate(graph.extras)]
+    used = {r for s in graph.ops for r in s.inputs}.union(graph.outputs, graph.new_states)
     for name, ref in graph.weights.items():
         if ref in used:
             line = f"weight {writer.tensor(ref, name)}"
             lines.append(line if writer.labels[ref] == name else f"{line} {name!r}")
-    lines += map(writer.step, graph.steps)
-    if graph.output is not None:
-        lines.append(f"output {writer.labels[graph.output]}")
+    lines += map(writer.op, graph.ops)
+    lines += [f"output {writer.labels[ref]}" for ref in graph.outputs]
     return "\n".join([*lines, *(f"new {writer.labels[ref]}" for ref in graph.new_states)])
 
 
@@ -78,13 +79,13 @@ class _Writer:
         shape = ", ".join(map(str, self.graph.shapes[ref]))
         return f"{label}: {str(self.graph.dtypes[ref]).removeprefix('torch.')}[{shape}]"
 
-    def step(self, step: Step) -> str:
-        if not isinstance(step.op, torch._ops.OpOverload):
-            msg = f"`{step.op}`, an autograd.Function, is code of this process, which a text cannot hold"
+    def op(self, op: Op) -> str:
+        if not isinstance(op.overload, torch._ops.OpOverload):
+            msg = f"`{op.overload}`, an autograd.Function, is code of this process, which a text cannot hold"
             raise AnyRNNError(msg)
-        args = [*map(self.argument, step.args), *(f"{k}={self.argument(v)}" for k, v in step.kwargs.items())]
-        results = ", ".join(self.tensor(ref, self.graph.names.get(ref)) for ref in step.outputs)
-        return f"{f'[{results}]' if step.many else results} = {step.op}({', '.join(args)})"
+        args = [*map(self.argument, op.args), *(f"{k}={self.argument(v)}" for k, v in op.kwargs.items())]
+        results = ", ".join(self.tensor(ref, self.graph.names.get(ref)) for ref in op.outputs)
+        return f"{f'[{results}]' if op.many else results} = {op.overload}({', '.join(args)})"
 
     def argument(self, value: Any) -> str:
         if isinstance(value, Ref):
@@ -135,20 +136,23 @@ class _Reader:
         self._dtypes: dict[Ref, torch.dtype] = {}
         self._names: dict[Ref, str] = {}
         self._weights: dict[str, Ref] = {}
-        self._steps: list[Step] = []
+        self._ops: list[Op] = []
         self._batch: int | None = None
+        self._extras: list[GraphExtra] = []
         self._marked: dict[str, list[Ref]] = {"x": [], "state": [], "output": [], "new": []}
 
     def read(self, line: str) -> None:
         kind, _, rest = line.partition(" ")
         if " = " in line:
-            self._step(*line.split(" = ", 1))
+            self._read_op(*line.split(" = ", 1))
         elif kind == "batch":
             self._batch = int(rest)
         elif kind == "x:":
             self._marked["x"] += self._tensors(line)
         elif kind == "state":
             self._marked["state"] += self._tensors(rest)
+        elif kind in ("input", "context", "shared"):
+            self._extras += [GraphExtra(ref, kind) for ref in self._tensors(rest)]
         elif kind == "weight":
             tensor, _, quoted = rest.partition("] ")
             (ref,) = self._tensors(f"{tensor}]" if quoted else tensor)
@@ -162,12 +166,12 @@ class _Reader:
 
     def graph(self) -> Graph:
         """The step."""
-        x, states, output, new = self._marked.values()
-        if len(x) != 1 or self._batch is None or not new or len(new) != len(states) or len(output) > 1:
+        x, states, outputs, new = self._marked.values()
+        if len(x) != 1 or self._batch is None or not new or len(new) != len(states):
             msg = "the text of a step lacks its batch, its x or a state"
             raise AnyRNNError(msg)
         return Graph(
-            x[0], tuple(states), self._weights, tuple(self._steps), output[0] if output else None, tuple(new),
+            x[0], tuple(states), tuple(self._extras), self._weights, tuple(self._ops), tuple(outputs), tuple(new),
             self._batch, self._shapes, self._dtypes, self._names, {},
         )  # fmt: skip
 
@@ -184,7 +188,7 @@ class _Reader:
             found.append(ref)
         return found
 
-    def _step(self, results: str, called: str) -> None:
+    def _read_op(self, results: str, called: str) -> None:
         call = ast.parse(called, mode="eval").body
         if not isinstance(call, ast.Call):
             msg = "no operation"
@@ -195,7 +199,7 @@ class _Reader:
         for label, ref in list(self._refs.items())[len(self._refs) - len(outputs) :]:
             if not _NUMBERED.fullmatch(label):
                 self._names[ref] = label
-        self._steps.append(Step(_operation(ast.unparse(call.func)), args, kwargs, outputs, results.startswith("[")))
+        self._ops.append(Op(_operation(ast.unparse(call.func)), args, kwargs, outputs, results.startswith("[")))
 
     def _argument(self, value: ast.expr) -> Any:
         if isinstance(value, ast.List):

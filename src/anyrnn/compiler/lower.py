@@ -7,12 +7,15 @@ which number of it. Here node.number, with x[0:4] as node 0 and h[0:4] as node 1
     a = z[:, 2:6]                0.2 0.3 1.0 1.1                    move codes about, which numpy does
     tanh(a)                      2.0 2.1 3.0 3.1                    arithmetic: a node for each segment of codes in
                                                                     a row, 2 = tanh(x[2:4]) and 3 = tanh(h[0:2])
+
+Numbers in many segments, as those of a transposed tensor are, are put side by side first (`arrange`): one node again.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +23,15 @@ import numpy as np
 
 from anyrnn.compiler.node import HERE, Builder, Node
 from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
+from anyrnn.compiler.strided import Axis, arranged, boxes_of, contraction, strides_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+#: What is in more segments is put into one: as many values would be computed from it.
+MOST_SEGMENTS = 8
 
 _SHIFT = 32  # a code is the index of a node in `Lowering._nodes`, shifted, plus the number's index in the node
 
@@ -45,8 +52,8 @@ class Value:
 class Lowering:
     """Turns operations on tensors into nodes, for which the rules call it."""
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
+    def __init__(self, builder: Builder, most_segments: int = MOST_SEGMENTS) -> None:
+        self.builder, self.most_segments = builder, most_segments
         self._nodes: list[Node] = []
         self._index: dict[Node, int] = {}
 
@@ -61,27 +68,33 @@ class Lowering:
 
     def pieces(self, value: Value) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
+        codes = value.codes if self._are_few(value.codes) else self._together(value.codes)
         return tuple(
             node if node.width == count else self.builder.widened(self._cast("mul", 0, node), count)
-            for node, count in self._ranges(value.codes)
+            for node, count in self._ranges(codes)
         )
+
+    def piece(self, value: Value) -> Node:
+        """Return the node that is a tensor."""
+        pieces = self.pieces(value)
+        return pieces[0] if len(pieces) == 1 else self._ranges(self._together(value.codes))[0][0]
 
     def is_mask(self, value: Value) -> bool:
         """Whether a tensor holds true and false."""
-        return all(node.is_mask for node, _ in self._ranges(value.codes))
+        return all(self._nodes[k].is_mask for k in np.unique(value.codes >> _SHIFT))
 
     def pointwise(self, op: str, *operands: Value | float) -> Value:
         """Apply an elementary operation, with PyTorch's broadcasting."""
         values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
         return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_cast(op, nodes)))
 
-    def whole(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+    def composite(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
         """Apply an operation of PyTorch's on each number, such as "aten.elu.default", as one."""
         values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
         positional = tuple(HERE if isinstance(a, Value) else a for a in args)
         named = tuple((k, HERE if isinstance(a, Value) else a) for k, a in kwargs.items())
         return self._broadcast(
-            values, lambda nodes: self.builder.whole(op, tuple(self._all_cast(op, nodes)), (positional, named))
+            values, lambda nodes: self.builder.composite(op, tuple(self._all_cast(op, nodes)), (positional, named))
         )
 
     def number(self, value: Value) -> Value:
@@ -96,8 +109,11 @@ class Lowering:
         """Broadcast tensors as PyTorch does, and make one node for each range that is a segment in all of them."""
         batched = any(v.batched for v in values)
         arrays = list(np.broadcast_arrays(*self._aligned(values, batched)))
-        flats = [a.ravel() for a in arrays]
-        edges = sorted({e for flat in flats for start, stop, _ in _segments(flat) for e in (start, stop)})
+        flats = [a.ravel() if self._are_few(a) else self._together(a).ravel() for a in arrays]
+        edges = _edges(flats)
+        if len(edges) > self.most_segments + 1:
+            flats = [flat if len(_edges([flat])) == 2 else self._together(flat) for flat in flats]
+            edges = _edges(flats)
         results = []
         for start, stop in itertools.pairwise(edges):
             width = stop - start
@@ -105,6 +121,12 @@ class Lowering:
             results.append(self._codes(make(nodes), width))
         codes = np.concatenate(results) if results else flats[0]
         return Value(codes.reshape(arrays[0].shape), batched)
+
+    def _are_few(self, codes: NDArray[np.int64]) -> bool:
+        """Whether codes are in few segments."""
+        steps, most = np.diff(codes.ravel()), self.most_segments
+        jumps = np.count_nonzero((steps != 0) & (steps != 1))
+        return bool(jumps <= 2 * most) and len(_segments(codes.ravel())) <= most
 
     def _aligned(self, values: Sequence[Value], batched: bool) -> list[NDArray[np.int64]]:
         """The codes of tensors, without a dimension for the batch in those that have none, if others are batched."""
@@ -134,7 +156,12 @@ class Lowering:
             return self.constant(
                 REDUCTIONS[op].empty, (*value.codes.shape[:axis], 1, *value.codes.shape[axis + 1 :]), value.batched
             )
-        if count == 1 or (count < moved.size // count and (op == "sum" or count == 2)):  # a few values, wide ones
+        outputs = moved.size // count
+        is_wide = count < outputs and (op == "sum" or count == 2)  # a few values, wide ones
+        one = moved[..., 0] if is_wide else moved[(0,) * (moved.ndim - 1)]
+        if count > 1 and not ((count - 1 if is_wide else outputs) <= self.most_segments and self._are_few(one)):
+            return self._reduced_together(op, value, axis)
+        if count == 1 or is_wide:
             total = self.number(Value(moved[..., 0], value.batched))
             for k in range(1, count):
                 total = self.pointwise(REDUCTIONS[op].pairwise, total, Value(moved[..., k], value.batched))
@@ -157,19 +184,86 @@ class Lowering:
         pairwise = functools.partial(self.builder.pointwise, REDUCTIONS[op].pairwise)
         return functools.reduce(pairwise, reduction + constants)
 
-    def product(self, value: Value, matrix: str, shape: tuple[int, int]) -> Value:
-        """Multiply rows (B, rows) with a matrix of the program (rows, columns)."""
+    def _reduced_together(self, op: str, value: Value, axis: int) -> Value:
+        """Sum or maximise over a dimension by loops."""
+        sizes = value.codes.shape
+        shape = (*sizes[:axis], 1, *sizes[axis + 1 :])
+        if op == "sum":
+            letters = [chr(ord("a") + k) for k in range(len(sizes))]
+            rest = "".join(letters[:axis] + letters[axis + 1 :])
+            return Value(self.contract([value], ["".join(letters)], rest).codes.reshape(shape), value.batched)
+        (node,) = self.pieces(Value(self._together(value.codes), value.batched))
+        middle = math.prod(sizes[:axis]), sizes[axis], math.prod(sizes[axis + 1 :])
+        result = self.builder.strided("largest", (node,), middle[0] * middle[2], middle)
+        return self.value([result], shape, value.batched)
+
+    def contract(self, values: Sequence[Value], letters: Sequence[str], result: str) -> Value:
+        """Sums of products of one tensor or two, as `einsum` has it; the letters are without the batch."""
+        sizes: dict[str, int] = {}
+        for value, each in zip(values, letters, strict=True):
+            sizes.update(zip(each, value.codes.shape, strict=True))
+        operands, strides = [], []
+        for value, each in zip(values, letters, strict=True):
+            node, first, steps = self._strided(value.codes)
+            operands.append((node, first))
+            strides.append(dict(zip(each, steps, strict=True)))
+        axes = {a: Axis(n, tuple(each.get(a, 0) for each in strides)) for a, n in sizes.items()}
+        lanes = [a for a in reversed(result) if axes[a].is_lane]
+        inner = max(lanes, key=lambda a: axes[a].size, default="")  # along which vectors are read
+        order = [a for a in result if a != inner] + [*inner]
+        summed = [axis for a, axis in axes.items() if a not in result]
+        node = contraction(self.builder, operands, [axes[a] for a in order], summed)
+        codes = self._codes(node, node.width).reshape([sizes[a] for a in order])
+        return Value(codes.transpose([order.index(a) for a in result]), any(v.batched for v in values))
+
+    def _strided(self, codes: NDArray[np.int64]) -> tuple[Node, int, tuple[int, ...]]:
+        """A node that has all numbers of a tensor, where the first one is, and the strides of its dimensions."""
+        strides = strides_of(codes)
+        low, high = int(codes.min()), int(codes.max())
+        inside = tuple(slice(None) if stride else 0 for stride in strides or ())
+        if strides is None or low >> _SHIFT != high >> _SHIFT or len(np.unique(codes[inside])) < codes[inside].size:
+            codes = self._together(codes)
+            strides = strides_of(codes) or ()
+        node, first = self._source(codes)
+        return node, int(codes.flat[0]) - first, strides
+
+    def _source(self, codes: NDArray[np.int64]) -> tuple[Node, int]:
+        """What to read numbers of a node from, and the code of its first one: their range, or all if it has gaps."""
+        low, high = int(codes.min()), int(codes.max())
+        whole = self._nodes[low >> _SHIFT]
+        if whole.is_strided or len(np.unique(codes)) <= high - low:
+            return whole, low >> _SHIFT << _SHIFT
+        return self._node(np.int64(low), high - low + 1, 1), low
+
+    def _together(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The codes of the same numbers, moved to where they lie side by side."""
+        index = codes >> _SHIFT
+        sources = {int(k): self._source(codes[index == k]) for k in np.unique(index)}
+        zero = {k for k in sources if self._nodes[k].op == "constant" and self._nodes[k].attr[0] == 0}
+        read = [k for k in sources if k not in zero] or [*sources][:1]
+        moves = [
+            (read.index(code >> _SHIFT), sizes, code - sources[code >> _SHIFT][1], strides, to, to_strides)
+            for code, sizes, strides, to, to_strides in boxes_of(codes, _SHIFT) if code >> _SHIFT in read
+        ]  # fmt: skip
+        node = arranged(self.builder, [sources[k][0] for k in read], moves, codes.size)
+        return self._codes(node, codes.size).reshape(codes.shape)
+
+    def terms(self, value: Value) -> list[tuple[Node, int]]:
+        """The values that make up rows (B, rows), which are to be multiplied with a matrix, each with its first row."""
         if value.codes.ndim != 1:
             msg = f"a product of {value.codes.ndim + 1} dimensions"
             raise ValueError(msg)
-        terms = []
-        row = 0
-        for piece in self.pieces(value):
-            # An operand has a row for each of the batch; what is the same for all is written out for each.
-            operand = self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece
-            terms.append((operand, (matrix, row, 0, False)))
-            row += piece.width
-        return self.value([self.builder.dot(terms, shape[1])])
+        pieces = self.pieces(value)
+        return list(zip(pieces, itertools.accumulate((p.width for p in pieces), initial=0), strict=False))
+
+    def dot(self, terms: Sequence[tuple[Node, int]], matrix: str, columns: int) -> Value:
+        """Multiply values side by side, each with the rows from its number on of a matrix of the program."""
+        # An operand has a row for each of the batch; what is the same for all is written out for each.
+        operands = (
+            (self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece, row)
+            for piece, row in terms
+        )
+        return self.value([self.builder.dot([(o, (matrix, row, 0, False)) for o, row in operands], columns)])
 
     def _cast(self, op: str, position: int, node: Node) -> Node:
         """Cast a mask to numbers, or numbers to a mask, as the operation wants its argument."""
@@ -203,6 +297,11 @@ class Lowering:
             self._index[node] = len(self._nodes)
             self._nodes.append(node)
         return self._index[node] << _SHIFT
+
+
+def _edges(flats: Sequence[NDArray[np.int64]]) -> list[int]:
+    """Where a segment of any of some codes begins or ends."""
+    return sorted({e for flat in flats for start, stop, _ in _segments(flat) for e in (start, stop)})
 
 
 def _segments(flat: NDArray[np.int64]) -> list[tuple[int, int, int]]:

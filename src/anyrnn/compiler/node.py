@@ -1,8 +1,9 @@
 """The values of a loop program: a graph of nodes, each `width` numbers wide.
 
 A program is one step of the loop part of a cell, for one row of the batch. Rows never meet, and features meet only in
-products with a matrix (`dot`) and in reductions (`sum`, `max`). Everything about layout (cat, chunk, slice, view) is
-already resolved: a leaf says which numbers of an array it is.
+products with a matrix (`dot`), in reductions (`sum`, `max`), and in the operations of tensors with inner dimensions
+(`STRIDED`). Everything about layout (cat, chunk, slice, view) is already resolved: a leaf says which numbers of an
+array it is. Only where that would make too many values are numbers moved, by `arrange`.
 
 An activation such as `elu` or `clamp` is one operation, PyTorch's own, until the program is differentiated: its
 derivative is then the one that the running PyTorch has for it. Only programs that are compiled consist of elementary
@@ -11,10 +12,12 @@ operations alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +27,24 @@ from anyrnn.errors import AnyRNNError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from anyrnn.compiler.ops import Operation
 
 #: Operations that read a range of an array; `attr` is (name of the array, first number). They are called as the role of
 #: the array; of a history, `previous` reads the state before the step, `current` that after it.
-LEAVES = ("stream", "state", "vector", "previous", "current")
+LEAVES = ("stream", "row", "state", "vector", "previous", "current")
+
+#: Operations that read their arguments in another order than they lie in memory, with loops over inner dimensions.
+#: Where an argument is read, and a result written, is a number `first` and a stride for each dimension.
+#:
+#: contract: sums of products: result[i] = sum over j of a[first + i strides + j strides] (b[...] ...), for one argument
+#:     or two, where i runs through the dimensions of the result and j through those that are summed. `attr` is (sizes
+#:     of the result, sizes that are summed, then for each argument (first, strides)).
+#: largest: the maximum over the middle dimension of a value; `attr` are its three sizes.
+#: arrange: numbers moved to other places; those that nothing is moved to are zero. `attr` are boxes: (index of the
+#:     argument, sizes, first, strides, first in the result, strides in the result).
+STRIDED = ("contract", "largest", "arrange")
 
 #: Stands for a value among the arguments of an operation of PyTorch's.
 HERE = "%"
@@ -39,18 +55,22 @@ _NONE: Mapping[str, Tensor] = MappingProxyType({})
 MOST_VALUES = 1500
 
 
+class TooManyValuesError(AnyRNNError):
+    """A step falls into more values than can be compiled in reasonable time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """A value of the program. Equal values are the same object: see `Builder`.
 
     Attributes:
-        op: A leaf, "constant", "dot", a reduction, a pointwise operation, or one of PyTorch's such as
-            "aten.elu.default".
+        op: A leaf, "constant", "dot", a reduction, a pointwise operation, one of `STRIDED`, "part" (some of the numbers
+            of a value, read from memory), or an operation of PyTorch's such as "aten.elu.default".
         args: The values it is computed from.
         width: How many numbers it is.
         attr: leaf: (name of the array, first number); constant: (number,); dot: for each argument (name of the
-            matrix, first row, first column, transposed); an operation of PyTorch's: its arguments, with `HERE` where a
-            value belongs.
+            matrix, first row, first column, transposed); one of `STRIDED`: see there; part: (first number,); an
+            operation of PyTorch's: its arguments, with `HERE` where a value belongs.
     """
 
     op: str
@@ -64,14 +84,19 @@ class Node:
         return self.op in LEAVES
 
     @property
-    def is_whole(self) -> bool:
+    def is_strided(self) -> bool:
+        """It is computed by loops over inner dimensions, from memory to memory."""
+        return self.op in STRIDED
+
+    @property
+    def is_composite(self) -> bool:
         """It is an operation of PyTorch's on each number, which the pass `elementary` replaces."""
         return self.op.startswith("aten.")
 
     @property
     def is_pointwise(self) -> bool:
         """It is computed number by number."""
-        return self.op in OPERATIONS or self.is_whole
+        return self.op in OPERATIONS or self.is_composite
 
     @property
     def is_mask(self) -> bool:
@@ -87,6 +112,7 @@ class Builder:
     """Makes nodes: equal ones once (hash-consing), constants folded, ranges pushed down to leaves and products."""
 
     known: dict[object, Node] = field(default_factory=dict)
+    _cuts: dict[tuple[Node, int, int], Node] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> Builder:
@@ -100,10 +126,10 @@ class Builder:
         if node is None:
             if len(self.known) > MOST_VALUES:
                 msg = (
-                    f"it falls into more than {MOST_VALUES:,} values: features far apart (every second one, a "
-                    f"transposed dimension) are computed one by one, those side by side at once"
+                    f"it falls into more than {MOST_VALUES:,} values, which would take minutes to compile: compute "
+                    f"features together, not one by one, and repeat less in a step"
                 )
-                raise AnyRNNError(msg)
+                raise TooManyValuesError(msg)
             node = self.known[key] = Node(op, args, width, attr)
         return node
 
@@ -111,14 +137,18 @@ class Builder:
         """Return a constant of width one."""
         return self.node("constant", (), 1, (float(value),))
 
-    def whole(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
+    def composite(self, op: str, args: tuple[Node, ...], attr: tuple[Any, ...]) -> Node:
         """Apply an operation of PyTorch's to each number; `attr` are its arguments, see `Node`."""
         return self.node(op, args, max(a.width for a in args), attr)
 
     def alike(self, node: Node, args: tuple[Node, ...]) -> Node:
         """Apply a node's operation to other values, which may be of another width if it works on each number."""
-        if node.is_whole:
-            return self.whole(node.op, args, node.attr)
+        if node.is_composite:
+            return self.composite(node.op, args, node.attr)
+        if node.is_strided:
+            return self.strided(node.op, args, node.width, node.attr)
+        if node.op == "part":
+            return self.part(args[0], node.attr[0], node.width)
         return (
             self.pointwise(node.op, *args) if node.op in OPERATIONS else self.node(node.op, args, node.width, node.attr)
         )
@@ -151,10 +181,33 @@ class Builder:
         """Reduce the features of all arguments to one number."""
         return self.node(op, args, 1)
 
+    def strided(self, op: str, args: tuple[Node, ...], width: int, attr: tuple[Any, ...]) -> Node:
+        """Apply one of `STRIDED`. Its arguments are read from memory, where constants and masks have to be put."""
+        zero = [a.op == "constant" and a.attr[0] == 0 for a in args]
+        if (op == "contract" and any(zero)) or (op == "arrange" and all(zero)):
+            return self.node("constant", (), width, (0.0,))
+        return self.node(op, tuple(map(self.stored, args)), width, attr)
+
+    def stored(self, node: Node) -> Node:
+        """A value as it can be read from memory: as numbers, and not a constant."""
+        if node.is_mask:
+            node = self.pointwise("where", node, self.constant(1), self.constant(0))
+        return self.pointwise("positive", node) if node.op == "constant" else node
+
+    def part(self, node: Node, start: int, width: int) -> Node:
+        """Return a range of a value that is in memory as a whole: it is read from there, not computed."""
+        if node.op == "part":
+            node, start = node.args[0], node.attr[0] + start
+        if node.width == width or not node.args:
+            return self.cut(node, start, width)
+        return self.node("part", (self.stored(node),), width, (start,))
+
     def cut(self, node: Node, start: int, width: int) -> Node:
         """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
         if node.width == 1 or (start == 0 and width == node.width):
             return node
+        if node.is_strided or node.op == "part":
+            return self.part(node, start, width)
         if node.op == "constant":
             return self.node("constant", (), width, node.attr)
         if not node.args:
@@ -163,7 +216,10 @@ class Builder:
         if node.op == "dot":
             columns = tuple((m, row, col + start, transposed) for m, row, col, transposed in node.attr)
             return self.node("dot", node.args, width, columns)
-        return self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
+        key = node, start, width  # what is used twice is cut once, else cutting a long chain would take for ever
+        if key not in self._cuts:
+            self._cuts[key] = self.alike(node, tuple(self.cut(a, start, width) for a in node.args))
+        return self._cuts[key]
 
     def dot(self, terms: Iterable[tuple[Node, tuple[str, int, int, bool]]], width: int) -> Node:
         """Return the sum over the terms of value @ matrix[rows from row, columns from column]."""
@@ -236,18 +292,66 @@ def evaluate(nodes: Iterable[Node], known: dict[Node, Tensor], matrices: Mapping
                 value = known[arg].expand(*known[arg].shape[:-1], arg.width)
                 products.append(value @ matrix[row : row + arg.width, col : col + node.width])
             known[node] = sum(products[1:], products[0])
+        elif node.is_strided:
+            known[node] = _strided(
+                node, [t.expand(*t.shape[:-1], a.width) for t, a in zip(args, node.args, strict=True)]
+            )
+        elif node.op == "part":
+            known[node] = args[0][..., node.attr[0] : node.attr[0] + node.width]
         elif node.op == "sum":
             totals = [a.sum(-1, keepdim=True) for a in args]
             known[node] = sum(totals[1:], totals[0])
         elif node.op == "max":
             known[node] = torch.cat(args, -1).amax(-1, keepdim=True)
-        elif node.is_whole:
+        elif node.is_composite:
             _, name, overload = node.op.split(".")
             positional, named = filled(node.attr, args)
             result = getattr(getattr(torch.ops.aten, name), overload)(*positional, **named)
             known[node] = result if isinstance(result, Tensor) else result[0]
         else:
             known[node] = OPERATIONS[node.op].function(*args)
+
+
+def offsets(sizes: Sequence[int], first: int, strides: Sequence[int]) -> NDArray[np.int64]:
+    """Where the numbers of a box are: an array of its sizes."""
+    places = np.full(tuple(sizes), first, dtype=np.int64)
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        places += (np.arange(size) * stride).reshape(-1, *[1] * (len(sizes) - 1 - axis))
+    return places
+
+
+def contiguous(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a box whose numbers lie side by side."""
+    return tuple(math.prod(sizes[k + 1 :]) for k in range(len(sizes)))
+
+
+def _strided(node: Node, args: list[Tensor]) -> Tensor:
+    """One of `STRIDED` of values (..., width)."""
+    if node.op == "largest":
+        return args[0].unflatten(-1, node.attr).amax(-2).flatten(-2)  # type: ignore[no-any-return]
+    if node.op == "arrange":
+        places = np.full(node.width, -1)
+        for k, sizes, first, strides, to, to_strides in node.attr:
+            places[offsets(sizes, to, to_strides)] = offsets(sizes, first, strides) + sum(
+                a.width for a in node.args[:k]
+            )
+        return torch.cat([*args, args[0].new_zeros(*args[0].shape[:-1], 1)], -1)[..., torch.from_numpy(places)]
+    sizes, summed, *reads = node.attr
+    letters = "abcdefghijklmnopqrstuvwxyz"[: len(sizes) + len(summed)]
+    terms, inputs = [], []
+    for arg, (first, strides) in zip(args, reads, strict=True):
+        axes = [(n, stride, a) for n, stride, a in zip((*sizes, *summed), strides, letters, strict=True) if stride]
+        places = offsets([n for n, *_ in axes], first, [stride for _, stride, _ in axes])
+        inputs.append(arg[..., torch.from_numpy(places)])
+        terms.append("..." + "".join(a for *_, a in axes))
+    # A dimension that no argument has: the sum of as many equal numbers, or the number repeated.
+    present = set("".join(terms)) - {"."}
+    scale = math.prod(n for n, a in zip(summed, letters[len(sizes) :], strict=True) if a not in present)
+    result = torch.einsum(f"{','.join(terms)}->...{''.join(a for a in letters[: len(sizes)] if a in present)}", *inputs)
+    shape = [n if a in present else 1 for n, a in zip(sizes, letters, strict=False)]
+    lead = result.shape[: result.dim() - sum(a in present for a in letters[: len(sizes)])]
+    whole: Tensor = result.reshape(*lead, *shape).expand(*lead, *sizes) * scale
+    return whole.reshape(*lead, node.width)
 
 
 def filled(attr: tuple[Any, ...], values: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:

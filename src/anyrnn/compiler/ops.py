@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyrnn.compiler.surrogate import surrogate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -74,7 +76,12 @@ _OPERATIONS = (
     Operation("log", torch.log, dear=True),
     Operation("log2", torch.log2, dear=True),
     Operation("log1p", torch.log1p, dear=True),
+    Operation("sinh", torch.sinh, dear=True),
+    Operation("cosh", torch.cosh, dear=True),
     Operation("tanh", torch.tanh, dear=True),
+    Operation("asinh", torch.asinh, dear=True),
+    Operation("acosh", torch.acosh, dear=True),
+    Operation("atanh", torch.atanh, dear=True),
     Operation("sigmoid", torch.sigmoid, dear=True),
     Operation("sqrt", torch.sqrt, dear=True),
     Operation("rsqrt", torch.rsqrt, dear=True),
@@ -105,6 +112,7 @@ _OPERATIONS = (
     Operation("logical_or", torch.logical_or, 2, masks=(0, 1), gives_mask=True),
     Operation("logical_not", torch.logical_not, masks=(0,), gives_mask=True),
     Operation("where", torch.where, 3, masks=(0,)),
+    Operation("surrogate", surrogate, 3, is_aten=False),
 )
 
 _REDUCTIONS = (

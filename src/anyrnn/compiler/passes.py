@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def elementary(program: Program) -> Program:
-    """Decompose PyTorch's own operations into elementary ones.
+    """Decompose PyTorch's own operations into elementary ones, and leave out what only a gradient needs.
 
     ::
 
@@ -36,7 +36,9 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
     lowering = Lowering(builder or Builder())
 
     def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
-        if not node.is_whole:
+        if node.op == "surrogate":  # differentiated, it is its value
+            return args[0] if args[0].width == node.width else lowering.builder.widened(args[0], node.width)
+        if not node.is_composite:
             return None
         values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
         positional, named = filled(node.attr, values)
@@ -115,7 +117,11 @@ def refine(program: Program) -> Program:
 
     def edges(node: Node) -> list[int]:
         """Where a value is to be split."""
-        dots = (n for n in ordered([node]) if n.op == "dot" and n.width == node.width)
+        dots = (
+            n
+            for n in ordered([node], is_input=lambda n: n.is_strided or n.op == "part")
+            if n.op == "dot" and n.width == node.width
+        )
         inner = {end - dot.attr[0][2] for dot in dots for end in ends[rows_of(dot)]}
         return sorted({0, node.width} | {e for e in inner if 0 < e < node.width})
 
@@ -124,7 +130,9 @@ def refine(program: Program) -> Program:
             return builder.reduction("sum", (*args[0].args, *args[1].args))
         if node.op not in REDUCTIONS:
             return None
-        pieces = [builder.cut(a, i, j - i) for a in args for e in [edges(a)] for i, j in itertools.pairwise(e)]
+        # Where to split is known of the old values: a product below may have an operand that is rebuilt.
+        pairs = ((a, edges(old)) for old, a in zip(node.args, args, strict=True))
+        pieces = [builder.cut(a, i, j - i) for a, e in pairs for i, j in itertools.pairwise(e)]
         return builder.reduction(node.op, tuple(pieces))
 
     return program.with_results(builder.rebuild(program.roots, refined))

@@ -18,8 +18,15 @@
 After the version come the arrays: role, name, width of a row (of a matrix, rows and columns), and how they lie in
 memory, if that is settled. Then the values, each an operation on earlier values, ranges of arrays and constants; those
 that the cell's code has no name for are numbered. A range of a transposed matrix is written ``U.T[0:64, 0:64]``; a
-history is read as ``previous(h[0:64])`` or ``current(h[0:64])``; a wide constant is ``full(0.5, 64)``. Last come the
-results: for each array that is written, the values that lie side by side in it.
+history is read as ``previous(h[0:64])`` or ``current(h[0:64])``; a wide constant is ``full(0.5, 64)``; ``v4[0:64]`` is
+read from where v4 lies in memory. Operations that read by strides (`STRIDED`) have the sizes of their loops in front,
+and behind each argument where it is read::
+
+    v5 = contract([4, 8], [16], v3, 0, [16, 0, 1], v4, 0, [0, 1, 8])
+    v6 = largest(v5, 4, 8, 1)
+    v7 = arrange(32, v5, [8, 4], 0, [1, 8], 0, [4, 1])
+
+Last come the results: for each array that is written, the values that lie side by side in it.
 """
 
 from __future__ import annotations
@@ -32,21 +39,24 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyrnn.compiler.node import HERE, LEAVES, Builder, Node, filled, ordered
+import numpy as np
+
+from anyrnn.compiler.node import HERE, LEAVES, STRIDED, Builder, Node, filled, offsets, ordered
 from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 #: The roles of arrays; in brackets what `jax.lax.scan` calls them.
 #: stream [xs]: read, one row for each row of the batch and step.
+#: row [consts]: read, one for each row of the batch, the same at every step.
 #: state [carry]: read and written: a step reads what the step before has written.
 #: history: read by a backward program: a state of the forward pass, before and after each step.
 #: vector [consts]: read, the same for all rows and steps.
 #: matrix [consts]: read by products.
 #: output [ys]: written at every step. residual: likewise, for the backward program. sum: summed over rows and steps.
-ROLES = ("stream", "state", "history", "vector", "matrix", "output", "residual", "sum")
+ROLES = ("stream", "row", "state", "history", "vector", "matrix", "output", "residual", "sum")
 #: The roles of arrays that are written.
 WRITTEN = frozenset({"state", "output", "residual", "sum"})
 
@@ -139,8 +149,16 @@ class Program:
             return all(self._fits_matrix(a, at, node.width) for a, at in zip(node.args, node.attr, strict=True))
         if node.op in REDUCTIONS:
             return node.width == 1
+        if node.is_strided:
+            return _fits_strided(node)
+        if node.op == "part":
+            return (
+                len(node.args) == 1
+                and bool(node.args[0].args)
+                and _is_within(node.args[0], [node.width], node.attr[0], [1])
+            )
         operation = OPERATIONS.get(node.op)
-        is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_whole
+        is_known = len(node.args) == operation.arity if operation else node.op == "constant" or node.is_composite
         return is_known and all(a.width in (1, node.width) for a in node.args)
 
     def _fits_matrix(self, operand: Node, at: tuple[str, int, int, bool], width: int) -> bool:
@@ -193,6 +211,38 @@ class Program:
         return _written(self)
 
 
+def _fits_strided(node: Node) -> bool:
+    """Whether all that is read and written is there, and nothing is written twice."""
+    if any(a.op == "constant" or a.is_mask for a in node.args):  # they are not in memory
+        return False
+    if node.op == "largest":
+        outer, middle, inner = node.attr
+        sizes = len(node.args) == 1 and min(outer, middle, inner) > 0
+        return sizes and (outer * middle * inner, outer * inner) == (node.args[0].width, node.width)
+    if node.op == "contract":
+        sizes, summed, *reads = node.attr
+        dims = (*sizes, *summed)
+        fitting = (_is_within(a, dims, *read) for a, read in zip(node.args, reads, strict=True))
+        return len(node.args) in (1, 2) and math.prod(sizes) == node.width and all(fitting)
+    written = np.zeros(node.width, dtype=bool)
+    for k, sizes, first, strides, to, to_strides in node.attr:
+        if not _is_within(node.args[k], sizes, first, strides) or not _is_within(node, sizes, to, to_strides):
+            return False
+        places = offsets(sizes, to, to_strides)
+        if written[places].any() or len(np.unique(places)) < places.size:
+            return False
+        written[places] = True
+    return True
+
+
+def _is_within(node: Node, sizes: Sequence[int], first: int, strides: Sequence[int]) -> bool:
+    """Whether a value has all numbers of a box."""
+    if len(sizes) != len(strides) or min(sizes, default=1) < 1:
+        return False
+    reach = [(n - 1) * stride for n, stride in zip(sizes, strides, strict=True)]
+    return first + sum(r for r in reach if r < 0) >= 0 and first + sum(r for r in reach if r > 0) < node.width
+
+
 def free_name(wanted: str, used: Iterable[str]) -> str:
     """Return a name that a program may use for an array or a value, as near to the one wanted as can be.
 
@@ -229,6 +279,9 @@ def _written(program: Program) -> str:
             name, first = node.attr
             text = f"{name}[{first}:{first + node.width}]"
             shown[node] = f"{node.op}({text})" if node.op in _HISTORY else text
+        elif node.op == "part":
+            (first,) = node.attr
+            shown[node] = f"{shown[node.args[0]]}[{first}:{first + node.width}]"
         else:
             if node in program.names:
                 shown[node] = free_name(program.names[node], names)
@@ -249,11 +302,32 @@ def _call(node: Node, shown: dict[Node, str]) -> str:
             for a, (m, row, col, transposed) in zip(node.args, node.attr, strict=True)
         )
         return f"dot({', '.join(terms)})"
-    if node.is_whole:
+    if node.is_strided:
+        return f"{node.op}({', '.join(_strided_arguments(node, shown))})"
+    if node.is_composite:
         positional, named = filled(node.attr, [_Written(shown[a]) for a in node.args])
         args = [*map(_argument, positional), *(f"{k}={_argument(v)}" for k, v in named.items())]
         return f"{node.op}({', '.join(args)})"
     return f"{node.op}({', '.join(shown[a] for a in node.args)})"
+
+
+def _strided_arguments(node: Node, shown: dict[Node, str]) -> Iterator[str]:
+    """The arguments of an operation that reads by strides, as texts."""
+    if node.op == "largest":
+        yield from (shown[node.args[0]], *map(str, node.attr))
+        return
+    if node.op == "contract":
+        sizes, summed, *reads = node.attr
+        yield from (str([*sizes]), str([*summed]))
+        reads = [(a, first, [*strides]) for a, (first, strides) in zip(node.args, reads, strict=True)]
+    else:
+        yield str(node.width)
+        reads = [
+            (node.args[k], [*sizes], first, [*strides], to, [*to_strides])
+            for k, sizes, first, strides, to, to_strides in node.attr
+        ]
+    for arg, *numbers in reads:
+        yield from (shown[arg], *map(str, numbers))
 
 
 class _Written(str):
@@ -341,7 +415,9 @@ class _Reader:
         if op == "dot":
             return self._dot(call.args)
         if op.startswith("aten."):
-            return self._whole(op, call)
+            return self._composite(op, call)
+        if op in STRIDED:
+            return self._strided(op, call.args)
         args = tuple(self._value(a) for a in call.args)
         return self._builder.node(op, args, 1 if op in REDUCTIONS else max(a.width for a in args))
 
@@ -359,7 +435,27 @@ class _Reader:
             width = end - col
         return self._builder.node("dot", tuple(args), width, tuple(places))
 
-    def _whole(self, op: str, call: ast.Call) -> Node:
+    def _strided(self, op: str, expressions: list[ast.expr]) -> Node:
+        given: list[Any] = [self._number_or_value(e) for e in expressions]
+        if op == "largest":
+            arg, *sizes = given
+            return self._builder.node(op, (arg,), sizes[0] * sizes[2], tuple(sizes))
+        if op == "contract":
+            sizes, summed, *rest = given
+            reads = [(first, strides) for first, strides in zip(rest[1::3], rest[2::3], strict=True)]
+            return self._builder.node(op, tuple(rest[::3]), math.prod(sizes), (sizes, summed, *reads))
+        width, *rest = given
+        args = tuple(dict.fromkeys(rest[::6]))
+        boxes = zip(map(args.index, rest[::6]), *(rest[k::6] for k in range(1, 6)), strict=True)
+        return self._builder.node(op, args, width, tuple(boxes))
+
+    def _number_or_value(self, expression: ast.expr) -> Any:
+        """An integer, several as a tuple, or a value."""
+        if isinstance(expression, ast.List):
+            return tuple(map(_literal, expression.elts))
+        return self._value(expression) if not _is_number(expression) else _literal(expression)
+
+    def _composite(self, op: str, call: ast.Call) -> Node:
         args: list[Node] = []
 
         def argument(expression: ast.expr) -> Any:
@@ -371,11 +467,14 @@ class _Reader:
 
         positional = tuple(argument(a) for a in call.args)
         named = tuple((str(k.arg), argument(k.value)) for k in call.keywords)
-        return self._builder.whole(op, tuple(args), (positional, named))
+        return self._builder.composite(op, tuple(args), (positional, named))
 
     def _value(self, expression: ast.expr) -> Node:
         """A value by its name, a range of an array, or a number."""
         if isinstance(expression, ast.Subscript):
+            name, ((first, end),) = self._range(expression)
+            if name in self._values and name not in self.arrays:
+                return self._builder.node("part", (self._values[name],), end - first, (first,))
             return self._leaf(expression, None)
         if isinstance(expression, ast.Call):
             name = ast.unparse(expression.func)
@@ -410,6 +509,12 @@ def _expression(text: str) -> ast.expr:
 
 def _parts(text: str) -> list[ast.expr]:
     return _expression(f"[{text}]").elts  # type: ignore[attr-defined,no-any-return]
+
+
+def _is_number(expression: ast.expr) -> bool:
+    """Whether an expression is an integer."""
+    negative = isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.USub)
+    return isinstance(expression.operand if negative else expression, ast.Constant)  # type: ignore[attr-defined]
 
 
 def _literal(expression: ast.expr) -> Any:

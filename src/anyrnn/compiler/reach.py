@@ -57,9 +57,12 @@ _IDENTITIES = (
     *(types.GenericAlias, types.UnionType, types.CodeType, type, enum.Enum, re.Pattern, torch.Generator),
     *(logging.Logger, logging.Handler, io.IOBase, type(threading.Lock()), type(threading.RLock())),
 )
-_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"})  # modules
+_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"}) | {
+    "_collections",  # the fields of named tuples, of which the class is compared
+}  # modules
 _HEAP = 1 << 9  # the flag of classes that are no part of an interpreter or extension
 _MISSING = object()
+_LOOSE = "loose"  # the kind of a tensor that is no attribute of a module
 
 _STANDARD = sysconfig.get_paths()["stdlib"], "<frozen "
 _FOLDERS = tuple(str(sys.modules[name].__file__).removesuffix("__init__.py") for name in TRUSTED)
@@ -194,9 +197,13 @@ class Sight:
 
     def tensors(self, cell: nn.Module) -> Hashable:
         """The forms of the tensors, and which are the same one."""
-        tensors = []
+        tensors: list[Tensor | None] = []
         for module_of, kind, name in self._tensors:
-            attributes = (cell if module_of is None else module_of()).__dict__
+            owner: Any = cell if module_of is None else module_of()
+            if kind == _LOOSE:
+                tensors.append(owner)
+                continue
+            attributes = owner.__dict__
             tensors.append((attributes[kind] if kind else attributes).get(name))
         ids = [*map(id, tensors)]
         return tuple(map(ids.index, ids)) if len(set(ids)) < len(ids) else None, tuple(map(_form, tensors))
@@ -220,6 +227,10 @@ class Sight:
         names += [("", name) for name, value in attributes.items() if isinstance(value, Tensor)]
         self._tensors += ((module_of, kind, name) for kind, name in names)
         return tuple(names)
+
+    def guard_loose(self, tensor: Tensor) -> None:
+        """Have a tensor that is no attribute of a module compared: its form, and whether it is one of a module's."""
+        self._tensors.append((self._reference(tensor), _LOOSE, ""))
 
     def _reference(self, value: Any) -> Callable[[], Any]:
         """A reference to an object: a weak one, where its class allows that."""
@@ -333,6 +344,10 @@ class _Walk:
 
     def _class_key(self, kind: type, where: str) -> Hashable:
         return _Identity(kind), tuple(self.key(c, where) for c in kind.__mro__ if _is_users_class(c))
+
+    def _tensor(self, tensor: Tensor, where: str) -> Hashable:
+        self.sight.guard_loose(tensor)
+        return _Identity(tensor)
 
     def _identity(self, value: Any, where: str) -> Hashable:
         return _Identity(value)
@@ -533,7 +548,7 @@ class _Identity:
 
 _RULES: tuple[tuple[tuple[type, ...], Callable[[_Walk, Any, str], Hashable]], ...] = (
     ((nn.Module,), _Walk._module),
-    ((Tensor,), _Walk._identity),  # one that is no attribute: a step that reads it is refused
+    ((Tensor,), _Walk._tensor),  # one that is no attribute of a module
     ((types.FunctionType,), _Walk._function),
     (tuple(_WRAPPERS), _Walk._wrapper),
     ((dict, types.MappingProxyType, list, tuple, set, frozenset, deque), _Walk._container),

@@ -10,14 +10,20 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyrnn.compiler.graph import PLAIN, Ref, Step
+from anyrnn.compiler.graph import PLAIN, Op, Ref
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: In-place operations that do not read what they change.
-_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal"))
+_OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal")) | {
+    *("aten::exponential_", "aten::geometric_", "aten::cauchy_", "aten::log_normal_", "aten::random_"),
+}
+
+
+#: As long a tensor may be written down in the cell's code.
+MOST_NUMBERS = 64
 
 
 class Recorder(TorchDispatchMode):
@@ -28,9 +34,10 @@ class Recorder(TorchDispatchMode):
         self.refs: dict[int, Ref] = {}  # by the id of the tensor
         self.shapes: dict[Ref, tuple[int, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
-        self.steps: list[Step] = []
+        self.ops: list[Op] = []
         self.weights: dict[str, Ref] = {}
         self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
+        self.stateful: set[Ref] = set()  # on the state
         self._name_of = name_of
         self._tensors: list[Tensor] = []  # held, so that no id is used twice
         self._stale: set[int] = set()  # ids of tensors of which a part was changed in place since
@@ -73,6 +80,8 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         """Run an operation and record it."""
         kwargs = dict(kwargs or {})
+        if func is torch.ops.aten.lift_fresh.default and 1 < args[0].numel() <= MOST_NUMBERS:
+            return self._made_of_numbers(args[0])
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
@@ -99,6 +108,18 @@ class Recorder(TorchDispatchMode):
         recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
         self._record(func, recorded[0], recorded[1], result, without_grad)
         return result
+
+    def _made_of_numbers(self, tensor: Tensor) -> Tensor:
+        """Record a tensor that is made in the cell's code, torch.tensor([1, 2, 3]), number by number."""
+        aten, flat = torch.ops.aten, tensor.flatten()
+        parts = [self._new_ref(flat[:1]) for _ in flat]
+        for ref, number in zip(parts, flat.tolist(), strict=True):
+            self.ops.append(Op(aten.full.default, ([1], number), {"dtype": tensor.dtype}, (ref,), many=False))
+        side_by_side = self._new_ref(flat)
+        self.ops.append(Op(aten.cat.default, (parts,), {}, (side_by_side,), many=False))
+        shaped = aten.view.default, (side_by_side, list(tensor.shape))
+        self.ops.append(Op(*shaped, {}, (self.ref(tensor),), many=False))
+        return tensor
 
     def _check_operation(
         self, func: Any, tensors: Sequence[Tensor], kwargs: Mapping[str, Any], without_grad: bool
@@ -144,14 +165,22 @@ class Recorder(TorchDispatchMode):
         if without_grad:
             refs = tuple(self._new_ref(o) for o in outputs)
             detach = torch.ops.aten.detach.default
-            detached = [Step(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
+            detached = [Op(detach, (r,), {}, (self.ref(o),), many=False) for r, o in zip(refs, outputs, strict=True)]
         else:
             refs, detached = tuple(self.ref(o) for o in outputs), []
-        steps = [Step(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
-        for step in steps:
-            if self.varying.intersection(step.inputs):
-                self.varying.update(step.outputs)
-        self.steps += steps
+        steps = [Op(func, args, kwargs, refs, isinstance(result, list | tuple)), *detached]
+        for op in steps:
+            self._append(op)
+
+    def _append(self, op: Op) -> None:
+        for each in (self.varying, self.stateful):
+            if each.intersection(op.inputs):
+                each.update(op.outputs)
+        self.ops.append(op)
+
+    def whole(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """Run an operation that PyTorch would take apart, and record it as one."""
+        return self.__torch_dispatch__(func, (), args)
 
     def record_function(self, call: Any, args: tuple[Any, ...], result: Any) -> None:
         """Record a call of an autograd.Function."""
@@ -164,24 +193,30 @@ class Recorder(TorchDispatchMode):
         """Whether a tensor depends on the input or the state."""
         return self.refs.get(id(tensor)) in self.varying
 
+    def is_stateful(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on the state."""
+        return self.refs.get(id(tensor)) in self.stateful
+
     def _enable_check_errors(self, info: Tensor) -> None:
         """Set `check_errors` of the operation of linear algebra whose result the step's code has just checked."""
         ref = self.ref(info)
-        for k, step in enumerate(self.steps):
-            if ref in step.outputs and any(a.name == "check_errors" for a in step.op._schema.arguments):
-                names = [a.name for a in step.op._schema.arguments]
-                args = tuple(True if name == "check_errors" else a for name, a in zip(names, step.args, strict=False))
+        for k, op in enumerate(self.ops):
+            if ref in op.outputs and any(a.name == "check_errors" for a in op.overload._schema.arguments):
+                names = [a.name for a in op.overload._schema.arguments]
+                args = tuple(True if name == "check_errors" else a for name, a in zip(names, op.args, strict=False))
                 extra = {} if len(args) > names.index("check_errors") else {"check_errors": True}
-                self.steps[k] = replace(step, args=args, kwargs={**step.kwargs, **extra})
+                self.ops[k] = replace(op, args=args, kwargs={**op.kwargs, **extra})
 
     def _in_place(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Record an operation such as `add_` as `add` (functionalization); the changed tensor becomes its result."""
         packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        functional = getattr(packet, func._overloadname, None)
+        functional = _overload_like(packet, func)
         functional_args = args
         if func is torch.ops.aten.bernoulli_.float:
             functional = torch.ops.aten.bernoulli.p
             functional_args = (*args, *([] if kwargs or args[1:] else [0.5]))
+        elif func is torch.ops.aten.normal_.default:
+            functional = torch.ops.aten.normal_functional.default
         target = args[0] if args else None
         if functional is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
@@ -203,10 +238,8 @@ class Recorder(TorchDispatchMode):
         func(*args, **kwargs)
         self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))
-        step = self._differentiable(func, functional, target, args, *recorded)
-        self.steps.append(Step(*step, (self._add(target),), many=False))
-        if self.varying.intersection(self.steps[-1].inputs):
-            self.varying.update(self.steps[-1].outputs)
+        parts = self._differentiable(func, functional, target, args, *recorded)
+        self._append(Op(*parts, (self._add(target),), many=False))
         return target
 
     def _differentiable(
@@ -221,9 +254,7 @@ class Recorder(TorchDispatchMode):
         source = recorded[1]
         if args[1].shape != target.shape:
             expanded = self._new_ref(args[1].expand(target.shape))
-            self.steps.append(Step(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
-            if source in self.varying:
-                self.varying.add(expanded)
+            self._append(Op(aten.expand.default, (source, list(target.shape)), {}, (expanded,), many=False))
             source = expanded
         return aten._to_copy.default, (source,), {"dtype": target.dtype}
 
@@ -237,6 +268,16 @@ class Recorder(TorchDispatchMode):
             self.refs[id(tensor)] = self.weights[name]
         else:
             self.weights[name] = self._add(tensor)
+
+
+def _overload_like(packet: Any, func: Any) -> Any:
+    """The overload of an operation that takes what another one takes: that of `pow_.Scalar` is `pow.Tensor_Scalar`."""
+    wanted = [str(a.type) for a in func._schema.arguments]
+    names = (
+        [] if packet is None else sorted(packet.overloads(), key=lambda name: name != (func._overloadname or "default"))
+    )
+    overloads = (getattr(packet, name) for name in names)
+    return next((o for o in overloads if [str(a.type) for a in o._schema.arguments] == wanted), None)
 
 
 def _memory(tensor: Tensor) -> int:

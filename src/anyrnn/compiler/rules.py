@@ -1,8 +1,8 @@
 """What each ATen operation is to the loop program: the table `RULES`.
 
-Operations in `WHOLE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those of
-PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches, each
-is computed for all arguments and one selected.
+Operations in `COMPOSITE` stay PyTorch's own until the program is derived; then `elementary` applies their rules. Those
+of PyTorch's backward operations compute what its kernels do, so that they are right where these are: of two branches,
+each is computed for all arguments and one selected.
 """
 
 from __future__ import annotations
@@ -18,51 +18,59 @@ import numpy as np
 import torch
 
 from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.ops import OPERATIONS, Operation
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anyrnn.compiler.graph import Step
+    from anyrnn.compiler.graph import Op
 
 Rule = Callable[..., "Value | list[Value]"]
 
 #: As many features may be taken one by one. What is computed from them is in as many pieces then, and so are products:
 #: with `cumsum` of 16, a cell comes near to `MOST_VALUES`.
 MOST_COLUMNS = 32
+#: As many pairs of features may be compared, and swapped, to sort them: 10 features, or the largest 2 of 26.
+MOST_SWAPS = 50
+
+#: Operations that take features by number: which argument the numbers are. They are arrays of NumPy's, not Values.
+INDICES: Mapping[str, int] = MappingProxyType({"index": 1, "index_select": 2, "gather": 2})
 
 
 def lower(
-    lowering: Lowering, step: Step, args: Sequence[Any], kwargs: Mapping[str, Any], whole: bool = True
+    lowering: Lowering, op: Op, args: Sequence[Any], kwargs: Mapping[str, Any], composite: bool = True
 ) -> list[Value]:
-    """Lower one operation, whose tensor arguments are Values; `whole` leaves those in `WHOLE` as they are.
+    """Lower one operation, whose tensor arguments are Values; `composite` leaves those in `COMPOSITE` as they are.
 
     Raises:
         AnyRNNError: if the loop program has no such operation. The message names it.
     """
-    rule = RULES.get(step.short_name)
+    rule = RULES.get(op.short_name)
     if rule is None:
-        raise AnyRNNError(unsupported(step))
+        raise AnyRNNError(unsupported(op))
     try:
-        kept = whole and (step.short_name in WHOLE or step.name in WHOLE)
-        result = lowering.whole(str(step.op), args, kwargs) if kept else rule(lowering, *args, **kwargs)
+        kept = composite and (op.short_name in COMPOSITE or op.name in COMPOSITE)
+        result = lowering.composite(str(op.overload), args, kwargs) if kept else rule(lowering, *args, **kwargs)
+    except TooManyValuesError:
+        raise  # of the whole step, not of this operation
     except (TypeError, ValueError, IndexError, KeyError) as cause:
-        form = f"{step.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
-        msg = f"{unsupported(step)} in this form ({form})"
+        form = f"{op.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
+        msg = f"{unsupported(op)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
 
 
-def unsupported(step: Step) -> str:
+def unsupported(op: Op) -> str:
     """Say which operation the loop program lacks, and what may help."""
-    name, hint = step.short_name, ""
-    if "dropout" in name or "bernoulli" in name:
-        hint = "; move dropout out of the cell, or draw its mask in the shape of x, not of the state"
-    elif torch.Tag.nondeterministic_seeded in step.op.tags:
-        hint = "; draw random numbers in the shape of x, not of the state"
+    name, hint = op.short_name, ""
+    if torch.Tag.nondeterministic_seeded in op.overload.tags:
+        hint = ", which reads numbers of the state to draw others; draw them apart, by torch.rand_like or randn_like"
     elif name in ("bmm", "baddbmm", "mv", "dot"):
-        hint = ", a product of values that are no weight; write it as (a * b).sum(-1)"
+        hint = ", a product in which rows of the batch meet; matmul and einsum of (B, ...) are followed"
+    elif "conv" in name:
+        hint = "; convolve x before the loop, or write it as a product with a matrix (torch.einsum)"
     return f"`aten.{name}` in the loop{hint}"
 
 
@@ -150,6 +158,10 @@ def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Val
     return lo.pointwise("where", mask, a, b)
 
 
+def _heaviside(lo: Lowering, x: Value, at_zero: Value) -> Value:
+    return _choose(lo, "eq", x, 0, at_zero, _choose(lo, "gt", x, 0, 1, 0))
+
+
 def _choose(lo: Lowering, op: str, x: Value | float, edge: float, a: Value | float, b: Value | float) -> Value:
     return _where(lo, lo.pointwise(op, x, edge), a, b)
 
@@ -208,6 +220,25 @@ def _log_sigmoid(lo: Lowering, x: Value) -> list[Value]:
     small = lo.pointwise("minimum", x, 0)
     away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))
     return [lo.pointwise("sub", small, lo.pointwise("log1p", away)), lo.constant(0)]
+
+
+def _asin(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("atan2", x, _other_side(lo, x))
+
+
+def _acos(lo: Lowering, x: Value) -> Value:
+    return lo.pointwise("atan2", _other_side(lo, x), x)
+
+
+def _other_side(lo: Lowering, x: Value) -> Value:
+    """The cosine of an angle from its sine: sqrt(1 - x^2), without loss near 1."""
+    return lo.pointwise("sqrt", lo.pointwise("mul", lo.pointwise("sub", 1, x), lo.pointwise("add", x, 1)))
+
+
+def _log_add_exp(lo: Lowering, a: Value, b: Value) -> Value:
+    away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", lo.pointwise("sub", a, b))))
+    total = lo.pointwise("add", lo.pointwise("maximum", a, b), lo.pointwise("log1p", away))
+    return _where(lo, lo.pointwise("eq", a, b), lo.pointwise("add", a, math.log(2)), total)  # of infinities, too
 
 
 def _lerp(lo: Lowering, a: Value, b: Value, weight: Value | float) -> Value:
@@ -363,6 +394,18 @@ def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, 
     return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
 
 
+def _einsum(lo: Lowering, equation: str, values: Sequence[Value], path: None = None) -> Value:
+    """As a trace records it: the batch is the first letter of what has one."""
+    inputs, _, output = equation.partition("->")
+    terms = []
+    for value, term in zip(values, inputs.split(","), strict=True):
+        if value.batched != (term[:1] == output[:1]) or output[0] in term[1:]:
+            msg = "along the batch"
+            raise ValueError(msg)
+        terms.append(term[int(value.batched) :])
+    return lo.contract(values, terms, output[1:])
+
+
 def _columns(x: Value, dim: int, cure: str = "") -> tuple[list[Value], int]:
     """What lies along a dimension, one by one, and which axis that is."""
     axis = _axis(x, dim)
@@ -391,10 +434,60 @@ def _min(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) 
     return _amin(lo, x) if dim is None else _extreme(lo, "ge", x, dim, keepdim)
 
 
-def _cumsum(lo: Lowering, x: Value, dim: int, **_: Any) -> Value:
+_Item = tuple[Value, Value]  # a value, and which of the features it was
+
+
+def _exchanged(lo: Lowering, a: _Item, b: _Item, comes_first: str) -> tuple[_Item, _Item]:
+    """Two values, each with its index, in order; those that are equal stay. NaN is the largest number."""
+    swaps = lo.pointwise(comes_first, b[0], a[0])
+    nan, other = (b[0], a[0]) if comes_first == "gt" else (a[0], b[0])
+    beyond = lo.pointwise("logical_and", lo.pointwise("ne", nan, nan), lo.pointwise("eq", other, other))
+    swaps = lo.pointwise("logical_or", swaps, beyond)
+    first = _where(lo, swaps, b[0], a[0]), _where(lo, swaps, b[1], a[1])
+    return first, (_where(lo, swaps, a[0], b[0]), _where(lo, swaps, a[1], b[1]))
+
+
+def _ordered(lo: Lowering, x: Value, dim: int, count: int, descending: bool) -> list[Value]:
+    """The first so many of the features in order, and which they were: each in turn is brought to the front."""
     columns, axis = _columns(x, dim)
-    sums = itertools.accumulate(columns, functools.partial(lo.pointwise, "add"))
-    return Value(np.stack([v.codes for v in sums], axis), x.batched)
+    swaps = sum(len(columns) - 1 - place for place in range(min(count, len(columns) - 1)))
+    if swaps > MOST_SWAPS:
+        msg = f"{count} of {len(columns)} features, by {swaps} comparisons: {MOST_SWAPS} at most; amax takes any number"
+        raise ValueError(msg)
+    items = [(column, lo.constant(k, column.codes.shape, column.batched)) for k, column in enumerate(columns)]
+    for place in range(count):
+        for k in range(len(items) - 1, place, -1):
+            items[k - 1 : k + 1] = _exchanged(lo, items[k - 1], items[k], "gt" if descending else "lt")
+    return [Value(np.stack([item[part].codes for item in items[:count]], axis), x.batched) for part in (0, 1)]
+
+
+def _sort(
+    lo: Lowering, x: Value, dim: int = -1, descending: bool = False, *, stable: bool | None = None
+) -> list[Value]:
+    return _ordered(lo, x, dim, x.codes.shape[_axis(x, dim)], descending)
+
+
+def _topk(lo: Lowering, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Value]:  # noqa: A002
+    """The values alone: which of equal ones it took, PyTorch leaves open."""
+    return _ordered(lo, x, dim, k, largest)[:1]
+
+
+def _cumulative(combine: Callable[[Lowering, Value, Value], Value]) -> Rule:
+    def rule(lo: Lowering, x: Value, dim: int, **_: Any) -> Value:
+        columns, axis = _columns(x, dim)
+        totals = itertools.accumulate(columns, functools.partial(combine, lo))
+        return Value(np.stack([v.codes for v in totals], axis), x.batched)
+
+    return rule
+
+
+def _prod(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False, **_: Any) -> Value:
+    """One factor after the other, so that the gradient of one does not divide by it."""
+    columns, axis = _columns(x, 0 if dim is None else dim)
+    product = lo.number(columns[0])
+    for factor in columns[1:]:
+        product = lo.pointwise("mul", product, factor)
+    return Value(np.expand_dims(product.codes, axis), product.batched) if keepdim else product
 
 
 def _mean(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
@@ -474,16 +567,67 @@ def _softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> V
 
 
 def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
-    if order not in (2, None):
+    if order in (2, None):
+        return _root(lo, _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+    assert order is not None
+    size = lo.pointwise("abs", x)
+    if abs(order) == math.inf:
+        return (_amax if order > 0 else _amin)(lo, size, dims or (), keepdim)
+    if order == 1:
+        return _sum(lo, size, dims, keepdim)
+    if order <= 0:
         msg = f"of order {order}"
         raise ValueError(msg)
-    return _root(lo, _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
+    return _power(lo, _sum(lo, _power(lo, size, order), dims, keepdim), 1 / order)
+
+
+def _power(lo: Lowering, x: Value, exponent: float) -> Value:
+    """A power of numbers that are not negative: where one is zero, its gradient is zero too, as that of a norm is."""
+    power = lo.composite("aten.pow.Tensor_Scalar", (_choose(lo, "eq", x, 0, 1, x), exponent), {})
+    return _choose(lo, "eq", x, 0, 0, power)
 
 
 def _root(lo: Lowering, square: Value) -> Value:
     """The root of a sum of squares: where that is zero, its gradient is zero too, as PyTorch's is."""
     root = lo.pointwise("sqrt", _choose(lo, "eq", square, 0, 1, square))
     return _choose(lo, "eq", square, 0, 0, root)
+
+
+def _index(lo: Lowering, x: Value, indices: Sequence[NDArray[Any] | None]) -> Value:
+    places = [k for k, index in enumerate(indices) if index is not None]
+    if x.batched and (not places or places[0] == 0):
+        msg = "along the batch"
+        raise ValueError(msg)
+    if places[-1] - places[0] >= len(places):
+        msg = "of dimensions that are not side by side"
+        raise ValueError(msg)
+    inner = indices[1:] if x.batched else indices
+    return Value(x.codes[tuple(slice(None) if index is None else index for index in inner)], x.batched)
+
+
+def _gather(lo: Lowering, x: Value, dim: int, index: NDArray[Any], **_: Any) -> Value:
+    axis = _axis(x, dim)
+    if x.batched:
+        if len(index) == 0 or (index != index[:1]).any():
+            msg = "with an index of its own for each row"
+            raise ValueError(msg)
+        index = index[0]
+    part = tuple(slice(None) if k == axis else slice(n) for k, n in enumerate(index.shape))
+    return Value(np.take_along_axis(x.codes[part], index, axis), x.batched)
+
+
+def _pad(lo: Lowering, x: Value, pad: Sequence[int], value: float = 0) -> Value:
+    """Numbers beside the features; of the last dimension first, and taken away where there are less than none."""
+    if len(pad) // 2 > x.codes.ndim:
+        msg = "along the batch"
+        raise ValueError(msg)
+    codes, filler = x.codes, lo.constant(value).codes
+    for k, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = codes.ndim - 1 - k
+        codes = codes[(slice(None),) * axis + (slice(max(-before, 0), codes.shape[axis] - max(-after, 0)),)]
+        shapes = [(*codes.shape[:axis], max(n, 0), *codes.shape[axis + 1 :]) for n in (before, after)]
+        codes = np.concatenate([np.broadcast_to(filler, shapes[0]), codes, np.broadcast_to(filler, shapes[1])], axis)
+    return Value(codes, x.batched)
 
 
 def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
@@ -559,7 +703,7 @@ def _alike(values: Sequence[Value]) -> Sequence[Value]:
 def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
     inner = list(size[1:]) if x.batched else list(size)
     if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
-        msg = "across the batch, as Linear does with (B, S, K); apply it to each part of the features by itself"
+        msg = "across the batch; keep it as the first dimension"
         raise ValueError(msg)
     return Value(x.codes.reshape(inner), x.batched)
 
@@ -633,6 +777,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "leaky_relu": lambda lo, x, slope=0.01: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
         "_prelu_kernel": lambda lo, x, slope: _choose(lo, "gt", x, 0, x, lo.pointwise("mul", x, slope)),
         **{"celu": _celu, "mish": _mish, "softshrink": _softshrink, "glu": _glu},
+        **{"asin": _asin, "acos": _acos, "logaddexp": _log_add_exp, "heaviside": _heaviside},
+        "log10": lambda lo, x: lo.pointwise("mul", lo.pointwise("log", x), 1 / math.log(10)),
+        "isnan": lambda lo, x: lo.pointwise("ne", x, x),
+        "anyrnn::surrogate": lambda lo, value, x, slope: lo.pointwise("surrogate", value, x, slope),
         "hardshrink": lambda lo, x, edge=0.5: _choose(lo, "le", lo.pointwise("abs", x), edge, 0, x),
         "tan": lambda lo, x: lo.pointwise("div", lo.pointwise("sin", x), lo.pointwise("cos", x)),
         "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),
@@ -651,7 +799,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "_prelu_kernel_backward": _prelu_backward,
         "threshold_backward": lambda lo, grad, x, edge: _choose(lo, "le", x, edge, 0, grad),
         **{"sum": _sum, "mean": _mean, "amax": _amax, "amin": _amin, "var": _var, "std": _std, "var_mean": _var_mean},
-        **{"max": _max, "min": _min, "cumsum": _cumsum},
+        **{"max": _max, "min": _min, "sort": _sort, "topk": _topk, "prod": _prod, "einsum": _einsum},
+        "cumsum": _cumulative(lambda lo, a, b: lo.pointwise("add", a, b)),
+        "cumprod": _cumulative(lambda lo, a, b: lo.pointwise("mul", a, b)),
+        "logcumsumexp": _cumulative(lambda lo, a, b: lo.composite("aten.logaddexp.default", (a, b), {})),
         "argmax": lambda lo, x, dim, keepdim=False: _extreme(lo, "le", x, dim, keepdim)[1],
         "argmin": lambda lo, x, dim, keepdim=False: _extreme(lo, "ge", x, dim, keepdim)[1],
         **{"native_layer_norm": _layer_norm, "native_group_norm": _group_norm, "linalg_vector_norm": _norm},
@@ -659,7 +810,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **{"slice": _slice, "split": _split, "split_with_sizes": _split, "unsafe_split": _split},
         **{"unbind": _unbind, "cat": _cat, "stack": _stack, "select": _layout(lambda c, axis, k: c.take(k, axis))},
         **{"view": _view, "_unsafe_view": _view, "expand": _expand, "unsqueeze": _unsqueeze},
-        **{"repeat": _repeat, "roll": _roll, "flip": _flip},
+        **{"repeat": _repeat, "roll": _roll, "flip": _flip, "constant_pad_nd": _pad},
+        **{"index": _index, "gather": _gather},
+        "index_select": _layout(lambda codes, axis, index: codes.take(index, axis)),
         **{"squeeze": _squeeze, "transpose": _transpose, "permute": _permute, "_to_copy": _cast},
         **{"fill": _full_like, "new_empty_strided": _like(math.nan)},
         "scalar_tensor": lambda lo, number, **_: lo.constant(number),
@@ -669,8 +822,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 
 #: Operations on each number whose derivative is PyTorch's own: they are more than one elementary operation.
-WHOLE = frozenset({"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}) | {
+COMPOSITE = frozenset(
+    {"clamp", "clamp_min", "clamp_max", "relu", "leaky_relu", "_prelu_kernel", "celu", "elu", "mish"}
+) | {
     *("softshrink", "hardshrink", "tan", "threshold", "softplus", "hardtanh", "hardsigmoid", "hardswish", "silu"),
-    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv"),
+    *("gelu", "log_sigmoid_forward", "lerp", "pow", "addcmul", "addcdiv", "asin", "acos", "logaddexp"),
     *("div.Tensor_mode", "div.Scalar_mode"),
 }

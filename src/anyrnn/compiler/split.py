@@ -11,7 +11,8 @@ weight matrix are part of the loop program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,24 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from anyrnn.compiler.draws import drawn_apart
 from anyrnn.compiler.dtypes import Types
-from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, scaled
-from anyrnn.compiler.lower import Lowering, Value
-from anyrnn.compiler.node import Builder, Node
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
+from anyrnn.compiler.lower import MOST_SEGMENTS, Lowering, Value
+from anyrnn.compiler.node import Builder, Node, ordered
 from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
-from anyrnn.compiler.rules import RULES, lower
+from anyrnn.compiler.rules import INDICES, RULES, lower
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_ONCE, _BEFORE, _LOOP = range(3)
+    from numpy.typing import NDArray
+
+_ONCE, _ROW, _BEFORE, _LOOP = range(4)
+
+_LONG = 100  # operations of a step
 
 #: Operations on the input that the loop program computes, since they lead to or from products. A norm behind a product
 #: costs less there than as passes over the memory of all steps.
@@ -55,66 +61,75 @@ class Split:
     """The four parts of a cell.
 
     Attributes:
-        graph: The whole step.
-        once, before, after: The operations that PyTorch runs.
+        graph: The whole step, random numbers drawn apart from the state.
+        once, rows, before, after: The operations that PyTorch runs. Those of `rows` depend on a context: they run as
+            often as `once`, for every row of the batch.
         lowered: The loop as it is lowered, before any pass.
         program: The loop, after `PASSES`.
-        tensors: For each stream, vector, matrix and output of the program, by name, the tensor of the graph.
-        records: The recorded tensors of the graph, by name.
+        tensors: For each stream, row, vector, matrix and output of the program, by name, the tensor of the graph.
+        of_rows: The tensors of the graph with one for each row, the same at every step.
     """
 
     graph: Graph
-    once: tuple[Step, ...]
-    before: tuple[Step, ...]
-    after: tuple[Step, ...]
+    once: tuple[Op, ...]
+    rows: tuple[Op, ...]
+    before: tuple[Op, ...]
+    after: tuple[Op, ...]
     lowered: Program
     program: Program
     tensors: Mapping[str, Ref]
-    records: Mapping[str, Ref]
+    of_rows: tuple[Ref, ...]
+
+    @property
+    def series(self) -> tuple[Ref, ...]:
+        """What there is for every step."""
+        return self.graph.series
 
 
-def split(graph: Graph, record: Iterable[str] = ()) -> Split:
-    """Split a graph; `record` names local variables of the cell's step that are wanted for all steps.
+def split(graph: Graph, most_segments: int = MOST_SEGMENTS) -> Split:
+    """Split a graph; features that lie in more segments than so many are moved together first.
 
     Raises:
-        AnyRNNError: if the loop holds an operation that the loop program lacks, or `record` names no such variable. The
-            message names it.
+        AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
     """
+    graph = drawn_apart(graph)
+    graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # the lowering adds to them
     part = _part_of(graph)
-    records = {name: _local(graph, name) for name in record}
-    results = [graph.output if graph.output is not None else graph.new_states[0], *records.values()]
-    for_states, for_results = _ancestors(graph.steps, graph.new_states), _ancestors(graph.steps, results)
-    of_state = (s for s in graph.steps if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
+    results = graph.series
+    for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, results)
+    of_state = (s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
     after = tuple(s for s in of_state if for_results.intersection(s.outputs))
     wanted = [*results, *(r for s in after for r in s.inputs)]
     after_outputs = {r for s in after for r in s.outputs}
     outputs = tuple(dict.fromkeys(r for r in wanted if part[r] == _LOOP and r not in after_outputs))
     _check_rows(graph, part, wanted)
 
-    loop = _LoopLowering(graph, part)
+    loop = _LoopLowering(graph, part, most_segments)
     pieces = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
     for ref in outputs:
         values = loop.pieces(ref)
         pieces[loop.array("output", ref, sum(v.width for v in values))] = values
-    program = lowered = Program(loop.arrays, pieces, loop.names())
+    program = lowered = Program(loop.arrays(pieces), pieces, loop.names())
     for transform in PASSES:
         program = transform(program)
-    tensors = {name: ref for name, ref in loop.tensors.items() if program[name].role != "state"}
-    outside = _ancestors(graph.steps, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
-    once, before = (
-        tuple(s for s in graph.steps if part[s.outputs[0]] == which and outside.intersection(s.outputs))
-        for which in (_ONCE, _BEFORE)
+    tensors = {a.name: loop.tensors[a.name] for a in program.of("stream", "row", "vector", "matrix", "output")}
+    graph = replace(graph, ops=(*graph.ops, *loop.hoisted))
+    outside = _ancestors(graph.ops, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
+    once, rows, before = (
+        tuple(s for s in graph.ops if part[s.outputs[0]] == which and outside.intersection(s.outputs))
+        for which in (_ONCE, _ROW, _BEFORE)
     )
-    return Split(graph, once, before, after, lowered, program, tensors, records)
+    of_rows = tuple(r for r, p in part.items() if p == _ROW)
+    return Split(graph, once, _with_spread(rows, once, graph), before, after, lowered, program, tensors, of_rows)
 
 
-def _local(graph: Graph, name: str) -> Ref:
-    """The tensor that a local variable of the cell's step holds."""
-    ref = graph.locals.get(name)
-    if ref is None or graph.shapes[ref][:1] != (graph.batch,):
-        msg = f"`{name}`, which is to be recorded, is no local variable of its step with a row for each of the batch"
-        raise AnyRNNError(msg)
-    return ref
+def _with_spread(rows: tuple[Op, ...], once: tuple[Op, ...], graph: Graph) -> tuple[Op, ...]:
+    """The operations for rows, after those that spread weights over them: they are as many as the batch here."""
+    if not rows:
+        return rows
+    needed = _ancestors(once, (r for s in rows for r in s.inputs))
+    spread = (s for s in once if any(graph.shapes[r][:1] == (graph.batch,) for r in s.outputs))
+    return *(s for s in spread if needed.intersection(s.outputs)), *rows
 
 
 def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
@@ -123,30 +138,34 @@ def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) ->
         if part[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
             msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
             raise AnyRNNError(msg)
-    for step in graph.steps:
-        spread = any(graph.shapes[r][:1] == (graph.batch,) for r in step.inputs)
-        if spread and part[step.outputs[0]] == _ONCE and mixes_rows(step, graph):
-            msg = f"`{step.op}` of weights along the batch"
+    for op in graph.ops:
+        spread = any(graph.shapes[r][:1] == (graph.batch,) for r in op.inputs)
+        if spread and part[op.outputs[0]] == _ONCE and mixes_rows(op, graph):
+            msg = f"`{op.overload}` of weights along the batch"
             raise AnyRNNError(msg)
 
 
 def _part_of(graph: Graph) -> dict[Ref, int]:
     """The part that each tensor belongs to: that of the last of its inputs."""
-    part = dict.fromkeys(graph.weights.values(), _ONCE) | {graph.x: _BEFORE} | dict.fromkeys(graph.states, _LOOP)
-    for step in graph.steps:
-        last = max((part[r] for r in step.inputs), default=_ONCE)
-        if torch.Tag.nondeterministic_seeded in step.op.tags:
+    part = dict.fromkeys(graph.weights.values(), _ONCE) | dict.fromkeys(graph.states, _LOOP)
+    part |= dict.fromkeys(graph.inputs, _BEFORE) | dict.fromkeys(graph.extras_of("context"), _ROW)
+    part |= dict.fromkeys(graph.extras_of("shared"), _ONCE)
+    for op in graph.ops:
+        last = max((part[r] for r in op.inputs), default=_ONCE)
+        if last == _ROW and mixes_rows(op, graph):
+            last = _BEFORE  # which rows there are differs from step to step
+        if torch.Tag.nondeterministic_seeded in op.overload.tags:
             last = max(last, _BEFORE)  # drawn anew at every step
-        part.update(dict.fromkeys(step.outputs, last))
+        part.update(dict.fromkeys(op.outputs, last))
     return part
 
 
-def _ancestors(steps: Sequence[Step], refs: Iterable[Ref]) -> set[Ref]:
+def _ancestors(ops: Sequence[Op], refs: Iterable[Ref]) -> set[Ref]:
     """Tensors, and all that they are computed from."""
     ancestors = set(refs)
-    for step in reversed(steps):
-        if ancestors.intersection(step.outputs):
-            ancestors.update(step.inputs)
+    for op in reversed(ops):
+        if ancestors.intersection(op.outputs):
+            ancestors.update(op.inputs)
     return ancestors
 
 
@@ -162,24 +181,27 @@ class _LoopLowering:
         new = tanh(add(p, q))   loop    lowered: where `value` begins, for `new` is the new state
     """
 
-    def __init__(self, graph: Graph, part: Mapping[Ref, int]) -> None:
+    def __init__(self, graph: Graph, part: dict[Ref, int], most_segments: int) -> None:
         self.graph = graph
         self.part = part
-        self.producers = {ref: step for step in graph.steps for ref in step.outputs}
+        self.producers = {ref: op for op in graph.ops for ref in op.outputs}
         self.types = Types(graph)
         self.builder = Builder()
-        self.lowering = Lowering(self.builder)
+        self.lowering = Lowering(self.builder, most_segments)
         self.tensors: dict[str, Ref] = {}
         self._arrays: dict[tuple[str, Ref], Array] = {}
         self.values: dict[Ref, Value] = {}
-        self.states = [self.array("state", ref, graph.shapes[ref][1]) for ref in graph.states]
+        self.hoisted: list[Op] = []  # operations on rows that the graph has within others
+        self.states = [self.array("state", ref, self._width(ref)) for ref in graph.states]
         for name, ref in zip(self.states, graph.states, strict=True):
-            self.values[ref] = self.lowering.value([self._leaf("state", name, graph.shapes[ref][1])])
+            leaf = self._leaf("state", name, self._width(ref))
+            self.values[ref] = self.lowering.value([leaf], graph.shapes[ref][1:])
 
-    @property
-    def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the program so far, by role."""
-        return tuple(sorted(self._arrays.values(), key=lambda a: ROLES.index(a.role)))
+    def arrays(self, results: Mapping[str, tuple[Node, ...]]) -> tuple[Array, ...]:
+        """The arrays of a program with these results, by role; rows that only products read are not needed any more."""
+        read = {node.attr[0] for node in ordered(p for pieces in results.values() for p in pieces) if node.is_leaf}
+        needed = [a for a in self._arrays.values() if a.role != "row" or a.name in read]
+        return tuple(sorted(needed, key=lambda a: ROLES.index(a.role)))
 
     def array(self, role: str, ref: Ref, width: int, rows: int = 0) -> str:
         """Return the name of the array that a tensor is in a role; there is a new one at the first time."""
@@ -187,7 +209,7 @@ class _LoopLowering:
             number = sum(other == role for other, _ in self._arrays)
             wanted = None if role == "output" else self._name_of(ref)  # the value keeps its name
             name = free_name(wanted or f"{role}{number}", self.tensors)
-            place = {"stream": "padded" if ref == self.graph.x else "packed"}.get(role, "")
+            place = {"stream": "padded" if ref in self.graph.inputs else "packed"}.get(role, "")
             self._arrays[role, ref] = Array(name, role, width, rows, place)
             self.tensors[name] = ref
         return self._arrays[role, ref].name
@@ -199,9 +221,9 @@ class _LoopLowering:
         weights = {r: name for name, r in self.graph.weights.items()}
         if ref in weights:
             return weights[ref]
-        step = self.producers.get(ref)
-        if step is not None and step.name == "t.default" and step.args[0] in weights:
-            return f"{weights[step.args[0]]}_t"
+        op = self.producers.get(ref)
+        if op is not None and op.name == "t.default" and op.args[0] in weights:
+            return f"{weights[op.args[0]]}_t"
         return self.graph.names.get(ref)
 
     def _leaf(self, role: str, name: str, width: int) -> Node:
@@ -223,53 +245,82 @@ class _LoopLowering:
 
     def value(self, ref: Ref) -> Value:
         """Lower a tensor."""
+        waiting = [ref] if len(self.graph.ops) > _LONG else []
+        while waiting:  # what it is computed from is lowered first, since Python does not recurse so deep
+            before = [r for r in self._lowered_before(waiting[-1]) if r not in self.values]
+            if before:
+                waiting += before
+            else:
+                self._lower_tensor(waiting.pop())
+        return self._lower_tensor(ref)
+
+    def _lowered_before(self, ref: Ref) -> list[Ref]:
+        """The tensors from which one is lowered, if it is."""
+        op = self.producers.get(ref)
+        if op is None or op.short_name in _FACTORIES or self.part[ref] == _ONCE:
+            return []
+        if self.part[ref] == _BEFORE and not self._is_absorbed(ref):
+            return []
+        return [r for r in (_addend_rows_matrix(op)[:2] if op.short_name in _PRODUCTS else op.inputs) if r is not None]
+
+    def _lower_tensor(self, ref: Ref) -> Value:
         if ref not in self.values:
-            part, step = self.part[ref], self.producers.get(ref)
-            if step is not None and step.short_name in _FACTORIES:
-                self.values[ref] = self._constant(ref, step)
+            part, op = self.part[ref], self.producers.get(ref)
+            if op is not None and op.short_name in _FACTORIES:
+                self.values[ref] = self._constant(ref, op)
             elif part == _ONCE:
                 self.values[ref] = self._vector(ref)
+            elif part == _ROW:
+                self.values[ref] = self._rows(ref, "row")
             elif part == _BEFORE and not self._is_absorbed(ref):
-                self.values[ref] = self._stream(ref)
+                self.values[ref] = self._rows(ref, "stream")
             else:
-                assert step is not None  # only inputs and weights are no operation's output
-                self.values.update(zip(step.outputs, self._lower(step), strict=False))
+                assert op is not None  # only inputs and weights are no operation's output
+                self.values.update(zip(op.outputs, self._lower(op), strict=False))
+                if ref not in self.values:
+                    msg = f"`{op.overload}` in the loop, which of equal numbers gives any: take the indices of `sort`"
+                    raise AnyRNNError(msg)
         return self.values[ref]
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
-        step = self.producers.get(ref)
-        if step is None or step.short_name not in _ABSORBED:
+        op = self.producers.get(ref)
+        if op is None or op.short_name not in _ABSORBED:
             return False
-        inputs = [r for r in step.inputs if self.part[r] == _BEFORE]
-        if step.short_name in ("addmm", "mm"):
-            _, rows, matrix = _addend_rows_matrix(step)
+        inputs = [r for r in op.inputs if self.part[r] == _BEFORE]
+        if op.short_name in ("addmm", "mm"):
+            _, rows, matrix = _addend_rows_matrix(op)
             whole = self.graph.shapes[rows][0] == self.graph.batch  # a Linear on (B, S, K) multiplies B S rows
             return whole and self.part[matrix] == _ONCE and self.part[rows] == _BEFORE
-        return all(r == self.graph.x or self._is_absorbed(r) for r in inputs) and bool(inputs)
+        return all(r in self.graph.inputs or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
-    def _stream(self, ref: Ref) -> Value:
+    def _rows(self, ref: Ref, role: str) -> Value:
+        """Read a tensor that PyTorch has computed for each row, and for each step if it is a stream."""
         shape = self.graph.shapes[ref]
         if not shape or shape[0] != self.graph.batch:
-            msg = f"a tensor {shape} without a batch is computed from x"
+            msg = f"a tensor {shape} without a batch is computed from {'x' if role == 'stream' else 'a context'}"
             raise AnyRNNError(msg)
-        width = int(torch.Size(shape[1:]).numel())
-        node = self._leaf("stream", self.array("stream", ref, width), width)
+        width = self._width(ref)
+        node = self._leaf(role, self.array(role, ref, width), width)
         return self._mask_if_bool(ref, self.lowering.value([node], shape[1:]))
+
+    def _width(self, ref: Ref) -> int:
+        """The numbers of a row of a tensor."""
+        return int(torch.Size(self.graph.shapes[ref][1:]).numel())
 
     def _vector(self, ref: Ref) -> Value:
         shape = self.graph.shapes[ref]
-        step = self.producers.get(ref)
-        if shape and shape[0] == self.graph.batch and step:
-            return self._one_row(self._lower(step)[step.outputs.index(ref)])
+        op = self.producers.get(ref)
+        if shape and shape[0] == self.graph.batch and op:
+            return self._one_row(self._lower(op)[op.outputs.index(ref)])
         width = int(torch.Size(shape).numel())
         node = self._leaf("vector", self.array("vector", ref, width), width)
         return self._mask_if_bool(ref, self.lowering.value([node], shape, batched=False))
 
-    def _constant(self, ref: Ref, step: Step) -> Value:
+    def _constant(self, ref: Ref, op: Op) -> Value:
         shape = self.graph.shapes[ref]
         batched = shape[:1] == (self.graph.batch,)
-        number = self.types.constant(ref, _FACTORIES[step.short_name](step.args))
+        number = self.types.constant(ref, _FACTORIES[op.short_name](op.args))
         return self._mask_if_bool(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
 
     def _one_row(self, value: Value) -> Value:
@@ -285,87 +336,137 @@ class _LoopLowering:
         """A boolean tensor as a mask: arrays hold numbers, and so do constants."""
         return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
 
-    def _lower(self, step: Step) -> list[Value]:
-        if step.short_name in _PRODUCTS:
-            return [self._product(step)]
-        args, kwargs = pytree.tree_map_only(Ref, self.value, (step.args, dict(step.kwargs)))
-        if step.short_name in RULES:  # else `lower` says that there is no rule
-            self.types.check(step)
-        results = lower(self.lowering, step, args, kwargs)
-        return [self._mask_if_bool(ref, value) for ref, value in zip(step.outputs, results, strict=False)]
+    def _lower(self, op: Op) -> list[Value]:
+        if op.short_name in _PRODUCTS:
+            return [self._product(op)]
+        if op.short_name in INDICES:
+            at = INDICES[op.short_name]
+            indices = pytree.tree_map_only(Ref, lambda ref: self._index(op, ref), op.args[at])
+            op = replace(op, args=(*op.args[:at], indices, *op.args[at + 1 :]))
+        args, kwargs = pytree.tree_map_only(Ref, self.value, (op.args, dict(op.kwargs)))
+        if op.short_name in RULES:  # else `lower` says that there is no rule
+            self.types.check(op)
+        results = lower(self.lowering, op, args, kwargs)
+        return [self._mask_if_bool(ref, value) for ref, value in zip(op.outputs, results, strict=False)]
 
-    def _product(self, step: Step) -> Value:
-        addend, rows, matrix = _addend_rows_matrix(step)
+    def _index(self, op: Op, ref: Ref) -> NDArray[Any]:
+        """The numbers of a tensor that are the same in every call, since they are in the cell's code."""
+        ancestors = _ancestors(self.graph.ops, [ref])
+        ops = [op for op in self.graph.ops if ancestors.intersection(op.outputs)]
+        made = {r for op in ops for r in op.outputs}
+        if ancestors - made or any(torch.Tag.nondeterministic_seeded in op.overload.tags for op in ops):
+            names = [name for name, r in self.graph.weights.items() if r in ancestors]
+            msg = (
+                f"`{op.overload}` in the loop takes features by numbers of "
+                f"{f'`{names[0]}`' if names else 'x or the state'}, which may be others in the next call: write them "
+                f"as a list, h[:, [2, 0, 1]], or take one that is an attribute"
+            )
+            raise AnyRNNError(msg)
+        tensors: dict[Ref, Tensor] = {}
+        Ops(ops, self.graph).run(tensors, self.graph.batch)
+        return tensors[ref].numpy()
+
+    def _product(self, op: Op) -> Value:
+        addend, rows, matrix = _addend_rows_matrix(op)
         shape = self.graph.shapes[matrix]
         if self.part[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
-            msg = f"`{step.op}` in the loop with a matrix that is not a weight"
+            msg = f"`{op.overload}` in the loop with a matrix that is not a weight"
             raise AnyRNNError(msg)
-        if set(step.kwargs.values()) - {1}:
-            msg = f"`{step.op}` in the loop with scale factors"
+        if set(op.kwargs.values()) - {1}:
+            msg = f"`{op.overload}` in the loop with scale factors"
             raise AnyRNNError(msg)
         name = self.array("matrix", matrix, shape[1], shape[0])
-        result = self.lowering.product(self._operand(rows), name, (shape[0], shape[1]))
-        return result if addend is None else self.lowering.pointwise("add", result, self.value(addend))
+        terms = self.lowering.terms(self._operand(rows))
+        fixed = [(piece, row) for piece, row in terms if piece.op == "row"]
+        others = [term for term in terms if term not in fixed]
+        results = [self.lowering.dot(others, name, shape[1])] if others else []
+        results += [self._hoist(fixed, matrix)] if fixed else []
+        results += [] if addend is None else [self.value(addend)]
+        return functools.reduce(functools.partial(self.lowering.pointwise, "add"), results)
+
+    def _hoist(self, terms: Sequence[tuple[Node, int]], matrix: Ref) -> Value:
+        """Leave products of rows that are the same at every step to PyTorch, which computes them once."""
+        aten, batch, columns = torch.ops.aten, self.graph.batch, self.graph.shapes[matrix][1]
+        products = []
+        for piece, row in terms:
+            name, first = piece.attr
+            ref = self.tensors[name]
+            rows = self._add(_ROW, aten.reshape.default, (ref, [batch, self._width(ref)]), (batch, self._width(ref)))
+            part = self._add(_ROW, aten.slice.Tensor, (rows, 1, first, first + piece.width), (batch, piece.width))
+            weight = self._add(_ONCE, aten.slice.Tensor, (matrix, 0, row, row + piece.width), (piece.width, columns))
+            products.append(self._add(_ROW, aten.mm.default, (part, weight), (batch, columns)))
+        total = products[0]
+        for product in products[1:]:
+            total = self._add(_ROW, aten.add.Tensor, (total, product), (batch, columns))
+        return self._rows(total, "row")
+
+    def _add(self, part: int, overload: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Ref:
+        """Add an operation to those of the graph: its result."""
+        ref = Ref(max(self.graph.shapes) + 1)
+        self.graph.shapes[ref], self.graph.dtypes[ref] = shape, self.graph.dtypes[args[0]]  # type: ignore[index]
+        self.part[ref] = part
+        self.hoisted.append(Op(overload, args, {}, (ref,), many=False))
+        return ref
 
     def _operand(self, ref: Ref) -> Value:
         """Lower the operand of a product: if it is computed from x alone, PyTorch computes it."""
         value = self.value(ref)
         if self.part[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
-            return self._stream(ref)
+            return self._rows(ref, "stream")
         return value
 
 
-def _addend_rows_matrix(step: Step) -> tuple[Any, Ref, Ref]:
+def _addend_rows_matrix(op: Op) -> tuple[Any, Ref, Ref]:
     """The arguments of addmm, or of mm, which has no addend."""
-    addend, rows, matrix = (None, *step.args) if len(step.args) == 2 else step.args
+    addend, rows, matrix = (None, *op.args) if len(op.args) == 2 else op.args
     return addend, rows, matrix
 
 
 # ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
 
 
-class Steps:
+class Ops:
     """The operations of a part that PyTorch runs, prepared for running often."""
 
-    def __init__(self, steps: Sequence[Step], graph: Graph) -> None:
-        self.steps = steps
+    def __init__(self, ops: Sequence[Op], graph: Graph) -> None:
+        self.ops = ops
         self.graph = graph
-        self.mixing = any(mixes_rows(step, graph) for step in steps)
+        self.mixing = any(mixes_rows(op, graph) for op in ops)
         self._prepared = [
-            (step, [_argument(step, k, graph.batch) for k in range(len(step.args))], _keywords(step)) for step in steps
+            (op, [_argument(op, k, graph.batch) for k in range(len(op.args))], _keywords(op)) for op in ops
         ]
 
     def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
         """Run them on so many rows in the place of the traced batch size, adding their results to `tensors`."""
-        for step, arguments, keywords in self._prepared:
+        for op, arguments, keywords in self._prepared:
             args = [
                 tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is FunctionType else a for a in arguments
             ]
-            result = step.op(*args, **(step.kwargs if keywords is None else keywords(tensors)))
-            if step.many:
-                tensors.update(zip(step.outputs, result, strict=True))
+            result = op.overload(*args, **(op.kwargs if keywords is None else keywords(tensors)))
+            if op.many:
+                tensors.update(zip(op.outputs, result, strict=True))
             else:
-                tensors[step.outputs[0]] = result
+                tensors[op.outputs[0]] = result
 
 
-def _argument(step: Step, k: int, batch: int) -> Any:
+def _argument(op: Op, k: int, batch: int) -> Any:
     """Prepare an argument: a Ref for a tensor, a function for what depends on the call, or the value itself."""
-    value = step.args[k]
+    value = op.args[k]
     is_size = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
-    if is_size and step.op._schema.arguments[k].name in SHAPE_ARGUMENTS:
+    if is_size and op.overload._schema.arguments[k].name in SHAPE_ARGUMENTS:
         return lambda _, rows: scaled(value, batch, rows)
     if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
         return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
     return value
 
 
-def _keywords(step: Step) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
-    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(step.kwargs))):
+def _keywords(op: Op) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
+    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(op.kwargs))):
         return None
-    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(step.kwargs))
+    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(op.kwargs))
 
 
-def mixes_rows(step: Step, graph: Graph) -> bool:
+def mixes_rows(op: Op, graph: Graph) -> bool:
     """Whether a row of an operation's result may depend on other rows, or on chance.
 
     Such an operation must see one time step at a time, as in the cell. One that is not in `_ROW_WISE` counts as such.
@@ -375,51 +476,109 @@ def mixes_rows(step: Step, graph: Graph) -> bool:
         shape = graph.shapes[ref]
         return bool(shape) and shape[0] == graph.batch
 
-    refs = list(step.inputs)
+    refs = list(op.inputs)
     batched = [r for r in refs if is_batched(r)]
-    if not batched or not all(is_batched(r) for r in step.outputs):
-        return bool(batched) or torch.Tag.nondeterministic_seeded in step.op.tags
-    if torch.Tag.nondeterministic_seeded in step.op.tags:
+    if not batched or not all(is_batched(r) for r in op.outputs):
+        return bool(batched) or torch.Tag.nondeterministic_seeded in op.overload.tags
+    if torch.Tag.nondeterministic_seeded in op.overload.tags:
         return True
-    name = step.short_name
-    rank = max(len(graph.shapes[r]) for r in step.outputs)
-    if torch.Tag.pointwise in step.op.tags:
+    name = op.short_name
+    rank = max(len(graph.shapes[r]) for r in op.outputs)
+    if torch.Tag.pointwise in op.overload.tags:
         lead = [graph.shapes[r] for r in refs if len(graph.shapes[r]) == rank]
         return any(s[0] not in (1, graph.batch) for s in lead) or any(len(graph.shapes[r]) != rank for r in batched)
     if name in _PRODUCTS:
         return any(is_batched(r) for r in refs[-1:]) or len(batched) != 1
     check = _ROW_WISE.get(name)
-    return check is None or not check(step, graph)
+    return check is None or not check(op, graph)
 
 
-def _along_features(step: Step, graph: Graph) -> bool:
+def _along_features(op: Op, graph: Graph) -> bool:
     """The dimensions that an operation works along do not include the batch."""
-    first = next(iter(step.inputs))
-    rank = len(graph.shapes[first])
-    for value, argument in zip(step.args, step.op._schema.arguments, strict=False):
-        if argument.name in ("dim", "dims", "dim0", "dim1"):
-            dims = value if isinstance(value, list | tuple) else [value]
-            return bool(dims) and all(d % (rank + 1 if "unsqueeze" in str(step.op) else rank) != 0 for d in dims)
-    return False
+    shape = graph.shapes[next(iter(op.inputs))]
+    rank = len(shape) + (op.short_name in ("stack", "unsqueeze"))
+    dims: list[Any] = []
+    for k, argument in enumerate(op.overload._schema.arguments):
+        if argument.name in _DIMENSIONS:
+            value = op.args[k] if k < len(op.args) else op.kwargs.get(argument.name, argument.default_value)
+            dims += value if isinstance(value, list | tuple) and value else [value]
+    return shape[:1] == (graph.batch,) and bool(dims) and all(isinstance(d, int) and d % rank != 0 for d in dims)
 
 
-def _keeps_batch(step: Step, graph: Graph) -> bool:
-    return all(graph.shapes[r][0] == graph.batch for r in (*step.inputs, *step.outputs) if graph.shapes[r])
+#: How ATen calls arguments that are dimensions.
+_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "dim2")
 
 
-def _normalises_features(step: Step, graph: Graph) -> bool:
-    return len(step.args[1]) < len(graph.shapes[step.args[0]])
+def _keeps_batch(op: Op, graph: Graph) -> bool:
+    return all(graph.shapes[r][0] == graph.batch for r in (*op.inputs, *op.outputs) if graph.shapes[r])
 
 
-_ROW_WISE: Mapping[str, Callable[[Step, Graph], bool]] = {
+def _reads_rows(op: Op, graph: Graph) -> bool:
+    """The first argument has the rows, and the others are the same for all of them."""
+    first, *others = op.inputs
+    return _keeps_batch(replace(op, args=(first,), kwargs={}), graph) and not any(
+        graph.shapes[r][:1] == (graph.batch,) for r in others
+    )
+
+
+def _takes_features(op: Op, graph: Graph) -> bool:
+    """Features are taken by numbers, and the rows as they are."""
+    indices: Sequence[Any] = op.args[1]
+    return indices[0] is None and _reads_rows(op, graph)
+
+
+def _takes_along_features(op: Op, graph: Graph) -> bool:
+    return _along_features(op, graph) and _reads_rows(op, graph)
+
+
+def _keeps_the_first(op: Op, graph: Graph) -> bool:
+    """The dimensions in their new order begin with the batch."""
+    order: Sequence[int] = op.args[1]
+    return order[0] % len(order) == 0
+
+
+def _repeats_features(op: Op, graph: Graph) -> bool:
+    repeats: Sequence[int] = op.args[1]
+    return len(repeats) == len(graph.shapes[op.args[0]]) and repeats[0] == 1
+
+
+def _pads_features(op: Op, graph: Graph) -> bool:
+    return len(op.args[1]) // 2 < len(graph.shapes[op.args[0]])
+
+
+def _normalises_features(op: Op, graph: Graph) -> bool:
+    return len(op.args[1]) < len(graph.shapes[op.args[0]])
+
+
+def _has_batch_first(op: Op, graph: Graph) -> bool:
+    """The batch is the first letter of all that has one, and of the result."""
+    inputs, _, output = op.args[0].partition("->")
+    batched = [term for term, r in zip(inputs.split(","), op.args[1], strict=True) if graph.shapes[r][0] == graph.batch]
+    return all(term[0] == output[0] and output[0] not in term[1:] for term in batched)
+
+
+_ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
     **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
     **dict.fromkeys(
         ("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features
     ),
     **dict.fromkeys(("squeeze", "unsqueeze", "transpose", "linalg_vector_norm", "cumsum"), _along_features),
     **dict.fromkeys(
+        ("max", "min", "argmax", "argmin", "sort", "topk", "prod", "cumprod", "any", "all"), _along_features
+    ),
+    **dict.fromkeys(("logsumexp", "logcumsumexp", "var_mean", "std_mean", "flip", "roll", "glu"), _along_features),
+    **dict.fromkeys(("cummax", "cummin", "gather", "diagonal"), _along_features),
+    "index": _takes_features,
+    "index_select": _takes_along_features,
+    "permute": _keeps_the_first,
+    "repeat": _repeats_features,
+    "constant_pad_nd": _pads_features,
+    "convolution": _reads_rows,
+    **dict.fromkeys(("bmm", "zeros_like", "ones_like", "full_like"), _keeps_batch),
+    **dict.fromkeys(
         ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
     ),
+    "einsum": _has_batch_first,
     "native_layer_norm": _normalises_features,
     "native_group_norm": _keeps_batch,
 }

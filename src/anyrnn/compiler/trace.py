@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.compiler.contraction import Contractions
-from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Ref, Step, run_steps, scaled
+from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, GraphExtra, Op, Ref, run_ops, scaled
+from anyrnn.compiler.indexing import Indexing
 from anyrnn.compiler.opaque_function import recorded
 from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.compiler.recorder import Recorder
 from anyrnn.compiler.witness import MOMENTARY, Number, Witness
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import caching_nothing, placement
+from anyrnn.protocol import caching_nothing, placement, shape_of, size_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.records import is_method_of
 from anyrnn.twin import twin_of
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import CodeType, FrameType
 
-    from anyrnn.protocol import Signature
+    from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "opaque_function", "reach", "recorder", "witness")
-_OURS = ("protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
+_COMPILER = ("contraction", "indexing", "opaque_function", "reach", "recorder", "witness")
+_OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
 BATCHES = (127, 131, 137, 139, 149, 151)
@@ -54,31 +55,33 @@ BATCHES = (127, 131, 137, 139, 149, 151)
 def trace(
     cell: nn.Module,
     signature: Signature,
-    input_size: int,
+    input_size: Size,
     dtype: torch.dtype = torch.float32,
     ran: set[CodeType] | None = None,
-    inputs: Iterable[tuple[str, str]] = (),
+    numbers: Iterable[tuple[str, str]] = (),
+    extras: Sequence[ExtraForm] = (),
 ) -> Graph:
     """Record one step of a cell.
 
     Args:
         cell: The cell.
         signature: Its arguments and results.
-        input_size: The number of features of x.
+        input_size: The size of x.
         dtype: The type of x and the states if the cell has no tensors that say so.
         ran: A set to which all code that ran is added, also where the trace is refused.
-        inputs: Numbers, by (module, attribute), to be read when the graph is run, as weights are.
+        numbers: Numbers, by (module, attribute), to be read when the graph is run, as weights are.
+        extras: The forms of further arguments.
 
     Raises:
         AnyRNNError: if the step is no graph: it reads numbers out of tensors, changes weights or attributes, decides
             by what differs from call to call, or uses a tensor that is no attribute of the cell. The message is why.
     """
     ran = set() if ran is None else ran
-    inputs = tuple(inputs)
-    tracer = _Tracer(cell, signature, input_size, dtype, ran, inputs)
+    numbers = tuple(numbers)
+    tracer = _Tracer(cell, signature, input_size, dtype, ran, numbers, tuple(extras))
     traces: list[_Trace] = []
     for batch in BATCHES:
-        latest = tracer.trace(batch, fill=len(traces), guarded=Reach.of(ran, inputs) if traces else None)
+        latest = tracer.trace(batch, fill=len(traces), guarded=Reach.of(ran, numbers) if traces else None)
         if not latest.has_sizes_of_the_batch():
             traces.append(latest)
         if len(traces) == 2:  # with other numbers and another number of rows
@@ -90,25 +93,33 @@ def trace(
     raise AnyRNNError(_why_moved(latest.graph))
 
 
-def check_one_row(graph: Graph, cell: nn.Module, signature: Signature, inputs: Iterable[tuple[str, str]] = ()) -> None:
+def check_one_row(
+    graph: Graph,
+    cell: nn.Module,
+    signature: Signature,
+    numbers: Iterable[tuple[str, str]] = (),
+    extras: Sequence[ExtraForm] = (),
+) -> None:
     """Check that a step does for one row what it does for many, as some operations (`squeeze`) do not.
+
+    The arguments are those of `trace`, and its graph.
 
     Raises:
         AnyRNNError: if it does not. The message is the reason.
     """
-    _, input_size = graph.shapes[graph.x]
-    tracer = _Tracer(cell, signature, input_size, graph.dtypes[graph.x], set(), tuple(inputs))
+    input_size, dtype = size_of(graph.shapes[graph.x][1:]), graph.dtypes[graph.x]
+    tracer = _Tracer(cell, signature, input_size, dtype, set(), tuple(numbers), tuple(extras))
     _check_same(graph, tracer.trace(1, fill=2, guarded=None).graph)
 
 
 def _why_moved(graph: Graph) -> str:
     """Say which operation moves the batch, if it is one; else a size happens to be a multiple of each batch tried."""
     weights = set(graph.weights.values())
-    for step in graph.steps:
-        for ref in step.outputs:
+    for op in graph.ops:
+        for ref in op.outputs:
             if ref not in weights and any(size and size % graph.batch == 0 for size in graph.shapes[ref][1:]):
                 return (
-                    f"`{step.op}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
+                    f"`{op.overload}` moves the batch (einsum, bmm and transpositions do): the batch is not the first "
                     f"dimension throughout; keep it first, as in h @ W or (a.unsqueeze(-1) * W).sum(1)"
                 )
     return f"it has sizes that are multiples of each of {BATCHES[:-1]}: the batch is not the first dimension throughout"
@@ -137,32 +148,32 @@ def _decides(code: CodeType) -> bool:
 def _check_same(a: Graph, b: Graph) -> None:
     """Check that two traces are of the same operations, but for the number of rows."""
     why = "by a size of the batch, a number in a tensor, or by chance"
-    for first, second in zip(a.steps, b.steps, strict=False):
+    for first, second in zip(a.ops, b.ops, strict=False):
         shapes = all(tuple(scaled(a.shapes[r], a.batch, b.batch)) == b.shapes.get(r) for r in first.outputs)
         if not shapes or _text(first, a.batch, b.batch) != _text(second, b.batch, b.batch):
-            msg = f"`{first.op}` differs between two runs: {why}"
+            msg = f"`{first.overload}` differs between two runs: {why}"
             raise AnyRNNError(msg)
-    if len(a.steps) != len(b.steps) or (a.output, a.new_states) != (b.output, b.new_states):
+    if len(a.ops) != len(b.ops) or (a.outputs, a.new_states) != (b.outputs, b.new_states):
         msg = f"its operations differ between two runs: {why}"
         raise AnyRNNError(msg)
 
 
-def _text(step: Step, batch: int, rows: int) -> str:
+def _text(op: Op, batch: int, rows: int) -> str:
     """A step as text, for another number of rows."""
     args = [
         scaled(value, batch, rows) if argument.name in SHAPE_ARGUMENTS and batch != rows else value
-        for value, argument in zip(step.args, step.op._schema.arguments, strict=False)
+        for value, argument in zip(op.args, op.overload._schema.arguments, strict=False)
     ]
-    return repr((step.op, args, step.kwargs, step.outputs))
+    return repr((op.overload, args, op.kwargs, op.outputs))
 
 
 def _check_results(graph: Graph, other: _Trace) -> None:
     """Check that the graph, run on the numbers of another trace, gives the results of the cell there."""
-    if any(torch.Tag.nondeterministic_seeded in step.op.tags for step in graph.steps):
+    if any(torch.Tag.nondeterministic_seeded in op.overload.tags for op in graph.ops):
         return
     tensors = dict(other.inputs)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        run_steps(graph, tensors, other.graph.batch)
+        run_ops(graph, tensors, other.graph.batch)
         for ref, expected in other.results:
             if not torch.allclose(tensors[ref], expected, rtol=1e-4, atol=1e-5, equal_nan=True):
                 msg = "it computes something outside of PyTorch's operations: run again, they give other numbers"
@@ -175,7 +186,7 @@ class _Trace:
 
     Attributes:
         graph: The graph.
-        inputs: x, states and weights.
+        inputs: x, states, further arguments and weights.
         results: What the step returned.
     """
 
@@ -186,7 +197,7 @@ class _Trace:
     def has_sizes_of_the_batch(self) -> bool:
         """Whether a size that is no batch is a multiple of it, so that they cannot be told apart."""
         graph = self.graph
-        weights = set(graph.weights.values())
+        weights = {*graph.weights.values(), *graph.extras_of("shared")}
         sizes = (n for ref, shape in graph.shapes.items() for n in (shape if ref in weights else shape[1:]))
         return any(size % graph.batch == 0 for size in sizes if size)
 
@@ -197,10 +208,11 @@ class _Tracer:
 
     cell: nn.Module
     signature: Signature
-    input_size: int
+    input_size: Size
     dtype: torch.dtype
     ran: set[CodeType]
-    inputs: tuple[tuple[str, str], ...]
+    numbers: tuple[tuple[str, str], ...]
+    extras: tuple[ExtraForm, ...]
     questions: set[str] = field(default_factory=set)
 
     def trace(self, batch: int, fill: int, guarded: Reach | None) -> _Trace:
@@ -211,60 +223,77 @@ class _Tracer:
             fill: Which numbers x and the states hold; see `_numbers`.
             guarded: If given, the step is refused if it changes anything within this reach.
         """
-        twin, x_and_states = twin_of(self.cell), self._x_and_states(batch, fill)
+        twin, arguments = twin_of(self.cell), self._arguments(batch, fill)
         recorder = Recorder(_namer(self.cell, twin))
         weights = registered_of(twin)
         recorder.weights.update((name, recorder.ref(tensor)) for name, tensor in weights.items())
-        refs = [recorder.ref(t) for t in x_and_states]
-        recorder.varying.update(refs)
-        inputs = dict(zip(refs, [t.clone() for t in x_and_states], strict=True))
-        inputs |= self._follow_numbers(twin, recorder, x_and_states[0], fill)
+        refs = [recorder.ref(t) for t in arguments]
+        count = 1 + len(self.signature.state_sizes)
+        extras = tuple(GraphExtra(ref, e.kind) for ref, e in zip(refs[count:], self.extras, strict=True))
+        recorder.varying.update(refs[:count], (e.ref for e in extras if e.kind != "shared"))
+        recorder.stateful.update(refs[1:count])
+        inputs = dict(zip(refs, [t.clone() for t in arguments], strict=True))
+        inputs |= self._follow_numbers(twin, recorder, arguments[0], fill)
         sight = None if guarded is None else Sight(twin, guarded)
-        frames = _Frames(recorder, self.ran, twin)
-        output, new = self._step(twin, x_and_states, recorder, frames)
+        frames, contractions = _Frames(recorder, self.ran, twin), Contractions(recorder)
+        outputs, new = self._step(twin, arguments, recorder, frames, contractions)
         if any(tensor is not weights.get(name) for name, tensor in registered_of(twin).items()):
             msg = "its step puts another tensor in the place of a weight or buffer"
             raise AnyRNNError(msg)
         if sight is not None and (changed := sight.changed(twin)) is not None:
             msg = f"its step changes {changed}"
             raise AnyRNNError(msg)
-        results = [*([] if output is None else [output]), *new]
+        ops, gone = _without(recorder.ops, contractions.moved, {recorder.ref(t) for t in (*outputs, *new)})
         graph = Graph(
             refs[0],
-            tuple(refs[1:]),
+            tuple(refs[1:count]),
+            extras,
             dict(recorder.weights),
-            tuple(recorder.steps),
-            None if output is None else recorder.ref(output),
+            ops,
+            tuple(map(recorder.ref, outputs)),
             tuple(map(recorder.ref, new)),
             batch,
-            dict(recorder.shapes),
+            {r: shape for r, shape in recorder.shapes.items() if r not in gone},
             dict(recorder.dtypes),
-            {r: n for r, n in frames.locals.items() if r not in refs},
-            frames.of_methods,
+            {r: n for r, n in frames.locals.items() if r not in refs and r not in gone},
+            {n: r for n, r in frames.of_methods.items() if r not in gone},
         )
         tensors = {ref: tensor for ref, tensor in recorder.named() if ref in graph.weights.values()}
-        return _Trace(graph, {**tensors, **inputs}, [(recorder.ref(t), t) for t in results])
+        return _Trace(graph, {**tensors, **inputs}, [(recorder.ref(t), t) for t in (*outputs, *new)])
 
-    def _x_and_states(self, batch: int, fill: int) -> list[Tensor]:
+    def _arguments(self, batch: int, fill: int) -> list[Tensor]:
+        """Made up x, states and further arguments."""
         like = placement(self.cell, torch.empty(0, dtype=self.dtype, device="cpu"))
+        sizes = (self.input_size, *self.signature.state_sizes)
+        shapes = [(batch, *shape_of(size)) for size in sizes] + [e.lead(batch) for e in self.extras]
+        types = [like.dtype] * len(sizes)
+        types += [like.dtype if e.dtype.is_floating_point else e.dtype for e in self.extras]
         return [
-            _numbers(batch, size, fill * (k + 1)).to(like.device, like.dtype)
-            for k, size in enumerate((self.input_size, *self.signature.state_sizes))
+            _numbers(shape, fill * (k + 1), dtype).to(like.device)
+            for k, (shape, dtype) in enumerate(zip(shapes, types, strict=True))
         ]
 
     def _step(
-        self, twin: nn.Module, x_and_states: Sequence[Tensor], recorder: Recorder, frames: _Frames
-    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """Run the step below all modes: its output, if it has one beside the states, and the new states."""
-        x, *states = x_and_states
+        self,
+        twin: nn.Module,
+        arguments: Sequence[Tensor],
+        recorder: Recorder,
+        frames: _Frames,
+        contractions: Contractions,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run the step below all modes: its outputs, if it has any beside the states, and the new states."""
+        x, *others = arguments
+        states = others[: len(self.signature.state_sizes)]
+        extras = list(zip([e.key for e in self.extras], others[len(states) :], strict=True))
         witness = Witness(len(x) if len(x) > 1 else None, self.questions)
         try:
             with (
                 torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_random_numbers(), caching_nothing(),
-                recorded(recorder.record_function, recorder.is_varying), Contractions(), witness, recorder, frames,
+                recorded(recorder.record_function, recorder.is_varying), contractions, Indexing(), witness,
+                recorder, frames,
             ):  # fmt: skip
-                output, new = self.signature.step(twin, x, tuple(states))
-            results = (output, *new) if self.signature.has_output else new
+                outputs, new = self.signature.step(twin, x, tuple(states), extras)
+            results = (*outputs, *new) if self.signature.has_output else new
             for tensor in results:
                 recorder.ref(tensor)
             recorder.check_written(results)
@@ -278,12 +307,12 @@ class _Tracer:
                 raise
             msg = f"its step fails{' for one row' if len(x) == 1 else ''}: {type(cause).__name__}: {first}"
             raise AnyRNNError(msg) from cause
-        return output if self.signature.has_output else None, new
+        return outputs if self.signature.has_output else (), new
 
     def _follow_numbers(self, twin: nn.Module, recorder: Recorder, like: Tensor, fill: int) -> dict[Ref, Tensor]:
         """Make attributes that are inputs of the graph numbers that are followed; returns their tensors."""
         tensors = {}
-        for path, name in self.inputs:
+        for path, name in self.numbers:
             module = twin.get_submodule(path)
             value = getattr(module, name) * (1 + 0.25 * fill)  # another one in each trace
             tensor = torch.tensor(value, dtype=like.dtype, device=like.device)
@@ -293,9 +322,19 @@ class _Tracer:
         return tensors
 
 
+def _without(ops: Sequence[Op], moved: set[Ref], results: set[Ref]) -> tuple[tuple[Op, ...], set[Ref]]:
+    """Leave out transpositions of the batch that nothing needs any more; returns what is left, and what is gone."""
+    needed = results.union(*(op.inputs for op in ops))
+    gone = moved - needed
+    return tuple(op for op in ops if gone.isdisjoint(op.outputs)), gone
+
+
 def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
     """A function that names the tensors of cells by their attributes, and refuses others."""
-    names = {id(tensor): name for cell in cells for name, tensor in tensors_of(cell).items()}
+    names: dict[int, str] = {}
+    for cell in cells:
+        for name, tensor in tensors_of(cell).items():
+            names.setdefault(id(tensor), name)
 
     def name_of(tensor: Tensor) -> str:
         if id(tensor) not in names:
@@ -306,12 +345,14 @@ def _namer(*cells: nn.Module) -> Callable[[Tensor], str]:
     return name_of
 
 
-def _numbers(rows: int, columns: int, fill: int) -> Tensor:
-    """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the fill 0."""
-    row, column = np.ogrid[:rows, :columns]
-    if not fill:
-        return torch.zeros(rows, columns, dtype=torch.float64, device="cpu")
-    return torch.from_numpy((row * 37 + column * 17 + fill * 11) % _MOST_ROWS / (_MOST_ROWS / 2) - 1)
+def _numbers(shape: tuple[int, ...], fill: int, dtype: torch.dtype) -> Tensor:
+    """Made up numbers from -1 to 1, of which no two rows are alike; all zero for the fill 0, and if they are whole."""
+    if not fill or not (dtype.is_floating_point or dtype == torch.bool):
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    rows = shape[0] if shape else 1
+    row, column = np.ogrid[:rows, : torch.Size(shape[1:]).numel()]
+    numbers = torch.from_numpy((row * 37 + column * 17 + fill * 11) % _MOST_ROWS / (_MOST_ROWS / 2) - 1)
+    return (numbers > 0 if dtype == torch.bool else numbers.to(dtype)).reshape(shape)
 
 
 _MOST_ROWS = 157  # a prime above all `BATCHES`
@@ -325,6 +366,9 @@ class _Frames:
         self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
         self._recorder, self._ran, self._cell = recorder, ran, cell
         self._outer: Any = None
+        # What looks for modules when PyTorch imports one on the way is none of the cell's code.
+        finders = (getattr(finder, "__module__", "") for finder in sys.meta_path)
+        self._importers = {getattr(sys.modules.get(name), "__file__", None) for name in finders}
 
     def __enter__(self) -> None:
         self._collects = gc.isenabled()
@@ -342,7 +386,7 @@ class _Frames:
 
     def _note(self, frame: FrameType, event: str, _: object) -> None:
         file = frame.f_code.co_filename
-        if event != "return" or file in _MACHINERY:
+        if event != "return" or file in _MACHINERY or file in self._importers:
             return
         self._ran.add(frame.f_code)
         is_users, is_method = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
@@ -378,10 +422,47 @@ def registered_of(cell: nn.Module) -> dict[str, Tensor]:
 
 
 def tensors_of(cell: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters, buffers and plain tensor attributes of a cell and its submodules, by dotted name."""
+    """Return the parameters, buffers and other tensors of a cell and its submodules, by dotted name.
+
+    The others are attributes, or in lists, tuples and dicts that are (`settings.alpha`, `weights.0`). A tensor that is
+    a parameter, too, comes first under the name of that.
+    """
     tensors = registered_of(cell)
+    within: dict[str, Tensor] = {}
     for prefix, module in cell.named_modules():
         for key, value in module.__dict__.items():
+            if key in _OF_MODULES:
+                continue
+            name = f"{prefix}.{key}" if prefix else key
             if isinstance(value, Tensor):
-                tensors[f"{prefix}.{key}" if prefix else key] = value
-    return tensors
+                tensors[name] = value
+            elif isinstance(value, _CONTAINERS):
+                within.update(_tensors_within(value, name))
+    return tensors | within
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, tuple)
+_DEEPEST = 3  # of containers in containers, in which tensors are looked for
+
+
+def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a container, each with the path that `part_of` follows."""
+    if isinstance(value, dict):
+        parts = [(k, v) for k, v in value.items() if isinstance(k, str) and "." not in k]
+    else:
+        parts = [*zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True)]
+    for key, part in parts:
+        if isinstance(part, Tensor):
+            yield f"{name}.{key}", part
+        elif isinstance(part, _CONTAINERS) and depth < _DEEPEST:
+            yield from _tensors_within(part, f"{name}.{key}", depth + 1)
+
+
+def part_of(whole: Any, name: str) -> Any:
+    """The attribute of a module or named tuple, or the item of a container, that a part of a dotted name stands for."""
+    if isinstance(whole, dict):
+        return whole[name]
+    if isinstance(whole, list | tuple) and name.isdigit():
+        return whole[int(name)]
+    return getattr(whole, name)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from anyrnn.cells import products
 from anyrnn.compiler.reach import is_trusted_file
 from anyrnn.errors import AnyRNNError
 
@@ -245,4 +246,4 @@ def _caller() -> CodeType:
     return frame.f_code
 
 
-_BETWEEN = (str(torch.overrides.__file__), str(torch._tensor.__file__))
+_BETWEEN = tuple(str(module.__file__) for module in (torch.overrides, torch._tensor, products))

@@ -18,7 +18,7 @@ _GATES = {"lstm": 4, "gru": 3}
 
 
 @dataclass(frozen=True)
-class Precision:
+class LowPrecision:
     """All dtypes and modes, but no sizes, by which PyTorch chooses an implementation of a kernel on the CPU.
 
     Attributes:
@@ -40,7 +40,7 @@ class Precision:
     onednn: bool
 
     @classmethod
-    def of(cls, kernel: str, x: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]) -> Precision:
+    def of(cls, kernel: str, x: Tensor, states: tuple[Tensor, ...], weights: dict[str, Tensor]) -> LowPrecision:
         """The precision of a call in the present modes."""
         return cls(
             kernel,
@@ -54,7 +54,7 @@ class Precision:
 
 
 @functools.cache
-def failure(precision: Precision) -> str | None:
+def failure(precision: LowPrecision) -> str | None:
     """Return PyTorch's message if its kernel does not work in these types on this machine; None if it does."""
     messages: list[str] = []
 
@@ -72,7 +72,7 @@ def failure(precision: Precision) -> str | None:
     return messages[0] if messages else None
 
 
-def _call(precision: Precision) -> None:
+def _call(precision: LowPrecision) -> None:
     """Call the kernel on the smallest inputs of these types, with a backward pass if there may be one."""
     names = [name for name, _ in precision.weights]
     gates, size = _GATES.get(precision.kernel, 1), 2

@@ -6,18 +6,19 @@ autograd and therefore does whatever the cell can do: any dtype and device, seco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.nn import functional as F
 
+from anyrnn.protocol import shape_of
 from anyrnn.records import locals_of, recorded_of
-from anyrnn.runtime.call import Result
+from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from anyrnn.runtime.call import Call
 
@@ -41,70 +42,110 @@ class ReferenceEngine:
 def _run_full(call: Call) -> Result:
     """Run all rows at every step.
 
-    A step may write into its x and state: they are copies, not the caller's tensors, nor outputs. The state is copied
+    A step may write into what it is given: these are copies, not the caller's tensors, nor outputs. The state is copied
     for a step only after another was seen to write into it: autograd may have saved the tensor that is written into.
     """
-    records: list[list[Tensor]] = []
-    step, cell, states = _stepper(call, records), call.cell, tuple(s.clone() for s in call.states)
-    copies = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()  # where writes cannot be seen
-    outputs: list[Tensor] = []
-    for x in _steps(call.x, call.reverse):
+    step, states = _Stepper(call), tuple(s.clone() for s in call.states)
+    copies = _hides_writes()
+    for x, inputs in step.inputs():
+        extras = [*inputs, *step.context()]
         if copies:
-            output, new = step(cell, x, tuple(s.clone() for s in states))
+            new = step(x, tuple(s.clone() for s in states), extras)
         else:
             versions = [s._version for s in states]
-            output, new = step(cell, x, states)
+            new = step(x, states, extras)
             copies = versions != [s._version for s in states]
         states = _keep_dtype(new, states)
-        outputs.append(output.clone())
-    if not outputs:
+    if not step.series:
         return _without_steps(call)
-    # A cell may have passed a state through, or returned it twice.
-    stacked = (_stacked(call, steps) for steps in zip(*records, strict=True))
-    recorded = dict(zip(call.request.record, stacked, strict=True))
-    return Result(_stacked(call, outputs), tuple(s.clone() for s in states), recorded)
+    stacked = [_stacked(call, steps) for steps in zip(*step.series, strict=True)]
+    return Result(stacked, tuple(s.clone() for s in states))
+
+
+def _hides_writes() -> bool:
+    """Whether it cannot be seen that a step has written into a tensor."""
+    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
 
 
 def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
     return torch.stack([*reversed(steps)] if call.reverse else [*steps])
 
 
-def _stepper(call: Call, records: list[list[Tensor]]) -> Callable[..., tuple[Tensor, tuple[Tensor, ...]]]:
-    """A step; it adds the local variables to be recorded, if any, to `records`."""
-    step, names = call.signature.step, call.request.record
-    if not names:
-        return step
+Arguments: TypeAlias = "list[tuple[int | str, Tensor]]"
 
-    def watched(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with locals_of(cell) as variables:
-            output, new = step(cell, x, states)
-        records.append([t.clone() for t in recorded_of(type(cell).__name__, variables, names, len(x))])
-        return output, new
 
-    return watched
+class _Stepper:
+    """Runs single steps of a call.
+
+    Attributes:
+        series: For each step so far, what there is for every step: outputs, records and states.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.series: list[list[Tensor]] = []
+        self._context: Arguments | None = None
+
+    def __call__(self, x: Tensor, states: tuple[Tensor, ...], extras: Arguments) -> tuple[Tensor, ...]:
+        """Run a step: the new states."""
+        call = self.call
+        if call.request.record:
+            variables: dict[str, Any] = {}
+            with locals_of(call.cell, variables):
+                outputs, new = call.signature.step(call.cell, x, states, extras)
+            names = call.request.record
+            outputs = (*outputs, *recorded_of(type(call.cell).__name__, variables, names, len(x)))
+        else:
+            outputs, new = call.signature.step(call.cell, x, states, extras)
+        if call.request.states:
+            outputs = (*outputs, *new)
+        # Copies: a cell may have passed a state through, returned it twice, or may write into it at the next step.
+        self.series.append([o.clone() for o in outputs])
+        return new
+
+    def context(self, order: Tensor | None = None) -> Arguments:
+        """What is the same at every step, the rows in an order: copies, since a cell may write into them."""
+        is_seen = self._context is not None and (not self._context or not _hides_writes())
+        if is_seen and not any(tensor._version for _, tensor in self._context or ()):
+            return self._context or []
+        extras = [e for e in self.call.extras if e.kind != "input"]
+        sort = [order is not None and e.kind == "context" for e in extras]
+        self._context = [
+            (e.key, e.tensor.index_select(0, order) if s else e.tensor.clone())  # type: ignore[arg-type]
+            for e, s in zip(extras, sort, strict=True)
+        ]
+        return self._context
+
+    def inputs(self) -> Iterator[tuple[Tensor, Arguments]]:
+        """The x of each step and the further arguments that have one for each step, in the order of the steps."""
+        keys = [e.key for e in self.call.extras if e.kind == "input"]
+        tensors = [self.call.x, *(e.tensor for e in self.call.extras if e.kind == "input")]
+        for x, *extras in zip(*(_steps(t, self.call.reverse) for t in tensors), strict=True):
+            yield x, list(zip(keys, extras, strict=True))
 
 
 def _without_steps(call: Call) -> Result:
-    """The result where no row has a step; a step on zeros shows the shapes of the records."""
-    if not call.request.record:
-        return call.without_steps()
-    x = call.x
+    """The result where no row has a step; a step on zeros shows the forms of what there would be for every step."""
+    signature, dtype = call.signature, call.x.dtype
+    if call.request == NO_REQUEST:
+        return call.without_steps([SeriesForm(shape_of(size), dtype) for size in signature.output_sizes])
+    rows = 1
     with torch.no_grad():
-        zeros = tuple(s.new_zeros(1, s.shape[1]) for s in call.states)
-        records: list[list[Tensor]] = []
-        _stepper(call, records)(call.cell, x.new_zeros(1, x.shape[2]), zeros)
-    pairs = zip(call.request.record, records[0], strict=True)
-    return call.without_steps({name: t.new_zeros(*x.shape[:2], *t.shape[1:]) for name, t in pairs})
+        step = _Stepper(call)
+        zeros = tuple(s.new_zeros(rows, *s.shape[1:]) for s in call.states)
+        extras = [(e.key, e.tensor.new_zeros(e.form.lead(rows))) for e in call.extras]
+        step(call.x.new_zeros(rows, *call.x.shape[2:]), zeros, extras)
+    return call.without_steps([SeriesForm(tuple(t.shape[1:]), t.dtype) for t in step.series[0]])
 
 
-def _steps(x: Tensor, reverse: bool) -> Sequence[Tensor]:
-    """The x (B, I) of each step, in the order of the steps: copies, so that a cell may write into them."""
+def _steps(sequence: Tensor, reverse: bool) -> Sequence[Tensor]:
+    """The (B, ...) of each step, in the order of the steps: copies, so that a cell may write into them."""
     if torch.is_grad_enabled():
         # Not x[t]: the gradient of each would be as large as x, and to write into one is to write into all.
-        rows = [row.clone() for row in x.unbind(0)] if len(x) else []
+        rows = [row.clone() for row in sequence.unbind(0)] if len(sequence) else []
     else:
-        x = x.clone()
-        rows = [x[t] for t in range(len(x))]
+        sequence = sequence.clone()
+        rows = [sequence[t] for t in range(len(sequence))]
     return rows[::-1] if reverse else rows
 
 
@@ -114,34 +155,29 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
     With the rows sorted by length, longest first, the rows valid at step t are the first n. Downwards in t, too:
     a row then joins at its own last valid step.
     """
-    T, B, _ = call.x.shape
+    T, B = call.x.shape[:2]
     lengths, order = lengths.cpu().sort(descending=True, stable=True)
     back = order.argsort().to(call.x.device)
     order = order.to(call.x.device)
-    inputs = call.x.index_select(1, order).unbind(0) if T else ()
     states = tuple(s.index_select(0, order) for s in call.states)
     active = (lengths > torch.arange(T, device="cpu").unsqueeze(1)).sum(1).tolist()
-    records: list[list[Tensor]] = []
-    step = _stepper(call, records)
-    outputs: list[Tensor] = []
-    for t in reversed(range(T)) if call.reverse else range(T):
+    step = _Stepper(call)
+    by_row = {e.key for e in call.extras if e.kind != "shared"}
+    for t, (x, inputs) in zip(reversed(range(T)) if call.reverse else range(T), step.inputs(), strict=True):
         n = active[t]
         if n == 0:
             continue
-        output, new = step(call.cell, inputs[t][:n].clone(), tuple(s[:n] for s in states))
+        rows = order[:n]
+        sorted_inputs = [(key, tensor.index_select(0, rows)) for key, tensor in inputs]
+        extras = [*sorted_inputs, *((key, c[:n] if key in by_row else c) for key, c in step.context(order))]
+        new = step(x.index_select(0, rows), tuple(s[:n] for s in states), extras)
         new = _keep_dtype(new, states)
         states = tuple(torch.cat([k, s[n:]]) for k, s in zip(new, states, strict=True))
-        outputs.append(_padded(output, B))
-    if not outputs:
+    if not step.series:
         return _without_steps(call)
-
-    def whole(steps: Sequence[Tensor]) -> Tensor:
-        stacked = _stacked(call, steps)
-        return _padded(stacked, T).index_select(1, back)
-
-    padded = ([_padded(t, B) for t in locals_] for locals_ in records)
-    recorded = dict(zip(call.request.record, map(whole, zip(*padded, strict=True)), strict=True))
-    return Result(whole(outputs), tuple(s.index_select(0, back) for s in states), recorded)
+    padded = ([_padded(t, B) for t in steps] for steps in zip(*step.series, strict=True))
+    series = [_padded(_stacked(call, steps), T).index_select(1, back) for steps in padded]
+    return Result(series, tuple(s.index_select(0, back) for s in states))
 
 
 def _padded(rows: Tensor, count: int) -> Tensor:

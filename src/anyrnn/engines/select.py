@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anyrnn.engines import whole
+from anyrnn.engines import short
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine, kernel_of
@@ -101,7 +101,7 @@ def choose(call: Call) -> Choice:
             return Choice(chosen, "asked for by name", {})
         msg = f"engine {wanted!r} was asked for by name and cannot run this call: {refusal}. 'auto' falls back."
         raise AnyRNNError(msg)
-    preference = whole.preference(call)
+    preference = short.preference(call)
     if preference is not None:
         return Choice(ENGINES["torch"], preference, {})
     refused: dict[str, str] = {}

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
-from anyrnn.engines.attempt import Precision, failure
-from anyrnn.runtime.call import Result
+from anyrnn.engines.attempt import LowPrecision, failure
+from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 
 if TYPE_CHECKING:
     from anyrnn.runtime.call import Call
@@ -29,8 +29,10 @@ class TorchEngine:
     def refusal(self, call: Call) -> str | None:
         """Say why PyTorch's kernels cannot run the call; None if they can."""
         cell = call.cell
-        if call.request.record:
+        if call.request != NO_REQUEST:
             return "PyTorch's kernels record nothing on their way"
+        if call.extras:
+            return "PyTorch's kernels take nothing but x and the state"
         if kernel_of(cell) is None:
             return f"PyTorch has kernels for RNN, LSTM and GRU only, and {type(cell).__name__} is none of them"
         if cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks:
@@ -56,7 +58,7 @@ class TorchEngine:
         if call.lengths is None:
             x = call.x.flip(0) if call.reverse else call.x
             output, states = _kernel(call.cell, x, None, call.states)
-            return Result(output.flip(0) if call.reverse else output, states)
+            return Result([output.flip(0) if call.reverse else output], states)
         return _run_ragged(call, call.lengths.cpu())
 
 
@@ -91,7 +93,7 @@ def _unable_here(call: Call) -> str | None:
     if not low:  # works on every processor
         return None
     names = {n: w for n in _NAMES if isinstance(w := getattr(call.cell, n, None), Tensor)}
-    message = failure(Precision.of(str(kernel_of(call.cell)), call.x, call.states, names))
+    message = failure(LowPrecision.of(str(kernel_of(call.cell)), call.x, call.states, names))
     return None if message is None else f"PyTorch's kernel does not work in this precision on this processor: {message}"
 
 
@@ -118,10 +120,10 @@ def _kernel(
 
 def _run_ragged(call: Call, lengths: Tensor) -> Result:
     """Run the kernel on the packed rows; `lengths` is on the CPU, where packing wants it."""
-    T, B, _ = call.x.shape
+    T, B = call.x.shape[:2]
     valid = lengths.nonzero().squeeze(1)  # the kernels take no empty rows
     if len(valid) == 0:
-        return call.without_steps()
+        return call.without_steps([SeriesForm((call.signature.output_size,), call.x.dtype)])  # type: ignore[arg-type]
     lengths = lengths[valid]
     rows = valid.to(call.x.device)
     x = call.x.index_select(1, rows)
@@ -138,9 +140,9 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
         output = _flip_valid(output, lengths)
     states = tuple(s.index_select(0, back) for s in states)
     if len(rows) == B:
-        return Result(output, states)
+        return Result([output], states)
     whole = output.new_zeros(T, B, output.shape[2]).index_copy(1, rows, output)
-    return Result(whole, tuple(old.index_copy(0, rows, new) for old, new in zip(call.states, states, strict=True)))
+    return Result([whole], tuple(old.index_copy(0, rows, new) for old, new in zip(call.states, states, strict=True)))
 
 
 def _flip_valid(x: Tensor, lengths: Tensor) -> Tensor:

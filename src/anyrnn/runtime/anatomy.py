@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from anyrnn.compiler.graph import Step
+    from anyrnn.compiler.graph import Op
     from anyrnn.runtime.kernel import Backend, Kernel
     from anyrnn.runtime.plans import Plan
 
@@ -95,7 +95,7 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
         if node.op in OPERATIONS or node.op in REDUCTIONS:
             counted[node.op] = counted.get(node.op, 0) + 1
     multiplied = sum(a.width * d.width for d in dots for a in d.args)
-    read = sum(n.width for n in nodes if n.op in ("stream", "state"))
+    read = sum(n.width for n in nodes if n.op in ("stream", "row", "state"))
     written = sum(a.width for a in program.of("state", "output"))
     return Anatomy(
         _listed(plan.split.once, plan),
@@ -127,10 +127,10 @@ def _passes(plan: Plan) -> str:
     return "\n\n".join(f"# {title}\n{text}" for title, text in stages)
 
 
-def _listed(steps: Sequence[Step], plan: Plan) -> tuple[str, ...]:
+def _listed(steps: Sequence[Op], plan: Plan) -> tuple[str, ...]:
     names = plan.split.graph.names
     found = []
-    for step in steps:
-        results = [names[r] for r in step.outputs if r in names]
-        found.append((f"{', '.join(results)} = " if results else "") + step.name.partition(".")[0])
+    for op in steps:
+        results = [names[r] for r in op.outputs if r in names]
+        found.append((f"{', '.join(results)} = " if results else "") + op.name.partition(".")[0])
     return tuple(found)

@@ -55,10 +55,10 @@ class CompiledEngine:
 
     def refusal(self, call: Call) -> str | None:
         """Say why a kernel cannot run the call; None if it can."""
-        reason = watched() or _not_plain((call.x, *call.states))
+        reason = watched() or _not_plain(call.tensors)
         if reason is not None:
             return reason
-        if 0 in call.x.shape or any(s.shape[1] == 0 for s in call.states):
+        if 0 in call.x.shape or any(0 in s.shape for s in call.states):
             return "there is nothing to compute"
         plan = call.memo[self.name] = _plan(call)
         return plan if isinstance(plan, str) else None
@@ -73,21 +73,24 @@ class CompiledEngine:
         """Run the four parts of the cell."""
         plan = call.memo.get(self.name) or _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
-        T, B, _ = call.x.shape
+        T, B = call.x.shape[:2]
         batch = layout(T, B, call.lengths, call.reverse)
         if batch.total == 0:
-            return call.without_steps(plan.empty_records(call.x))
-        given = call.x.dtype
-        dtype = torch.float64 if given == torch.float64 else torch.float32
-        x, states = call.x, call.states
-        if given != dtype or states[0].dtype != dtype:
+            return call.without_steps(plan.forms(call.x.dtype))
+        own = call.x.dtype
+        dtype = torch.float64 if own == torch.float64 else torch.float32
+        x, states, extras = call.x, call.states, list[Tensor]()
+        if own != dtype or states[0].dtype != dtype:
             x, states = x.to(dtype), tuple(s.to(dtype) for s in states)
+        if call.extras:
+            tensors = (e.tensor for e in call.extras)
+            extras = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
         with without_autocast():
-            output, finals, records = run(plan, self._backend(), call.cell, batch, x, states, call.from_zero)
-        if given != dtype or call.states[0].dtype != dtype:
-            output, finals = output.to(given), [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
-            records = {name: t.to(given) if t.dtype == dtype else t for name, t in records.items()}
-        return Result(output, tuple(finals), records)
+            series, finals = run(plan, self._backend(), call.cell, batch, x, states, extras, call.from_zero)
+        if own != dtype or call.states[0].dtype != dtype:
+            finals = [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
+            series = [t.to(own) if t.dtype == dtype else t for t in series]
+        return Result(series, tuple(finals))
 
 
 def watched() -> str | None:
@@ -120,4 +123,4 @@ def _not_plain(tensors: Sequence[Tensor]) -> str | None:
 
 
 def _plan(call: Call) -> Plan | str:
-    return plan_of(call.cell, call.signature, call.x.shape[2], call.x.dtype, call.request)
+    return plan_of(call.cell, call.form)

@@ -32,7 +32,7 @@ class ForwardPass:
 
     Attributes:
         loop, layout, backend: The loop, the rows of its batch, and what ran it.
-        inputs: The streams, initial states, vectors and matrices, by name.
+        inputs: The streams, rows, initial states, vectors and matrices, by name.
         residuals: The states of all steps and the residuals of the program, by name.
         from_zero: The initial states are zero.
     """
@@ -75,16 +75,21 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
             arrays[gradient] = like.new_zeros(layout.T, layout.B, width) if grad is None else grad.contiguous()
         else:  # copied: the loop works in place
             arrays[gradient] = like.new_zeros(layout.B, width) if grad is None else _copied(grad)
+    for name, width in loop.accumulated:
+        arrays[name] = like.new_zeros(layout.B, width)
     for name, place, width in loop.outgoing:
         packed = place == "packed"
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
-    kernel = loop.kernel("backward", like, saved.backend)
+    unwanted = frozenset(gradient for name, gradient in loop.contracted.items() if name not in needed)
+    kernel = loop.kernel("backward", like, saved.backend, unwanted)
     sums = kernel.bind(layout, arrays, saved.inputs, loop.transposed).launch()
     grads_in = {
-        name: (sums if gradient in sums else arrays)[gradient] for name, gradient in derivative.gradients.items()
+        name: (sums if gradient in sums else arrays)[gradient]
+        for name, gradient in derivative.gradients.items()
+        if gradient not in unwanted
     }
     for group in derivative.terms:
-        grad = arrays[group[0].given]
+        grad = arrays[group[0].gradient]
         for term in group:
             if term.matrix in needed:
                 _add_weight_gradient(saved, term, grad, grads_in)
@@ -229,20 +234,22 @@ def interpret(loop: Loop, layout: Layout, inputs: Mapping[str, Tensor]) -> dict[
     streams = {a.name: inputs[a.name].reshape(-1, a.width) for a in program.of("stream")}
     state = {name: inputs[name] for name in loop.states}
     outputs: dict[str, list[Tensor]] = {name: [] for name in loop.outputs}
-    for n, offset, place in zip(layout.rows.tolist(), layout.offset.tolist(), layout.place.tolist(), strict=True):
+    for n, packed_start, padded_start in zip(
+        layout.rows.tolist(), layout.packed.tolist(), layout.padded.tolist(), strict=True
+    ):
         rows = order[:n]
-        packed = torch.arange(offset, offset + n, device="cpu")
+        packed = torch.arange(packed_start, packed_start + n, device="cpu")
         values = {}
         for node in (node for node in program.nodes if node.is_leaf):
             name, first = node.attr
             columns = slice(first, first + node.width)
             if node.op == "stream":
-                at = place + rows if program[name].place == "padded" else packed
+                at = padded_start + rows if program[name].place == "padded" else packed
                 values[node] = streams[name][at, columns]
             elif node.op == "vector":
                 values[node] = inputs[name].reshape(-1)[columns].expand(n, -1)
             else:
-                values[node] = state[name][rows, columns]
+                values[node] = (inputs if node.op == "row" else state)[name][rows, columns]
         evaluate(program.nodes, values, matrices)
 
         def joined(name: str, values: dict[Any, Tensor] = values, n: int = n) -> Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-STEP_TABLES = ("rows", "offset", "place", "continued", "before")
+STEP_TABLES = ("rows", "packed", "padded", "continued", "before")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Layout:
     For lengths [1, 3, 2] the order is [1, 2, 0], and the tables of the forward direction are, a column for each step::
 
         rows       3  2  1    active at the step: the first of the sorted rows
-        offset     0  3  5    where they begin in packed arrays
-        place      0  3  6    where the step begins in padded arrays, B = 3 rows a step
+        packed     0  3  5    where they begin in packed arrays
+        padded     0  3  6    where the step begins in padded arrays, B = 3 rows a step
         continued  0  2  1    of the active rows, those with a step before; the others begin with the initial state
         before     0  0  3    where that step begins in padded arrays
 
@@ -62,16 +62,16 @@ class Layout:
         return rows
 
     @property
-    def offset(self) -> NDArray[np.int64]:
+    def packed(self) -> NDArray[np.int64]:
         """Where they begin in packed arrays."""
-        offset: NDArray[np.int64] = self.table[1]
-        return offset
+        packed: NDArray[np.int64] = self.table[1]
+        return packed
 
     @property
-    def place(self) -> NDArray[np.int64]:
+    def padded(self) -> NDArray[np.int64]:
         """Where the step begins in padded arrays."""
-        place: NDArray[np.int64] = self.table[2]
-        return place
+        padded: NDArray[np.int64] = self.table[2]
+        return padded
 
     @property
     def is_ragged(self) -> bool:
@@ -100,12 +100,28 @@ class Layout:
         index = np.empty(self.total, dtype=np.int64)
         k = np.arange(self._most)
         active = k < self.rows[:, None]
-        index[(self.offset[:, None] + k)[active]] = (self.place[:, None] + self.order[: self._most])[active]
+        index[(self.packed[:, None] + k)[active]] = (self.padded[:, None] + self.order[: self._most])[active]
         return torch.from_numpy(index)
 
     def unpacked(self, rows: Tensor) -> Tensor:
         """Packed rows (N, n) as padded ones (T B, n), zero at padded steps."""
         return rows.new_zeros(self.T * self.B, rows.shape[1]).index_copy_(0, self.packed_index, rows)
+
+    def with_steps(self, rows: Tensor) -> Tensor:
+        """A tensor (B, ...) with a copy of a row that has steps in the place of those without, which nothing reads.
+
+        What they hold, such as NaN, would come back by the gradients of weights: zero times NaN is NaN.
+        """
+        if self.lengths is None or self.lengths[self.order[-1]]:
+            return rows
+        none = torch.from_numpy(self.lengths == 0).reshape(-1, *[1] * (rows.dim() - 1))
+        return torch.where(none, rows[int(self.order[0])].detach(), rows)
+
+    def at_every_step(self, rows: Tensor) -> Tensor:
+        """The rows of the batch (B, ...) once for every step, packed."""
+        if self.lengths is None:
+            return rows.expand(self.T, *rows.shape).reshape(-1, *rows.shape[1:])
+        return rows.index_select(0, self.packed_index % self.B)
 
     @functools.cached_property
     def neighbours(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -115,7 +131,7 @@ class Layout:
         """
         _, _, _, continued, before = self.table
         k = np.arange(self._most)
-        here, old = self.offset[:, None] + k, k < continued[:, None]
+        here, old = self.packed[:, None] + k, k < continued[:, None]
         new = (k < self.rows[:, None]) & ~old
         rows = np.broadcast_to(self.order[: self._most], old.shape)
         found = ((before[:, None] + rows)[old], here[old]), (rows[new], here[new])
@@ -142,17 +158,17 @@ class Layout:
         none = None if self.lengths[self.order[-1]] else torch.from_numpy(self.lengths == 0).unsqueeze(1)
         return torch.from_numpy(steps * self.B + np.arange(self.B)), none
 
-    def bounds(self, parts: int) -> int:
-        """Where the first rows of the threads' parts are written: as even in valid steps as pairs of rows can be."""
-        known = self._bounds.get(parts)
+    def bounds(self, shares: int) -> int:
+        """Where the first rows of the threads' shares are written: as even in valid steps as pairs of rows can be."""
+        known = self._bounds.get(shares)
         if known is None:
             inner: list[int] = []
-            if parts > 1:
+            if shares > 1:
                 work = np.arange(1, self.B + 1) if self.lengths is None else np.cumsum(self.lengths[self.order])
-                ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts)
+                ends = np.searchsorted(work, work[-1] * np.arange(1, shares) / shares)
                 inner = np.maximum.accumulate(np.minimum(self.B, (ends + 1) // 2 * 2)).tolist()
             table = array("q", (0, *inner, self.B))
-            known = self._bounds.setdefault(parts, (table.buffer_info()[0], table))
+            known = self._bounds.setdefault(shares, (table.buffer_info()[0], table))
         return known[0]
 
 
@@ -174,14 +190,14 @@ def _full(T: int, B: int, reverse: bool) -> Layout:
 
 def _table(active: NDArray[np.int64], B: int, reverse: bool) -> NDArray[np.int64]:
     table = np.zeros((len(STEP_TABLES), len(active)), dtype=np.int64)
-    rows, offset, place, continued, before = table
+    rows, packed, padded, continued, before = table
     rows[:] = active
-    active[:-1].cumsum(out=offset[1:])
-    place[:] = np.arange(0, B * len(active), B)
+    active[:-1].cumsum(out=packed[1:])
+    padded[:] = np.arange(0, B * len(active), B)
     if reverse:
         table[:3] = table[:3, ::-1].copy()
     np.minimum(rows[1:], rows[:-1], out=continued[1:])
-    before[1:] = place[:-1]
+    before[1:] = padded[:-1]
     return table
 
 

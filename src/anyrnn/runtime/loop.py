@@ -9,6 +9,7 @@ import torch
 
 from anyrnn.compiler.derive import Derivative, derive
 from anyrnn.compiler.gradient_paths import GradientPaths
+from anyrnn.compiler.node import ordered
 from anyrnn.compiler.passes import placed, without
 from anyrnn.runtime.kernel import Precision
 from anyrnn.runtime.layout import padded_rows
@@ -30,7 +31,7 @@ class Loop:
     Attributes:
         program: The program.
         transposed: Of which matrices it is given the transposed ones.
-        inputs: The arrays that it is given: streams, initial states, vectors, matrices.
+        inputs: The arrays that it is given: streams, rows, initial states, vectors, matrices.
         outputs: What it gives at every step.
         states: The state variables.
         aliases: The outputs that are a state after the step, which need no array of their own.
@@ -39,13 +40,13 @@ class Loop:
     def __init__(self, program: Program, transposed: Collection[str] = ()) -> None:
         self.program = program
         self.transposed = frozenset(transposed)
-        self.inputs = tuple(a.name for a in program.of("stream", "state", "vector", "matrix"))
+        self.inputs = tuple(a.name for a in program.of("stream", "row", "state", "vector", "matrix"))
         self.outputs = tuple(a.name for a in program.of("output"))
         self.states = tuple(a.name for a in program.of("state"))
         of_states = {program.results[name]: name for name in reversed(self.states)}
         pieces = {name: program.results[name] for name in self.outputs}
         self.aliases = {name: of_states[p] for name, p in pieces.items() if p in of_states}
-        self._kernels: dict[tuple[str, Precision, Backend], Kernel] = {}
+        self._kernels: dict[tuple[str, frozenset[str], Precision, Backend], Kernel] = {}
 
     @functools.cached_property
     def derivative(self) -> Derivative:
@@ -77,17 +78,33 @@ class Loop:
         return tuple((a.role, a.name, gradients[a.name], a.width) for a in self.program.of("output", "state"))
 
     @functools.cached_property
+    def accumulated(self) -> tuple[tuple[str, int], ...]:
+        """The gradients that the backward program sums over the steps: name, numbers of a row."""
+        gradients = self.derivative.gradients
+        return tuple((gradients[a.name], a.width) for a in self.program.of("row") if a.name in gradients)
+
+    @functools.cached_property
     def outgoing(self) -> tuple[tuple[str, str, int], ...]:
         """What the backward program writes at every step: name, where it is, numbers of a row."""
         return tuple((a.name, a.place, a.width) for a in self.derivative.backward.of("output"))
 
-    def kernel(self, kind: str, like: Tensor, backend: Backend) -> Kernel:
-        """The kernel of a pass: "inference", "training" or "backward"."""
-        key = kind, Precision.of(like.dtype), backend
+    def kernel(self, kind: str, like: Tensor, backend: Backend, unwanted: frozenset[str] = frozenset()) -> Kernel:
+        """The kernel of a pass: "inference", "training" or "backward"; that one may leave out some arrays."""
+        key = kind, unwanted, Precision.of(like.dtype), backend
         found = self._kernels.get(key)
         if found is None:
-            found = self._kernels[key] = backend.compile(self.settled(kind), key[1])
+            program = self.settled(kind)
+            found = self._kernels[key] = backend.compile(without(program, unwanted) if unwanted else program, key[2])
         return found
+
+    @functools.cached_property
+    def contracted(self) -> Mapping[str, str]:
+        """The vectors whose gradients are contractions, which nobody should compute in vain, and those gradients."""
+        derivative = self.derivative
+        pairs = ((a.name, derivative.gradients[a.name]) for a in self.program.of("vector"))
+        nodes = {name: derivative.backward.results[gradient] for name, gradient in pairs}
+        found = (name for name, pieces in nodes.items() if any(n.op == "contract" for n in ordered(pieces)))
+        return {name: derivative.gradients[name] for name in found}
 
     @functools.cached_property
     def writes(self) -> Mapping[str, tuple[tuple[str, str, int], ...]]:
@@ -105,7 +122,7 @@ def forward(
         loop: The loop.
         layout: The rows of the batch.
         backend: What compiles and runs it.
-        inputs: Its streams, initial states, vectors and matrices, by name.
+        inputs: Its streams, rows, initial states, vectors and matrices, by name.
         training: Keep what a backward pass needs.
         roomy: What is kept has memory for T B rows, zero where there is nothing to keep.
 

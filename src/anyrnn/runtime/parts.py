@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from anyrnn.compiler.trace import part_of
 from anyrnn.runtime import autograd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anyrnn.compiler.graph import Ref
-    from anyrnn.compiler.split import Steps
+    from anyrnn.compiler.split import Ops
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.plans import Plan
 
 
 def run(
-    plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor], from_zero: bool
-) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor],
+    extras: Sequence[Tensor], from_zero: bool,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Run the four parts of a cell. Those around the loop see packed rows, so that padding never meets a weight.
 
     Args:
@@ -29,47 +31,47 @@ def run(
         backend: What runs the loop.
         cell: The cell, with the weights of this call.
         batch: The rows of the batch and their lengths.
-        x: The input (T, B, I), float32 or float64.
-        states: The initial states (B, size), of the same type.
-        from_zero: They are zero.
+        x: The input (T, B, ...), float32 or float64.
+        states: The initial states (B, ...), of the same type.
+        extras: The further arguments of the step.
+        from_zero: The initial states are zero.
 
     Returns:
-        The output (T, B, O), zero at padded steps; the final states (B, size); and what is recorded, by name: (T, B,
-        ...), zero at padded steps.
+        What there is for every step, (T, B, ...) each, zero at padded steps; and the final states (B, ...).
     """
     graph, dtype = plan.split.graph, x.dtype
-    tensors: dict[Ref, Tensor] = {}
-    for path, attribute, ref in plan.weights:
-        weight = _weight(cell, path, attribute)
-        if isinstance(weight, float):  # it was another one in an earlier call
-            weight = torch.tensor(weight, dtype=dtype, device="cpu")
-        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
-    plan.once.run(tensors, batch.total)
-    if plan.reads_x:
-        tensors[graph.x] = _packed(x, batch)
-    _run_rows(plan.before, tensors, batch)
+    tensors = _weights(plan, cell, dtype)
+    padded, rows = _before(plan, tensors, batch, x, extras)
     inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
+    if not plan.has_flat_states:
+        inputs = {name: _flat(s) for name, s in inputs.items()}
     for name, ref, role in plan.arrays:
         if role == "matrix":
             inputs[name] = as_matrix(tensors[ref], dtype)
-        elif ref == graph.x:
-            inputs[name] = as_array(x, dtype)
+        elif role == "row":
+            inputs[name] = _flat(as_array(rows[ref], dtype))
+        elif ref in padded:
+            inputs[name] = as_array(padded[ref], dtype)
         else:
             tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
-            inputs[name] = tensor.reshape(len(tensor), -1) if role == "stream" and tensor.dim() != 2 else tensor
+            inputs[name] = _flat(tensor) if role == "stream" else tensor
     results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
     finals = [results[name] for name in plan.loop.states]
+    if not plan.has_flat_states:
+        finals = [f.view(s.shape) for f, s in zip(finals, states, strict=True)]
     if plan.direct is not None:
-        return results[plan.direct], finals, {}
+        shape = graph.shapes[plan.series[0]]
+        output = results[plan.direct]
+        return [output if len(shape) == 2 else output.view(batch.T, batch.B, *shape[1:])], finals
     for name in plan.loop.outputs:
         ref = plan.split.tensors[name]
         shaped = _packed(results[name], batch).reshape(batch.total, *graph.shapes[ref][1:])
         tensors[ref] = shaped if graph.dtypes[ref].is_floating_point else shaped.to(graph.dtypes[ref])
     _run_rows(plan.after, tensors, batch)
-    sources = [ref for *_, ref in plan.weights] + [graph.x] * plan.reads_x
+    sources = [ref for *_, ref in plan.weights] + [*plan.inputs_read]
     taken = {tensors[r].untyped_storage()._cdata for r in sources}
 
-    def whole(ref: Ref) -> Tensor:
+    def unpacked(ref: Ref) -> Tensor:
         """The rows of a tensor as in the batch, in memory of their own."""
         rows = tensors[ref]
         shape = rows.shape[1:]
@@ -82,14 +84,58 @@ def run(
         taken.add(memory)
         return rows.view(batch.T, batch.B, *shape)
 
-    output = whole(plan.result)
-    return output, finals, {name: whole(ref) for name, ref in plan.records.items()}
+    return [unpacked(ref) for ref in plan.series], finals
+
+
+def _before(
+    plan: Plan, tensors: dict[Ref, Tensor], batch: Layout, x: Tensor, extras: Sequence[Tensor]
+) -> tuple[dict[Ref, Tensor], dict[Ref, Tensor]]:
+    """Run what is before the loop, adding packed tensors of all steps to `tensors`, which has the weights.
+
+    Returns:
+        The padded tensors with one for each step; and those with one for each row, with all that is computed of them.
+    """
+    graph = plan.split.graph
+    padded = {graph.x: x}
+    rows: dict[Ref, Tensor] = {}
+    for extra, tensor in zip(graph.extras, extras, strict=True) if extras else ():
+        if extra.kind == "context":
+            rows[extra.ref] = batch.with_steps(tensor)
+        else:
+            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
+    plan.once.run(tensors, batch.total)
+    if rows:
+        rows.update(tensors)
+        plan.rows.run(rows, batch.B)
+    for ref in plan.inputs_read:
+        tensors[ref] = _packed(padded[ref], batch)
+    for ref in plan.rows_read:
+        tensors[ref] = batch.at_every_step(rows[ref])
+    if plan.before.ops:
+        _run_rows(plan.before, tensors, batch)
+    return padded, rows
+
+
+def _weights(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Tensor]:
+    """The present weights of a cell, as it computes with them."""
+    tensors: dict[Ref, Tensor] = {}
+    for path, attribute, ref in plan.weights:
+        weight = _weight(cell, path, attribute)
+        if isinstance(weight, float):  # it was another one in an earlier call
+            weight = torch.tensor(weight, dtype=dtype, device="cpu")
+        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
+    return tensors
 
 
 def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     """The packed rows of a padded tensor."""
-    rows = tensor.reshape(batch.T * batch.B, -1)
+    rows = tensor.reshape(batch.T * batch.B, *tensor.shape[2:])
     return rows.index_select(0, batch.packed_index) if batch.is_ragged else rows
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A tensor with one dimension behind its rows."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(len(tensor), -1)
 
 
 def as_array(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,25 +156,25 @@ def as_matrix(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | float:
     """The present tensor of a name: a parameter, a buffer or another attribute."""
-    module = cell
+    module: Any = cell
     for name in path:
-        module = module._modules.get(name) or getattr(module, name)
-    found = module._parameters.get(attribute)
-    return found if found is not None else getattr(module, attribute)
+        module = (module._modules.get(name) if isinstance(module, nn.Module) else None) or part_of(module, name)
+    found: Tensor | float | None = module._parameters.get(attribute) if isinstance(module, nn.Module) else None
+    return found if found is not None else part_of(module, attribute)
 
 
-def _run_rows(steps: Steps, tensors: dict[Ref, Tensor], batch: Layout) -> None:
+def _run_rows(ops: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:
     """Run operations for the rows of all time steps at once; one step after the other if rows meet in them."""
-    if not steps.mixing:
-        steps.run(tensors, batch.total)
+    if not ops.mixing:
+        ops.run(tensors, batch.total)
         return
-    shapes, rows = steps.graph.shapes, steps.graph.batch
+    shapes, rows = ops.graph.shapes, ops.graph.batch
     batched = {r for r in tensors if shapes[r] and shapes[r][0] == rows}
     made: dict[Ref, list[Tensor]] = {}
-    for first, n in sorted(zip(batch.offset.tolist(), batch.rows.tolist(), strict=True)):
+    for first, n in sorted(zip(batch.packed.tolist(), batch.rows.tolist(), strict=True)):
         here = {r: t[first : first + n] if r in batched else t for r, t in tensors.items()}
-        steps.run(here, n)
-        for ref in (r for s in steps.steps for r in s.outputs):
+        ops.run(here, n)
+        for ref in (r for s in ops.ops for r in s.outputs):
             made.setdefault(ref, []).append(here[ref])
     for ref, parts in made.items():
         tensors[ref] = torch.cat(parts) if shapes[ref] and shapes[ref][0] == rows else parts[-1]

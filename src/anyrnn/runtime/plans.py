@@ -17,12 +17,13 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
+from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.split import Split, Steps, split
+from anyrnn.compiler.split import Ops, Split, split
 from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
-from anyrnn.runtime.call import NO_REQUEST, Request
+from anyrnn.runtime.call import CallForm, SeriesForm
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.loop import Loop
 
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
     from types import CodeType
 
-    from torch import Tensor
+    from anyrnn.compiler.graph import Graph
 
-    from anyrnn.protocol import Signature
 
 _PLANS = 256  # remembered
 _MOST_CHANGES = 16  # of one cell, before it is left to the reference: each has cost a trace
@@ -49,43 +49,62 @@ class Plan:
         loop: The loop, ready to run.
         weights: Of each tensor of the cell that is used: the path of its module, its name there, and its number.
         arrays: The tensor that each array of the loop is given, and its role; a matrix as it is stored.
-        once, before, after: What PyTorch runs.
-        reads_x: Whether PyTorch reads the input.
-        result: The output.
-        records: What is recorded, by name.
+        once, rows, before, after: What PyTorch runs: for weights, and for the rows of a call, of all steps, and of all
+            steps after the loop.
+        inputs_read, rows_read: Which tensors with one for each step, and which with one for each row, `before` and
+            `after` read, or the call returns.
+        has_flat_states: All state variables are (B, size).
+        series: What is returned for every step.
         direct: The name of the loop's output that is returned as it is, if the loop is all there is; else None.
     """
 
     def __init__(self, parts: Split) -> None:
-        self.split, self.records = parts, parts.records
+        self.split, self.series = parts, parts.series
         graph, program, tensors = parts.graph, parts.program, parts.tensors
         matrices = {tensors[a.name] for a in program.of("matrix")}
         # A weight that is only transposed, as in every linear layer, is read where it is.
         turned = {s.outputs[0]: s.args[0] for s in parts.once if s.name == "t.default" and s.outputs[0] in matrices}
-        given = [(a.name, tensors[a.name], a.role) for a in program.of("stream", "vector", "matrix")]
-        self.arrays = tuple((n, turned.get(r, r) if role == "matrix" else r, role) for n, r, role in given)
-        needed = {r for s in (*parts.once, *parts.before, *parts.after) for r in s.inputs}
-        needed |= {r for _, r, role in given if role != "matrix"}
+        read = [(a.name, tensors[a.name], a.role) for a in program.of("stream", "row", "vector", "matrix")]
+        self.arrays = tuple((n, turned.get(r, r) if role == "matrix" else r, role) for n, r, role in read)
+        outside = (*parts.once, *parts.rows, *parts.before, *parts.after)
+        needed = {r for s in outside for r in s.inputs} | {r for _, r, role in read if role != "matrix"}
         used = needed | {ref for _, ref, _ in self.arrays}
         self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items() if ref in used)
         once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
-        self.once, self.before, self.after = (Steps(s, graph) for s in (once, parts.before, parts.after))
-        self.loop = Loop(program, [n for n, r, role in given if role == "matrix" and r in turned])
-        self.result = graph.output if graph.output is not None else graph.new_states[0]
-        shown = {self.result, *self.records.values()}
-        self.reads_x = any(graph.x in s.inputs for s in (*parts.before, *parts.after)) or graph.x in shown
-        found = [name for name in self.loop.outputs if tensors[name] == self.result]
-        bare = (
-            not (parts.before or parts.after or self.records) and found and graph.dtypes[self.result].is_floating_point
-        )
+        ops = (once, parts.rows, parts.before, parts.after)
+        self.once, self.rows, self.before, self.after = (Ops(s, graph) for s in ops)
+        self.loop = Loop(program, [n for n, r, role in read if role == "matrix" and r in turned])
+        # What PyTorch reads of the tensors that have one for each step, or for each row: these are spread over steps.
+        read_outside = {r for s in (*parts.before, *parts.after) for r in s.inputs}.union(self.series)
+        self.inputs_read = tuple(r for r in graph.inputs if r in read_outside)
+        self.rows_read = tuple(r for r in parts.of_rows if r in read_outside)
+        self.has_flat_states = all(len(graph.shapes[r]) == 2 for r in graph.states)
+        (first, *others) = self.series
+        found = [name for name in self.loop.outputs if tensors[name] == first]
+        bare = not (parts.before or parts.after or others) and found and graph.dtypes[first].is_floating_point
         self.direct = found[0] if bare else None
 
-    def empty_records(self, x: Tensor) -> dict[str, Tensor]:
-        """What is recorded where no row has a step: zeros (T, B, ...)."""
+    def forms(self, dtype: torch.dtype) -> list[SeriesForm]:
+        """The forms of what is returned for every step, where x is of a type."""
         graph = self.split.graph
-        shapes = {name: (*x.shape[:2], *graph.shapes[ref][1:]) for name, ref in self.records.items()}
-        types = {name: graph.dtypes[ref] for name, ref in self.records.items()}
-        return {n: x.new_zeros(s, dtype=x.dtype if types[n].is_floating_point else types[n]) for n, s in shapes.items()}
+        types = [graph.dtypes[ref] for ref in self.series]
+        types = [dtype if t.is_floating_point else t for t in types]
+        return [SeriesForm(graph.shapes[ref][1:], t) for ref, t in zip(self.series, types, strict=True)]
+
+
+def planned(graph: Graph) -> Plan:
+    """Take a step apart, and derive its backward pass.
+
+    Features far apart are computed piece by piece as long as these are few; where that makes too many values, they are
+    moved together before anything is computed from them.
+    """
+    try:
+        plan = Plan(split(graph))
+        _ = plan.loop.derivative
+    except TooManyValuesError:
+        plan = Plan(split(graph, most_segments=1))
+        _ = plan.loop.derivative
+    return plan
 
 
 def _path(name: str) -> tuple[tuple[str, ...], str]:
@@ -124,16 +143,14 @@ _recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
 _refused: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
-def plan_of(
-    cell: nn.Module, signature: Signature, input_size: int, dtype: torch.dtype, request: Request = NO_REQUEST
-) -> Plan | str:
+def plan_of(cell: nn.Module, call: CallForm) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
         return HOOKED
     origin = origin_of(cell)
     # What a step makes anew has the defaults of the call.
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
-    form = input_size, dtype, signature, request.record, torch.get_default_dtype(), device
+    form = call, torch.get_default_dtype(), device
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
@@ -198,16 +215,17 @@ def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple
 
 
 def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
-    input_size, dtype, signature, record, *_ = form
+    call: CallForm = form[0]
     ran: set[CodeType] = set()
     try:
         # A plan made in inference mode serves training as well.
         with outside_inference_mode(), torch.enable_grad():
-            graph = trace(cell, signature, input_size, dtype, ran, inputs)
+            graph = trace(cell, call.signature, call.x_shape, call.dtype, ran, inputs, call.extras)
             with torch._C.DisableTorchFunction():  # such as a default device's: these tensors are our own
-                plan = Plan(split(graph, record))
-                _ = plan.loop.derivative
-            check_one_row(graph, cell, signature, inputs)
+                plan = planned(graph.asked(call.request.record, call.request.states))
+            check_one_row(graph, cell, call.signature, inputs, call.extras)
+    except RecursionError:
+        return "its step is too long a chain of operations", Reach.of(ran)
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
             return _made(cell, form, frozenset())

@@ -262,7 +262,7 @@ def bench(setting: Setting) -> Bench:
         torch.manual_seed(0)
         layer = chosen.layer(setting.input_size, setting.hidden_size)
         problem = Problem.draw(
-            setting.steps, setting.batch_size, setting.input_size, layer.output_size, ragged=setting.ragged
+            setting.steps, setting.batch_size, setting.input_size, _features(layer), ragged=setting.ragged
         )
         contenders, missing = [peers.ours(layer, problem)], {}
         for name in (p for p in PEERS if p != "compile") if setting.peers is None else setting.peers:
@@ -308,3 +308,11 @@ _OPTIONAL: Mapping[str, tuple[tuple[str, ...], Callable[[str, Layer, Problem, in
     "jax": (("jax",), peers.xla_scan),
     "onnxruntime": (("onnxruntime", "onnx"), peers.onnx_runtime),
 }
+
+
+def _features(layer: Layer) -> int:
+    size = layer.output_size
+    if not isinstance(size, int):
+        msg = f"bench: got a cell with an output of shape (B, {', '.join(map(str, size))}), expected features"
+        raise AnyRNNError(msg)
+    return size

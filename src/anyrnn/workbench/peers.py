@@ -23,7 +23,7 @@ from anyrnn.cells import Cell
 from anyrnn.engines.vendor import kernel_of
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
-from anyrnn.protocol import Signature
+from anyrnn.protocol import Signature, shape_of
 
 Run = Callable[[Tensor], tuple[Any, ...]]  # from x (T, B, I) to the output and the final state
 Arrange = Callable[[list[Tensor]], list[Tensor]]  # from gradients of a module's parameters to those of anyrnn's layer
@@ -231,11 +231,11 @@ def _unroll(
     cell: Any, signature: Signature, x: Tensor, valid: Tensor | None, reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Call a cell step by step; where rows have ended (or, backwards, not begun) the state is kept by a mask."""
-    states = tuple(x.new_zeros(x.shape[1], size) for size in signature.state_sizes)
+    states = tuple(x.new_zeros(x.shape[1], *shape_of(size)) for size in signature.state_sizes)
     steps = list(zip(x, repeat(None) if valid is None else valid))  # noqa: B905 - one of them may have no end
     outputs = []
     for x_t, now in reversed(steps) if reverse else steps:
-        output, new = signature.step(cell, x_t, states)
+        (output,), new = signature.step(cell, x_t, states)
         if now is not None:
             output = torch.where(now, output, 0.0)
             new = tuple(torch.where(now, n, s) for n, s in zip(new, states, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import math
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
     from anyrnn.engines.cpu.jit import Compiled
     from anyrnn.runtime.kernel import Precision, Rows
@@ -104,7 +106,7 @@ class CpuKernel:
         return jit.assembly(self.source, self.machine)
 
     @functools.cached_property
-    def places(self) -> list[int]:
+    def packed_offsets(self) -> list[int]:
         """Where each packed matrix begins, in bytes, and where they all end."""
         itemsize = self.precision.itemsize
         sizes = (p.size(LINE // itemsize) for p in self.packed)
@@ -121,9 +123,9 @@ class CpuKernel:
         return self.code.address("run")
 
     @functools.cached_property
-    def whole(self) -> Callable[[int], None]:
+    def serial(self) -> Callable[[int], None]:
         """Both, in the calling thread."""
-        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("whole"))
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("serial"))
 
     @functools.cached_property
     def backward(self) -> bool:
@@ -133,10 +135,9 @@ class CpuKernel:
     @functools.cached_property
     def work(self) -> int:
         """What a row takes in a step, in multiplications; the others on a number count as eight."""
-        nodes = [n for n in self.schedule.program.nodes if not n.is_leaf]
-        return sum(sum(a.width for a in n.args) * n.width if n.op == "dot" else 8 * n.width for n in nodes)
+        return sum(_work_of(n) for n in self.schedule.program.nodes if not n.is_leaf)
 
-    def parts(self, layout: Layout) -> int:
+    def shares(self, layout: Layout) -> int:
         """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
         return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
 
@@ -165,14 +166,15 @@ class CpuKernel:
     ) -> CpuBound:
         """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
         like = next(iter(arrays.values()))
-        parts = self.parts(layout)
+        shares = self.shares(layout)
         # First the matrices, then room for each row.
-        *packed, end = self.places
-        size = end // self.precision.itemsize + layout.B * self.schedule.scratch + self.lanes
+        *packed, end = self.packed_offsets
+        rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
+        size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
-        totals = like.new_zeros(parts, self.schedule.total_width)
+        totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
-        values = [*layout.slots(self.backward), layout.bounds(parts), address + end, totals.data_ptr()]
+        values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
         for name, role in self._arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
@@ -186,7 +188,16 @@ class CpuKernel:
             else:
                 values.append(place)
         values += [address + place for place in packed]
-        return CpuBound(self, array("q", values), parts, totals, workspace)
+        if self.schedule.uniform:
+            values.append(address + rows_end)
+        return CpuBound(self, array("q", values), shares, totals, workspace)
+
+
+def _work_of(node: Node) -> int:
+    """What a value takes, in multiplications."""
+    if node.op == "dot":
+        return sum(a.width for a in node.args) * node.width
+    return node.width * (math.prod(node.attr[1]) if node.op == "contract" else 8)
 
 
 @dataclass(frozen=True)
@@ -195,24 +206,24 @@ class CpuBound:
 
     kernel: CpuKernel
     slots: array[int]
-    parts: int
+    shares: int
     totals: Tensor
     workspace: Tensor
 
     def launch(self) -> Mapping[str, Tensor]:
         """Run all steps; returns the sums, by name."""
         kernel, pointer = self.kernel, self.slots.buffer_info()[0]
-        if self.parts == 1:
-            kernel.whole(pointer)
+        if self.shares == 1:
+            kernel.serial(pointer)
         else:
-            if kernel.packed:
-                threads.parallel(kernel.pack, pointer, self.parts)
-            threads.parallel(kernel.main, pointer, self.parts)
+            if kernel.packed or kernel.schedule.uniform:
+                threads.parallel(kernel.pack, pointer, self.shares)
+            threads.parallel(kernel.main, pointer, self.shares)
         ranges = kernel.sums
         return dict(self._sums(ranges)) if ranges else {}
 
     def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
-        total = self.totals[0] if self.parts == 1 else self.totals.sum(0)
+        total = self.totals[0] if self.shares == 1 else self.totals.sum(0)
         for name, places in ranges.items():
             # A copy even of one piece: two biases may have one sum.
             pieces = [total.narrow_copy(0, start, end - start) for start, end in places]

@@ -2,7 +2,7 @@
 
 The machine code has two entries ``void f(int64_t* slots, int64_t part, int64_t parts)``: `pack` copies the matrices
 into the order in which the tiles read them, `run` computes all steps for the rows of its part. A third one,
-``void whole(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
+``void serial(int64_t* slots)``, is both in one part. `slots` holds numbers and addresses, in the order of `Slots`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.engines.cpu.loops import Loops
 from anyrnn.engines.cpu.products import Block, Products, strides_of
-from anyrnn.engines.cpu.schedule import SCRATCH
+from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM, Group
 from anyrnn.engines.cpu.slots import packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anyrnn.engines.cpu.machine import Machine
-    from anyrnn.engines.cpu.schedule import Group, Schedule
+    from anyrnn.engines.cpu.schedule import Schedule
     from anyrnn.runtime.kernel import Precision
 
+_SECOND_CACHE = 1 << 19  # bytes of it that the values of some rows may take
 _FEW = 8  # rows for which groups without products are computed one after the other: values stay in the first cache
 
 
@@ -59,7 +61,7 @@ class _Emitter(LoopWriter):
         self.groups = [self._emit_group(k, g) for k, g in enumerate(schedule.groups)]  # functions and their arrays
         self.copies = self._emit_copies() if schedule.copies else None
         self._emit_run()
-        self._emit_whole()
+        self._emit_serial()
 
     def _arrays_of(self, group: Group) -> list[tuple[str, str]]:
         """The arrays that a group reads or writes."""
@@ -68,8 +70,8 @@ class _Emitter(LoopWriter):
         read = [a for a in args if a.is_leaf or (a.op != "constant" and a not in inside)]
         arrays = dict.fromkeys(self.array_of(a)[0] for a in read)
         used = [s[0] for s in group.stores] + [a for p in group.partial for a in p[1]] + [t[0] for t in group.totals]
-        arrays |= dict.fromkeys(self.array_of(n)[0] for n in used if n.is_leaf)
-        arrays |= dict.fromkeys(place.array for _, place in group.stores)
+        arrays |= dict.fromkeys(self.array_of(n)[0] for n in used if n.op != "constant" and n not in inside)
+        arrays |= dict.fromkeys(location.array for _, location in group.stores)
         arrays |= dict.fromkeys(self.array_of(a)[0] for a, _ in group.operands)
         if group.partial or any(n.op in REDUCTIONS for n in group.nodes):
             arrays[SCRATCH] = None
@@ -97,7 +99,19 @@ class _Emitter(LoopWriter):
                 base = self.at(b, self.pointer(b, slots, "matrix", matrix), start)
                 sizes = [I64(n) for n in (packed.rows, packed.width, per_line, per_row)]
                 b.call(copy, [base, self.at(b, target, k * per_product), down, along, *sizes, *share])
+        if self.schedule.uniform:
+            with b.if_then(b.icmp_signed("==", part, I64(0))):
+                self._emit_uniform(b, slots)
         b.ret_void()
+
+    def _emit_uniform(self, b: ir.IRBuilder, slots: ir.Value) -> None:
+        """Arrange what is the same for all rows."""
+        bases = {UNIFORM: self.pointer(b, slots, *UNIFORM)}
+        for node in self.schedule.uniform:
+            arrays = [self.array_of(arg)[0] for arg in node.args]
+            bases |= {array: self.pointer(b, slots, *array) for array in arrays if array not in bases}
+            group = Group(0, node.width, loops=node)
+            Loops(self, group, bases).emit_once(b, self.schedule.locations[node].first)
 
     def _emit_copy(self) -> ir.Function:
         """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
@@ -180,9 +194,9 @@ class _Emitter(LoopWriter):
                     self._call_groups(b, addresses, at, start, end, begins)
         b.ret_void()
 
-    def _emit_whole(self) -> None:
+    def _emit_serial(self) -> None:
         """Everything in one part: a single thread needs a single call."""
-        function, b = self.function("whole", [PTR])
+        function, b = self.function("serial", [PTR])
         for name in ("pack", "run"):
             b.call(self.module.get_global(name), [function.args[0], I64(0), I64(1)])
         b.ret_void()
@@ -205,28 +219,37 @@ class _Emitter(LoopWriter):
             if kind == "current":
                 array = ("sequence", name)
             if kind in ("stream", "output", "sequence", "current"):
-                first = at["place" if self.is_padded(array) else "offset"]
+                first = at["padded" if self.is_padded(array) else "packed"]
                 return self.at(b, addresses.arrays[array], b.mul(first, I64(self.stride(array))))
             return addresses.arrays[array]
 
         order, packed = addresses.arrays["order", ""], iter(addresses.packed)
         pairs = zip(self.groups, self.schedule.groups, strict=True)
         for with_products, neighbours in itertools.groupby(pairs, lambda pair: bool(pair[1].dots)):
-            calls = [
-                (function, [order, *itertools.islice(packed, len(group.operands)), *map(base, arrays)])
-                for (function, arrays), group in neighbours
-            ]
+            groups = []
+            calls = []
+            for (function, arrays), group in neighbours:
+                groups.append(group)
+                calls.append((function, [order, *itertools.islice(packed, len(group.operands)), *map(base, arrays)]))
             if with_products or len(calls) == 1:
                 for function, args in calls:
                     b.call(function, [start, end, *args])
                 continue
-            with self.loop(b, start, end, _FEW) as rows:
-                stop = self.least(b, b.add(rows.index, I64(_FEW)), end)
+            few = self._rows_at_once(groups)
+            with self.loop(b, start, end, few) as rows:
+                stop = self.least(b, b.add(rows.index, I64(few)), end)
                 for function, args in calls:
                     b.call(function, [rows.index, stop, *args])
         if self.copies is not None:
             states = [addresses.arrays.get(("carry", name)) for name, _ in self.schedule.copies]
             b.call(self.copies, [start, end, order, addresses.arrays[SCRATCH], *states])
+
+    def _rows_at_once(self, groups: Sequence[Group]) -> int:
+        """For how many rows groups are computed before the next rows: fewer, where these are long."""
+        if all(group.loops is None for group in groups):
+            return _FEW
+        row = sum(n.width for group in groups for n in group.nodes) * self.bytes
+        return max(1, min(_FEW, _SECOND_CACHE // row))
 
     def _emit_copies(self) -> ir.Function:
         """A function that copies new states from scratch, which could not be written at once."""
@@ -256,6 +279,10 @@ class _Emitter(LoopWriter):
             arg.add_attribute("noalias")
         start, end, order, *pointers = function.args
         bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", ""): order}
+        if group.loops is not None:
+            Loops(self, group, bases).emit(b, start, end)
+            b.ret_void()
+            return function, arrays
         tile = Tile(self, group, bases)
         if group.dots:
             self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])

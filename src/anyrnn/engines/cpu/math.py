@@ -93,6 +93,26 @@ def _tanh(x: Vector) -> Vector:
     return muladd(t, above, -below) / muladd(-t, below, above)
 
 
+def _half_exp(x: Vector) -> Vector:
+    """By 2^(n - 1) exp(r): finite up to where sinh and cosh are."""
+    form = x.format
+    code, r = _reduce(clamp(x, form.lowest, form.highest + 1.0), form.ln2, 2 * form.bias - 1)
+    return _times_power_of_two(polynomial(form.exp, r), code)
+
+
+def _sinh(x: Vector) -> Vector:
+    """By (e + e / (e + 1)) / 2, e = exp(|x|) - 1; from 20 on, it is half of exp(|x|)."""
+    size = abs(x)
+    less = _expm1(clamp(size, 0.0, 20.0))
+    y = select(size > 20.0, _half_exp(size), 0.5 * (less + less / (less + 1.0)))
+    return intrinsic("copysign", y, x)
+
+
+def _cosh(x: Vector) -> Vector:
+    half = _half_exp(abs(x))
+    return half + 0.25 / half
+
+
 def _split(x: Vector) -> tuple[Vector, Vector]:
     """Find n and f so that x = 2^n (1 + f), sqrt(1/2) <= 1 + f < sqrt(2), for a positive finite x."""
     form = x.format
@@ -142,6 +162,37 @@ def _log1p(x: Vector) -> Vector:
     n, f = _split(total)
     f = select(x < 4 / form.tiny, muladd(_power_of_two((form.integral + form.bias - n).bits(), form), lost, f), f)
     return select(abs(x) < form.tiny, x, _on_positive(total, _log_from(n, f)))
+
+
+#: From here on, sqrt(1 + x^2) and sqrt(x^2 - 1) are x.
+_VAST = 2.0**30
+
+
+def _log_of_twice(x: Vector) -> Vector:
+    n, f = _split(x)
+    return _on_positive(x, _log_from(n + 1.0, f))
+
+
+def _asinh(x: Vector) -> Vector:
+    """By log(1 + x + x^2 / (1 + sqrt(1 + x^2)))."""
+    size = abs(x)
+    near = select(size > _VAST, 1.0, size)
+    square = near * near
+    y = _log1p(near + square / (1.0 + intrinsic("sqrt", 1.0 + square)))
+    return intrinsic("copysign", select(size > _VAST, _log_of_twice(size), y), x)
+
+
+def _acosh(x: Vector) -> Vector:
+    """By log(1 + t + sqrt(2 t + t^2)), t = x - 1."""
+    t = select(x > _VAST, 1.0, x - 1.0)
+    y = _log1p(t + intrinsic("sqrt", t * (t + 2.0)))
+    return select(x < 1.0, math.nan, select(x > _VAST, _log_of_twice(x), y))
+
+
+def _atanh(x: Vector) -> Vector:
+    """By log(1 + 2 x / (1 - x)) / 2."""
+    size = abs(x)
+    return intrinsic("copysign", 0.5 * _log1p((size + size) / (1.0 - size)), x)
 
 
 def _quadrant(x: Vector) -> tuple[Vector, Vector]:
@@ -354,8 +405,8 @@ class _Function:
 
 _CONTRACT = ("contract",)  # a product and a sum may become one instruction
 
-# From one number to the next, tanh may step back by 4 units in the last place, erf by 3, sigmoid by 2, the other
-# growing functions by 1.
+# From one number to the next, tanh may step back by 4 units in the last place, sinh and erf by 3, sigmoid, asinh
+# and atan by 2, the other growing functions by 1.
 _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "positive": lambda b, x: x,
     "detach": lambda b, x: x,
@@ -372,7 +423,12 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "log": _Function(_log, 1, 1),
     "log2": _Function(_log2, 2, 2),
     "log1p": _Function(_log1p, 1.5, 1.5),
+    "sinh": _Function(_sinh, 3, 3),
+    "cosh": _Function(_cosh, 2, 2),
     "tanh": _Function(_tanh, 3, 3),
+    "asinh": _Function(_asinh, 2, 2),
+    "acosh": _Function(_acosh, 3, 3),
+    "atanh": _Function(_atanh, 2.5, 2.5),
     "sigmoid": _Function(_sigmoid, 2.5, 2.5),
     "sqrt": _Function(lambda x: intrinsic("sqrt", x), 0.5, 0.5),
     "rsqrt": _Function(lambda x: 1.0 / intrinsic("sqrt", x), 1.5, 1.5),
@@ -401,6 +457,7 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "logical_or": lambda b, x, y: b.or_(x, y),
     "logical_not": lambda b, x: b.not_(x),
     "where": lambda b, mask, x, y: b.select(mask, x, y),
+    "surrogate": lambda b, value, x, slope: value,
 }
 
 

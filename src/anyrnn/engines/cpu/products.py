@@ -56,7 +56,7 @@ class Products:
         rows: How many rows a tile has at most.
         lines: How many lines a tile of several rows computes at once.
         lines_of_one: How many lines a single row computes at once.
-        sums: The accumulators of a tile, in memory; `place` says which is where.
+        sums: The accumulators of a tile, in memory; `offset` says which is where.
     """
 
     def __init__(self, writer: LoopWriter, b: ir.IRBuilder, group: Group, name: str) -> None:
@@ -71,7 +71,7 @@ class Products:
         lines = -(-group.width // writer.line)
         self.rows, self.lines = _shape(writer, len(self.dots), lines)
         self.lines_of_one = max(1, min(lines, -(-_CHAINS // (self._vectors * len(self.dots)))))
-        size = self.place(len(self.dots), max(self.lines, self.lines_of_one), 0, 0)
+        size = self.offset(len(self.dots), max(self.lines, self.lines_of_one), 0, 0)
         self.sums = b.alloca(writer.vector, size // writer.lanes)
         self.sums.align = LINE
         # The addresses of each operand's rows, `rows` for each; and those of each term's weights.
@@ -131,10 +131,10 @@ class Products:
             if key not in self._functions:
                 self._functions[key] = self._microkernel(*key)
             weights = b.gep(self._weights_of, [I64(base)], source_etype=PTR)
-            sums = self.e.at(b, self.sums, self.place(first, lines, 0, 0))
+            sums = self.e.at(b, self.sums, self.offset(first, lines, 0, 0))
             b.call(self._functions[key], [self._rows_of, weights, sums, *ahead])
 
-    def place(self, dot: int, lines: int, vector: int, row: int) -> int:
+    def offset(self, dot: int, lines: int, vector: int, row: int) -> int:
         """Where a vector of accumulators is, for a tile of so many lines, in numbers."""
         return ((dot * lines * self._vectors + vector) * self.rows + row) * self.e.lanes
 
@@ -192,7 +192,7 @@ class Products:
                 k.values = [now[key] for key in changed]
             sums.update(zip(changed, k.results or [], strict=True))
         for (d, n, v, r), value in sums.items():
-            e.store(b, value, e.at(b, target, self.place(d, lines, n * self._vectors + v, r)), None)
+            e.store(b, value, e.at(b, target, self.offset(d, lines, n * self._vectors + v, r)), None)
         b.ret_void()
         return function
 

@@ -2,7 +2,7 @@
 
 A group computes values of one width, block by block of units: first its products, accumulated in registers, then the
 arithmetic on them, their epilogue. A product or a reduction of computed values is in a later stage than these, since it
-needs all units of a row.
+needs all units of a row. So does what reads values by strides (`STRIDED`), each a group by itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from anyrnn.compiler.node import count_uses
 from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.compiler.strided import is_fixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
 #: The array that has, for each row, the values that later groups of the same step read.
 SCRATCH = ("scratch", "")
 
+#: The array that has what is arranged of weights alone, the same for all rows and steps: computed once a call.
+UNIFORM = ("uniform", "")
+
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a value is in memory: the array, such as ("stream", "x"), and the first number in a row of it."""
 
     array: tuple[str, str]
@@ -41,14 +46,16 @@ class Group:
         stores: The values that are written, and where.
         partial: Reductions, the values here that each accumulates, and whether it is the first group to do so.
         totals: Values that are summed over rows and steps, and the first number of the sum among the totals.
+        loops: The value, if it is a single one, computed by loops over inner dimensions.
     """
 
     stage: int
     width: int
     nodes: list[Node] = field(default_factory=list)
-    stores: list[tuple[Node, Place]] = field(default_factory=list)
+    stores: list[tuple[Node, Location]] = field(default_factory=list)
     partial: list[tuple[Node, list[Node], bool]] = field(default_factory=list)
     totals: list[tuple[Node, int]] = field(default_factory=list)
+    loops: Node | None = None
 
     @property
     def dots(self) -> list[Node]:
@@ -67,27 +74,31 @@ class Group:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The groups of a program in order, and the places of all values that are read from memory.
+    """The groups of a program in order, and the locations of all values that are read from memory.
 
     Attributes:
         program: The program.
         groups: The groups.
-        places: The places of the values that another group, or a product, reads.
+        locations: The locations of the values that another group, or a product, reads.
         partials: The first number in scratch of the lanes in which each reduction is accumulated.
         scratch: How many numbers a row of scratch has.
         copies: States, with their first numbers in scratch, that are copied to their arrays at the end of a step.
         sums: The ranges (start, end) of the totals that side by side are each sum.
         total_width: How many numbers the totals are.
+        uniform: The values that are the same for all rows and steps, in order.
+        uniform_width: How many numbers they are.
     """
 
     program: Program
     groups: tuple[Group, ...]
-    places: dict[Node, Place]
+    locations: dict[Node, Location]
     partials: dict[Node, int]
     scratch: int
     copies: tuple[tuple[str, int], ...]
     sums: Mapping[str, tuple[tuple[int, int], ...]]
     total_width: int
+    uniform: tuple[Node, ...]
+    uniform_width: int
 
 
 def schedule(program: Program, lanes: int) -> Schedule:
@@ -105,12 +116,17 @@ class _Scheduler:
         self.program = program
         self.lanes = lanes
         self.scratch = 0
-        self.places: dict[Node, Place] = {}
+        self.locations: dict[Node, Location] = {}
         self.stage: dict[Node, int] = {}
-        self.groups: dict[tuple[int, int], Group] = {}
+        self.groups: dict[tuple[int, int, Node | None], Group] = {}
         self.home: dict[Node, Group] = {}
+        self.uniform: list[Node] = []
+        self.uniform_width = 0
+        self.addends = self._addends_of_sums()
+        added_later = {n for n in self.addends if self.addends[n] != [n]}
         for node in program.nodes:
-            self._assign(node)
+            if node not in added_later:
+                self._assign(node)
         self.order = sorted(self.groups.values(), key=lambda g: (g.stage, g.width != 1, g.width))
 
     def result(self) -> Schedule:
@@ -123,36 +139,76 @@ class _Scheduler:
         first, sums = 0, {a.name: self.program.results[a.name] for a in self.program.of("sum")}
         starts: dict[Node, int] = {}
         for node in dict.fromkeys(p for pieces in sums.values() for p in pieces):  # two biases may have one sum
-            self._home_of(node).totals.append((node, first))
+            for addend in self.addends[node]:
+                home = self._home_of(addend)
+                home.totals.append((addend, first))
+                if home.loops is not None and addend.op != "contract" and not home.stores:
+                    home.stores.append((addend, Location(SCRATCH, self._scratch(addend.width))))  # added from there
             starts[node] = first
             first += node.width
         ranges = {name: _joined((starts[p], p.width) for p in pieces) for name, pieces in sums.items()}
         return Schedule(
-            self.program, tuple(self.order), self.places, partials, self.scratch, tuple(copies), ranges, first
-        )
+            self.program, tuple(self.order), self.locations, partials, self.scratch, tuple(copies), ranges, first,
+            tuple(self.uniform), self.uniform_width,
+        )  # fmt: skip
+
+    def _addends_of_sums(self) -> dict[Node, list[Node]]:
+        """What is summed over rows and steps; of a sum of contractions each by itself, as rows are summed by them."""
+        uses = count_uses(self.program.roots)
+        addends = {}
+        for node in (p for a in self.program.of("sum") for p in self.program.results[a.name]):
+            whole = uses[node] == 1 and node.op == "add" and node.width == node.args[0].width == node.args[1].width
+            parts = whole and all(a.op == "contract" for a in node.args)
+            addends[node] = list(node.args) if parts else [node]
+        return addends
 
     def _assign(self, node: Node) -> None:
         """Assign a value to a stage and a group."""
-        args = [self.stage[a] for a in node.args]
-        if node.op in REDUCTIONS:
+        args = [self._ready(a) for a in node.args]
+        if node.is_strided and is_fixed(node):
+            self.stage[node] = 0
+            self.uniform.append(node)
+            self.locations[node] = Location(UNIFORM, self.uniform_width)
+            self.uniform_width += node.width
+        elif node.op in REDUCTIONS:
             self.stage[node] = max(args) + 1
             for arg in node.args:
-                self._home_of(arg)
-        elif node.op == "dot":
-            self.stage[node] = max((0 if a.is_leaf else self.stage[a] + 1 for a in node.args), default=0)
+                self._reader_of(arg)
+        elif node.op in ("dot", "part") or node.is_strided:
+            self.stage[node] = max(map(self._readable, node.args), default=0)
         else:
             self.stage[node] = max(args, default=0)
-        if not node.is_leaf and node.op != "constant":
+        if not self._is_there(node) and node.op not in ("constant", "part"):
             self._home_of(node).nodes.append(node)
         elif node in self.program.roots:
             self._home_of(node)
 
+    def _is_there(self, node: Node) -> bool:
+        """Whether a value is in memory before a step begins."""
+        return node.is_leaf or (node.is_strided and is_fixed(node))
+
+    def _ready(self, node: Node) -> int:
+        """The stage in which a value can be used, number by number."""
+        return self.stage[node] + (node.is_strided and not self._is_there(node))
+
+    def _readable(self, node: Node) -> int:
+        """The stage in which a value is in memory as a whole."""
+        return 0 if self._is_there(node) else self.stage[node] + (node.op != "part")
+
     def _home_of(self, node: Node) -> Group:
         """The group that computes a value; for one that comes from memory, the one that uses it first."""
         if node not in self.home:
-            key = (self.stage[node], node.width)
-            self.home[node] = self.groups.setdefault(key, Group(*key))
+            loops = node if node.is_strided and not self._is_there(node) else None
+            key = (self.stage[node], node.width, loops)
+            self.home[node] = self.groups.setdefault(key, Group(*key[:2], loops=loops))
         return self.home[node]
+
+    def _reader_of(self, node: Node) -> Group:
+        """The group in which a reduction meets a value."""
+        if not node.is_strided or self._is_there(node):
+            return self._home_of(node)
+        key = (self._ready(node), node.width, None)
+        return self.groups.setdefault(key, Group(*key[:2]))
 
     def _scratch(self, width: int) -> int:
         """Reserve numbers in scratch: the first of them."""
@@ -176,10 +232,10 @@ class _Scheduler:
 
     def _store(self, pieces: tuple[Node, ...], array: tuple[str, str], first: int) -> None:
         for piece in pieces:
-            place = Place(array, first)
-            self._home_of(piece).stores.append((piece, place))
-            if not piece.is_leaf and piece.op != "constant":
-                self.places.setdefault(piece, place)
+            location = Location(array, first)
+            self._home_of(piece).stores.append((piece, location))
+            if not self._is_there(piece) and piece.op not in ("constant", "part"):
+                self.locations.setdefault(piece, location)
             first += piece.width
 
     def _may_overwrite(self, name: str, pieces: tuple[Node, ...]) -> bool:
@@ -202,7 +258,8 @@ class _Scheduler:
             for arg in node.args:
                 if arg.op == "state" and arg.attr[0] == name:
                     group = self._home_of(arg) if node.op in REDUCTIONS else self.home[node]
-                    readers.append((group, None if node.op == "dot" or arg.width != node.width else arg))
+                    whole = node.op == "dot" or node.is_strided or arg.width != node.width
+                    readers.append((group, None if whole else arg))
         readers += [(self.home[n], n) for n in self.program.roots if n.op == "state" and n.attr[0] == name]
         return readers
 
@@ -211,7 +268,7 @@ class _Scheduler:
         reductions = [n for n in self.program.nodes if n.op in REDUCTIONS]
         for group in self.order:
             for node in reductions:
-                here = [a for a in node.args if self.home[a] is group]
+                here = [a for a in node.args if self._reader_of(a) is group]
                 if here:
                     group.partial.append((node, here, node not in started))
                     started.add(node)
@@ -224,21 +281,28 @@ class _Scheduler:
                 for n in group.nodes
                 if n.op not in REDUCTIONS
                 for a in n.args
-                if n.op == "dot" or self._is_else(a, group)
+                if n.op == "dot" or n.is_strided or self._is_else(a, group)
             ]
-            for node in read:
-                if node not in self.places and not node.is_leaf and node.op != "constant":
-                    self.places[node] = Place(SCRATCH, self._scratch(node.width))
-                    self.home[node].stores.append((node, self.places[node]))
+            self._store_all(read)
+        reduced = [a for n in self.program.nodes if n.op in REDUCTIONS for a in n.args]
+        self._store_all(n for n in (*reduced, *self.program.roots) if n.op == "part")
+        self._store_all(a for a in reduced if a.is_strided)
+
+    def _store_all(self, values: Iterable[Node]) -> None:
+        """Store values, and what others are parts of, if they are not in memory yet."""
+        for node in (n.args[0] if n.op == "part" else n for n in values):
+            if node not in self.locations and not node.is_leaf and node.op != "constant":
+                self.locations[node] = Location(SCRATCH, self._scratch(node.width))
+                self.home[node].stores.append((node, self.locations[node]))
 
     def _is_else(self, node: Node, group: Group) -> bool:
         return self.home.get(node) is not group
 
 
-def _joined(places: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _joined(pieces: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """From (start, width) to ranges (start, end); those that follow each other become one."""
     ranges: list[tuple[int, int]] = []
-    for start, width in places:
+    for start, width in pieces:
         first = ranges.pop()[0] if ranges and ranges[-1][1] == start else start
         ranges.append((first, start + width))
     return tuple(ranges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from anyrnn.engines.cpu.schedule import UNIFORM
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class Slots:
     Attributes:
         names: ("steps", ""), then for each step the tables of a `Layout`; ("order", "") its order; ("bounds", "")
             the first row of each part; ("scratch", "") and ("total", ""); then those of each array of the program
-            (`ARRAY_SLOTS`), such as ("carry", "h"), and the packed matrices. `CpuKernel.bind` gives them in this order.
+            (`ARRAY_SLOTS`), such as ("carry", "h"), the packed matrices, and ("uniform", "") if there is such an
+            array. `CpuKernel.bind` gives them in this order.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -67,7 +69,14 @@ def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
 #: The arguments for an array of each role. Of a state: the initial one, that of all steps, and the one that is carried.
 _STATE = "initial", "sequence"
 ARRAY_SLOTS: Mapping[str, tuple[str, ...]] = {
-    **{"stream": ("stream",), "vector": ("vector",), "output": ("output",), "residual": ("output",), "sum": ()},
+    **{
+        "stream": ("stream",),
+        "row": ("row",),
+        "vector": ("vector",),
+        "output": ("output",),
+        "residual": ("output",),
+        "sum": (),
+    },
     **{"history": _STATE, "state": (*_STATE, "carry"), "matrix": ("matrix", "row_stride", "column_stride")},
 }
 
@@ -77,7 +86,7 @@ def slots_of(schedule: Schedule) -> Slots:
     names = [(kind, "") for kind in ("steps", *STEP_TABLES, "order", "bounds", "scratch", "total")]
     names += [(kind, array.name) for array in schedule.program.arrays for kind in ARRAY_SLOTS[array.role]]
     names += [("packed", str(k)) for k in range(len(packed_of(schedule)))]
-    return Slots(tuple(names))
+    return Slots((*names, *([UNIFORM] if schedule.uniform else [])))
 
 
 #: The arguments of the code of outer.py, in order.

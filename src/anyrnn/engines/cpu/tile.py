@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from llvmlite import ir
-
 from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines.cpu.math import EMIT
-from anyrnn.engines.cpu.schedule import SCRATCH
+from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM
 from anyrnn.engines.cpu.writer import I32, I64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llvmlite import ir
+
     from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.products import Block, Products
-    from anyrnn.engines.cpu.schedule import Group, Place
+    from anyrnn.engines.cpu.schedule import Group, Location
     from anyrnn.engines.cpu.writer import LoopWriter
 
 
@@ -56,7 +56,7 @@ class Tile:
             if products is not None:
                 at = e.at(b, products.sums, b.mul(b.add(b.mul(vector, I64(products.rows)), r.index), I64(e.lanes)))
                 for k, dot in enumerate(group.dots):
-                    values[dot] = e.load(b, e.at(b, at, products.place(k, block.lines, 0, 0)), None)
+                    values[dot] = e.load(b, e.at(b, at, products.offset(k, block.lines, 0, 0)), None)
             self._arithmetic(values)
             addends = [self._value(node, values) for node, _ in group.totals]
             r.values = [b.fadd(total, addend) for total, addend in zip(r.values, addends, strict=True)]
@@ -84,11 +84,11 @@ class Tile:
             self._add_partial(reduction, [self._value(p, values) for p in parts], first)
         for node, _ in self.group.totals:
             self._value(node, values)  # read before a new state is written over it
-        stores = [(self._value(n, values), place, n) for n, place in self.group.stores]
-        for value, place, node in stores:
+        stores = [(self._value(n, values), location, n) for n, location in self.group.stores]
+        for value, location, node in stores:
             if node.is_mask:
                 value = b.select(value, e.constant(1.0), e.constant(0.0))  # noqa: PLW2901
-            self._store(value, self._address(place))
+            self._store(value, self._address(location))
 
     def _load(self, pointer: ir.Value) -> ir.Value:
         if self.group.width == 1:
@@ -101,8 +101,8 @@ class Tile:
         else:
             self.e.store(self.b, value, pointer, self.mask)
 
-    def _address(self, place: Place) -> ir.Value:
-        return self.e.at(self.b, self._row_of(place.array), self.b.add(self.unit, I64(place.first)))
+    def _address(self, location: Location) -> ir.Value:
+        return self.e.at(self.b, self._row_of(location.array), self.b.add(self.unit, I64(location.first)))
 
     def _value(self, node: Node, values: dict[Node, ir.Value]) -> ir.Value:
         """A value at this row and vector of units: computed before, or loaded from its array."""
@@ -111,12 +111,12 @@ class Tile:
         e, b = self.e, self.b
         if node.op == "constant":
             return e.constant(node.attr[0])
-        if node.op == "vector":
-            base = e.at(b, self.bases["vector", node.attr[0]], node.attr[1])
+        array, first = e.array_of(node)
+        if array[0] == "vector" or array == UNIFORM:
+            base = e.at(b, self.bases[array], first)
             if node.width == 1:
                 return e.splat(b, b.load(base, typ=e.real))
             return e.load(b, e.at(b, base, self.unit), self.mask)
-        array, first = e.array_of(node)
         row = e.at(b, self._row_of(array), first)
         value = e.splat(b, b.load(row, typ=e.real)) if node.width == 1 else self._load(e.at(b, row, self.unit))
         if node.is_mask:
@@ -155,10 +155,4 @@ class Tile:
         e, b = self.e, self.b
         row = self._row_of(SCRATCH)
         value = e.load(b, e.at(b, row, e.schedule.partials[reduction]), None)
-        width = e.lanes
-        while width > 1:
-            width //= 2
-            order = [k + width if k < width else k for k in range(e.lanes)]
-            moved = b.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, e.lanes), order))
-            value = self._combine(reduction)(value, moved)
-        return e.splat(b, b.extract_element(value, I32(0)))
+        return e.splat(b, e.lanes_combined(b, value, self._combine(reduction)))

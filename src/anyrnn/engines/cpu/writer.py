@@ -13,7 +13,7 @@ from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import LINE, slots_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.machine import Machine
@@ -70,6 +70,26 @@ class Writer:
     def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """The smaller one of two integers."""
         return b.select(b.icmp_signed("<", x, y), x, y)
+
+    def lanes_combined(
+        self, b: ir.IRBuilder, value: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]
+    ) -> ir.Value:
+        """One number from the lanes of a vector, combined by halves."""
+        width = self.lanes
+        while width > 1:
+            width //= 2
+            order = [k + width if k < width else k for k in range(self.lanes)]
+            moved = b.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, self.lanes), order))
+            value = combine(value, moved)
+        return b.extract_element(value, I32(0))
+
+    def table(self, numbers: Sequence[int]) -> ir.Value:
+        """A table of small integers in the code."""
+        kind = ir.ArrayType(I32, len(numbers))
+        table = ir.GlobalVariable(self.module, kind, f"table{len(self.module.globals)}")
+        table.linkage, table.global_constant = "internal", True
+        table.initializer = ir.Constant(kind, list(numbers))
+        return table
 
     def constant(self, number: float) -> ir.Value:
         """Return a constant in all lanes."""
@@ -167,8 +187,11 @@ class LoopWriter(Writer):
             name, first = node.attr
             carried = node.op == "state" and self.program[name].place == "carried"
             return ("carry" if carried else node.op, name), first
-        place = self.schedule.places[node]
-        return place.array, place.first
+        if node.op == "part":
+            array, first = self.array_of(node.args[0])
+            return array, first + node.attr[0]
+        location = self.schedule.locations[node]
+        return location.array, location.first
 
     def slot(self, b: ir.IRBuilder, slots: ir.Value, kind: str, name: str = "") -> ir.Value:
         """Load an argument that is a number."""

@@ -23,20 +23,21 @@ from torch.nn.modules import module as hooks
 
 from anyrnn import cells
 from anyrnn.engines.vendor import kernel_of, weights_of
+from anyrnn.runtime.call import NO_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.protocol import State
+    from anyrnn.protocol import Size, State
     from anyrnn.runtime.call import Call
 
 
 class Stack(Protocol):
     """The attributes of a layer that the path reads: torch.nn's options, cells, names and shapes of weights."""
 
-    input_size: int | None
+    input_size: Size | None
     hidden_size: int
     batch_first: bool
     bidirectional: bool
@@ -89,10 +90,10 @@ def is_faster(kernel: str, T: int, B: int, H: int, training: bool) -> bool:
 
 def preference(call: Call) -> str | None:
     """Say why PyTorch's kernel is to run a call that machine code could run as well; None if it is not."""
-    T, B, features = call.x.shape
-    if not 0 < T <= _MOST_STEPS or not B or type(call.cell) not in _CELLS:
+    T, B, *features = call.x.shape
+    if not 0 < T <= _MOST_STEPS or not B or type(call.cell) not in _CELLS or len(features) != 1:
         return None
-    if call.lengths is not None or call.request.record:
+    if call.lengths is not None or call.request != NO_REQUEST or call.extras:
         return None
     kind = kernel_of(call.cell)
     if kind is None or not _is_plain_context() or _has_hooks(call.cell):
@@ -100,8 +101,8 @@ def preference(call: Call) -> str | None:
     weights = weights_of(call.cell)
     H, rows = call.states[0].shape[1], weights[0].shape[0]
     if [w.shape for w in weights] not in (
-        [(rows, features), (rows, H)],
-        [(rows, features), (rows, H), (rows,), (rows,)],
+        [(rows, *features), (rows, H)],
+        [(rows, *features), (rows, H), (rows,), (rows,)],
     ):
         return None
     tensors = (call.x, *call.states, *weights)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import anyrnn
-from anyrnn.engines import select, whole
+from anyrnn.engines import select, short
 from anyrnn.zoo import CellLayer
 from zoo import flat, gradients, loss_of
 
@@ -31,21 +31,21 @@ FORMS = {
 
 @pytest.fixture(autouse=True)
 def _at_any_size(monkeypatch):
-    monkeypatch.setattr(whole, "is_faster", lambda *_: True)
+    monkeypatch.setattr(short, "is_faster", lambda *_: True)
 
 
 @pytest.fixture
 def taken(monkeypatch) -> list[bool]:
     """Whether each call of a layer went the short way."""
     found: list[bool] = []
-    run = whole.run
+    run = short.run
 
     def counting(*args):
         result = run(*args)
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr(whole, "run", counting)
+    monkeypatch.setattr(short, "run", counting)
     return found
 
 
@@ -227,8 +227,8 @@ def test_explain_says_so_and_what_it_says_happens(taken: list[bool], monkeypatch
     monkeypatch.undo()
     torch.manual_seed(0)
     ran: list[bool] = []
-    run = whole.run
-    monkeypatch.setattr(whole, "run", lambda *args: ran.append((done := run(*args)) is not None) or done)
+    run = short.run
+    monkeypatch.setattr(short, "run", lambda *args: ran.append((done := run(*args)) is not None) or done)
     for kind, T, B, H, grad in itertools.product(
         ("RNN", "LSTM", "GRU"), (1, 2, 4, 12, 16, 17), (1, 8), (32, 400), (0, 1)
     ):
@@ -262,7 +262,7 @@ def test_the_rule_is_one_of_sizes_alone(monkeypatch):
     monkeypatch.undo()
     kernels = ("rnn_tanh", "rnn_relu", "lstm", "gru")
     for kernel, training, B, H in itertools.product(kernels, (False, True), (1, 3, 64), (1, 32, 512)):
-        steps = [whole.is_faster(kernel, T, B, H, training) for T in range(1, 30)]
+        steps = [short.is_faster(kernel, T, B, H, training) for T in range(1, 30)]
         assert steps == sorted(steps, reverse=True), "faster up to a number of steps"
         assert not any(steps[16:])
     assert select.wanted_name() == "auto"
