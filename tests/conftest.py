@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,3 +36,11 @@ def _start(monkeypatch: pytest.MonkeyPatch) -> None:
 def plainly(_start: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run on the reference: for tests of what lies around the engines, which then compile nothing."""
     monkeypatch.setenv("ANYRNN_ENGINE", "reference")
+
+
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    """Leave nothing compiled behind, of which PyTorch keeps so many for a function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -417,14 +417,6 @@ def test_stacks_directions_and_ragged_batches(name, engine):
     close([output, *flat(final)], [wanted, *wanted_final], atol=1e-9)
 
 
-@pytest.fixture
-def _compiled_anew():
-    """Leave nothing compiled behind, of which PyTorch keeps so many for a function."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("name", MAKERS)
 def test_below_torch_compile_and_export(name):

@@ -261,14 +261,6 @@ def test_dropout_acts_on_the_output_of_every_layer_but_the_last(connect, engine)
         close([layer(x)[0]], [layer(x)[0]])
 
 
-@pytest.fixture
-def _compiled_anew():
-    """Leave nothing compiled behind, of which PyTorch keeps so many for a function."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_below_torch_compile_and_export(connect):

@@ -127,11 +127,9 @@ class Fed(nn.Module):
     def described(self, x_shape: tuple[int, ...]) -> Signature:
         """The signature of this cell."""
         inner = self.signature
-        sizes = (*inner.state_sizes, size_of(x_shape))
-        return Signature(sizes, False, inner.output_sizes, has_output=True, names=len(inner.output_sizes))
+        return Signature.of_tuples((*inner.state_sizes, size_of(x_shape)), inner.output_sizes)
 
 
 def stacked_signature(signatures: Sequence[Signature]) -> Signature:
     """The signature of a `Stacked`: it returns the outputs of the last cell as a tuple."""
-    outputs, sizes = signatures[-1].output_sizes, tuple(size for s in signatures for size in s.state_sizes)
-    return Signature(sizes, False, outputs, has_output=True, names=len(outputs))
+    return Signature.of_tuples(tuple(size for s in signatures for size in s.state_sizes), signatures[-1].output_sizes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Extra, Shared, Size, shape_of
+from anyrnn.protocol import LEADING, Extra, Shared, Size, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -222,7 +222,7 @@ _OPTION = {"input": "inputs", "context": "context", "shared": "context"}
 
 def _check_extra(name: str, extra: Extra, lead: tuple[int, int], like: Tensor) -> None:
     key, kind, tensor = extra
-    sizes = {"input": lead, "context": lead[1:], "shared": ()}[kind]
+    sizes = lead[len(lead) - LEADING[kind] :]
     if not isinstance(tensor, Tensor) or tuple(tensor.shape[: len(sizes)]) != sizes:
         got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"type {type(tensor).__name__}"
         letters = {"input": "T, B", "context": "B", "shared": ""}[kind]

@@ -447,8 +447,7 @@ def _run(
     graph = parsed(step)
     if lengths is not None:
         lengths = valid_lengths("anyrnn::steps", lengths, len(x))
-    series, sizes = _sizes(graph, graph.series), _sizes(graph, graph.states)
-    signature = Signature(sizes, bare=False, output_sizes=series, has_output=True, names=len(series))
+    signature = Signature.of_tuples(_sizes(graph, graph.states), _sizes(graph, graph.series))
     arguments = tuple(Extra(k, e.kind, t) for k, (e, t) in enumerate(zip(graph.extras, extras, strict=True)))
     with _lowered(x.device.type, autocast):
         call = Call(_Recorded(graph, weights), signature, x, tuple(states), lengths, reverse, extras=arguments)

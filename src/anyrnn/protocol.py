@@ -73,6 +73,10 @@ class ExtraForm(NamedTuple):
         return self.shape if self.kind == "shared" else (*sizes, *self.shape)
 
 
+#: How many dimensions a further argument of a kind has in front of what a step gets: T and B, B, or none.
+LEADING: Mapping[str, int] = {"input": 2, "context": 1, "shared": 0}
+
+
 class WrongOrderError(AnyRNNError):
     """A step returns its states in another order than that in which it takes them."""
 
@@ -87,8 +91,7 @@ class Extra(NamedTuple):
     @property
     def form(self) -> ExtraForm:
         """What is known of it before a call."""
-        lead = {"input": 2, "context": 1, "shared": 0}[self.kind]
-        return ExtraForm(self.key, self.kind, tuple(self.tensor.shape[lead:]), self.tensor.dtype)
+        return ExtraForm(self.key, self.kind, tuple(self.tensor.shape[LEADING[self.kind] :]), self.tensor.dtype)
 
     def alike(self, tensor: Tensor) -> Extra:
         """Another tensor in its place."""
@@ -161,6 +164,11 @@ class Signature:
         """The size of the output; of the first one, if there are several."""
         return self.output_sizes[0]
 
+    @classmethod
+    def of_tuples(cls, state_sizes: tuple[Size, ...], output_sizes: tuple[Size, ...]) -> Signature:
+        """The signature of a cell whose states, and whose outputs, are tuples however many there are."""
+        return cls(state_sizes, bare=False, output_sizes=output_sizes, has_output=True, names=len(output_sizes))
+
     def wrap(self, states: tuple[Tensor, ...], like: object = None) -> State:
         """Give the states the structure that the cell uses, or, if `like` is a named tuple, that of `like`."""
         if self.bare:
@@ -185,7 +193,7 @@ class Signature:
             AnyRNNError: if the new states have another form than the old ones.
         """
         if self.spread or extras:
-            result = cell(*_arguments(self, x, states, extras), **{k: t for k, t in extras if isinstance(k, str)})
+            result = _run_step(cell, x, states if self.spread else (self.wrap(states),), extras)
         else:
             result = cell(x, states[0] if self.bare else self.wrap(states))
         outputs: tuple[Tensor, ...]
@@ -220,12 +228,10 @@ class Signature:
         raise AnyRNNError(msg)
 
 
-def _arguments(
-    signature: Signature, x: Tensor, states: tuple[Tensor, ...], extras: Iterable[tuple[int | str, Tensor]]
-) -> list[Any]:
-    """The arguments of a step by position."""
-    state = states if signature.spread else [signature.wrap(states)]
-    return [x, *state, *(t for k, t in extras if isinstance(k, int))]
+def _run_step(cell: Any, x: Tensor, state: Iterable[Any], extras: Iterable[tuple[int | str, Tensor]]) -> Any:
+    """Call a cell with its state, in one argument or several, and further arguments by position or keyword."""
+    by_position = (t for k, t in extras if isinstance(k, int))
+    return cell(x, *state, *by_position, **{k: t for k, t in extras if isinstance(k, str)})
 
 
 #: The structure of a state: the class of the tuple and the number of tensors in it; (Tensor, 1) for a tensor.
@@ -549,12 +555,9 @@ def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object
         is_scripted = any(isinstance(m, torch.jit.ScriptModule) for m in cell.modules())
         subject = cell if is_scripted else twin_of(cell, to_probe=True)
         extras = [(e.key, _made_up(e, rows, like)) for e in probe.extras]
-        by_position = [t for k, t in extras if isinstance(k, int)]
-        by_keyword = {k: t for k, t in extras if isinstance(k, str)}
-        first = states if candidate.spread else [state]
         variables: dict[str, Any] = {}
         with locals_of(subject, variables) if candidate.spread else contextlib.nullcontext():
-            result = subject(x, *first, *by_position, **by_keyword)
+            result = _run_step(subject, x, states if candidate.spread else (state,), extras)
         return state, result, variables
 
 

@@ -94,11 +94,6 @@ class Node:
         return self.op.startswith("aten.")
 
     @property
-    def is_pointwise(self) -> bool:
-        """It is computed number by number."""
-        return self.op in OPERATIONS or self.is_composite
-
-    @property
     def is_mask(self) -> bool:
         """It is true or false for each number."""
         return self.op in OPERATIONS and OPERATIONS[self.op].gives_mask
