@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from anyrnn.runtime.call import NO_REQUEST, Request
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.protocol import Extra, State
+
+
+class LayerOptions(TypedDict, total=False):
+    """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
+
+    learn_initial_state: bool
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds

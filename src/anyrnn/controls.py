@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import finalize, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.protocol import Extra, Signature, kinds_of
-from anyrnn.traced import constant_to_dynamo, fields_of
+from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Controlled(nn.Module):
         rest = iter(extras)
         if self.control.resets:
             states = self._begun_anew(states, rest)
-        arguments = [*enumerate(rest), *named.items()]
+        arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
         return self.signature.step(self.cell, x, states, arguments)
 
     def bound(self, cell: nn.Module) -> Controlled:
@@ -144,7 +144,7 @@ def _around(cell: nn.Module, signature: Signature, control: Control, owner: nn.M
     """The cell with what acts on it; that of an earlier call, if the cell is the same."""
     origin = origin_of(cell)
     if torch.compiler.is_dynamo_compiling():  # which cannot make a module with parameters on the way
-        made: Controlled = getattr(_MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
+        made: Controlled = getattr(MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
         return made.bound(cell)
     found = _found(origin, signature, control)
     if origin is cell:
@@ -163,24 +163,9 @@ def _found(cell: nn.Module, signature: Signature, control: Control) -> Controlle
     return found
 
 
-class _Made:
-    """What was made while torch.compile ran, each an attribute: it has to be found by a name."""
-
-
-_MADE = _Made()
-
-
 @constant_to_dynamo
 def _made_apart(owner: nn.Module, cell: nn.Module, fields: tuple[Any, ...], control: tuple[Any, ...]) -> str:
-    """Put what acts on a cell around it, and return its name among `_MADE`; it goes with the owner."""
-    made = _found(cell, Signature(*fields, *kinds_of(cell)), Control(*control))
-    name = f"controlled{id(made)}"
-    if not hasattr(_MADE, name):
-        setattr(_MADE, name, made)
-        finalize(owner, _forget, name).atexit = False
-    return name
-
-
-def _forget(name: str) -> None:
-    if hasattr(_MADE, name):
-        delattr(_MADE, name)
+    """Put what acts on a cell around it, and return its name among `MADE`; it goes with the owner."""
+    signature: Signature = Signature(*(*fields, *kinds_of(cell)))
+    made = _found(cell, signature, Control(*control))
+    return MADE.add(made, owner)
