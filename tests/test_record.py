@@ -143,7 +143,7 @@ def test_a_stack_records_every_layer_and_direction(engine, first):
     x = below.transpose(0, 1) if first else below
     lengths = LENGTHS[:B]
     with anyrnn.engine(engine):
-        output, _, records, (_, c) = layer(x, lengths=lengths, record=("f", "c"), return_states=True)
+        _, _, records, (_, c) = layer(x, lengths=lengths, record=("f", "c"), return_states=True)
         assert records["f"].shape == (4, *x.shape[:2], H)
         torch.testing.assert_close(records["c"], c)
         (gradient,) = torch.autograd.grad(records["f"][3].sum(), layer.weight_hh_l1_reverse)
@@ -161,7 +161,7 @@ def test_layers_of_several_kinds_record_what_each_has():
     assert records["f"][0] is None
     assert records["f"][1].shape == (T, B, H + 1)
     assert [r.shape[-1] for r in records["h"]] == [H, H + 1]
-    with pytest.raises(anyrnn.AnyRNNError, match="'wonder', expected one of .*z"):
+    with pytest.raises(anyrnn.AnyRNNError, match=r"'wonder', expected one of .*z"):
         layer(torch.randn(T, B, I), record="wonder")
 
 

@@ -20,6 +20,9 @@ class LayerOptions(TypedDict, total=False):
     """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
 
     learn_initial_state: bool
+    clip: float | None
+    clip_gradient: float | None
+    clip_gradient_norm: float | None
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds

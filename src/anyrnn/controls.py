@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
+from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.protocol import Extra, Signature, kinds_of
 from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
@@ -30,10 +31,16 @@ class Control(NamedTuple):
     Attributes:
         resets: It gets for each step which rows start anew, (T, B) true or false.
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
+        clip: New states are limited to [-clip, clip].
+        clip_gradient: So is the gradient of what a step reads of the states.
+        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
     """
 
     resets: bool = False
     fresh: bool = False
+    clip: float | None = None
+    clip_gradient: float | None = None
+    clip_gradient_norm: float | None = None
 
 
 NO_CONTROL = Control()
@@ -63,8 +70,15 @@ class Controlled(nn.Module):
         rest = iter(extras)
         if self.control.resets:
             states = self._begun_anew(states, rest)
+        if self.control.clip_gradient is not None:
+            states = tuple(clip_gradient(s, s.new_full((), self.control.clip_gradient)) for s in states)
+        if self.control.clip_gradient_norm is not None:
+            bound = self.control.clip_gradient_norm
+            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
         arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
-        return self.signature.step(self.cell, x, states, arguments)
+        outputs, new = self.signature.step(self.cell, x, states, arguments)
+        clip = self.control.clip
+        return (outputs, new) if clip is None else _changed(outputs, new, [s.clamp(-clip, clip) for s in new])
 
     def bound(self, cell: nn.Module) -> Controlled:
         """The same around another cell, which has the weights of a call."""
@@ -81,6 +95,14 @@ class Controlled(nn.Module):
             here = is_new.reshape(-1, *[1] * (s.dim() - 1))
             begun.append(torch.where(here, next(rest) if self.control.fresh else torch.zeros_like(s), s))
         return tuple(begun)
+
+
+def _changed(
+    outputs: tuple[Tensor, ...], old: tuple[Tensor, ...], new: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Put new states for old ones; an output that is one of the old ones becomes the new one."""
+    found = {id(o): n for o, n in zip(old, new, strict=True)}
+    return tuple(found.get(id(output), output) for output in outputs), tuple(new)
 
 
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:

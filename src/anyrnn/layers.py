@@ -25,6 +25,7 @@ from anyrnn.checks import (
     check_flags,
     check_input,
     check_lengths,
+    check_limits,
     check_probability,
     check_sizes,
     check_state,
@@ -33,7 +34,7 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import controlled, resetting
+from anyrnn.controls import NO_CONTROL, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.protocol import (
@@ -84,6 +85,9 @@ class Layer(nn.Module):
         bidirectional: bool,
         *,
         learn_initial_state: bool = False,
+        clip: float | None = None,
+        clip_gradient: float | None = None,
+        clip_gradient_norm: float | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -101,6 +105,10 @@ class Layer(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.learn_initial_state = learn_initial_state
+        check_limits(name, clip=clip, clip_gradient=clip_gradient, clip_gradient_norm=clip_gradient_norm)
+        self.clip = clip
+        self.clip_gradient = clip_gradient
+        self.clip_gradient_norm = clip_gradient_norm
 
     @property
     def num_directions(self) -> int:
@@ -279,13 +287,22 @@ class Layer(nn.Module):
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
         call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
-        return call if given.reset is None else self._controlled(call, layer, given)
+        return self._controlled(call, layer, given) if given.reset is not None or self._has_controls() else call
+
+    def _has_controls(self) -> bool:
+        """Whether something acts on the recurrence in every call."""
+        return self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        assert given.reset is not None
-        fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
-        return controlled(call, *resetting(call, given.reset, fresh), self)
+        control, tensors = NO_CONTROL, list[Extra]()
+        if given.reset is not None:
+            fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
+            control, tensors = resetting(call, given.reset, fresh)
+        control = control._replace(
+            clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
+        )
+        return controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -549,6 +566,7 @@ class Layer(nn.Module):
             ("merge", "concat"),
             ("connect", "plain"),
             ("learn_initial_state", False),
+            *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])
@@ -628,6 +646,10 @@ class Recurrent(Layer):
             Dropout acts on each layer's output, once, whoever reads it.
         learn_initial_state: The state from which a call without one starts is learned: parameters `initial_state_l0`
             (of a tuple `initial_state0_l0`, `initial_state1_l0`) of each layer and direction, zero at first.
+        clip: Every new state is limited to [-clip, clip], and so is an output that is a state.
+        clip_gradient: Between two steps, each number of the gradient of the state is limited to [-clip_gradient,
+            clip_gradient]; what a sequence's gradient can grow by is limited so, not what its steps add up to.
+        clip_gradient_norm: Between two steps, the gradient of each state variable has in each row at most this norm.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state

@@ -84,7 +84,7 @@ class CellLayer(Layer):
 
     def _is_plain(self) -> bool:
         """Whether nothing acts on the recurrence that torch.nn does not have."""
-        return not self.learn_initial_state
+        return not self.learn_initial_state and not self._has_controls()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in torch.nn's order; see the cell's `init` and `forget_bias`."""
