@@ -30,6 +30,8 @@ class Stepped(nn.Module):
         step: The function; it returns what the `forward` of a cell does.
     """
 
+    inner_name = "module"
+
     def __init__(self, module: nn.Module, step: Callable[..., Any]) -> None:
         super().__init__()
         self.module = module

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anyrnn.checks import Context, Extras, Lengths, Record
-    from anyrnn.protocol import Extra
+    from anyrnn.protocol import Extra, State
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds
@@ -27,6 +27,8 @@ class Options:
     context: Context | None = None
     feedback: Callable[[Any], Tensor] | None = None
     forced: Tensor | int | None = None
+    reset: Tensor | None = None
+    reset_to: State | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
@@ -51,6 +53,8 @@ class Arguments:
         extras: The further arguments of the cells.
         from_zero: The initial states are zero.
         request: What is asked for beyond outputs and final states.
+        reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
+        fresh: The states from which they start, of each layer and direction; None for zero.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -61,4 +65,6 @@ class Arguments:
     extras: tuple[Extra, ...] = ()
     from_zero: bool = False
     request: Request = NO_REQUEST
+    reset: Tensor | None = None
+    fresh: list[tuple[Tensor, ...]] | None = None
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

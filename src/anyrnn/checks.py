@@ -158,6 +158,19 @@ def valid_lengths(name: str, lengths: Tensor, T: int) -> Tensor | None:
     return None if shortest == T else numbers
 
 
+def checked_reset(name: str, reset: Tensor, lead: tuple[int, ...], like: Tensor, letters: str = "T, B") -> Tensor:
+    """Check which rows start anew before which steps."""
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != lead:
+        got = f"{reset.dtype} {tuple(reset.shape)}" if isinstance(reset, Tensor) else f"a {type(reset).__name__}"
+        cure = ": reset.bool()" if isinstance(reset, Tensor) and tuple(reset.shape) == lead else ""
+        msg = f"{name}: reset is {got}, expected true or false, torch.bool ({letters}) with {letters} = {lead}{cure}"
+        raise AnyRNNError(msg)
+    if reset.device != like.device:
+        msg = f"{name}: reset is on {reset.device}, expected {like.device}: reset.to('{like.device}')"
+        raise AnyRNNError(msg)
+    return reset
+
+
 def checked_names(name: str, record: Record) -> tuple[str, ...]:
     """Check what a layer is asked to record, and return it as a tuple."""
     names = (record,) if isinstance(record, str) else tuple(record)

@@ -31,7 +31,9 @@ from anyrnn.checks import (
     check_x,
     checked_extras,
     checked_names,
+    checked_reset,
 )
+from anyrnn.controls import controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.protocol import (
@@ -222,7 +224,14 @@ class Layer(nn.Module):
         cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
-        return Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
+        call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
+        return call if given.reset is None else self._controlled(call, layer, given)
+
+    def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
+        """The call with what acts on the recurrence."""
+        assert given.reset is not None
+        fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
+        return controlled(call, *resetting(call, given.reset, fresh), self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -257,7 +266,7 @@ class Layer(nn.Module):
         self._settle(state, extras, B)
         if not batched and isinstance(lengths, int | Tensor):
             lengths = lengths.reshape(-1) if isinstance(lengths, Tensor) else [lengths]
-        return Arguments(
+        given = Arguments(
             x,
             self._initial(state, B, batched, x, like.dtype),
             check_lengths(name, lengths, T, B),
@@ -266,6 +275,27 @@ class Layer(nn.Module):
             state is None,
             NO_REQUEST if options is NO_OPTIONS else self._request(options),
         )
+        if options.reset is not None or options.reset_to is not None:
+            self._set_reset(given, options, batch_first, like)
+        return given
+
+    def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
+        """Convert which rows start anew, and from what, to the inner forms."""
+        name, (T, B) = type(self).__name__, given.x.shape[:2]
+        if options.reset is None or options.feedback is not None:
+            got = "reset_to without reset" if options.reset is None else "reset with feedback"
+            msg = f"{name}: got {got}, expected {'both' if options.reset is None else 'one of them'}"
+            raise AnyRNNError(msg)
+        if not given.batched:
+            given.reset = checked_reset(name, options.reset, (T,), given.x, "T").unsqueeze(1)
+        elif batch_first:
+            given.reset = checked_reset(name, options.reset, (B, T), given.x, "B, T").transpose(0, 1)
+        else:
+            given.reset = checked_reset(name, options.reset, (T, B), given.x)
+        if options.reset_to is not None:
+            given.fresh = self._initial(options.reset_to, B, given.batched, given.x, like.dtype)
+        elif not given.from_zero:
+            given.fresh = given.states
 
     def _extras(
         self, options: Options, batched: bool, batch_first: bool, lead: tuple[int, int], x: Tensor
@@ -495,6 +525,11 @@ class Recurrent(Layer):
         that has no batch. All cells of a stack get the same, behind x and the state: first inputs, then context;
         feedback: a function, or a module, that makes the x (B, ...) of the next step of an output (B, ...);
         forced: with feedback, the steps that read x nevertheless: (T, B) true or false, or the number of first steps;
+        reset: (T, B) true or false, (B, T) with batch_first: before a step at which it is true, the row's state becomes
+        the initial one of this call, and no gradient passes; as if the pieces were run apart. A second direction has
+        the same pieces;
+        reset_to: the state that it becomes instead, of the form of `state`: ``layer.initial_state(B)`` where the call
+        goes on from a state of other sequences;
         record: names of local variables of the cell's `forward`, or of its methods that this calls;
         output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
         cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
@@ -574,11 +609,14 @@ class Recurrent(Layer):
         context: Context | None = None,
         feedback: Callable[[Any], Tensor] | None = None,
         forced: Tensor | int | None = None,
+        reset: Tensor | None = None,
+        reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
     ) -> Any:
         """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
-        return self._apply_layer(x, state, Options(lengths, record, return_states, inputs, context, feedback, forced))
+        options = Options(lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to)
+        return self._apply_layer(x, state, options)
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
+def innermost(cell: nn.Module) -> nn.Module:
+    """The cell inside what this package has put around it: a class says under which name it has it, `inner_name`."""
+    while (name := getattr(type(cell), "inner_name", None)) is not None:
+        cell = getattr(cell, name)
+    return cell
+
+
 def is_method_of(frame: FrameType, cell: nn.Module) -> bool:
     """Whether a frame runs a method of a cell: `forward`, or another one that it calls."""
     code = frame.f_code
@@ -28,6 +35,7 @@ _CALLING = nn.Module.__call__.__code__.co_filename  # what is around every step
 def locals_of(cell: nn.Module, found: dict[str, Any]) -> Iterator[None]:
     """Gather the local variables of a cell's methods while a step runs; of equal names, those that return last."""
     outer: Any = sys.getprofile()
+    cell = innermost(cell)
 
     def note(frame: FrameType, event: str, _: object) -> None:
         if event == "return" and is_method_of(frame, cell):

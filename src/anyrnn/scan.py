@@ -16,7 +16,9 @@ from anyrnn.checks import (
     check_x,
     checked_extras,
     checked_names,
+    checked_reset,
 )
+from anyrnn.controls import controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
     Signature,
@@ -46,6 +48,8 @@ def scan(
     *,
     inputs: Extras | None = None,
     context: Context | None = None,
+    reset: Tensor | None = None,
+    reset_to: State | None = None,
     record: Record = (),
     return_states: bool = False,
 ) -> Any:
@@ -61,6 +65,9 @@ def scan(
         reverse: Run from each row's last valid step to its first.
         inputs: What else the cell gets at each step, (T, B, ...): a tensor, a tuple, or a dict by the cell's names.
         context: What it gets that is the same at every step, (B, ...), likewise; `anyrnn.shared` for one of no batch.
+        reset: (T, B) true or false: before a step at which it is true, the row's state becomes the initial one, and no
+            gradient passes. With `reverse` the pieces are the same ones.
+        reset_to: The state that it becomes instead.
         record: Local variables of the cell's `forward`, or of its methods that this calls, to be returned for all
             steps, by name. Each is a tensor with a row for each of the batch.
         return_states: Return the states after every step, too.
@@ -99,9 +106,17 @@ def scan(
         states = tuple(like.new_zeros(B, *shape_of(size)) for size in signature.state_sizes)
     else:
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
+    fresh = None if state is None else states
+    if reset_to is not None:
+        fresh = check_state(name, reset_to, signature, (B,), x.device, like.dtype)
     check_flags(name, return_states=return_states)
     request = Request(checked_names(name, record), return_states) if record or return_states else NO_REQUEST
     call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request, extras)
+    if reset is not None:
+        call = controlled(call, *resetting(call, checked_reset(name, reset, (T, B), x), fresh), cell)
+    elif reset_to is not None:
+        msg = f"{name}: got reset_to without reset, expected both"
+        raise AnyRNNError(msg)
     result = choose(call).engine.run(call)
     count, names = len(signature.output_sizes), request.record
     results = [signature.wrap_outputs(result.series[:count]), signature.wrap(result.states, state)]

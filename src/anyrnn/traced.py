@@ -86,7 +86,7 @@ class OperatorEngine:
         registered = {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
         forms = tuple([(name, tuple(t.shape), t.dtype) for name, t in registered.items()])
         text, names, watch, reason, short = _recorded(
-            origin_of(cell), cell.training, forms, _fixed(x.shape[2:]), x.dtype, _fields(signature),
+            origin_of(cell), cell.training, forms, _fixed(x.shape[2:]), x.dtype, fields_of(signature),
             tuple([(e.key, e.kind, _fixed(e.form.shape), e.tensor.dtype) for e in call.extras]),
             call.request.record, call.request.states,
         )  # fmt: skip
@@ -114,7 +114,7 @@ def _fixed(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple([operator.index(n) for n in shape])
 
 
-def _fields(signature: Signature) -> tuple[Any, ...]:
+def fields_of(signature: Signature) -> tuple[Any, ...]:
     """The fields of a signature that a constant of a program can be: not the classes of its tuples."""
     return (
         signature.state_sizes, signature.bare, signature.output_sizes, signature.has_output, signature.names,
@@ -461,7 +461,7 @@ def _signature_fields(
     forms = [ExtraForm(*e) for e in extras]
     known = signatures.get(cell, {}).get(signature_key(cell, input_size, state_sizes, form, forms))
     if known is not None:
-        return _fields(known)
+        return fields_of(known)
     if nn.Module.__call__ is not nn.Module._wrapped_call_impl:
         # torch.export watches every call of a module, and loses count of those that fail, as some may here.
         msg = f"{type(cell).__name__}: what a step returns is not known; expected an ordinary call before torch.export"
@@ -469,4 +469,4 @@ def _signature_fields(
     found = describe(cell, input_size, state_sizes, form, forms)
     if not found.settled:
         raise AnyRNNError(untold(cell, found))
-    return _fields(found)
+    return fields_of(found)

@@ -169,17 +169,19 @@ class _DropIn(TorchNames, CellLayer):
         lengths: Lengths | None = None,
         feedback: Callable[[Any], Tensor] | None = None,
         forced: Tensor | int | None = None,
+        reset: Tensor | None = None,
+        reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        if lengths is None and not record and not return_states and feedback is None:
+        if lengths is None and not record and not return_states and feedback is None and reset is reset_to is None:
             if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
                 done = short.run(self, input, hx) if wanted_name() == "auto" else None
                 if done is not None:
                     return done
             return self._apply_layer(input, hx)
-        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        options = Options(lengths, record, return_states, None, None, feedback, forced, reset, reset_to)
         return self._apply_layer(input, hx, options)
 
 
@@ -414,9 +416,11 @@ class PeepholeLSTM(CellLayer):
         lengths: Lengths | None = None,
         feedback: Callable[[Any], Tensor] | None = None,
         forced: Tensor | int | None = None,
+        reset: Tensor | None = None,
+        reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        options = Options(lengths, record, return_states, None, None, feedback, forced, reset, reset_to)
         return self._apply_layer(x, state, options)

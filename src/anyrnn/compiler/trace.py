@@ -35,7 +35,7 @@ from anyrnn.compiler.witness import MOMENTARY, Number, Witness
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import caching_nothing, placement, shape_of, size_of
 from anyrnn.randomness import own_random_numbers
-from anyrnn.records import is_method_of
+from anyrnn.records import innermost, is_method_of
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ class _Frames:
     def __init__(self, recorder: Recorder, ran: set[CodeType], cell: nn.Module) -> None:
         self.locals: dict[Ref, str] = {}
         self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
-        self._recorder, self._ran, self._cell = recorder, ran, cell
+        self._recorder, self._ran, self._cell = recorder, ran, innermost(cell)
         self._outer: Any = None
         # What looks for modules when PyTorch imports one on the way is none of the cell's code.
         finders = (getattr(finder, "__module__", "") for finder in sys.meta_path)

@@ -1,0 +1,186 @@
+"""What acts on the recurrence of a cell from outside it, whatever the cell: resets, masks, limits.
+
+`Controlled` is a cell around a cell. It changes what the inner cell reads and what becomes of its new states; what
+differs from call to call (masks) it gets as further arguments. So everything that runs a cell runs it: the reference's
+loop, the compiler, torch.compile, an export; none of them knows of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import finalize, ref
+
+import torch
+from torch import Tensor, nn
+
+from anyrnn.cells.base import ORIGIN, origin_of
+from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.traced import constant_to_dynamo, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anyrnn.runtime.call import Call
+
+
+class Control(NamedTuple):
+    """What acts on a cell; it says which tensors a `Controlled` gets, in the order of these fields.
+
+    Attributes:
+        resets: It gets for each step which rows start anew, (T, B) true or false.
+        fresh: It gets the states from which they start, (B, ...) each; else from zero.
+    """
+
+    resets: bool = False
+    fresh: bool = False
+
+
+NO_CONTROL = Control()
+
+
+class Controlled(nn.Module):
+    """A cell, and what acts on it.
+
+    Args:
+        cell: The cell.
+        signature: Its signature.
+        control: What acts on it.
+    """
+
+    inner_name = "cell"
+
+    def __init__(self, cell: nn.Module, signature: Signature, control: Control) -> None:
+        super().__init__()
+        self.cell = cell
+        self.signature = signature
+        self.control = control
+
+    def forward(
+        self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Run a step: the outputs as a tuple, and the new states."""
+        rest = iter(extras)
+        if self.control.resets:
+            states = self._begun_anew(states, rest)
+        arguments = [*enumerate(rest), *named.items()]
+        return self.signature.step(self.cell, x, states, arguments)
+
+    def bound(self, cell: nn.Module) -> Controlled:
+        """The same around another cell, which has the weights of a call."""
+        around = self.__new__(type(self))
+        around.__dict__.update(self.__dict__, _modules={"cell": cell}, training=cell.training)
+        around.__dict__[ORIGIN] = self
+        return around
+
+    def _begun_anew(self, states: tuple[Tensor, ...], rest: Iterator[Tensor]) -> tuple[Tensor, ...]:
+        """The states, of rows that start anew those from which they do."""
+        is_new = next(rest)
+        begun = []
+        for s in states:
+            here = is_new.reshape(-1, *[1] * (s.dim() - 1))
+            begun.append(torch.where(here, next(rest) if self.control.fresh else torch.zeros_like(s), s))
+        return tuple(begun)
+
+
+def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
+    """A call of a cell with what acts on it, which gets these tensors.
+
+    Args:
+        call: The call.
+        control: What acts on the cell.
+        tensors: What it gets for that.
+        owner: The layer, or the cell itself: what is made for torch.compile goes with it.
+    """
+    around = _around(call.cell, call.signature, control, owner)
+    count = len(tensors)
+    moved = [e._replace(key=e.key + count) if isinstance(e.key, int) else e for e in call.extras]
+    signature = Signature.of_tuples(call.signature.state_sizes, call.signature.output_sizes)
+    return replace(call, cell=around, signature=signature, extras=(*tensors, *moved), memo={})
+
+
+def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> tuple[Control, list[Extra]]:
+    """The control of a call whose rows start anew before the steps at which `reset` (T, B) is true.
+
+    Args:
+        call: The call.
+        reset: Which rows, at each step. Where the sequence is run backwards, the pieces are the same ones: a row then
+            starts anew after such a step.
+        fresh: The states from which they start, (B, ...) each; zero if None.
+    """
+    if call.reverse:
+        T = reset.shape[0]
+        reset = torch.cat([reset[1:], reset.new_zeros(min(T, 1), reset.shape[1])])
+        if call.lengths is not None:  # what is after a row's last step is not the row's
+            steps = torch.arange(1, T + 1, device=reset.device).unsqueeze(1)
+            reset = reset & (steps < call.lengths.to(reset.device))
+    tensors = [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
+    return Control(resets=True, fresh=fresh is not None), tensors
+
+
+# ---- Cells with what acts on them, remembered ----
+
+
+class _Kept:
+    """What is around a cell, by what acts on it. Copies and files of the cell begin without."""
+
+    def __init__(self, cell: nn.Module | None = None) -> None:
+        self.cell = None if cell is None else ref(cell)
+        self.found: dict[tuple[Signature, Control], Controlled] = {}
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
+
+    def is_of(self, cell: nn.Module) -> bool:
+        """Whether it is this cell's, not come along with its attributes."""
+        return self.cell is not None and self.cell() is cell
+
+
+#: Under this name a cell keeps it. It is no identifier: nobody's attribute has this name.
+_KEPT = "controlled by"
+
+
+def _around(cell: nn.Module, signature: Signature, control: Control, owner: nn.Module) -> Controlled:
+    """The cell with what acts on it; that of an earlier call, if the cell is the same."""
+    origin = origin_of(cell)
+    if torch.compiler.is_dynamo_compiling():  # which cannot make a module with parameters on the way
+        made: Controlled = getattr(_MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
+        return made.bound(cell)
+    found = _found(origin, signature, control)
+    if origin is cell:
+        found.training = cell.training
+        return found
+    return found.bound(cell)
+
+
+def _found(cell: nn.Module, signature: Signature, control: Control) -> Controlled:
+    kept = cell.__dict__.get(_KEPT)
+    if kept is None or not kept.is_of(cell):
+        kept = cell.__dict__[_KEPT] = _Kept(cell)
+    found: Controlled | None = kept.found.get((signature, control))
+    if found is None:
+        found = kept.found[signature, control] = Controlled(cell, signature, control)
+    return found
+
+
+class _Made:
+    """What was made while torch.compile ran, each an attribute: it has to be found by a name."""
+
+
+_MADE = _Made()
+
+
+@constant_to_dynamo
+def _made_apart(owner: nn.Module, cell: nn.Module, fields: tuple[Any, ...], control: tuple[Any, ...]) -> str:
+    """Put what acts on a cell around it, and return its name among `_MADE`; it goes with the owner."""
+    made = _found(cell, Signature(*fields, *kinds_of(cell)), Control(*control))
+    name = f"controlled{id(made)}"
+    if not hasattr(_MADE, name):
+        setattr(_MADE, name, made)
+        finalize(owner, _forget, name).atexit = False
+    return name
+
+
+def _forget(name: str) -> None:
+    if hasattr(_MADE, name):
+        delattr(_MADE, name)
