@@ -18,6 +18,7 @@ from anyrnn.engines.select import engine as engine
 from anyrnn.errors import AnyRNNError as AnyRNNError
 from anyrnn.explain import Explanation as Explanation
 from anyrnn.explain import explain as explain
+from anyrnn.flow import gradient_flow as gradient_flow
 from anyrnn.heads import ManyToOne as ManyToOne
 from anyrnn.heads import output_at as output_at
 from anyrnn.layers import Recurrent as Recurrent

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from anyrnn.runtime.call import NO_REQUEST, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -38,6 +38,7 @@ class Options:
     forced: Tensor | int | None = None
     reset: Tensor | None = None
     reset_to: State | None = None
+    probes: Sequence[Sequence[Tensor]] | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
@@ -64,6 +65,7 @@ class Arguments:
         request: What is asked for beyond outputs and final states.
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
+        probes: What is added to the states after each step, (T, B, ...) each, of each layer and direction.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -76,4 +78,5 @@ class Arguments:
     request: Request = NO_REQUEST
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
+    probes: Sequence[Sequence[Tensor]] | None = None
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

@@ -33,6 +33,8 @@ class Control(NamedTuple):
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
         clip: New states are limited to [-clip, clip].
         clip_gradient: So is the gradient of what a step reads of the states.
+        probes: It gets for each state zeros (T, B, ...), which it adds to the new ones: so their gradients are those of
+            the states.
         clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
     """
 
@@ -41,6 +43,7 @@ class Control(NamedTuple):
     clip: float | None = None
     clip_gradient: float | None = None
     clip_gradient_norm: float | None = None
+    probes: bool = False
 
 
 NO_CONTROL = Control()
@@ -70,6 +73,7 @@ class Controlled(nn.Module):
         rest = iter(extras)
         if self.control.resets:
             states = self._begun_anew(states, rest)
+        probes = [next(rest) for _ in states] if self.control.probes else []
         if self.control.clip_gradient is not None:
             states = tuple(clip_gradient(s, s.new_full((), self.control.clip_gradient)) for s in states)
         if self.control.clip_gradient_norm is not None:
@@ -77,8 +81,12 @@ class Controlled(nn.Module):
             states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
         arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
         outputs, new = self.signature.step(self.cell, x, states, arguments)
-        clip = self.control.clip
-        return (outputs, new) if clip is None else _changed(outputs, new, [s.clamp(-clip, clip) for s in new])
+        changed = list(new)
+        if (clip := self.control.clip) is not None:
+            changed = [s.clamp(-clip, clip) for s in changed]
+        if probes:
+            changed = [s + probe for s, probe in zip(changed, probes, strict=True)]
+        return _changed(outputs, new, changed)
 
     def bound(self, cell: nn.Module) -> Controlled:
         """The same around another cell, which has the weights of a call."""

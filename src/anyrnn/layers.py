@@ -287,7 +287,8 @@ class Layer(nn.Module):
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
         call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
-        return self._controlled(call, layer, given) if given.reset is not None or self._has_controls() else call
+        is_controlled = given.reset is not None or given.probes is not None or self._has_controls()
+        return self._controlled(call, layer, given) if is_controlled else call
 
     def _has_controls(self) -> bool:
         """Whether something acts on the recurrence in every call."""
@@ -299,6 +300,10 @@ class Layer(nn.Module):
         if given.reset is not None:
             fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
             control, tensors = resetting(call, given.reset, fresh)
+        if given.probes is not None:
+            control = control._replace(probes=True)
+            probes = given.probes[layer * self.num_directions + call.reverse]
+            tensors += [Extra(k, "input", probe) for k, probe in enumerate(probes, len(tensors))]
         control = control._replace(
             clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
         )
@@ -348,6 +353,7 @@ class Layer(nn.Module):
         )
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
+        given.probes = options.probes
         return given
 
     def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
