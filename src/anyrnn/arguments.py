@@ -55,6 +55,8 @@ class Arguments:
         request: What is asked for beyond outputs and final states.
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
+        seed: The seed of the masks of this call, while training with any.
+        is_regularised: The layer's regularisation acts in this call.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -67,4 +69,6 @@ class Arguments:
     request: Request = NO_REQUEST
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
+    seed: Tensor | None = None
+    is_regularised: bool = False
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

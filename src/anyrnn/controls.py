@@ -7,7 +7,9 @@ loop, the compiler, torch.compile, an export; none of them knows of it.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import finalize, ref
 
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.state_products import MaskedProducts
 from anyrnn.traced import constant_to_dynamo, fields_of
 
 if TYPE_CHECKING:
@@ -30,10 +33,23 @@ class Control(NamedTuple):
     Attributes:
         resets: It gets for each step which rows start anew, (T, B) true or false.
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
+        masked: For each state, whether it gets a mask (B, ...) that is on it where a product takes it.
+        dropped: Parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
+        held: For each state, whether it gets a mask (T, B, ...), which is 1 where the new state is taken, and 0 where
+            the old one is held.
+        mixed: For each state, which share of the old one is in the next one.
     """
 
     resets: bool = False
     fresh: bool = False
+    masked: tuple[bool, ...] = ()
+    dropped: tuple[str, ...] = ()
+    held: tuple[bool, ...] = ()
+    mixed: tuple[float, ...] = ()
+
+    def beside(self, other: Control) -> Control:
+        """The same, and what is on the states and weights from another one."""
+        return Control(self.resets, self.fresh, *other[2:])
 
 
 NO_CONTROL = Control()
@@ -60,11 +76,28 @@ class Controlled(nn.Module):
         self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run a step: the outputs as a tuple, and the new states."""
-        rest = iter(extras)
-        if self.control.resets:
+        control, rest = self.control, iter(extras)
+        if control.resets:
             states = self._begun_anew(states, rest)
+        masks = [(s, next(rest)) for s, is_masked in zip(states, control.masked, strict=False) if is_masked]
+        weights = {name: next(rest) for name in control.dropped}
+        taken = [next(rest) if is_held else None for is_held in control.held]
         arguments = [*enumerate(rest), *named.items()]
-        return self.signature.step(self.cell, x, states, arguments)
+        cell = self._dropping(weights) if weights else self.cell
+        with MaskedProducts(*zip(*masks, strict=True)) if masks else nullcontext():
+            outputs, new = self.signature.step(cell, x, states, arguments)
+        if not (taken or control.mixed):
+            return outputs, new
+        if taken:
+            new = tuple(map(_held, states, new, taken))
+        else:
+            new = tuple([n + p * (s - n) if p else n for s, n, p in zip(states, new, control.mixed, strict=True)])
+        return outputs if self.signature.has_output else new[:1], new
+
+    def _dropping(self, masks: dict[str, Tensor]) -> Any:
+        """The cell with masks on some of its weights, as a function."""
+        weights = {name: attrgetter(name)(self.cell) * mask for name, mask in masks.items()}
+        return lambda *args, **named: torch.func.functional_call(self.cell, weights, args, named)
 
     def bound(self, cell: nn.Module) -> Controlled:
         """The same around another cell, which has the weights of a call."""
@@ -81,6 +114,11 @@ class Controlled(nn.Module):
             here = is_new.reshape(-1, *[1] * (s.dim() - 1))
             begun.append(torch.where(here, next(rest) if self.control.fresh else torch.zeros_like(s), s))
         return tuple(begun)
+
+
+def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
+    """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
+    return new if taken is None else (old - taken * old) + taken * new
 
 
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:

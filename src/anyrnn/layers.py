@@ -12,7 +12,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,10 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import controlled, resetting
+from anyrnn.controls import NO_CONTROL, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
+from anyrnn.masks import seed_for
 from anyrnn.protocol import (
     Extra,
     ExtraForm,
@@ -53,6 +54,7 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
+from anyrnn.regularisation import OPTIONS, Regularisation, Regularised, regularised
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
@@ -67,16 +69,18 @@ if TYPE_CHECKING:
 Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
 
 
-class Layer(nn.Module):
+class Layer(Regularised):
     """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
 
     _wiring: Wiring = PLAIN
     _is_alike = True  # the states of all layers are of one form, so that they can be stacked
 
     def __init__(
-        self, input_size: Size | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool
-    ) -> None:
+        self, input_size: Size | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool,
+        **regularisation: Unpack[Regularisation],
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._regularise(regularisation)
         name = type(self).__name__
         check_sizes(name, num_layers=num_layers)
         check_probability(name, dropout=dropout)
@@ -225,13 +229,20 @@ class Layer(nn.Module):
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
         call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
-        return call if given.reset is None else self._controlled(call, layer, given)
+        return call if given.reset is None and not given.is_regularised else self._controlled(call, layer, given)
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        assert given.reset is not None
-        fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
-        return controlled(call, *resetting(call, given.reset, fresh), self)
+        place = layer * self.num_directions + call.reverse
+        control, tensors = NO_CONTROL, list[Extra]()
+        if given.is_regularised:
+            call, control, tensors = regularised(self, call, place, given.seed)
+        if given.reset is not None:
+            fresh = None if given.fresh is None else given.fresh[place]
+            resets, more = resetting(call, given.reset, fresh)
+            control, tensors = resets.beside(control), [*more, *tensors]
+        tensors = [e._replace(key=k) for k, e in enumerate(tensors)]
+        return controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -277,6 +288,8 @@ class Layer(nn.Module):
         )
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
+        if self._is_regularised():
+            given.is_regularised, given.seed = True, seed_for(x) if self.training else None
         return given
 
     def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
@@ -450,6 +463,7 @@ class Layer(nn.Module):
             ("bidirectional", False),
             ("merge", "concat"),
             ("connect", "plain"),
+            *((key, 0.0) for key in OPTIONS),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])
@@ -565,13 +579,14 @@ class Recurrent(Layer):
         step: Callable[..., Any] | None = None,
         merge: str = "concat",
         connect: str = "plain",
+        **regularisation: Unpack[Regularisation],
     ) -> None:
         makers = _makers(cell, num_layers)
         if input_size is None and isinstance(makers[0], nn.Module):
             declared = getattr(makers[0], "input_size", None)
             input_size = declared if isinstance(declared, int | tuple) else None
         input_size = size_of(input_size) if isinstance(input_size, tuple | list) else input_size
-        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional)
+        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional, **regularisation)
         self._wiring = Wiring(merge, connect)
         self._wiring.check("Recurrent")
         for maker in makers:

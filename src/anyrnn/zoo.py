@@ -9,20 +9,25 @@ from torch import Tensor, nn
 
 from anyrnn import cells
 from anyrnn.arguments import Options
+from anyrnn.cells.base import CellOptions
 from anyrnn.dropin import TorchLSTMNames, TorchNames
 from anyrnn.engines import short
 from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
+from anyrnn.regularisation import OPTIONS, Regularisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.nn.utils.rnn import PackedSequence
 
-    from anyrnn.cells.base import CellOptions
     from anyrnn.checks import Lengths, Record
+
+
+class LayerOptions(CellOptions, Regularisation, total=False):
+    """The keyword-only options of every named layer: those of its cells, and regularisation."""
 
 
 class CellLayer(Layer):
@@ -48,7 +53,8 @@ class CellLayer(Layer):
         dtype: torch.dtype | None,
         **cell_options: Any,
     ) -> None:
-        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional)
+        regularisation: Any = {key: cell_options.pop(key) for key in OPTIONS if key in cell_options}
+        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional, **regularisation)
         self.hidden_size = hidden_size
         if not isinstance(bias, bool):
             msg = f"{type(self).__name__}: got bias={bias!r}, expected True or False"
@@ -177,7 +183,8 @@ class _DropIn(TorchNames, CellLayer):
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
         if lengths is None and not record and not return_states and feedback is None and reset is reset_to is None:
             if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
-                done = short.run(self, input, hx) if wanted_name() == "auto" else None
+                is_plain = wanted_name() == "auto" and not self._is_regularised()
+                done = short.run(self, input, hx) if is_plain else None
                 if done is not None:
                     return done
             return self._apply_layer(input, hx)
@@ -230,7 +237,7 @@ class RNN(_DropIn):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[CellOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         self.nonlinearity = nonlinearity
         super().__init__(
@@ -288,7 +295,7 @@ class LSTM(TorchLSTMNames, _DropIn):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[CellOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         self.proj_size = proj_size
         super().__init__(
@@ -344,7 +351,7 @@ class GRU(_DropIn):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
-        **options: Unpack[CellOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         self.reset_after = reset_after
         super().__init__(
@@ -400,7 +407,7 @@ class PeepholeLSTM(CellLayer):
         dtype: torch.dtype | None = None,
         *,
         output_sees_new_cell: bool = True,
-        **options: Unpack[CellOptions],
+        **options: Unpack[LayerOptions],
     ) -> None:
         self.output_sees_new_cell = output_sees_new_cell
         super().__init__(
