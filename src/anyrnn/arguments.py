@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from anyrnn.runtime.call import NO_REQUEST, Request
 
@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.protocol import Extra, State
-
-
-class LayerOptions(TypedDict, total=False):
-    """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
-
-    learn_initial_state: bool
-    clip: float | None
-    clip_gradient: float | None
-    clip_gradient_norm: float | None
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds
@@ -66,6 +57,8 @@ class Arguments:
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
         probes: What is added to the states after each step, (T, B, ...) each, of each layer and direction.
+        seed: The seed of the masks of this call, while training with any.
+        is_controlled: Something acts on the recurrence in this call.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -79,4 +72,6 @@ class Arguments:
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
     probes: Sequence[Sequence[Tensor]] | None = None
+    seed: Tensor | None = None
+    is_controlled: bool = False
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

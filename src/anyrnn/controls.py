@@ -7,7 +7,9 @@ loop, the compiler, torch.compile, an export; none of them knows of it.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.state_products import MaskedProducts
 from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
 if TYPE_CHECKING:
@@ -31,15 +34,24 @@ class Control(NamedTuple):
     Attributes:
         resets: It gets for each step which rows start anew, (T, B) true or false.
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
+        masked: For each state, whether it gets a mask (B, ...) that is on it where a product takes it.
+        dropped: Parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
+        held: For each state, whether it gets a mask (T, B, ...), which is 1 where the new state is taken, and 0 where
+            the old one is held.
+        mixed: For each state, which share of the old one is in the next one.
         clip: New states are limited to [-clip, clip].
         clip_gradient: So is the gradient of what a step reads of the states.
+        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
         probes: It gets for each state zeros (T, B, ...), which it adds to the new ones: so their gradients are those of
             the states.
-        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
     """
 
     resets: bool = False
     fresh: bool = False
+    masked: tuple[bool, ...] = ()
+    dropped: tuple[str, ...] = ()
+    held: tuple[bool, ...] = ()
+    mixed: tuple[float, ...] = ()
     clip: float | None = None
     clip_gradient: float | None = None
     clip_gradient_norm: float | None = None
@@ -70,23 +82,42 @@ class Controlled(nn.Module):
         self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run a step: the outputs as a tuple, and the new states."""
-        rest = iter(extras)
-        if self.control.resets:
+        control, rest = self.control, iter(extras)
+        if control.resets:
             states = self._begun_anew(states, rest)
-        probes = [next(rest) for _ in states] if self.control.probes else []
-        if self.control.clip_gradient is not None:
-            states = tuple(clip_gradient(s, s.new_full((), self.control.clip_gradient)) for s in states)
-        if self.control.clip_gradient_norm is not None:
-            bound = self.control.clip_gradient_norm
-            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
+        states = self._limited(states)
+        masks = [(s, next(rest)) for s, is_masked in zip(states, control.masked, strict=False) if is_masked]
+        weights = {name: next(rest) for name in control.dropped}
+        taken = [next(rest) if is_held else None for is_held in control.held]
+        probes = [next(rest) for _ in states] if control.probes else []
         arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
-        outputs, new = self.signature.step(self.cell, x, states, arguments)
+        cell = self._dropping(weights) if weights else self.cell
+        with MaskedProducts(*zip(*masks, strict=True)) if masks else nullcontext():
+            outputs, new = self.signature.step(cell, x, states, arguments)
         changed = list(new)
-        if (clip := self.control.clip) is not None:
+        if taken:
+            changed = [*map(_held, states, changed, taken)]
+        if control.mixed:
+            shares = zip(states, changed, control.mixed, strict=True)
+            changed = [n + share * (s - n) if share else n for s, n, share in shares]
+        if (clip := control.clip) is not None:
             changed = [s.clamp(-clip, clip) for s in changed]
         if probes:
             changed = [s + probe for s, probe in zip(changed, probes, strict=True)]
         return _changed(outputs, new, changed)
+
+    def _limited(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The states, with less gradient."""
+        if (bound := self.control.clip_gradient) is not None:
+            states = tuple(clip_gradient(s, s.new_full((), bound)) for s in states)
+        if (bound := self.control.clip_gradient_norm) is not None:
+            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
+        return states
+
+    def _dropping(self, masks: dict[str, Tensor]) -> Any:
+        """The cell with masks on some of its weights, as a function."""
+        weights = {name: attrgetter(name)(self.cell) * mask for name, mask in masks.items()}
+        return lambda *args, **named: torch.func.functional_call(self.cell, weights, args, named)
 
     def bound(self, cell: nn.Module) -> Controlled:
         """The same around another cell, which has the weights of a call."""
@@ -113,6 +144,11 @@ def _changed(
     return tuple(found.get(id(output), output) for output in outputs), tuple(new)
 
 
+def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
+    """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
+    return new if taken is None else (old - taken * old) + taken * new
+
+
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
     """A call of a cell with what acts on it, which gets these tensors.
 
@@ -129,8 +165,8 @@ def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn
     return replace(call, cell=around, signature=signature, extras=(*tensors, *moved), memo={})
 
 
-def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> tuple[Control, list[Extra]]:
-    """The control of a call whose rows start anew before the steps at which `reset` (T, B) is true.
+def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> list[Extra]:
+    """The tensors for a call whose rows start anew before the steps at which `reset` (T, B) is true.
 
     Args:
         call: The call.
@@ -144,8 +180,7 @@ def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> tupl
         if call.lengths is not None:  # what is after a row's last step is not the row's
             steps = torch.arange(1, T + 1, device=reset.device).unsqueeze(1)
             reset = reset & (steps < call.lengths.to(reset.device))
-    tensors = [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
-    return Control(resets=True, fresh=fresh is not None), tensors
+    return [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
 
 
 # ---- Cells with what acts on them, remembered ----

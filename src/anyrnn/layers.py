@@ -37,6 +37,7 @@ from anyrnn.checks import (
 from anyrnn.controls import NO_CONTROL, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
+from anyrnn.masks import seed_for
 from anyrnn.protocol import (
     Extra,
     ExtraForm,
@@ -55,6 +56,7 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
+from anyrnn.regularisation import OPTIONS, Regularisation, Regularised, regularised
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
@@ -62,15 +64,23 @@ from anyrnn.traced import choose, described
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from anyrnn.arguments import LayerOptions
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
+
+
+class LayerOptions(Regularisation, total=False):
+    """The keyword-only options that every layer takes: see `Recurrent`."""
+
+    learn_initial_state: bool
+    clip: float | None
+    clip_gradient: float | None
+    clip_gradient_norm: float | None
 
 
 Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
 
 
-class Layer(nn.Module):
+class Layer(Regularised):
     """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
 
     _wiring: Wiring = PLAIN
@@ -88,8 +98,10 @@ class Layer(nn.Module):
         clip: float | None = None,
         clip_gradient: float | None = None,
         clip_gradient_norm: float | None = None,
+        **regularisation: Unpack[Regularisation],
     ) -> None:
         super().__init__()
+        self._regularise(regularisation)
         name = type(self).__name__
         check_sizes(name, num_layers=num_layers)
         check_probability(name, dropout=dropout)
@@ -287,26 +299,30 @@ class Layer(nn.Module):
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
         call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
-        is_controlled = given.reset is not None or given.probes is not None or self._has_controls()
-        return self._controlled(call, layer, given) if is_controlled else call
+        return self._controlled(call, layer, given) if given.is_controlled else call
 
     def _has_controls(self) -> bool:
-        """Whether something acts on the recurrence in every call."""
-        return self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        """Whether something acts on the recurrence in every call in the present mode."""
+        limits = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        return limits or self._is_regularised()
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
+        place = layer * self.num_directions + call.reverse
         control, tensors = NO_CONTROL, list[Extra]()
-        if given.reset is not None:
-            fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
-            control, tensors = resetting(call, given.reset, fresh)
-        if given.probes is not None:
-            control = control._replace(probes=True)
-            probes = given.probes[layer * self.num_directions + call.reverse]
-            tensors += [Extra(k, "input", probe) for k, probe in enumerate(probes, len(tensors))]
+        if self._is_regularised():
+            call, control, tensors = regularised(self, call, place, given.seed)
         control = control._replace(
             clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
         )
+        if given.probes is not None:
+            control = control._replace(probes=True)
+            tensors += [Extra(0, "input", probe) for probe in given.probes[place]]
+        if given.reset is not None:
+            fresh = None if given.fresh is None else given.fresh[place]
+            control = control._replace(resets=True, fresh=fresh is not None)
+            tensors = [*resetting(call, given.reset, fresh), *tensors]
+        tensors = [e._replace(key=k) for k, e in enumerate(tensors)]
         return controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
@@ -354,6 +370,10 @@ class Layer(nn.Module):
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
         given.probes = options.probes
+        is_controlled = self._has_controls()
+        given.is_controlled = is_controlled or given.reset is not None or given.probes is not None
+        if is_controlled and self.training and self._is_regularised():
+            given.seed = seed_for(x)
         return given
 
     def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
@@ -573,6 +593,7 @@ class Layer(nn.Module):
             ("connect", "plain"),
             ("learn_initial_state", False),
             *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
+            *((key, 0.0) for key in OPTIONS),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])

@@ -14,6 +14,7 @@ import inspect
 import typing
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -230,8 +231,8 @@ class Signature:
 
 def _run_step(cell: Any, x: Tensor, state: Iterable[Any], extras: Iterable[tuple[int | str, Tensor]]) -> Any:
     """Call a cell with its state, in one argument or several, and further arguments by position or keyword."""
-    by_position = (t for k, t in extras if isinstance(k, int))
-    return cell(x, *state, *by_position, **{k: t for k, t in extras if isinstance(k, str)})
+    by_position = sorted(((k, t) for k, t in extras if isinstance(k, int)), key=itemgetter(0))
+    return cell(x, *state, *[t for _, t in by_position], **{k: t for k, t in extras if isinstance(k, str)})
 
 
 #: The structure of a state: the class of the tuple and the number of tensors in it; (Tensor, 1) for a tensor.
