@@ -34,7 +34,7 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import NO_CONTROL, controlled, resetting
+from anyrnn.controls import NO_CONTROL, Control, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.masks import seed_for
@@ -309,7 +309,8 @@ class Layer(Regularised):
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
         place = layer * self.num_directions + call.reverse
-        control, tensors = NO_CONTROL, list[Extra]()
+        control: Control = NO_CONTROL
+        tensors: list[Extra] = []
         if self._is_regularised():
             call, control, tensors = regularised(self, call, place, given.seed)
         control = control._replace(

@@ -194,7 +194,7 @@ def _of_cell(
 ) -> tuple[tuple[Any, ...], ...]:  # fmt: skip
     known, key = _known.setdefault(origin, {}), (fields, shape, dtype, forms)
     if key not in known:
-        signature, size = Signature(*fields, *kinds_of(origin)), shape[0] if len(shape) == 1 else shape
+        signature, size = Signature(*(*fields, *kinds_of(origin))), shape[0] if len(shape) == 1 else shape
         with _disable_current_modes(), torch._C.DisableTorchFunction(), outside_inference_mode(), torch.enable_grad():
             cell = with_numbers(origin, (), origin.training)
             graph = trace(cell, signature, size, dtype, extras=tuple(ExtraForm(*f) for f in forms))
