@@ -61,6 +61,34 @@ def twin_of(cell: nn.Module, *, to_probe: bool = False) -> nn.Module:
     return twin
 
 
+def in_evaluation(cell: nn.Module) -> nn.Module:
+    """A twin in evaluation mode, whatever the mode of the cell; the cell itself if it is TorchScript."""
+    try:
+        twin = twin_of(cell, to_probe=True)
+    except AnyRNNError:
+        return cell
+    for module in twin.modules():
+        vars(module)["training"] = False
+    return twin
+
+
+def with_own_weights(cell: nn.Module) -> nn.Module:
+    """A twin whose parameters and buffers are copies, without gradients; TorchScript is copied as a whole."""
+    try:
+        twin = twin_of(cell, to_probe=True)
+    except AnyRNNError:
+        return copy.deepcopy(cell)
+    copies: dict[int, Tensor] = {}
+    for module in twin.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    copies.setdefault(id(tensor), tensor.detach().clone())
+                    own = copies[id(tensor)]
+                    tensors[name] = nn.Parameter(own, requires_grad=False) if tensors is module._parameters else own
+    return twin
+
+
 class _Copier:
     """Copies objects, each once, so that what is shared stays shared: `_copies` is the memo, as in `copy.deepcopy`."""
 
