@@ -67,8 +67,8 @@ class Stream:
     before `refresh()`.
 
     Attributes:
-        x: The input of the next step (B, ...), to be written: ``stream.x[:] = ...``; zero at first. ``stream.x.numpy()``
-            is the same memory. It stays where it is, as do all buffers.
+        x: The input of the next step (B, ...), to be written: ``stream.x[:] = ...``; zero at first. What
+            ``stream.x.numpy()`` gives is the same memory. It stays where it is, as do all buffers.
         y: The output of the last step (B, ...), in the structure in which the cell returns it. It is the stream's own:
             the next step overwrites it.
         inputs: What else there is for each step, (B, ...), to be written, in the structure that was given; or None.
@@ -128,7 +128,9 @@ class Stream:
         """
         cell, signature, _ = self._source.cell()
         if signature != self._signature:
-            msg = f"{self._source.name}: its states or outputs have another form than when the stream was made: make another"
+            msg = (
+                f"{self._source.name}: its states or outputs have another form than when this was made: make a new one"
+            )
             raise AnyRNNError(msg)
         with outside_inference_mode(), torch.no_grad():
             self._initial = self._initial_states()
@@ -203,6 +205,8 @@ class Streamed(Protocol):
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
     ) -> list[tuple[Tensor, ...]]: ...
 
+    def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None: ...
+
     def _check_single(self, layer: int) -> None: ...
 
 
@@ -242,9 +246,9 @@ def stream_of(
     extras = tuple(e.alike(e.tensor.detach()) for e in given.extras)
     source = Source(
         name,
-        lambda: _as_one_cell(layer),
+        lambda: _as_one_cell(layer, extras, batch),
         lambda state: _variables(layer._initial(state, batch, True, x.unsqueeze(0), x.dtype)),
-        lambda variables: layer._stack(_grouped(layer, variables), True, None),
+        lambda variables: layer._stack(grouped(layer, variables), True, None),
         x,
         x.dtype,
         extras,
@@ -253,8 +257,9 @@ def stream_of(
     return Stream(source, state)
 
 
-def _as_one_cell(layer: Streamed) -> tuple[nn.Module, Signature, Signature]:
+def _as_one_cell(layer: Streamed, extras: Sequence[Extra], batch: int) -> tuple[nn.Module, Signature, Signature]:
     """The cells of a layer as one cell, between which nothing is dropped; its signature, and that of the last cell."""
+    layer._settle(None, extras, batch)
     cells = [layer._cell(k, False) for k in range(layer.num_layers)]
     signatures = [layer._signature(k) for k in range(layer.num_layers)]
     for cell, signature in zip(cells, signatures, strict=True):
@@ -271,7 +276,7 @@ def _variables(states: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     return [s for each in states for s in each]
 
 
-def _grouped(layer: Streamed, variables: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def grouped(layer: Streamed, variables: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """State variables by layer."""
     groups, first = [], 0
     for k in range(layer.num_layers):

@@ -80,12 +80,14 @@ def with_own_weights(cell: nn.Module) -> nn.Module:
         return copy.deepcopy(cell)
     copies: dict[int, Tensor] = {}
     for module in twin.modules():
-        for tensors in (module._parameters, module._buffers):
+        registered: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+        for tensors in registered:
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    copies.setdefault(id(tensor), tensor.detach().clone())
-                    own = copies[id(tensor)]
-                    tensors[name] = nn.Parameter(own, requires_grad=False) if tensors is module._parameters else own
+                    if id(tensor) not in copies:
+                        own = tensor.detach().clone()
+                        copies[id(tensor)] = nn.Parameter(own, False) if tensors is module._parameters else own
+                    tensors[name] = copies[id(tensor)]
     return twin
 
 

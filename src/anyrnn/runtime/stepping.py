@@ -17,7 +17,7 @@ from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import as_array, as_matrix, flat, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor, nn
 
@@ -33,12 +33,14 @@ class Steps(Protocol):
     Attributes:
         states: The state variables (B, ...): what a step reads and replaces.
         outputs: What a step writes: the outputs of the cell (B, ...).
-        launch: Runs a step.
     """
 
-    states: Sequence[Tensor]
-    outputs: Sequence[Tensor]
-    launch: Callable[[], object]
+    states: list[Tensor]
+    outputs: list[Tensor]
+
+    @property
+    def launch(self) -> Callable[[], object]:
+        """Runs a step."""
 
     def anatomy(self) -> Anatomy | None:
         """Show what was made of the cell; None if it is taken as it is."""
@@ -132,7 +134,8 @@ class CompiledSteps:
             Of each output of the loop that PyTorch reads, the tensor of the graph and the array; and the buffers that
             are copied from a tensor of the graph after each step.
         """
-        step, places = self._step, {}
+        step = self._step
+        places: dict[Ref, Tensor] = {}
         for ref, buffer in zip(step.series, self.outputs, strict=True):
             if buffer.dtype == self._dtype:
                 places.setdefault(ref, buffer)
@@ -141,9 +144,9 @@ class CompiledSteps:
         written = set()
         for name in step.loop.outputs:
             ref = step.split.tensors[name]
-            buffer = places.get(ref)
-            if buffer is None:
-                buffer = torch.zeros(self._rows, *self._graph.shapes[ref][1:], dtype=self._dtype)
+            if ref not in places:
+                places[ref] = torch.zeros(self._rows, *self._graph.shapes[ref][1:], dtype=self._dtype)
+            buffer = places[ref]
             written.add(id(buffer))
             self._arrays[name] = flat(buffer)
             if ref in read or ref in step.series:

@@ -201,7 +201,6 @@ class CpuKernel:
             values.append(address + rows_end)
         return CpuBound(self, array("q", values), shares, totals, workspace)
 
-
     def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> CpuRepeated:
         """Bind it to arrays once; see `anyrnn.runtime.kernel.Kernel`."""
         return CpuRepeated(self, layout, arrays, transposed)
