@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import anyrnn
+from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.compiler.contraction import Contractions
 from anyrnn.compiler.derive import derive
 from anyrnn.compiler.graph import Ref
@@ -65,6 +66,8 @@ ROWS = [
     ("anyrnn::surrogate", lambda x, y: surrogate((x > 0).to(x.dtype), x, 1 / (1 + y * y)), X, Y),
     ("anyrnn::surrogate", lambda x: surrogate(x.round().detach(), x, torch.ones_like(x)) * x, X),
     ("anyrnn::surrogate", lambda x, y: surrogate(surrogate(x * y, x, y), y, x.abs()), X, ONE),
+    ("anyrnn::clip_gradient", lambda x, y: clip_gradient(x * y, torch.scalar_tensor(0.2)) * x, X, Y),
+    ("anyrnn::clip_gradient_norm", lambda x, y: clip_gradient_norm(x * y, torch.scalar_tensor(0.2)) * y, X, Y),
     ("reciprocal", positive(torch.reciprocal), X),
     ("add", lambda x, y: torch.add(x, y, alpha=0.5), X, Y),
     ("add", lambda x, y: x + y + 2, X, ONE),

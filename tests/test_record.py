@@ -135,6 +135,44 @@ def test_a_layer_records_in_its_own_forms():
     assert not ragged[1, 3:].any()
 
 
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_stack_records_every_layer_and_direction(engine, first):
+    layer = anyrnn.LSTM(I, H, num_layers=2, bidirectional=True, batch_first=first).double()
+    below = torch.randn(T, B, I, dtype=torch.float64)
+    x = below.transpose(0, 1) if first else below
+    lengths = LENGTHS[:B]
+    with anyrnn.engine(engine):
+        _, _, records, (_, c) = layer(x, lengths=lengths, record=("f", "c"), return_states=True)
+        assert records["f"].shape == (4, *x.shape[:2], H)
+        torch.testing.assert_close(records["c"], c)
+        (gradient,) = torch.autograd.grad(records["f"][3].sum(), layer.weight_hh_l1_reverse)
+        for d in (0, 1):
+            alone = anyrnn.scan(layer.cell(0, d == 1), below, lengths=lengths, reverse=d == 1, record="f")[2]["f"]
+            torch.testing.assert_close(records["f"][d], alone.transpose(0, 1) if first else alone)
+    assert gradient.any()
+    assert set(layer.names) >= {"i", "f", "g", "o", "c"}
+
+
+def test_layers_of_several_kinds_record_what_each_has():
+    layer = anyrnn.Recurrent([lambda size: anyrnn.GRUCell(size, H), lambda size: anyrnn.LSTMCell(size, H + 1)], I)
+    assert {"z", "f"} <= set(layer.names)
+    records = layer(torch.randn(T, B, I), record=("f", "h"))[2]
+    assert records["f"][0] is None
+    assert records["f"][1].shape == (T, B, H + 1)
+    assert [r.shape[-1] for r in records["h"]] == [H, H + 1]
+    with pytest.raises(anyrnn.AnyRNNError, match=r"'wonder', expected one of .*z"):
+        layer(torch.randn(T, B, I), record="wonder")
+
+
+def test_a_function_as_a_step_records_the_variables_of_what_it_calls():
+    layer = anyrnn.Recurrent(anyrnn.LSTMCell(I, H), I, step=lambda m, x, s: m(x, s))
+    plain, x = anyrnn.Recurrent(layer.cells[0], I), torch.randn(T, B, I)
+    for engine in ("reference", "cpu"):
+        with anyrnn.engine(engine):
+            torch.testing.assert_close(layer(x, record="f")[2]["f"], plain(x, record="f")[2]["f"])
+
+
 @pytest.mark.parametrize("name", ["LSTM", "LSTM-projected", "Peephole"])
 def test_the_memory_that_the_cells_of_the_package_record_is_their_state(name):
     (case,) = (case for case in CASES if case.name == name)
@@ -183,8 +221,6 @@ def test_what_cannot_be_recorded_is_told():
         layer(x, record="weight")
     with pytest.raises(anyrnn.AnyRNNError, match="expected names"):
         layer(x, record=(1,))
-    with pytest.raises(anyrnn.AnyRNNError, match="one layer in one direction"):
-        anyrnn.LSTM(I, H, num_layers=2)(x, record="f")
     plain = anyrnn.Recurrent(Plain(), input_size=I)
     with anyrnn.engine("cpu"), pytest.raises(anyrnn.AnyRNNError, match="`wonder`, which is to be recorded"):
         plain(x, record="wonder")

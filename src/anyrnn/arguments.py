@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from anyrnn.runtime.call import NO_REQUEST, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.protocol import Extra, State
+
+
+#: A probability, or one for each state.
+Rates: TypeAlias = "float | tuple[float, ...]"
+#: A probability, or one for each parameter by name.
+WeightRates: TypeAlias = "float | Mapping[str, float]"
+
+
+class RegularisationOptions(TypedDict, total=False):
+    """The regularisation that every layer takes: see `anyrnn.Recurrent`."""
+
+    input_dropout: float
+    recurrent_dropout: Rates
+    zoneout: Rates
+    weight_dropout: WeightRates
+
+
+class LayerOptions(RegularisationOptions, total=False):
+    """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
+
+    learn_initial_state: bool
+    clip: float | None
+    clip_gradient: float | None
+    clip_gradient_norm: float | None
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds
@@ -56,7 +80,6 @@ class Arguments:
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
         seed: The seed of the masks of this call, while training with any.
-        is_regularised: The layer's regularisation acts in this call.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -70,5 +93,4 @@ class Arguments:
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
     seed: Tensor | None = None
-    is_regularised: bool = False
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

@@ -31,6 +31,14 @@ def check_sizes(name: str, **sizes: object) -> None:
             raise AnyRNNError(msg)
 
 
+def check_limits(name: str, **limits: float | None) -> None:
+    """Check limits of numbers: above zero, or None."""
+    for key, value in limits.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            msg = f"{name}: got {key}={value!r}, expected a number above 0, or None"
+            raise AnyRNNError(msg)
+
+
 def check_flags(name: str, **flags: object) -> None:
     """Check options that are on or off."""
     for key, flag in flags.items():

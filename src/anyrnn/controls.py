@@ -7,19 +7,20 @@ loop, the compiler, torch.compile, an export; none of them knows of it.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import finalize, ref
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
+from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.protocol import Extra, Signature, kinds_of
 from anyrnn.state_products import MaskedProducts
-from anyrnn.traced import constant_to_dynamo, fields_of
+from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +38,10 @@ class Control(NamedTuple):
         dropped: Parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
         held: For each state, whether it gets a mask (T, B, ...), which is 1 where the new state is taken, and 0 where
             the old one is held.
-        mixed: For each state, which share of the old one is in the next one.
+        mixed: For each state, which share of the old one is in the new one.
+        clip: New states are limited to [-clip, clip].
+        clip_gradient: So is the gradient of what a step reads of the states.
+        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
     """
 
     resets: bool = False
@@ -46,10 +50,9 @@ class Control(NamedTuple):
     dropped: tuple[str, ...] = ()
     held: tuple[bool, ...] = ()
     mixed: tuple[float, ...] = ()
-
-    def beside(self, other: Control) -> Control:
-        """The same, and what is on the states and weights from another one."""
-        return Control(self.resets, self.fresh, *other[2:])
+    clip: float | None = None
+    clip_gradient: float | None = None
+    clip_gradient_norm: float | None = None
 
 
 NO_CONTROL = Control()
@@ -79,20 +82,26 @@ class Controlled(nn.Module):
         control, rest = self.control, iter(extras)
         if control.resets:
             states = self._begun_anew(states, rest)
-        masks = [(s, next(rest)) for s, is_masked in zip(states, control.masked, strict=False) if is_masked]
+        masks = [next(rest) if is_masked else None for is_masked in control.masked]
         weights = {name: next(rest) for name in control.dropped}
         taken = [next(rest) if is_held else None for is_held in control.held]
-        arguments = [*enumerate(rest), *named.items()]
+        if control.clip_gradient is not None:
+            states = tuple(clip_gradient(s, s.new_full((), control.clip_gradient)) for s in states)
+        if control.clip_gradient_norm is not None:
+            bound = control.clip_gradient_norm
+            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
+        arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
         cell = self._dropping(weights) if weights else self.cell
-        with MaskedProducts(*zip(*masks, strict=True)) if masks else nullcontext():
+        with _masked(states, masks):
             outputs, new = self.signature.step(cell, x, states, arguments)
-        if not (taken or control.mixed):
-            return outputs, new
+        changed = list(new)
+        if (clip := control.clip) is not None:
+            changed = [s.clamp(-clip, clip) for s in changed]
         if taken:
-            new = tuple(map(_held, states, new, taken))
-        else:
-            new = tuple([n + p * (s - n) if p else n for s, n, p in zip(states, new, control.mixed, strict=True)])
-        return outputs if self.signature.has_output else new[:1], new
+            changed = list(map(_held, states, changed, taken))
+        if control.mixed:
+            changed = [n + p * (s - n) if p else n for s, n, p in zip(states, changed, control.mixed, strict=True)]
+        return _changed(outputs, new, changed)
 
     def _dropping(self, masks: dict[str, Tensor]) -> Any:
         """The cell with masks on some of its weights, as a function."""
@@ -116,9 +125,23 @@ class Controlled(nn.Module):
         return tuple(begun)
 
 
+def _masked(states: tuple[Tensor, ...], masks: list[Tensor | None]) -> AbstractContextManager[Any]:
+    """Within it, products take the states with these masks on them."""
+    pairs = [(s, m) for s, m in zip(states, masks, strict=False) if m is not None]
+    return MaskedProducts(pairs) if pairs else nullcontext()
+
+
 def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
     """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
     return new if taken is None else (old - taken * old) + taken * new
+
+
+def _changed(
+    outputs: tuple[Tensor, ...], old: tuple[Tensor, ...], new: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Put new states for old ones; an output that is one of the old ones becomes the new one."""
+    found = {id(o): n for o, n in zip(old, new, strict=True)}
+    return tuple(found.get(id(output), output) for output in outputs), tuple(new)
 
 
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
@@ -182,7 +205,7 @@ def _around(cell: nn.Module, signature: Signature, control: Control, owner: nn.M
     """The cell with what acts on it; that of an earlier call, if the cell is the same."""
     origin = origin_of(cell)
     if torch.compiler.is_dynamo_compiling():  # which cannot make a module with parameters on the way
-        made: Controlled = getattr(_MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
+        made: Controlled = getattr(MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
         return made.bound(cell)
     found = _found(origin, signature, control)
     if origin is cell:
@@ -201,24 +224,9 @@ def _found(cell: nn.Module, signature: Signature, control: Control) -> Controlle
     return found
 
 
-class _Made:
-    """What was made while torch.compile ran, each an attribute: it has to be found by a name."""
-
-
-_MADE = _Made()
-
-
 @constant_to_dynamo
 def _made_apart(owner: nn.Module, cell: nn.Module, fields: tuple[Any, ...], control: tuple[Any, ...]) -> str:
-    """Put what acts on a cell around it, and return its name among `_MADE`; it goes with the owner."""
-    made = _found(cell, Signature(*fields, *kinds_of(cell)), Control(*control))
-    name = f"controlled{id(made)}"
-    if not hasattr(_MADE, name):
-        setattr(_MADE, name, made)
-        finalize(owner, _forget, name).atexit = False
-    return name
-
-
-def _forget(name: str) -> None:
-    if hasattr(_MADE, name):
-        delattr(_MADE, name)
+    """Put what acts on a cell around it, and return its name among `MADE`; it goes with the owner."""
+    signature: Signature = Signature(*(*fields, *kinds_of(cell)))
+    made = _found(cell, signature, Control(*control))
+    return MADE.add(made, owner)

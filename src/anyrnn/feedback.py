@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from anyrnn.adapters import Fed, Stacked, stacked_signature
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Extra
 from anyrnn.runtime.call import Call
-from anyrnn.traced import choose, constant_to_dynamo
+from anyrnn.traced import MADE, choose, constant_to_dynamo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -77,7 +76,7 @@ def run_fed(
         raise AnyRNNError(msg)
     signatures = tuple([layer._signature(k) for k in range(layer.num_layers)])
     if torch.compiler.is_dynamo_compiling():  # which cannot make a module on the way
-        fed = getattr(_MADE, _made_apart(layer, feedback))
+        fed = getattr(MADE, _made_apart(layer, feedback))
         for weight in layer.parameters():  # seen twice, so that a weight in the place of another one is noticed
             assert weight.dim() >= 0
     else:
@@ -105,27 +104,11 @@ def run_fed(
     return [[*result.series[:outputs], *found[0]], *found[1:]]
 
 
-class _Made:
-    """What was made while torch.compile ran, each an attribute: it has to be found by a name."""
-
-
-_MADE = _Made()
-
-
 @constant_to_dynamo
 def _made_apart(layer: Feedable, feedback: Callable[[Any], Tensor]) -> str:
-    """Make the cell of a layer with feedback, and return its name among `_MADE`; it goes with the layer."""
+    """Make the cell of a layer with feedback, and return its name among `MADE`; it goes with the layer."""
     fed = _cell_of(layer, tuple([layer._signature(k) for k in range(layer.num_layers)]), feedback)
-    name = f"fed{id(fed)}"
-    if not hasattr(_MADE, name):
-        setattr(_MADE, name, fed)
-        finalize(layer, _forget, name).atexit = False
-    return name
-
-
-def _forget(name: str) -> None:
-    if hasattr(_MADE, name):
-        delattr(_MADE, name)
+    return MADE.add(fed, layer)
 
 
 def _cell_of(layer: Feedable, signatures: tuple[Signature, ...], feedback: Callable[[Any], Tensor]) -> Fed:

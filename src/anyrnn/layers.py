@@ -11,7 +11,7 @@ import operator
 import sys
 import warnings
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import torch
@@ -25,6 +25,7 @@ from anyrnn.checks import (
     check_flags,
     check_input,
     check_lengths,
+    check_limits,
     check_probability,
     check_sizes,
     check_state,
@@ -47,6 +48,7 @@ from anyrnn.protocol import (
     State,
     WrongOrderError,
     form_of,
+    names_of,
     placement,
     shape_of,
     size_of,
@@ -54,7 +56,7 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
-from anyrnn.regularisation import OPTIONS, Regularisation, Regularised, regularised
+from anyrnn.regularisation import OPTIONS, Regularised, regularised
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
@@ -62,6 +64,7 @@ from anyrnn.traced import choose, described
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from anyrnn.arguments import LayerOptions, RegularisationOptions
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
 
@@ -76,15 +79,25 @@ class Layer(Regularised):
     _is_alike = True  # the states of all layers are of one form, so that they can be stacked
 
     def __init__(
-        self, input_size: Size | None, num_layers: int, batch_first: bool, dropout: float, bidirectional: bool,
-        **regularisation: Unpack[Regularisation],
-    ) -> None:  # fmt: skip
+        self,
+        input_size: Size | None,
+        num_layers: int,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        *,
+        learn_initial_state: bool = False,
+        clip: float | None = None,
+        clip_gradient: float | None = None,
+        clip_gradient_norm: float | None = None,
+        **regularisation: Unpack[RegularisationOptions],
+    ) -> None:
         super().__init__()
         self._regularise(regularisation)
         name = type(self).__name__
         check_sizes(name, num_layers=num_layers)
         check_probability(name, dropout=dropout)
-        check_flags(name, batch_first=batch_first, bidirectional=bidirectional)
+        check_flags(name, batch_first=batch_first, bidirectional=bidirectional, learn_initial_state=learn_initial_state)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
                 f"{name}: dropout={dropout} acts between layers and does nothing with num_layers=1",
@@ -95,6 +108,11 @@ class Layer(Regularised):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self.learn_initial_state = learn_initial_state
+        check_limits(name, clip=clip, clip_gradient=clip_gradient, clip_gradient_norm=clip_gradient_norm)
+        self.clip = clip
+        self.clip_gradient = clip_gradient
+        self.clip_gradient_norm = clip_gradient_norm
 
     @property
     def num_directions(self) -> int:
@@ -156,8 +174,7 @@ class Layer(Regularised):
         outputs = [self._outer(t, packed, given.batched) for t in series[0][:count]]
         results = [signature.wrap_outputs(outputs), self._stack(given.finals, given.batched, state)]
         if names:
-            records = [self._outer(t, None, given.batched) for t in series[0][count : count + len(names)]]
-            results.append(dict(zip(names, records, strict=True)))
+            results.append(self._records(series, names, given.batched))
         if given.request.states:
             results.append(self._stacked_series(series, given.batched, state))
         return tuple(results)
@@ -205,16 +222,60 @@ class Layer(Regularised):
     def _request(self, options: Options) -> Request:
         """What is asked of a call beyond outputs and final states."""
         record = options.record
-        if record and self.num_layers * self.num_directions > 1:
-            msg = (
-                f"{type(self).__name__}: got record={record!r} for {self.num_layers} layers in {self.num_directions} "
-                f"directions; expected one layer in one direction: anyrnn.scan(layer.cell(0), ...) records one of them"
-            )
-            raise AnyRNNError(msg)
         if not record and not options.return_states:
             return NO_REQUEST
         check_flags(type(self).__name__, return_states=options.return_states)
         return Request(checked_names(type(self).__name__, record), options.return_states)
+
+    def _request_of(self, request: Request, layer: int, reverse: bool) -> Request:
+        """What is asked of one of several cells: of what is to be recorded, that which it has, if others differ."""
+        if not request.record or not self._is_mixed():
+            return request
+        own = self._names_of(layer, reverse)
+        return replace(request, record=tuple([name for name in request.record if name in own]))
+
+    def _is_mixed(self) -> bool:
+        """Whether the layers have cells of several kinds."""
+        return False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ``record=`` may ask for: the local variables of the cells' steps that have a row for each of the batch.
+
+        Where the layers have cells of several kinds, those of all. Found by running a step on made-up numbers.
+        """
+        self._settle(None)
+        places = [(k, d == 1) for k in range(self.num_layers) for d in range(self.num_directions)]
+        found = [name for place in (places if self._is_mixed() else places[:1]) for name in self._names_of(*place)]
+        return tuple(dict.fromkeys(found))
+
+    def _names_of(self, layer: int, reverse: bool) -> tuple[str, ...]:
+        size = size_of([operator.index(n) for n in shape_of(self._input_width(layer))])
+        return names_of(self._cell(layer, reverse), self._signature(layer, reverse), size, self._forms_of(layer))
+
+    def _forms_of(self, layer: int) -> tuple[ExtraForm, ...]:
+        """The forms of further arguments of a cell, as far as they are known."""
+        return ()
+
+    def _records(self, series: Sequence[Sequence[Tensor]], names: Sequence[str], batched: bool) -> dict[str, Any]:
+        """What was recorded, by name: of one cell (T, B, ...); of several (L*D, T, B, ...), or a tuple if they differ.
+
+        In such a tuple there is None for a cell that has no such variable.
+        """
+        found: dict[str, list[Tensor | None]] = {name: [] for name in names}
+        for k, each in enumerate(series):
+            layer, reverse = divmod(k, self.num_directions)
+            count = len(self._signature(self.num_layers - 1 if k == 0 else layer).output_sizes)
+            own = self._request_of(Request(tuple(names)), layer, reverse == 1).record
+            values = dict(zip(own, each[count : count + len(own)], strict=True))
+            for name in names:
+                value = values.get(name)
+                found[name].append(None if value is None else self._outer(value, None, batched))  # type: ignore[arg-type]
+        for name, found_there in found.items():
+            if all(value is None for value in found_there):
+                msg = f"{type(self).__name__}: got record={name!r}, expected one of {', '.join(self.names)}"
+                raise AnyRNNError(msg)
+        return {name: _side_by_side(values) for name, values in found.items()}
 
     def _calls(self, layer: int, x: Tensor, given: Arguments) -> Iterator[tuple[Choice, Call]]:
         """The calls of a layer on its input x, one for each direction, each with its engine."""
@@ -228,20 +289,26 @@ class Layer(Regularised):
         cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
-        call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
-        return call if given.reset is None and not given.is_regularised else self._controlled(call, layer, given)
+        request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
+        call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
+        return self._controlled(call, layer, given) if given.reset is not None or self._has_controls() else call
+
+    def _has_controls(self) -> bool:
+        """Whether something acts on the recurrence in every call."""
+        limited = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        return limited or self._is_regularised()
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        place = layer * self.num_directions + call.reverse
-        control, tensors = NO_CONTROL, list[Extra]()
-        if given.is_regularised:
-            call, control, tensors = regularised(self, call, place, given.seed)
+        control, tensors, place = NO_CONTROL, list[Extra](), layer * self.num_directions + call.reverse
         if given.reset is not None:
             fresh = None if given.fresh is None else given.fresh[place]
-            resets, more = resetting(call, given.reset, fresh)
-            control, tensors = resets.beside(control), [*more, *tensors]
-        tensors = [e._replace(key=k) for k, e in enumerate(tensors)]
+            control, tensors = resetting(call, given.reset, fresh)
+        if self._is_regularised():
+            control, tensors = regularised(self, call, place, given.seed, control, tensors)
+        control = control._replace(
+            clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
+        )
         return controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
@@ -283,13 +350,13 @@ class Layer(Regularised):
             check_lengths(name, lengths, T, B),
             batched,
             extras,
-            state is None,
+            state is None and not self.learn_initial_state,
             NO_REQUEST if options is NO_OPTIONS else self._request(options),
         )
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
-        if self._is_regularised():
-            given.is_regularised, given.seed = True, seed_for(x) if self.training else None
+        if self.training and self._is_regularised():
+            given.seed = seed_for(x)
         return given
 
     def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
@@ -346,6 +413,8 @@ class Layer(Regularised):
         signature = self._signature(layers[0])
         count = len(layers) * self.num_directions
         if state is None:
+            if self.learn_initial_state:
+                return [s for layer in layers for s in self._learned(layer, B, dtype)]
             sizes = [(B, s) if isinstance(s, int) else (B, *s) for s in signature.state_sizes]
             return [tuple([x.new_zeros(size, dtype=dtype) for size in sizes])] * count
         lead = (count, B) if batched else (count,)
@@ -353,6 +422,48 @@ class Layer(Regularised):
         if not batched:
             stacked = tuple(s.unsqueeze(1) for s in stacked)
         return list(zip(*(s.unbind(0) for s in stacked), strict=True))
+
+    def _learn_initial_states(self) -> None:
+        """Make the parameters of the initial states, where they are learned: zero at first."""
+        like = placement(self)
+        for layer in range(self.num_layers):
+            for reverse in (False, True)[: self.num_directions]:
+                signature = self._signature(layer, reverse)
+                for name, size in zip(_initial_names(signature, layer, reverse), signature.state_sizes, strict=True):
+                    self.register_parameter(name, nn.Parameter(like.new_zeros(shape_of(size))))
+
+    def _learned(self, layer: int, B: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
+        """The learned initial states of each direction of a layer, for all rows."""
+        for reverse in (False, True)[: self.num_directions]:
+            names = _initial_names(self._signature(layer, reverse), layer, reverse)
+            learned = [getattr(self, name) for name in names]
+            yield tuple([s.to(dtype).expand(B, *s.shape) for s in learned])
+
+    def initial_state(self, batch_size: int | None = None) -> State:
+        """The state from which a call without one starts: zero, or what was learned.
+
+        Args:
+            batch_size: B; without it, the state of an unbatched call.
+
+        Returns:
+            The state in the form of those that a call returns, with gradients if it is learned.
+
+        Raises:
+            AnyRNNError: if the sizes of the state are not known yet.
+
+        Example:
+            >>> import torch, anyrnn
+            >>> layer = anyrnn.LSTM(3, 5, learn_initial_state=True)
+            >>> h, c = layer.initial_state(batch_size=4)
+            >>> h.shape, h.requires_grad
+            (torch.Size([1, 4, 5]), True)
+        """
+        if batch_size is not None:
+            check_sizes(type(self).__name__, batch_size=batch_size)
+        self._settle(None)
+        like, B = placement(self), 1 if batch_size is None else batch_size
+        states = self._initial(None, B, True, like, like.dtype)
+        return self._stack(states, batch_size is not None, None)
 
     def _stack(self, finals: list[tuple[Tensor, ...]], batched: bool, initial: State | None) -> State:
         """The final states in the structure of the initial ones: stacked, or if they differ, a tuple by layer."""
@@ -463,13 +574,33 @@ class Layer(Regularised):
             ("bidirectional", False),
             ("merge", "concat"),
             ("connect", "plain"),
+            ("learn_initial_state", False),
             *((key, 0.0) for key in OPTIONS),
+            *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])
 
     def _sizes_repr(self) -> list[str]:
         return [] if self.input_size is None else [str(self.input_size)]
+
+
+def _initial_names(signature: Signature, layer: int, reverse: bool) -> list[str]:
+    """The names of the parameters that are the initial state of a layer in a direction."""
+    place = f"_l{layer}" + ("_reverse" if reverse else "")
+    if signature.bare:
+        return ["initial_state" + place]
+    return [f"initial_state{k}{place}" for k in range(len(signature.state_sizes))]
+
+
+def _side_by_side(values: list[Tensor | None]) -> Tensor | tuple[Tensor | None, ...]:
+    """What was recorded of several cells, as one tensor if their shapes are equal."""
+    if len(values) == 1:
+        assert values[0] is not None
+        return values[0]
+    there = [value for value in values if value is not None]
+    alike = len(there) == len(values) and all(v.shape == there[0].shape for v in there)
+    return torch.stack(there) if alike else tuple(values)
 
 
 def is_proxy(x: object) -> bool:
@@ -523,6 +654,12 @@ class Recurrent(Layer):
             what it reads to its output (each but the first, whose x is not of the same kind: see `anyrnn.Residual`);
             their widths have to be equal. "dense": each reads x and the outputs of all layers before, side by side.
             Dropout acts on each layer's output, once, whoever reads it.
+        learn_initial_state: The state from which a call without one starts is learned: parameters `initial_state_l0`
+            (of a tuple `initial_state0_l0`, `initial_state1_l0`) of each layer and direction, zero at first.
+        clip: Every new state is limited to [-clip, clip], and so is an output that is a state.
+        clip_gradient: Between two steps, each number of the gradient of the state is limited to [-clip_gradient,
+            clip_gradient]; what a sequence's gradient can grow by is limited so, not what its steps add up to.
+        clip_gradient_norm: Between two steps, the gradient of each state variable has in each row at most this norm.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state
@@ -544,11 +681,12 @@ class Recurrent(Layer):
         the same pieces;
         reset_to: the state that it becomes instead, of the form of `state`: ``layer.initial_state(B)`` where the call
         goes on from a state of other sequences;
-        record: names of local variables of the cell's `forward`, or of its methods that this calls;
+        record: names of local variables of the cell's `forward`, or of its methods that this calls: see `names`;
         output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
         cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
-        hold when their method returns, (T, B, ...) each, zero at padded steps; for one layer in one direction. With
-        `return_states=True`, then the states after every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
+        hold when their method returns, zero at padded steps: (T, B, ...) for one layer in one direction, else
+        (L*D, T, B, ...), or a tuple of L*D where the layers differ. With `return_states=True`, then the states after
+        every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
         Gradients pass through all of them.
 
     Example:
@@ -579,14 +717,14 @@ class Recurrent(Layer):
         step: Callable[..., Any] | None = None,
         merge: str = "concat",
         connect: str = "plain",
-        **regularisation: Unpack[Regularisation],
+        **options: Unpack[LayerOptions],
     ) -> None:
         makers = _makers(cell, num_layers)
         if input_size is None and isinstance(makers[0], nn.Module):
             declared = getattr(makers[0], "input_size", None)
             input_size = declared if isinstance(declared, int | tuple) else None
         input_size = size_of(input_size) if isinstance(input_size, tuple | list) else input_size
-        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional, **regularisation)
+        super().__init__(input_size, len(makers), batch_first, dropout, bidirectional, **options)
         self._wiring = Wiring(merge, connect)
         self._wiring.check("Recurrent")
         for maker in makers:
@@ -603,6 +741,8 @@ class Recurrent(Layer):
                 if size is not None:
                     self._described.append(self._describe_first(layer, direction == 1, size))
         self._check_widths()
+        if self.learn_initial_state:
+            self._learn_initial_states()
 
     @property
     def merge(self) -> str:
@@ -632,6 +772,12 @@ class Recurrent(Layer):
         """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
         options = Options(lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to)
         return self._apply_layer(x, state, options)
+
+    def _is_mixed(self) -> bool:
+        return len({type(cell) for cell in self.cells}) > 1
+
+    def _forms_of(self, layer: int) -> tuple[ExtraForm, ...]:
+        return self._described[layer * self.num_directions].extras
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""

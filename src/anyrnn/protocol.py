@@ -536,7 +536,9 @@ def _lead(size: Size) -> str:
     return ", ".join(map(str, ("B", *shape_of(size))))
 
 
-def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object, object, dict[str, Any]]:
+def _one_step(
+    probe: _Probe, candidate: _Candidate, fill: float, *, watched: bool = False
+) -> tuple[object, object, dict[str, Any]]:
     """Run a step on a twin of the cell, on made up numbers: its state, its result, and its local variables."""
     cell, rows = probe.cell, probe.rows
     like = placement(cell)
@@ -557,9 +559,19 @@ def _one_step(probe: _Probe, candidate: _Candidate, fill: float) -> tuple[object
         subject = cell if is_scripted else twin_of(cell, to_probe=True)
         extras = [(e.key, _made_up(e, rows, like)) for e in probe.extras]
         variables: dict[str, Any] = {}
-        with locals_of(subject, variables) if candidate.spread else contextlib.nullcontext():
+        with locals_of(subject, variables) if candidate.spread or watched else contextlib.nullcontext():
             result = _run_step(subject, x, states if candidate.spread else (state,), extras)
         return state, result, variables
+
+
+def names_of(
+    cell: nn.Module, signature: Signature, input_size: Size, extras: Sequence[ExtraForm] = ()
+) -> tuple[str, ...]:
+    """The local variables of a cell's step that hold a tensor with a row for each of the batch, by name."""
+    candidate = _Candidate(signature.state_sizes, signature.bare, signature.kind, signature.spread)
+    probe = _Probe(cell, input_size, tuple(extras))
+    _, _, variables = _one_step(probe, candidate, 0.0, watched=True)
+    return tuple(k for k, v in variables.items() if isinstance(v, Tensor) and v.shape[:1] == (probe.rows,))
 
 
 def _made_up(form: ExtraForm, rows: int, like: Tensor) -> Tensor:

@@ -69,6 +69,25 @@ def constant_to_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
+class _Made:
+    """Modules that were made while torch.compile ran, each an attribute: it has to be found by a name."""
+
+    def add(self, module: nn.Module, owner: object) -> str:
+        """Take a module, for as long as its owner is there, and return its name."""
+        name = f"made{id(module)}"
+        if not hasattr(self, name):
+            setattr(self, name, module)
+            finalize(owner, self._forget, name).atexit = False
+        return name
+
+    def _forget(self, name: str) -> None:
+        if hasattr(self, name):
+            delattr(self, name)
+
+
+MADE = _Made()
+
+
 class OperatorEngine:
     """Writes a call down as an operator."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn import cells
-from anyrnn.arguments import Options
+from anyrnn.arguments import LayerOptions, Options
 from anyrnn.cells.base import CellOptions
 from anyrnn.dropin import TorchLSTMNames, TorchNames
 from anyrnn.engines import short
@@ -16,7 +16,6 @@ from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
-from anyrnn.regularisation import OPTIONS, Regularisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from anyrnn.checks import Lengths, Record
 
 
-class LayerOptions(CellOptions, Regularisation, total=False):
-    """The keyword-only options of every named layer: those of its cells, and regularisation."""
+class NamedOptions(CellOptions, LayerOptions, total=False):
+    """The keyword-only options of the named layers: those of their cells, and those of every layer."""
 
 
 class CellLayer(Layer):
@@ -53,8 +52,8 @@ class CellLayer(Layer):
         dtype: torch.dtype | None,
         **cell_options: Any,
     ) -> None:
-        regularisation: Any = {key: cell_options.pop(key) for key in OPTIONS if key in cell_options}
-        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional, **regularisation)
+        own: Any = {key: cell_options.pop(key) for key in LayerOptions.__annotations__ if key in cell_options}
+        super().__init__(input_size, num_layers, batch_first, dropout, bidirectional, **own)
         self.hidden_size = hidden_size
         if not isinstance(bias, bool):
             msg = f"{type(self).__name__}: got bias={bias!r}, expected True or False"
@@ -79,13 +78,22 @@ class CellLayer(Layer):
         self._bound: dict[tuple[int, bool], cells.Cell] = {}
         for key, module in templates[0].named_children():
             self.add_module(key, module)
+        if self.learn_initial_state:
+            self._learn_initial_states()
         self.reset_parameters()
+
+    def _is_plain(self) -> bool:
+        """Whether nothing acts on the recurrence that torch.nn does not have."""
+        return not self.learn_initial_state and not self._has_controls()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in torch.nn's order; see the cell's `init` and `forget_bias`."""
         for layer in range(self.num_layers):
             for direction in range(self.num_directions):
                 self.cell(layer, direction == 1).reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("initial_state"):
+                nn.init.zeros_(parameter)
 
     def cell(self, layer: int = 0, reverse: bool = False) -> cells.Cell:
         """Return the cell of a layer (0 is the first) and direction, computing with the layer's own tensors."""
@@ -182,9 +190,8 @@ class _DropIn(TorchNames, CellLayer):
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
         if lengths is None and not record and not return_states and feedback is None and reset is reset_to is None:
-            if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
-                is_plain = wanted_name() == "auto" and not self._is_regularised()
-                done = short.run(self, input, hx) if is_plain else None
+            if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell and self._is_plain():
+                done = short.run(self, input, hx) if wanted_name() == "auto" else None
                 if done is not None:
                     return done
             return self._apply_layer(input, hx)
@@ -210,7 +217,8 @@ class RNN(_DropIn):
         bidirectional: Run a second cell backwards; outputs side by side.
         device: Where the parameters are made.
         dtype: Their type.
-        **options: `activations` (key "h") and `init`, see `anyrnn.cells.Cell`.
+        **options: `activations` (key "h") and `init`, see `anyrnn.cells.Cell`;
+            and those of every layer, see `Recurrent`.
 
     Raises:
         AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
@@ -237,7 +245,7 @@ class RNN(_DropIn):
         bidirectional: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[LayerOptions],
+        **options: Unpack[NamedOptions],
     ) -> None:
         self.nonlinearity = nonlinearity
         super().__init__(
@@ -268,7 +276,8 @@ class LSTM(TorchLSTMNames, _DropIn):
         proj_size: P, the size of the projection of h; 0 for none.
         device: Where the parameters are made.
         dtype: Their type.
-        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`.
+        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`;
+            and those of every layer, see `Recurrent`.
 
     Raises:
         AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
@@ -295,7 +304,7 @@ class LSTM(TorchLSTMNames, _DropIn):
         proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[LayerOptions],
+        **options: Unpack[NamedOptions],
     ) -> None:
         self.proj_size = proj_size
         super().__init__(
@@ -323,7 +332,8 @@ class GRU(_DropIn):
         device: Where the parameters are made.
         dtype: Their type.
         reset_after: True is torch.nn's form; False resets before the matrix product, as in the paper.
-        **options: `activations` (keys "r", "z", "n") and `init`, see `anyrnn.cells.Cell`.
+        **options: `activations` (keys "r", "z", "n") and `init`, see `anyrnn.cells.Cell`;
+            and those of every layer, see `Recurrent`.
 
     Raises:
         AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
@@ -351,7 +361,7 @@ class GRU(_DropIn):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
-        **options: Unpack[LayerOptions],
+        **options: Unpack[NamedOptions],
     ) -> None:
         self.reset_after = reset_after
         super().__init__(
@@ -379,7 +389,8 @@ class PeepholeLSTM(CellLayer):
         dtype: Their type.
         output_sees_new_cell: True is the papers' equation; False is the tutorials' variant, in which the output gate
             sees the old cell state.
-        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`.
+        **options: `activations` (keys "i", "f", "g", "o", "h"), `init` and `forget_bias`, see `anyrnn.cells.Cell`;
+            and those of every layer, see `Recurrent`.
 
     Raises:
         AnyRNNError: for values out of range; in a call, for an x, state or lengths of another form.
@@ -407,7 +418,7 @@ class PeepholeLSTM(CellLayer):
         dtype: torch.dtype | None = None,
         *,
         output_sees_new_cell: bool = True,
-        **options: Unpack[LayerOptions],
+        **options: Unpack[NamedOptions],
     ) -> None:
         self.output_sees_new_cell = output_sees_new_cell
         super().__init__(

@@ -17,6 +17,7 @@ OPERATIONS = {
     **{"neg": np.negative, "round": np.round, "erf": special.erf, "sigmoid": special.expit, "detach": np.positive},
     **{"atan": np.arctan, "atan2": np.arctan2, "remainder": np.remainder},
     **{"sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh},
+    **dict.fromkeys(("clip_gradient", "clip_gradient_norm"), lambda x, bound: x),
     "surrogate": lambda value, x, slope: np.broadcast_to(value, np.broadcast_shapes(value.shape, x.shape, slope.shape)),
     **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "pow": np.power, "where": np.where},
     **{"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "eq": np.equal},

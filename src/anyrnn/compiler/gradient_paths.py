@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from anyrnn.compiler.ops import STAND_INS
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -86,5 +88,5 @@ def _arrays(roots: Iterable[Node]) -> frozenset[str]:
             found.add(node.attr[0])
         elif node.op == "dot":
             found.update(at[0] for at in node.attr)
-        waiting += node.args[:2] if node.op == "surrogate" else node.args  # a slope is read, and has no gradient
+        waiting += node.args[: STAND_INS.get(node.op)]  # a slope, or a limit, is read and has no gradient
     return frozenset(found)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.compiler.surrogate import surrogate
 
 if TYPE_CHECKING:
@@ -113,7 +114,12 @@ _OPERATIONS = (
     Operation("logical_not", torch.logical_not, masks=(0,), gives_mask=True),
     Operation("where", torch.where, 3, masks=(0,)),
     Operation("surrogate", surrogate, 3, is_aten=False),
+    Operation("clip_gradient", clip_gradient, 2, is_aten=False),
+    Operation("clip_gradient_norm", clip_gradient_norm, 2, is_aten=False),
 )
+
+#: Those that are their first argument but for what is differentiated: how many arguments have a part in its gradient.
+STAND_INS: Mapping[str, int] = MappingProxyType({"surrogate": 2, "clip_gradient": 1, "clip_gradient_norm": 1})
 
 _REDUCTIONS = (
     Reduction("sum", "add", 0.0),

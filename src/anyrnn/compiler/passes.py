@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anyrnn.compiler.lower import Lowering, Value
 from anyrnn.compiler.node import Builder, Node, count_uses, filled, ordered
-from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.compiler.ops import REDUCTIONS, STAND_INS
 from anyrnn.compiler.program import Program
 from anyrnn.compiler.rules import RULES
 from anyrnn.errors import AnyRNNError
@@ -36,7 +36,7 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
     lowering = Lowering(builder or Builder())
 
     def expanded(node: Node, args: tuple[Node, ...]) -> Node | None:
-        if node.op == "surrogate":  # differentiated, it is its value
+        if node.op in STAND_INS:  # differentiated, it is its value
             return args[0] if args[0].width == node.width else lowering.builder.widened(args[0], node.width)
         if not node.is_composite:
             return None

@@ -581,6 +581,13 @@ def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, kee
     return _power(lo, _sum(lo, _power(lo, size, order), dims, keepdim), 1 / order)
 
 
+def _clip_norm(lo: Lowering, x: Value, bound: Value) -> Value:
+    if len(lo.pieces(x)) > 1:
+        msg = "of numbers that lie apart"
+        raise ValueError(msg)
+    return lo.pointwise("clip_gradient_norm", x, bound)
+
+
 def _power(lo: Lowering, x: Value, exponent: float) -> Value:
     """A power of numbers that are not negative: where one is zero, its gradient is zero too, as that of a norm is."""
     power = lo.composite("aten.pow.Tensor_Scalar", (_choose(lo, "eq", x, 0, 1, x), exponent), {})
@@ -781,6 +788,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "log10": lambda lo, x: lo.pointwise("mul", lo.pointwise("log", x), 1 / math.log(10)),
         "isnan": lambda lo, x: lo.pointwise("ne", x, x),
         "anyrnn::surrogate": lambda lo, value, x, slope: lo.pointwise("surrogate", value, x, slope),
+        "anyrnn::clip_gradient": lambda lo, x, bound: lo.pointwise("clip_gradient", x, bound),
+        "anyrnn::clip_gradient_norm": _clip_norm,
         "hardshrink": lambda lo, x, edge=0.5: _choose(lo, "le", lo.pointwise("abs", x), edge, 0, x),
         "tan": lambda lo, x: lo.pointwise("div", lo.pointwise("sin", x), lo.pointwise("cos", x)),
         "threshold": lambda lo, x, edge, number: _choose(lo, "le", x, edge, number, x),

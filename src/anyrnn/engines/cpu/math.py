@@ -458,6 +458,7 @@ _TABLE: Mapping[str, Callable[..., ir.Value] | _Function] = {
     "logical_not": lambda b, x: b.not_(x),
     "where": lambda b, mask, x, y: b.select(mask, x, y),
     "surrogate": lambda b, value, x, slope: value,
+    **dict.fromkeys(("clip_gradient", "clip_gradient_norm"), lambda b, x, bound: x),
 }
 
 
