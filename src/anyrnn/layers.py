@@ -34,7 +34,7 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import NO_CONTROL, controlled, resetting
+from anyrnn.controls import NO_CONTROL, Control, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.masks import seed_for
@@ -56,7 +56,7 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
-from anyrnn.regularisation import OPTIONS, Regularised, regularised
+from anyrnn.regularisation import OPTIONS, Draws, Regularised, regularised, zoneout_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.traced import choose, described
@@ -298,18 +298,24 @@ class Layer(Regularised):
         limited = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
         return limited or self._is_regularised()
 
+    def _standing(self, signature: Signature) -> Control:
+        """What acts on a cell in every call, and needs no tensors."""
+        mixed = () if self.training or not self.zoneout else zoneout_of(self, len(signature.state_sizes))
+        return Control(
+            mixed=mixed, clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
+        )
+
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
         control, tensors, place = NO_CONTROL, list[Extra](), layer * self.num_directions + call.reverse
         if given.reset is not None:
             fresh = None if given.fresh is None else given.fresh[place]
             control, tensors = resetting(call, given.reset, fresh)
-        if self._is_regularised():
-            control, tensors = regularised(self, call, place, given.seed, control, tensors)
-        control = control._replace(
-            clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
-        )
-        return controlled(call, control, tensors, self)
+        standing = self._standing(call.signature)
+        control = standing._replace(resets=control.resets, fresh=control.fresh)
+        if given.seed is not None:
+            control, tensors = regularised(self, call, Draws(given.seed, place), control, tensors)
+        return call if control == NO_CONTROL else controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""

@@ -93,15 +93,14 @@ class Draws:
 
 
 def regularised(
-    layer: Regularised, call: Call, place: int, seed: Tensor | None, control: Control, others: Sequence[Extra]
+    layer: Regularised, call: Call, draws: Draws, control: Control, others: Sequence[Extra]
 ) -> tuple[Control, list[Extra]]:
-    """What acts on a cell in a call of its layer; dropout on the call's input is done here.
+    """What acts on a cell in a call of its layer while training; dropout on the call's input is done here.
 
     Args:
         layer: The layer.
         call: The call.
-        place: The number of the layer and direction.
-        seed: The seed of the layer's call; None in evaluation mode.
+        draws: What draws its masks.
         control: What acts on the cell beside.
         others: The tensors for that.
 
@@ -111,12 +110,8 @@ def regularised(
     Raises:
         AnyRNNError: for options that do not fit the cell.
     """
-    count = len(call.states)
-    zoneout = _rates(layer, "zoneout", layer.zoneout, count, bare=count)
-    if seed is None:
-        return control._replace(mixed=zoneout), [*others]
-    draws = Draws(seed, place)
-    recurrent = _rates(layer, "recurrent_dropout", layer.recurrent_dropout, count, bare=1)
+    zoneout = zoneout_of(layer, len(call.states))
+    recurrent = _rates(layer, "recurrent_dropout", layer.recurrent_dropout, len(call.states), bare=1)
     weights = _dropped(layer, call) if layer.weight_dropout else []
     tensors = [*others]
     for kind, tensor in (
@@ -158,6 +153,11 @@ def _taking(draws: Draws, call: Call, rates: Sequence[float]) -> list[Tensor]:
         if p
     ]
     return [t.reshape(T, *s.shape) for t, s in drawn]
+
+
+def zoneout_of(layer: Regularised, count: int) -> tuple[float, ...]:
+    """The probability of zoneout for each of so many states."""
+    return _rates(layer, "zoneout", layer.zoneout, count, bare=count)
 
 
 def _numel(shape: Sequence[int]) -> int:
