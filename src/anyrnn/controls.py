@@ -7,7 +7,7 @@ loop, the compiler, torch.compile, an export; none of them knows of it.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,34 +85,29 @@ class Controlled(nn.Module):
         control, rest = self.control, iter(extras)
         if control.resets:
             states = self._begun_anew(states, rest)
-        states = self._limited(states)
-        masks = [(s, next(rest)) for s, is_masked in zip(states, control.masked, strict=False) if is_masked]
+        masks = [next(rest) if is_masked else None for is_masked in control.masked]
         weights = {name: next(rest) for name in control.dropped}
         taken = [next(rest) if is_held else None for is_held in control.held]
         probes = [next(rest) for _ in states] if control.probes else []
+        if control.clip_gradient is not None:
+            states = tuple(clip_gradient(s, s.new_full((), control.clip_gradient)) for s in states)
+        if control.clip_gradient_norm is not None:
+            bound = control.clip_gradient_norm
+            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
         arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
         cell = self._dropping(weights) if weights else self.cell
-        with MaskedProducts(*zip(*masks, strict=True)) if masks else nullcontext():
+        with _masked(states, masks):
             outputs, new = self.signature.step(cell, x, states, arguments)
         changed = list(new)
-        if taken:
-            changed = [*map(_held, states, changed, taken)]
-        if control.mixed:
-            shares = zip(states, changed, control.mixed, strict=True)
-            changed = [n + share * (s - n) if share else n for s, n, share in shares]
         if (clip := control.clip) is not None:
             changed = [s.clamp(-clip, clip) for s in changed]
+        if taken:
+            changed = list(map(_held, states, changed, taken))
+        if control.mixed:
+            changed = [n + p * (s - n) if p else n for s, n, p in zip(states, changed, control.mixed, strict=True)]
         if probes:
             changed = [s + probe for s, probe in zip(changed, probes, strict=True)]
         return _changed(outputs, new, changed)
-
-    def _limited(self, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The states, with less gradient."""
-        if (bound := self.control.clip_gradient) is not None:
-            states = tuple(clip_gradient(s, s.new_full((), bound)) for s in states)
-        if (bound := self.control.clip_gradient_norm) is not None:
-            states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
-        return states
 
     def _dropping(self, masks: dict[str, Tensor]) -> Any:
         """The cell with masks on some of its weights, as a function."""
@@ -136,17 +131,23 @@ class Controlled(nn.Module):
         return tuple(begun)
 
 
+def _masked(states: tuple[Tensor, ...], masks: list[Tensor | None]) -> AbstractContextManager[Any]:
+    """Within it, products take the states with these masks on them."""
+    pairs = [(s, m) for s, m in zip(states, masks, strict=False) if m is not None]
+    return MaskedProducts(pairs) if pairs else nullcontext()
+
+
+def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
+    """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
+    return new if taken is None else (old - taken * old) + taken * new
+
+
 def _changed(
     outputs: tuple[Tensor, ...], old: tuple[Tensor, ...], new: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put new states for old ones; an output that is one of the old ones becomes the new one."""
     found = {id(o): n for o, n in zip(old, new, strict=True)}
     return tuple(found.get(id(output), output) for output in outputs), tuple(new)
-
-
-def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
-    """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
-    return new if taken is None else (old - taken * old) + taken * new
 
 
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
