@@ -150,6 +150,16 @@ def _changed(
     return tuple(found.get(id(output), output) for output in outputs), tuple(new)
 
 
+def resting(
+    cells: Sequence[nn.Module], signatures: Sequence[Signature], controls: Sequence[Control]
+) -> tuple[Sequence[nn.Module], Sequence[Signature]]:
+    """Cells, each with what acts on it that needs no tensors, and their signatures; as they are, if nothing does."""
+    if all(control == NO_CONTROL for control in controls):
+        return cells, signatures
+    around = [*map(Controlled, cells, signatures, controls)]
+    return around, [Signature.of_tuples(s.state_sizes, s.output_sizes) for s in signatures]
+
+
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
     """A call of a cell with what acts on it, which gets these tensors.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.adapters import Fed, Stacked, stacked_signature
-from anyrnn.controls import NO_CONTROL, Controlled
+from anyrnn.controls import resting
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Extra, Signature
 from anyrnn.regularisation import OPTIONS
@@ -36,7 +36,7 @@ class Feedable(Protocol):
 
     def _is_regularised(self) -> bool: ...
 
-    def _standing(self, signature: Signature) -> Control: ...
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control: ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Its parameters."""
@@ -134,10 +134,7 @@ def _cell_of(layer: Feedable, signatures: tuple[Signature, ...], feedback: Calla
         same = same and each.controls == controls
         if same and each.feedback is feedback and each.fed.training == layer.training:
             return each.fed
-    parts, inner_signatures = cells, signatures
-    if any(control != NO_CONTROL for control in controls):
-        parts = tuple(map(Controlled, cells, signatures, controls))
-        inner_signatures = tuple([Signature.of_tuples(s.state_sizes, s.output_sizes) for s in signatures])
+    parts, inner_signatures = resting(cells, signatures, controls)
     if len(parts) == 1:
         inner, signature = parts[0], inner_signatures[0]
     else:

@@ -59,6 +59,7 @@ from anyrnn.protocol import (
 from anyrnn.regularisation import OPTIONS, Draws, Regularised, regularised, zoneout_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
+from anyrnn.stream import Stream, stream_of
 from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
@@ -298,9 +299,10 @@ class Layer(Regularised):
         limited = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
         return limited or self._is_regularised()
 
-    def _standing(self, signature: Signature) -> Control:
-        """What acts on a cell in every call, and needs no tensors."""
-        mixed = () if self.training or not self.zoneout else zoneout_of(self, len(signature.state_sizes))
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control:
+        """What acts on a cell in every call, and needs no tensors; in the present mode, if not in a given one."""
+        training = self.training if training is None else training
+        mixed = () if training or not self.zoneout else zoneout_of(self, len(signature.state_sizes))
         return Control(
             mixed=mixed, clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
         )
@@ -563,6 +565,47 @@ class Layer(Regularised):
         options = Options(inputs=inputs, context=context, feedback=feed, forced=1)
         output, state = self._apply_layer(x, state, options)
         return output, state
+
+    def stream(
+        self,
+        batch: int = 1,
+        *,
+        state: State | None = None,
+        inputs: Extras | None = None,
+        context: Context | None = None,
+    ) -> Stream:
+        """Make a stream: the layer one step at a time, with little cost beside its arithmetic.
+
+        It computes as in evaluation mode, and without autograd. Weights are read now; later changes are seen after
+        ``stream.refresh()``.
+
+        Args:
+            batch: B, the number of rows.
+            state: The initial state, in the form of a call's; the layer's own if None, which is zero.
+            inputs: What else the cells get at each step, (B, ...), in the structure of a call's: what the first step
+                gets. The stream has buffers of this structure, `stream.inputs`.
+            context: What they get that is the same at every step, as for a call.
+
+        Returns:
+            A `Stream`: write ``stream.x`` (B, ...), call ``stream.step()``, read ``stream.y`` (B, ...).
+
+        Raises:
+            AnyRNNError: for a bidirectional layer, whose output at a step depends on later x; before the size of the
+                input is known; and for arguments that do not fit.
+
+        Example:
+            >>> import torch, anyrnn
+            >>> layer, x = anyrnn.LSTM(3, 5), torch.randn(10, 1, 3)
+            >>> stream = layer.stream()
+            >>> outputs = []
+            >>> for row in x:
+            ...     stream.x[:] = row
+            ...     stream.step()
+            ...     outputs.append(stream.y.clone())
+            >>> torch.allclose(torch.stack(outputs), layer(x)[0], atol=1e-6)
+            True
+        """
+        return stream_of(self, batch, state, inputs, context)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and files what a layer only remembers."""

@@ -128,6 +128,15 @@ class CpuKernel:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("serial"))
 
     @functools.cached_property
+    def alone(self) -> Callable[..., None]:
+        """The entry that runs the steps, in the calling thread; its arguments are objects of `ctypes`.
+
+        The interpreter's lock is free meanwhile, so that streams of several threads run at once: that is some 30 ns of
+        the 250 that a call takes from Python (`ctypes.PYFUNCTYPE`, which keeps the lock, was measured beside it).
+        """
+        return ctypes.CFUNCTYPE(None)(self.main)
+
+    @functools.cached_property
     def backward(self) -> bool:
         """It runs from the last step to the first."""
         return bool(self.schedule.program.of("history"))
@@ -192,6 +201,10 @@ class CpuKernel:
             values.append(address + rows_end)
         return CpuBound(self, array("q", values), shares, totals, workspace)
 
+    def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> CpuRepeated:
+        """Bind it to arrays once; see `anyrnn.runtime.kernel.Kernel`."""
+        return CpuRepeated(self, layout, arrays, transposed)
+
 
 def _work_of(node: Node) -> int:
     """What a value takes, in multiplications."""
@@ -216,11 +229,15 @@ class CpuBound:
         if self.shares == 1:
             kernel.serial(pointer)
         else:
-            if kernel.packed or kernel.schedule.uniform:
-                threads.parallel(kernel.pack, pointer, self.shares)
+            self.pack()
             threads.parallel(kernel.main, pointer, self.shares)
         ranges = kernel.sums
         return dict(self._sums(ranges)) if ranges else {}
+
+    def pack(self) -> None:
+        """Copy the matrices, and arrange what is the same for all rows."""
+        if self.kernel.packed or self.kernel.schedule.uniform:
+            threads.parallel(self.kernel.pack, self.slots.buffer_info()[0], self.shares)
 
     def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
         total = self.totals[0] if self.shares == 1 else self.totals.sum(0)
@@ -228,3 +245,32 @@ class CpuBound:
             # A copy even of one piece: two biases may have one sum.
             pieces = [total.narrow_copy(0, start, end - start) for start, end in places]
             yield name, pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+class CpuRepeated:
+    """Machine code for one step, with the addresses that it is given, always the same ones.
+
+    Attributes:
+        launch: Runs a step: no Python code at all, if one thread is enough.
+    """
+
+    def __init__(
+        self, kernel: CpuKernel, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]
+    ) -> None:
+        self._kernel, self._layout, self._arrays = kernel, layout, arrays  # also to keep them where they are
+        self._bound = kernel.bind(layout, arrays, {}, transposed)
+        self._slots = self._bound.slots
+        self._bound.pack()
+        pointer, shares = self._slots.buffer_info()[0], self._bound.shares
+        self.launch: Callable[[], object] = (
+            functools.partial(kernel.alone, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
+            if shares == 1
+            else functools.partial(threads.parallel, kernel.main, pointer, shares)
+        )
+
+    def prepare(self, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> None:
+        """Read the matrices anew; see `anyrnn.runtime.kernel.Repeated`."""
+        bound = self._kernel.bind(self._layout, arrays, {}, transposed)
+        bound.pack()
+        self._slots[:] = bound.slots  # which stay where they are: `launch` knows their address
+        self._bound, self._arrays = bound, arrays
