@@ -663,3 +663,32 @@ def test_a_stream_frees_what_it_holds():
     del stream
     gc.collect()
     assert sum(type(o) is torch.Tensor for o in gc.get_objects()) <= count
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: anyrnn.LSTM(I, H, num_layers=2, **options),
+        lambda **options: anyrnn.Recurrent(lambda size: nn.GRUCell(size, H), I, num_layers=2, **options),
+    ],
+    ids=["LSTM", "GRUCell"],
+)
+def test_what_acts_on_a_layer_in_evaluation_acts_in_its_streams(make):
+    layer = make(
+        learn_initial_state=True, zoneout=0.3, recurrent_dropout=0.2, input_dropout=0.2, weight_dropout=0.2, clip=0.2
+    ).double()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.startswith("initial"):
+                parameter.normal_(std=0.1)
+    x = torch.randn(T, 2, I, dtype=torch.float64)
+    layer.train()
+    output, state, stream = streamed(layer, x)
+    assert stream.engine == "cpu"
+    layer.eval()
+    assert_equal((output, state), whole(layer, x), 1e-9)
+    plain = make().double()
+    plain.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("initial")})
+    assert not torch.allclose(whole(plain, x)[0], output)
+    stream.reset()
+    assert_equal(stream.state, layer.initial_state(2), 0)

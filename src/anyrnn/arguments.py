@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from anyrnn.runtime.call import NO_REQUEST, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.protocol import Extra, State
+
+
+#: A probability, or one for each state.
+Rates: TypeAlias = "float | tuple[float, ...]"
+#: A probability, or one for each parameter by name.
+WeightRates: TypeAlias = "float | Mapping[str, float]"
+
+
+class RegularisationOptions(TypedDict, total=False):
+    """The regularisation that every layer takes: see `anyrnn.Recurrent`."""
+
+    input_dropout: float
+    recurrent_dropout: Rates
+    zoneout: Rates
+    weight_dropout: WeightRates
+
+
+class LayerOptions(RegularisationOptions, total=False):
+    """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
+
+    learn_initial_state: bool
+    clip: float | None
+    clip_gradient: float | None
+    clip_gradient_norm: float | None
 
 
 @dataclass(slots=True)  # made in every call: to freeze it would take microseconds

@@ -56,7 +56,7 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
-from anyrnn.regularisation import OPTIONS, Regularisation, Regularised, regularised
+from anyrnn.regularisation import OPTIONS, Draws, Regularised, regularised, zoneout_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
 from anyrnn.stream import Stream, stream_of
@@ -65,17 +65,9 @@ from anyrnn.traced import choose, described
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from anyrnn.arguments import LayerOptions, RegularisationOptions
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
-
-
-class LayerOptions(Regularisation, total=False):
-    """The keyword-only options that every layer takes: see `Recurrent`."""
-
-    learn_initial_state: bool
-    clip: float | None
-    clip_gradient: float | None
-    clip_gradient_norm: float | None
 
 
 Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
@@ -99,7 +91,7 @@ class Layer(Regularised):
         clip: float | None = None,
         clip_gradient: float | None = None,
         clip_gradient_norm: float | None = None,
-        **regularisation: Unpack[Regularisation],
+        **regularisation: Unpack[RegularisationOptions],
     ) -> None:
         super().__init__()
         self._regularise(regularisation)
@@ -303,29 +295,32 @@ class Layer(Regularised):
         return self._controlled(call, layer, given) if given.is_controlled else call
 
     def _has_controls(self) -> bool:
-        """Whether something acts on the recurrence in every call in the present mode."""
-        limits = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
-        return limits or self._is_regularised()
+        """Whether something acts on the recurrence in every call."""
+        limited = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        return limited or self._is_regularised()
+
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control:
+        """What acts on a cell in every call, and needs no tensors; in the present mode, if not in a given one."""
+        training = self.training if training is None else training
+        mixed = () if training or not self.zoneout else zoneout_of(self, len(signature.state_sizes))
+        return Control(
+            mixed=mixed, clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
+        )
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        place = layer * self.num_directions + call.reverse
-        control: Control = NO_CONTROL
+        control, place = self._standing(call.signature), layer * self.num_directions + call.reverse
         tensors: list[Extra] = []
-        if self._is_regularised():
-            call, control, tensors = regularised(self, call, place, given.seed)
-        control = control._replace(
-            clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
-        )
-        if given.probes is not None:
-            control = control._replace(probes=True)
-            tensors += [Extra(0, "input", probe) for probe in given.probes[place]]
         if given.reset is not None:
             fresh = None if given.fresh is None else given.fresh[place]
             control = control._replace(resets=True, fresh=fresh is not None)
-            tensors = [*resetting(call, given.reset, fresh), *tensors]
-        tensors = [e._replace(key=k) for k, e in enumerate(tensors)]
-        return controlled(call, control, tensors, self)
+            tensors = resetting(call, given.reset, fresh)
+        if given.seed is not None:
+            control, tensors = regularised(self, call, Draws(given.seed, place), control, tensors)
+        if given.probes is not None:
+            control = control._replace(probes=True)
+            tensors += [Extra(k, "input", probe) for k, probe in enumerate(given.probes[place], len(tensors))]
+        return call if control == NO_CONTROL else controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -635,8 +630,8 @@ class Layer(Regularised):
             ("merge", "concat"),
             ("connect", "plain"),
             ("learn_initial_state", False),
-            *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
             *((key, 0.0) for key in OPTIONS),
+            *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]
         return ", ".join([*self._sizes_repr(), *shown])

@@ -6,41 +6,30 @@ and direction has its own; `masks` says how they are drawn. In evaluation mode n
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 import anyrnn.engines.cpu.masks  # noqa: F401 - it registers the machine code of masks
+from anyrnn.arguments import RegularisationOptions
 from anyrnn.checks import check_probability
-from anyrnn.controls import Control
 from anyrnn.errors import AnyRNNError
 from anyrnn.masks import mask
-from anyrnn.protocol import Extra, shape_of
+from anyrnn.protocol import Extra
 from anyrnn.state_products import Region, recurrent_weights, takes_states
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
+    from anyrnn.arguments import Rates, WeightRates
+    from anyrnn.controls import Control
     from anyrnn.runtime.call import Call
 
-#: A probability, or one for each state.
-Rates: TypeAlias = "float | tuple[float, ...]"
-#: A probability, or one for each parameter by name.
-WeightRates: TypeAlias = "float | Mapping[str, float]"
-
-OPTIONS = "input_dropout", "recurrent_dropout", "zoneout", "weight_dropout"
-
-
-class Regularisation(TypedDict, total=False):
-    """The regularisation that every layer can be given: see `Regularised`."""
-
-    input_dropout: float
-    recurrent_dropout: Rates
-    zoneout: Rates
-    weight_dropout: WeightRates
+OPTIONS = tuple(RegularisationOptions.__annotations__)
 
 
 class Regularised(nn.Module):
@@ -64,7 +53,7 @@ class Regularised(nn.Module):
     zoneout: Rates = 0.0
     weight_dropout: WeightRates = 0.0
 
-    def _regularise(self, options: Regularisation) -> None:
+    def _regularise(self, options: RegularisationOptions) -> None:
         """Take the options."""
         for key, value in options.items():
             _check(type(self).__name__, key, value)
@@ -103,67 +92,76 @@ class Draws:
         return mask(self.seed, stream, sizes, p, like.dtype, **more)
 
 
-def regularised(layer: Regularised, call: Call, place: int, seed: Tensor | None) -> tuple[Call, Control, list[Extra]]:
-    """What acts on a cell in a call of its layer.
+def regularised(
+    layer: Regularised, call: Call, draws: Draws, control: Control, others: Sequence[Extra]
+) -> tuple[Control, list[Extra]]:
+    """What acts on a cell in a call of its layer while training; dropout on the call's input is done here.
 
     Args:
         layer: The layer.
         call: The call.
-        place: The number of the layer and direction.
-        seed: The seed of the layer's call; None in evaluation mode.
+        draws: What draws its masks.
+        control: What acts on the cell beside.
+        others: The tensors for that.
 
     Returns:
-        The call, with dropout on its input; and the control of its cell, with the tensors for it.
+        All that acts, with the tensors for it.
 
     Raises:
         AnyRNNError: for options that do not fit the cell.
     """
-    count = len(call.states)
-    zoneout = _rates(layer, "zoneout", layer.zoneout, count, bare=count)
-    if seed is None:
-        return call, Control(mixed=zoneout), []
-    draws = Draws(seed, place)
-    T, B = call.x.shape[:2]
-    recurrent = _rates(layer, "recurrent_dropout", layer.recurrent_dropout, count, bare=1)
-    regions = _dropped(layer, call) if layer.weight_dropout else []
-    control = Control(
-        masked=tuple([p > 0 for p in recurrent]) if any(recurrent) else (),
-        dropped=tuple([region.name for region, _ in regions]),
-        held=tuple([p > 0 for p in zoneout]) if any(zoneout) else (),
-    )
-    tensors: list[Extra] = []
-    sizes = [shape_of(size) for size in call.signature.state_sizes]
-    for k, (state, shape, p) in enumerate(zip(call.states, sizes, recurrent, strict=True)):
-        if p:
-            drawn = draws("recurrent_dropout", k, (1, B, _numel(shape)), p, state)
-            tensors.append(Extra(len(tensors), "context", drawn.reshape(B, *shape)))
-    for k, (region, p) in enumerate(regions):
-        drawn = _of_weight(draws, k, region, _parameters(call.cell)[region.name], p)
-        tensors.append(Extra(len(tensors), "shared", drawn))
-    for k, (state, shape, p) in enumerate(zip(call.states, sizes, zoneout, strict=True)):
-        if p:
-            drawn = draws("zoneout", k, (T, B, _numel(shape)), p, state, scaled=False)
-            tensors.append(Extra(len(tensors), "input", drawn.reshape(T, B, *shape)))
+    zoneout = zoneout_of(layer, len(call.states))
+    recurrent = _rates(layer, "recurrent_dropout", layer.recurrent_dropout, len(call.states), bare=1)
+    weights = _dropped(layer, call) if layer.weight_dropout else []
+    tensors = [*others]
+    for kind, tensor in (
+        *(("context", t) for t in _on_states(draws, call, recurrent)),
+        *(("shared", _on_weight(draws, k, call, *each)) for k, each in enumerate(weights)),
+        *(("input", t) for t in _taking(draws, call, zoneout)),
+    ):
+        tensors.append(Extra(len(tensors), kind, tensor))
     if layer.input_dropout:
-        shape = tuple(call.x.shape[2:])
+        B, *shape = call.x.shape[1:]
         drawn = draws("input_dropout", 0, (1, B, _numel(shape)), layer.input_dropout, call.x)
         call.x = call.x * drawn.reshape(B, *shape)
     if any(recurrent):
         _check_acts(layer, call, recurrent)
-    return call, control, tensors
+    control = control._replace(
+        masked=tuple([p > 0 for p in recurrent]) if any(recurrent) else (),
+        dropped=tuple([region.name for region, _ in weights]),
+        held=tuple([p > 0 for p in zoneout]) if any(zoneout) else (),
+    )
+    return control, tensors
 
 
-def at_rest(layer: Regularised, call: Call) -> Control:
-    """What acts on a cell in evaluation mode."""
-    count = len(call.states)
-    return Control(mixed=_rates(layer, "zoneout", layer.zoneout, count, bare=count))
+def _on_states(draws: Draws, call: Call, rates: Sequence[float]) -> list[Tensor]:
+    """The masks (B, ...) on the states, for the whole sequence."""
+    drawn = [
+        (draws("recurrent_dropout", k, (1, s.shape[0], _numel(s.shape[1:])), p, s), s)
+        for k, (s, p) in enumerate(zip(call.states, rates, strict=True))
+        if p
+    ]
+    return [t.reshape(s.shape) for t, s in drawn]
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+def _taking(draws: Draws, call: Call, rates: Sequence[float]) -> list[Tensor]:
+    """The masks (T, B, ...) of zoneout: 1 where the new state is taken."""
+    T = call.x.shape[0]
+    drawn = [
+        (draws("zoneout", k, (T, s.shape[0], _numel(s.shape[1:])), p, s, scaled=False), s)
+        for k, (s, p) in enumerate(zip(call.states, rates, strict=True))
+        if p
+    ]
+    return [t.reshape(T, *s.shape) for t, s in drawn]
+
+
+def zoneout_of(layer: Regularised, count: int) -> tuple[float, ...]:
+    """The probability of zoneout for each of so many states."""
+    return _rates(layer, "zoneout", layer.zoneout, count, bare=count)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return math.prod(shape)
 
 
 def _rates(layer: Regularised, key: str, value: Rates, count: int, bare: int) -> tuple[float, ...]:
@@ -186,7 +184,7 @@ def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, float]]:
     """The parts of weights that are dropped, each with its probability."""
     name, rate = type(layer).__name__, layer.weight_dropout
     _check(name, "weight_dropout", rate)
-    if isinstance(rate, dict):
+    if not isinstance(rate, float | int):
         there = _parameters(call.cell)
         if missing := [key for key in rate if key not in there]:
             msg = f"{name}: got weight_dropout for {missing[0]!r}, expected parameters of a cell: {', '.join(there)}"
@@ -202,18 +200,20 @@ def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, float]]:
         raise AnyRNNError(msg) from cause
     if not found:
         _warn(layer, f"weight_dropout={rate!r} does nothing: no product takes the state and a weight")
-    return [(region, float(rate)) for region in found]
+    return [(region, rate) for region in found]
 
 
-def _of_weight(draws: Draws, k: int, region: Region, weight: Tensor, p: float) -> Tensor:
+def _on_weight(draws: Draws, k: int, call: Call, region: Region, p: float) -> Tensor:
     """A mask of the shape of a weight, with ones beside the region."""
+    weight = _parameters(call.cell)[region.name]
     shape = list(weight.shape)
-    if region.dim < 0:
-        return draws("weight_dropout", k, (1, shape[0], _numel(tuple(shape[1:]))), p, weight).reshape(shape)
     lengths = [stop - start for start, stop in region.ranges]
-    shape[region.dim] = sum(lengths)
-    drawn = draws("weight_dropout", k, (1, shape[0], _numel(tuple(shape[1:]))), p, weight).reshape(shape)
-    parts, at = [], 0
+    if lengths:
+        shape[region.dim] = sum(lengths)
+    drawn = draws("weight_dropout", k, (1, shape[0], _numel(shape[1:])), p, weight).reshape(shape)
+    if not lengths:
+        return drawn
+    parts, at = list[Tensor](), 0
     for piece, (start, stop) in zip(drawn.split(lengths, region.dim), region.ranges, strict=True):
         parts += [_ones(weight, region.dim, start - at), piece]
         at = stop

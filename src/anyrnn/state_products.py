@@ -27,7 +27,7 @@ from anyrnn.traced import constant_to_dynamo, fields_of, with_numbers
 from anyrnn.twin import twin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from anyrnn.compiler.graph import Graph, Op, Ref
     from anyrnn.runtime.call import Call
@@ -70,14 +70,13 @@ class MaskedProducts(TorchFunctionMode):
     """While it is on, matrix products take the states with masks on them; nothing else does.
 
     Args:
-        states: The states.
-        masks: A mask for each, of its shape.
+        pairs: States, each with a mask of its shape.
     """
 
-    def __init__(self, states: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         # By the id of the tensor, which is held, so that no id is used twice.
-        self._found = {id(s): _Masked(s, s * m, m) for s, m in zip(states, masks, strict=True)}
+        self._found = {id(s): _Masked(s, s * m, m) for s, m in pairs}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call a function; with masks on the states, if it is a product."""
@@ -146,7 +145,7 @@ def takes_states(call: Call) -> tuple[bool, ...]:
     with probing():
         given = made_up(call.cell, call.signature, size_of(call.x.shape[2:]), forms)
         masks = [torch.ones_like(s, requires_grad=True) for s in given.states]
-        with MaskedProducts(given.states, masks):
+        with MaskedProducts(zip(given.states, masks, strict=True)):
             outputs, new = call.signature.step(twin_of(call.cell, to_probe=True), given.x, given.states, given.extras)
         results = [t.sum() for t in (*outputs, *new) if t.requires_grad]
         if not results:
@@ -194,10 +193,10 @@ def _of_cell(
 ) -> tuple[tuple[Any, ...], ...]:  # fmt: skip
     known, key = _known.setdefault(origin, {}), (fields, shape, dtype, forms)
     if key not in known:
-        signature, size = Signature(*(*fields, *kinds_of(origin))), shape[0] if len(shape) == 1 else shape
+        signature: Signature = Signature(*(*fields, *kinds_of(origin)))
         with _disable_current_modes(), torch._C.DisableTorchFunction(), outside_inference_mode(), torch.enable_grad():
             cell = with_numbers(origin, (), origin.training)
-            graph = trace(cell, signature, size, dtype, extras=tuple(ExtraForm(*f) for f in forms))
+            graph = trace(cell, signature, size_of(shape), dtype, extras=tuple(ExtraForm(*f) for f in forms))
             parameters = {name: p.shape for name, p in cell.named_parameters()}
             known[key] = tuple(_Search(graph, parameters).regions())
     return tuple(map(tuple, known[key]))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anyrnn.accelerate import as_layer
 from anyrnn.adapters import Stacked
+from anyrnn.controls import resting
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, Size, State, outside_inference_mode, placement, shape_of, size_of
@@ -398,9 +399,10 @@ def _sizes_of(layer: Layer) -> tuple[Size, ...]:
 
 def _one_step(layer: Layer) -> nn.Module:
     """The cells of a layer as one, with its present weights."""
-    count = range(layer.num_layers)
-    step = Stacked([layer._cell(k, False) for k in count], [layer._signature(k) for k in count], layer._wiring, 0.0)
-    return _First(step)
+    cells = [layer._cell(k, False) for k in range(layer.num_layers)]
+    signatures = [layer._signature(k) for k in range(layer.num_layers)]
+    parts = resting(cells, signatures, [layer._standing(s, training=False) for s in signatures])
+    return _First(Stacked(*parts, layer._wiring, 0.0))
 
 
 class _First(nn.Module):
@@ -499,7 +501,7 @@ def _tried(how: str, run: Callable[[], Any]) -> Any:
     except Exception as cause:
         msg = (
             f"it fails {how}: {type(cause).__name__}: {str(cause).partition(chr(10))[0]}. Expected a model that "
-            f"computes on (B, ...) what it does on each step of a sequence; dimensions are counted from the end (dim=-1)"
+            f"computes on (B, ...) what it does on each step of a sequence, dimensions counted from the end (dim=-1)"
         )
         raise AnyRNNError(msg) from cause
 

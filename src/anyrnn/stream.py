@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anyrnn.adapters import Stacked, stacked_signature
 from anyrnn.arguments import Options
 from anyrnn.checks import check_sizes
+from anyrnn.controls import resting
 from anyrnn.engines.select import choose_for_steps
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Shared, outside_inference_mode, placement, shape_of, untold
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from anyrnn.arguments import Arguments
     from anyrnn.checks import Context, Extras
+    from anyrnn.controls import Control
     from anyrnn.protocol import Extra, Signature, Size, State
     from anyrnn.runtime.anatomy import Anatomy
     from anyrnn.stacks import Wiring
@@ -205,6 +207,8 @@ class Streamed(Protocol):
         self, state: State | None, B: int, batched: bool, x: Tensor, dtype: torch.dtype
     ) -> list[tuple[Tensor, ...]]: ...
 
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control: ...
+
     def _settle(self, state: State | None, extras: Sequence[Extra] = (), rows: int | None = None) -> None: ...
 
     def _check_single(self, layer: int) -> None: ...
@@ -265,11 +269,12 @@ def _as_one_cell(layer: Streamed, extras: Sequence[Extra], batch: int) -> tuple[
     for cell, signature in zip(cells, signatures, strict=True):
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
-    if len(cells) == 1:
-        return cells[0], signatures[0], signatures[0]
-    for k in range(len(cells) - 1):
+    parts, inner = resting(cells, signatures, [layer._standing(s, training=False) for s in signatures])
+    if len(parts) == 1:
+        return parts[0], inner[0], signatures[0]
+    for k in range(len(parts) - 1):
         layer._check_single(k)
-    return Stacked(cells, signatures, layer._wiring, dropout=0.0), stacked_signature(signatures), signatures[-1]
+    return Stacked(parts, inner, layer._wiring, dropout=0.0), stacked_signature(inner), signatures[-1]
 
 
 def _variables(states: Iterable[Sequence[Tensor]]) -> list[Tensor]:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn import cells
-from anyrnn.arguments import Options
+from anyrnn.arguments import LayerOptions, Options
 from anyrnn.cells.base import CellOptions
 from anyrnn.dropin import TorchLSTMNames, TorchNames
 from anyrnn.engines import short
 from anyrnn.engines.select import wanted_name
 from anyrnn.errors import AnyRNNError
-from anyrnn.layers import Layer, LayerOptions
+from anyrnn.layers import Layer
 from anyrnn.protocol import Signature, State
 
 if TYPE_CHECKING:
