@@ -112,7 +112,7 @@ def gradient(function, x: Tensor) -> Tensor:
 @every
 @each
 def test_in_evaluation_mode_gradients_are_those_of_the_reference_and_nothing_is_drawn(name, option):
-    layer, options = made(name, option, num_layers=2, bidirectional=True)
+    layer, options = made(name, option, bidirectional=True)
     layer.eval()
     found, before = [], torch.get_rng_state()
     for engine in ENGINES:
