@@ -307,7 +307,8 @@ class Layer(Regularised):
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        control, tensors, place = NO_CONTROL, list[Extra](), layer * self.num_directions + call.reverse
+        control, place = NO_CONTROL, layer * self.num_directions + call.reverse
+        tensors: list[Extra] = []
         if given.reset is not None:
             fresh = None if given.fresh is None else given.fresh[place]
             control, tensors = resetting(call, given.reset, fresh)
