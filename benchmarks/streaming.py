@@ -1,4 +1,4 @@
-"""One step at a time, batch 1: what a step costs from Python, beside others that step, and beside the machine code itself.
+"""One step at a time, batch 1: what a step costs from Python, beside others that step and the machine code itself.
 
 A turn of each contender times single calls; p50 and p99 are over the calls of all turns. "machine code" is the same
 program for many steps in one call of the kernel, by the step: what a stream would take if the call cost nothing.
