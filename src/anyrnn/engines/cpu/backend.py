@@ -151,7 +151,7 @@ class CpuKernel:
         return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
 
     @functools.cached_property
-    def _arguments(self) -> list[tuple[str, str]]:
+    def arguments(self) -> list[tuple[str, str]]:
         """The arrays in the order of the slots: name and role."""
         return [(a.name, a.role) for a in self.program.arrays if a.role != "sum"]
 
@@ -184,7 +184,7 @@ class CpuKernel:
         totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
-        for name, role in self._arguments:
+        for name, role in self.arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
             if role == "matrix":
@@ -257,20 +257,28 @@ class CpuRepeated:
     def __init__(
         self, kernel: CpuKernel, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]
     ) -> None:
-        self._kernel, self._layout, self._arrays = kernel, layout, arrays  # also to keep them where they are
-        self._bound = kernel.bind(layout, arrays, {}, transposed)
-        self._slots = self._bound.slots
-        self._bound.pack()
-        pointer, shares = self._slots.buffer_info()[0], self._bound.shares
-        self.launch: Callable[[], object] = (
+        self._kernel, self._layout = kernel, layout
+        bound = kernel.bind(layout, arrays, {}, transposed)
+        bound.pack()
+        self._slots = bound.slots
+        pointer = self._slots.buffer_info()[0]
+        launch = (
             functools.partial(kernel.alone, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
-            if shares == 1
-            else functools.partial(threads.parallel, kernel.main, pointer, shares)
+            if bound.shares == 1
+            else functools.partial(threads.parallel, kernel.main, pointer, bound.shares)
         )
+        # All whose addresses the code knows lives as long as the function, which may outlive this object.
+        self._kept: list[object] = [self._slots, layout, kernel, *self._read(arrays), bound]
+        vars(launch)["kept"] = self._kept
+        self.launch: Callable[[], object] = launch
 
     def prepare(self, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> None:
         """Read the matrices anew; see `anyrnn.runtime.kernel.Repeated`."""
         bound = self._kernel.bind(self._layout, arrays, {}, transposed)
         bound.pack()
         self._slots[:] = bound.slots  # which stay where they are: `launch` knows their address
-        self._bound, self._arrays = bound, arrays
+        self._kept[3:] = [*self._read(arrays), bound]
+
+    def _read(self, arrays: Mapping[str, Tensor]) -> list[Tensor]:
+        """The arrays that are read or written at every step: all but the matrices, of which there are packed copies."""
+        return [arrays[name] for name, role in self._kernel.arguments if role != "matrix"]
