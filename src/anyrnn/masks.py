@@ -11,7 +11,7 @@ Here is the definition, in PyTorch's integers; it runs where there is no faster 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -114,6 +114,14 @@ _LIBRARY.impl("mask", _mask, "CompositeExplicitAutograd")
 _LIBRARY.impl("seed", _seed, "CompositeExplicitAutograd")
 torch.library.register_fake("anyrnn::mask", _mask_form, lib=_LIBRARY)
 torch.library.register_fake("anyrnn::seed", lambda like, number: like.new_empty((), dtype=torch.int64), lib=_LIBRARY)
+
+
+def _mask_by_vmap(info: Any, in_dims: tuple[Any, ...], seed: Tensor, *others: Any) -> tuple[Tensor, int]:
+    """The masks of many seeds."""
+    return torch.stack([torch.ops.anyrnn.mask(one, *others) for one in seed.unbind(in_dims[0])]), 0
+
+
+torch.library.register_vmap("anyrnn::mask", _mask_by_vmap, lib=_LIBRARY)
 
 
 def seed_for(like: Tensor) -> Tensor:
