@@ -841,7 +841,7 @@ class Recurrent(Layer):
 
     def _cell(self, layer: int, reverse: bool) -> nn.Module:
         """The cell; with a `step` of its own, the module that runs it."""
-        module = self.cells[layer * self.num_directions + reverse]
+        module = self._itself(layer * self.num_directions + reverse)
         if self._step is None:
             return module
         known = next((s for s in self._stepped if s.module is module), None)
@@ -850,6 +850,17 @@ class Recurrent(Layer):
             self._stepped = [s for s in self._stepped if any(s.module is cell for cell in self.cells)] + [known]
         known.training = module.training
         return known
+
+    def _itself(self, number: int) -> nn.Module:
+        """A cell by its number; where torch.export runs stand-ins for modules that have two names, what they stand for.
+
+        A stand-in has the very attributes of its module, but is another one at every access.
+        """
+        if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
+            return self.cells[number]
+        cells = vars(self)["_modules"]["cells"]
+        module: nn.Module = [*vars(cells)["_modules"].values()][number]
+        return module
 
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
         if not self._described:
@@ -925,7 +936,7 @@ class Recurrent(Layer):
     def _is_settled(self, forms: tuple[ExtraForm, ...]) -> bool:
         """Whether all cells are those that are known, and take such arguments: what they read is as it was, then."""
         cells: Iterable[nn.Module] = self.cells
-        if self._step is not None:
+        if self._step is not None or torch.compiler.is_exporting():
             cells = [self._cell(k // self.num_directions, k % self.num_directions == 1) for k in range(len(self.cells))]
         if self._described[0].input_size != self.input_size:
             return False
