@@ -27,6 +27,7 @@ class Options:
     context: Context | None = None
     feedback: Callable[[Any], Tensor] | None = None
     forced: Tensor | int | None = None
+    checkpoint_every: int | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
@@ -51,6 +52,7 @@ class Arguments:
         extras: The further arguments of the cells.
         from_zero: The initial states are zero.
         request: What is asked for beyond outputs and final states.
+        checkpoint_every: Of how many steps the pieces are whose states are kept for the backward pass; None if all are.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -61,4 +63,5 @@ class Arguments:
     extras: tuple[Extra, ...] = ()
     from_zero: bool = False
     request: Request = NO_REQUEST
+    checkpoint_every: int | None = None
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

@@ -30,6 +30,7 @@ from anyrnn.checks import (
     check_state,
     check_x,
     checked_extras,
+    checked_interval,
     checked_names,
 )
 from anyrnn.errors import AnyRNNError
@@ -222,7 +223,10 @@ class Layer(nn.Module):
         cell, signature = self._cell(layer, reverse), self._signature(layer, reverse)
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
-        return Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras)
+        return Call(
+            cell, signature, x, state, given.lengths, reverse, given.from_zero, given.request, given.extras,
+            given.checkpoint_every,
+        )  # fmt: skip
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -265,6 +269,7 @@ class Layer(nn.Module):
             extras,
             state is None,
             NO_REQUEST if options is NO_OPTIONS else self._request(options),
+            checked_interval(name, options.checkpoint_every),
         )
 
     def _extras(
@@ -500,7 +505,9 @@ class Recurrent(Layer):
         cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
         hold when their method returns, (T, B, ...) each, zero at padded steps; for one layer in one direction. With
         `return_states=True`, then the states after every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
-        Gradients pass through all of them.
+        Gradients pass through all of them;
+        checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
+        each piece again: long sequences in little memory, the same results, about a third more time.
 
     Example:
         >>> import torch, anyrnn
@@ -576,9 +583,13 @@ class Recurrent(Layer):
         forced: Tensor | int | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
-        return self._apply_layer(x, state, Options(lengths, record, return_states, inputs, context, feedback, forced))
+        options = Options(
+            lengths, record, return_states, inputs, context, feedback, forced, checkpoint_every=checkpoint_every
+        )
+        return self._apply_layer(x, state, options)
 
     def cell(self, layer: int = 0, reverse: bool = False) -> nn.Module:
         """Return the cell of a layer (0 is the first) and direction."""

@@ -15,6 +15,7 @@ from anyrnn.checks import (
     check_state,
     check_x,
     checked_extras,
+    checked_interval,
     checked_names,
 )
 from anyrnn.errors import AnyRNNError
@@ -48,6 +49,7 @@ def scan(
     context: Context | None = None,
     record: Record = (),
     return_states: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Any:
     """Run a recurrent cell along a sequence, in one direction.
 
@@ -64,6 +66,8 @@ def scan(
         record: Local variables of the cell's `forward`, or of its methods that this calls, to be returned for all
             steps, by name. Each is a tensor with a row for each of the batch.
         return_states: Return the states after every step, too.
+        checkpoint_every: With k, keep the states between pieces of k steps only, and run each piece again within the
+            backward pass: long sequences in little memory, the same results, about a third more time.
 
     Returns:
         The output (T, B, ...), zero at padded steps, and the state after each row's last step (its initial state if
@@ -101,7 +105,8 @@ def scan(
         states = check_state(name, state, signature, (B,), x.device, like.dtype)
     check_flags(name, return_states=return_states)
     request = Request(checked_names(name, record), return_states) if record or return_states else NO_REQUEST
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request, extras)
+    lengths, every = check_lengths(name, lengths, T, B), checked_interval(name, checkpoint_every)
+    call = Call(cell, signature, x, states, lengths, reverse, state is None, request, extras, every)
     result = choose(call).engine.run(call)
     count, names = len(signature.output_sizes), request.record
     results = [signature.wrap_outputs(result.series[:count]), signature.wrap(result.states, state)]

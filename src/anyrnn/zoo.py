@@ -171,15 +171,18 @@ class _DropIn(TorchNames, CellLayer):
         forced: Tensor | int | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        if lengths is None and not record and not return_states and feedback is None:
+        if lengths is None and not record and not return_states and feedback is None and checkpoint_every is None:
             if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell:
                 done = short.run(self, input, hx) if wanted_name() == "auto" else None
                 if done is not None:
                     return done
             return self._apply_layer(input, hx)
-        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        options = Options(
+            lengths, record, return_states, feedback=feedback, forced=forced, checkpoint_every=checkpoint_every
+        )
         return self._apply_layer(input, hx, options)
 
 
@@ -416,7 +419,10 @@ class PeepholeLSTM(CellLayer):
         forced: Tensor | int | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        options = Options(lengths, record, return_states, feedback=feedback, forced=forced)
+        options = Options(
+            lengths, record, return_states, feedback=feedback, forced=forced, checkpoint_every=checkpoint_every
+        )
         return self._apply_layer(x, state, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -137,7 +137,10 @@ def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, sums: Sum
 
 def _new_product(saved: ForwardPass, term: Term, sums: Sums) -> Product:
     """The weight-gradient GEMM of a term, into the gradient of its matrix, or into memory of its own."""
-    loop, backend, last_first = saved.loop, saved.backend, not saved.layout.reverse
+    loop, backend = saved.loop, saved.backend
+    # In memory the steps go up; the rows that read states in a ragged batch are listed in the order of the steps.
+    listed = saved.layout.is_ragged and loop.derivative.forward[term.operand].role not in ("residual", "stream")
+    last_first = listed or not saved.layout.reverse
     turned = term.matrix in loop.transposed
     if term in loop.apart:
         shape = (term.cols, term.rows) if turned else (term.rows, term.cols)
@@ -209,22 +212,67 @@ def _stream_gradient(saved: ForwardPass, group: Sequence[Term], grad: Tensor, to
         matrix = torch.cat([saved.transposed_matrix(term) for term in group])
     if len(matrix) != grad.shape[1]:
         grad = grad[:, first.first : last.first + last.cols]
-    count = saved.layout.source.total
+    place = _place(saved.layout)
     if total is None and index is None and first.rows == width:
-        return _product(grad, matrix, count)
+        return _product(grad, matrix, place)
     if total is None:
         total = grad.new_zeros(saved.inputs[first.operand].shape)
     columns = total.view(-1, width)[:, first.start : first.start + first.rows]
-    if index is None:
+    if index is not None:
+        columns.index_add_(0, index, _product(grad, matrix, place))
+    elif place.is_all:
         columns.addmm_(grad, matrix)
     else:
-        columns.index_add_(0, index, _product(grad, matrix, count))
+        columns.copy_(place.cut(place.among_zeros(columns).addmm_(place.among_zeros(grad), matrix)))
     return total
 
 
-def _product(a: Tensor, b: Tensor, count: int) -> Tensor:
-    """Return a b, by oneDNN where that is faster than the product behind `@` for so many rows."""
-    if _is_faster_by_onednn(a, b, count):
+class _Place(NamedTuple):
+    """Where rows are multiplied: among so many, from `first` to before `last`; and how many the whole batch has.
+
+    The product behind `@` takes rows in groups, and the last ones, which are no whole group, in another way, by which
+    their numbers differ in the last bits. So a piece's rows are put where the whole batch has them, but for some whole
+    groups: among zeros.
+    """
+
+    first: int
+    last: int
+    count: int
+    whole: int
+
+    @property
+    def is_all(self) -> bool:
+        """Whether these rows are all there are."""
+        return self.last - self.first == self.count
+
+    def among_zeros(self, rows: Tensor) -> Tensor:
+        """The rows with the zeros around them."""
+        return F.pad(rows, (0, 0, self.first, self.count - self.last))
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """The other way round."""
+        return rows[self.first : self.last]
+
+
+_GROUP, _FEWEST = 64, 256  # more rows than any group has; and than are few enough to be taken in other ways
+
+
+def _place(layout: Layout) -> _Place:
+    whole, count, begin = layout.source.total, layout.total, layout.packed_before
+    if layout.whole is None:
+        return _Place(0, count, count, whole)
+    low, high = begin // _GROUP * _GROUP, min(whole, -(-(begin + count) // _GROUP) * _GROUP)
+    low = max(0, min(low, (high - _FEWEST) // _GROUP * _GROUP))
+    high = max(high, min(whole, low + _FEWEST))
+    return _Place(begin - low, begin - low + count, high - low, whole)
+
+
+def _product(a: Tensor, b: Tensor, place: _Place) -> Tensor:
+    """Return a b, by oneDNN where that is faster than the product behind `@` for a whole batch."""
+    if not place.is_all:
+        every = _Place(0, place.count, place.count, place.whole)
+        return place.cut(_product(place.among_zeros(a), b, every)).contiguous()
+    if _is_faster_by_onednn(a, b, place.whole):
         return torch.ops.mkldnn._linear_pointwise(a, _without_gaps(b).t(), None, "none", [], "")  # type: ignore[no-any-return]
     return torch.mm(a, b)
 

@@ -46,6 +46,7 @@ class Layout:
         whole: The batch of which this is a piece; None if it is none.
         is_continued: The piece goes on from steps that were run before. States of all steps then have room for one step
             more, in front of the others in running order: `continued_states`.
+        packed_before: How many packed rows the whole batch has in memory before those of the piece.
     """
 
     T: int
@@ -56,6 +57,7 @@ class Layout:
     reverse: bool
     whole: Layout | None = None
     is_continued: bool = False
+    packed_before: int = 0
     # Tables and their addresses. Filled by `setdefault`: a table whose address another thread was given has to stay.
     _slots: dict[bool, tuple[tuple[int, ...], NDArray[np.int64]]] = field(default_factory=dict)
     _bounds: dict[int, tuple[int, array[int]]] = field(default_factory=dict)
@@ -104,12 +106,15 @@ class Layout:
         columns = slice(count - end, count - begin) if self.reverse else slice(begin, end)
         table = self.table[:, columns].copy()
         _, packed, padded, continued, before = table
-        if packed.size:
-            packed -= packed.min()
-            padded -= first * self.B
-            before -= first * self.B
+        packed_before = int(packed.min(initial=self.total))
+        packed -= packed_before
+        padded -= first * self.B
+        before -= first * self.B
         lengths = None if self.lengths is None else np.clip(self.lengths - first, 0, last - first)
-        return Layout(last - first, self.B, table, self.order, lengths, self.reverse, self, columns.start > 0)
+        is_continued = columns.start > 0
+        return Layout(
+            last - first, self.B, table, self.order, lengths, self.reverse, self, is_continued, packed_before
+        )
 
     def continued_states(self, initial: Tensor) -> Tensor:
         """Memory for a state after every step of a piece that goes on, zero at padded steps: (T, B, width).

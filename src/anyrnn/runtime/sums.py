@@ -29,6 +29,8 @@ class Sums:
         rows: The gradients of arrays with one row for each of the batch.
         products: The weight-gradient GEMM of each term.
         matrices: The gradients of matrices.
+        found: Those of rows, vectors and matrices that are wanted, by the names of the inputs.
+        reached: Which of them autograd would have found, in any piece: PyTorch tells zero from none.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,8 @@ class Sums:
         self.rows: dict[str, Tensor] = {}
         self.products: dict[Term, Product] = {}
         self.matrices: dict[str, Tensor] = {}
+        self.found: dict[str, Tensor] = {}
+        self.reached: set[str] = set()
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Product:
         out: The matrix that it is written into, or added to.
         row, column: Where in the matrix.
         add: Whether there is something to be added to.
-        last_first: Whether the backward pass goes from the last rows in memory to the first.
+        last_first: Whether the backward pass goes from the last of the rows to the first.
     """
 
     backend: Backend
@@ -80,7 +84,7 @@ class Product:
     def add_starts(self, left: Rows, right: Rows, is_last: bool) -> None:
         """Add those rows of a piece that read an initial state: they come after all others."""
         if self._starts or not is_last:
-            self._starts.append((left.copied(), right.copied()))
+            self._starts.insert(0 if self.last_first else len(self._starts), (left.copied(), right.copied()))
         if is_last:
             self._multiply(*(_joined(self._starts) if self._starts else (left, right)))
 
