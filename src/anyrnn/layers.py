@@ -31,6 +31,7 @@ from anyrnn.checks import (
     check_state,
     check_x,
     checked_extras,
+    checked_interval,
     checked_names,
     checked_reset,
 )
@@ -291,7 +292,10 @@ class Layer(Regularised):
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
-        call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
+        call = Call(
+            cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras,
+            given.checkpoint_every,
+        )  # fmt: skip
         return self._controlled(call, layer, given) if given.is_controlled else call
 
     def _has_controls(self) -> bool:
@@ -363,6 +367,7 @@ class Layer(Regularised):
             extras,
             state is None and not self.learn_initial_state,
             NO_REQUEST if options is NO_OPTIONS else self._request(options),
+            checked_interval(name, options.checkpoint_every),
         )
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
@@ -742,7 +747,9 @@ class Recurrent(Layer):
         hold when their method returns, zero at padded steps: (T, B, ...) for one layer in one direction, else
         (L*D, T, B, ...), or a tuple of L*D where the layers differ. With `return_states=True`, then the states after
         every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
-        Gradients pass through all of them.
+        Gradients pass through all of them;
+        checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
+        each piece again: long sequences in little memory, the same results, about a third more time.
 
     Example:
         >>> import torch, anyrnn
@@ -823,9 +830,12 @@ class Recurrent(Layer):
         reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
-        options = Options(lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to)
+        options = Options(
+            lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to, checkpoint_every
+        )
         return self._apply_layer(x, state, options)
 
     def _is_mixed(self) -> bool:
