@@ -1,6 +1,6 @@
 """What a layer costs on a CUDA device beside torch.nn's: there LSTM, GRU and RNN run on PyTorch's kernels (cuDNN).
 
-    python benchmarks/cuda.py [--rounds 30]
+    python benchmarks/on_cuda.py [--rounds 30]
 
 Forward and backward, float32, x with a gradient, medians of turns. A cell of one's own runs as the plain loop there.
 """
