@@ -213,7 +213,8 @@ def _on_weight(draws: Draws, k: int, call: Call, region: Region, p: float) -> Te
     drawn = draws("weight_dropout", k, (1, shape[0], _numel(shape[1:])), p, weight).reshape(shape)
     if not lengths:
         return drawn
-    parts, at = list[Tensor](), 0
+    parts: list[Tensor] = []
+    at = 0
     for piece, (start, stop) in zip(drawn.split(lengths, region.dim), region.ranges, strict=True):
         parts += [_ones(weight, region.dim, start - at), piece]
         at = stop

@@ -40,8 +40,8 @@ def _limited(name: str, x: Tensor, bound: Tensor) -> Tensor:
     if not torch.compiler.is_compiling() and _functorch.maybe_current_level() is not None:
         result: Tensor = _FUNCTIONS[name].apply(x, bound, _differentiated_level(x))  # type: ignore[no-untyped-call]
         return result
-    result = getattr(torch.ops.anyrnn, name).default(x, bound)
-    return result
+    operator: Callable[..., Tensor] = getattr(torch.ops.anyrnn, name).default
+    return operator(x, bound)
 
 
 def _differentiated_level(x: Tensor) -> int:
