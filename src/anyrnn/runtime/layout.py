@@ -98,23 +98,21 @@ class Layout:
     def piece(self, first: int, last: int) -> Layout:
         """The steps from `first` to before `last`, in arrays of their own.
 
-        Rows stay in the order of the whole batch, and those with a step before the piece find it in `continued_states`: so
-        every sum over rows and steps is formed as in the whole batch.
+        Rows stay in the order of the whole batch, and those with a step before the piece find it in `continued_states`:
+        so every sum over rows and steps is formed as in the whole batch.
         """
         count = self.table.shape[1]
         begin, end = min(first, count), min(last, count)
         columns = slice(count - end, count - begin) if self.reverse else slice(begin, end)
         table = self.table[:, columns].copy()
-        _, packed, padded, continued, before = table
+        _, packed, padded, _, before = table
         packed_before = int(packed.min(initial=self.total))
         packed -= packed_before
         padded -= first * self.B
         before -= first * self.B
         lengths = None if self.lengths is None else np.clip(self.lengths - first, 0, last - first)
         is_continued = columns.start > 0
-        return Layout(
-            last - first, self.B, table, self.order, lengths, self.reverse, self, is_continued, packed_before
-        )
+        return Layout(last - first, self.B, table, self.order, lengths, self.reverse, self, is_continued, packed_before)
 
     def continued_states(self, initial: Tensor) -> Tensor:
         """Memory for a state after every step of a piece that goes on, zero at padded steps: (T, B, width).
