@@ -421,6 +421,142 @@ def test_a_cell_outside_the_protocol_is_told_what_was_tried(name):
         assert got.endswith(text)
 
 
+class Timed(nn.Module):
+    """Wants the time between two steps."""
+
+    def __init__(self, input_size=I):
+        super().__init__()
+        self.hidden_size = H
+        self.W = nn.Linear(input_size + H, H)
+
+    def forward(self, x, h, dt):
+        return h + dt * torch.tanh(self.W(torch.cat((x, h), 1)))
+
+
+class Masked(Timed):
+    def forward(self, x, h, dt, mask):
+        return mask * super().forward(x, h, dt)
+
+
+class TimedPair(Timed):
+    def forward(self, x, h, c, dt):
+        return super().forward(x, h, dt), c + dt
+
+
+class TimedTuple(Timed):
+    def forward(self, x, state, dt):
+        h, c = state
+        return super().forward(x, h, dt), c + dt
+
+
+class TimedByName(Timed):
+    def forward(self, x, h, *, dt):
+        return super().forward(x, h, dt)
+
+
+class TimedAtWill(Timed):
+    def forward(self, x, h, dt=None):
+        return super().forward(x, h, 1.0 if dt is None else dt)
+
+
+class Untimed(Timed):
+    def forward(self, x, h):
+        return super().forward(x, h, 1.0)
+
+
+class Chosen(Timed):
+    """Takes truth values, so that it does not run on the numbers that are tried."""
+
+    def forward(self, x, h, dt):
+        return torch.where(dt, super().forward(x, h, 1.0), h)
+
+
+one = torch.ones(T, B, 1)
+MORE = " by inputs=, one for each step, or context=, one for each sequence"
+DT, BOTH = "`dt`" + MORE, "`dt` and `mask`" + MORE
+
+#: The cell, what it is given, what it is said to have got, and what it should get.
+FURTHER = {
+    "none": (Timed, {}, "(x, h, dt)", "nothing", DT),
+    "none of two": (Masked, {}, "(x, h, dt, mask)", "nothing", BOTH),
+    "none beside h and c": (TimedPair, {}, "(x, h, c, dt)", "nothing", DT),
+    "none beside a tuple": (TimedTuple, {}, "(x, state, dt)", "nothing", DT),
+    "none by name": (TimedByName, {}, "(x, h, dt)", "nothing", DT),
+    "another name": (Timed, {"inputs": {"delta": one}}, "(x, h, dt)", "`delta`", DT),
+    "another name beside h and c": (TimedPair, {"inputs": {"delta": one}}, "(x, h, c, dt)", "`delta`", DT),
+    "another name of a context": (TimedTuple, {"context": {"delta": one[0]}}, "(x, state, dt)", "`delta`", DT),
+    "a name too many": (Timed, {"inputs": {"dt": one}, "context": {"k": one[0]}}, "(x, h, dt)", "`dt` and `k`", DT),
+    "one of two": (Masked, {"inputs": one}, "(x, h, dt, mask)", "1 by position", BOTH),
+    "one of two by name": (Masked, {"inputs": {"mask": one}}, "(x, h, dt, mask)", "`mask`", BOTH),
+    "too many": (Timed, {"inputs": (one, one)}, "(x, h, dt)", "2 by position", DT),
+    "too many of both kinds": (Timed, {"inputs": one, "context": one[0]}, "(x, h, dt)", "2 by position", DT),
+    "too many of what may be left out": (TimedAtWill, {"inputs": (one, one)}, "(x, h, dt)", "2 by position", DT),
+    "by position what has a name": (TimedByName, {"inputs": one}, "(x, h, dt)", "1 by position", DT),
+    "one for a cell that wants none": (Untimed, {"inputs": one}, "(x, h)", "1 by position", "nothing"),
+    "a name for a cell that wants none": (Untimed, {"context": {"k": one[0]}}, "(x, h)", "`k`", "nothing"),
+    "another name for what a probe cannot guess": (
+        Chosen, {"inputs": {"delta": one}}, "(x, h, dt)", "`delta`", "what else it takes" + MORE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_cell_that_is_given_other_arguments_than_it_takes_says_which(name):
+    make, given, takes, got, expected = FURTHER[name]
+    text = f"{make.__name__}: its forward takes {takes}, and got {got} beside x and the state; expected {expected}"
+    assert message(lambda: anyrnn.scan(make(), x(), **given)) == text
+    assert message(lambda: anyrnn.Recurrent(make())(x(), **given)) == text
+    if not got.endswith("position") or expected != DT or make is TimedByName:  # which are two states to a constructor
+        assert message(lambda: anyrnn.Recurrent(make(), I)(x(), **given)) == text
+    assert message(lambda: anyrnn.Recurrent(make, I, num_layers=2)(x(), **given)) == text
+    inputs, first = given.get("inputs"), x(B, I)
+    assert (
+        message(
+            lambda: anyrnn.Recurrent(make()).generate(
+                steps=T, first=first, feed=nn.Linear(H, I), inputs=inputs, context=given.get("context")
+            )
+        )
+        == text
+    )
+
+
+def test_a_step_that_may_have_taken_an_argument_for_a_state_says_so():
+    further = ". Its forward takes (x, h, dt): what is neither x nor a state is given" + MORE + "."
+    assert message(lambda: anyrnn.scan(Chosen(), x())).endswith(SIZES.removesuffix(".") + further)
+
+
+FED = {
+    "another width": (nn.Linear(H, 3), "a tensor (B, 3)"),
+    "one number": (lambda y: y[:, :1], "a tensor (B, 1)"),
+    "no features": (lambda y: y.sum(1), "a tensor (B,)"),
+    "one row": (lambda y: y[:1, :I], "a tensor (1, 2)"),
+    "a tuple": (lambda y: (y[:, :I],), "a tuple (a tensor (B, 2))"),
+    "nothing": (lambda y: None, "a NoneType"),
+}
+STACKS = {
+    "LSTM": lstm,
+    "own cell": lambda: anyrnn.Recurrent(Untimed()),
+    "stack": lambda: anyrnn.Recurrent(lambda i: nn.GRUCell(i, H), I, num_layers=2),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference", "cpu"])
+@pytest.mark.parametrize("make", STACKS.values(), ids=STACKS)
+@pytest.mark.parametrize("name", FED)
+def test_a_feedback_that_makes_no_next_x_says_what_it_made(name, make, engine):
+    function, got = FED[name]
+    text = (
+        f"feedback: got {got} for the output, a tensor (B, 5); expected the next x, a tensor (B, 2), of the function "
+        f"that makes it (`feedback`, `feed` of generate)"
+    )
+    with anyrnn.engine(engine):
+        for call in (
+            lambda: make()(x(), feedback=function, forced=2),
+            lambda: make().generate(steps=T, first=x(B, I), feed=function),
+        ):
+            assert text in message(call) if engine == "cpu" else text == message(call)
+
+
 def test_a_cell_of_unknown_size_is_told_how_to_say_it():
     cell = Sized(lambda x, h: h, hidden_size=None)
     unknown = "Sized: the size of its state is not known, since it has neither `state_sizes` nor `hidden_size`; "

@@ -371,11 +371,6 @@ def test_a_stack_that_runs_on_its_own_output(connect, engine):
     close([output, *flat(final)], [torch.stack(wanted), *flat(state)], atol=1e-9)
 
 
-def test_record_is_for_one_layer():
-    with pytest.raises(anyrnn.AnyRNNError, match="expected one layer in one direction"):
-        make("alike")(x_of(), record=("h",))
-
-
 MESSAGES = {
     "merge": (
         lambda: anyrnn.Recurrent(gru, I, merge="max"),

@@ -24,6 +24,8 @@ from anyrnn.heads import output_at as output_at
 from anyrnn.layers import Recurrent as Recurrent
 from anyrnn.protocol import shared as shared
 from anyrnn.scan import scan as scan
+from anyrnn.stepwise import stepwise as stepwise
+from anyrnn.stream import Stream as Stream
 from anyrnn.zoo import GRU as GRU
 from anyrnn.zoo import LSTM as LSTM
 from anyrnn.zoo import RNN as RNN

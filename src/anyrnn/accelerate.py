@@ -212,6 +212,24 @@ def restore(model: nn.Module) -> tuple[str, ...]:
     return tuple(restored)
 
 
+def as_layer(layer: nn.Module) -> Layer:
+    """A layer of this package with the tensors of a layer of torch.nn, which stays what it is; or the layer itself.
+
+    Raises:
+        AnyRNNError: if it is no such layer, or one that may compute something else. The message is the reason.
+    """
+    if isinstance(layer, Layer):
+        return layer
+    reason = _why_not(layer, ())
+    if reason:
+        raise AnyRNNError(reason)
+    twin = object.__new__(type(layer))
+    vars(twin).update(vars(layer))
+    _swap(twin)
+    assert isinstance(twin, Layer)
+    return twin
+
+
 def _checked(function: str, model: nn.Module) -> nn.Module:
     if isinstance(model, nn.Module):
         return model

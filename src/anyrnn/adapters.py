@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyrnn.protocol import Signature, size_of
+from anyrnn.errors import AnyRNNError
+from anyrnn.protocol import Signature, size_of, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +124,15 @@ class Fed(nn.Module):
         arguments = [*enumerate(extras), *named.items()]
         x = torch.where(here, x, following)
         outputs, new = self.signature.step(self.cell, x, tuple(own), arguments)  # type: ignore[arg-type]
-        following = self.feedback(self.shown.wrap_outputs(outputs))
+        shown = self.shown.wrap_outputs(outputs)
+        following = self.feedback(shown)
+        if not isinstance(following, Tensor) or following.shape != x.shape:
+            rows = x.shape[0]
+            msg = (
+                f"feedback: got {structure_of(following, rows)} for the output, {structure_of(shown, rows)}; expected "
+                f"the next x, {structure_of(x, rows)}, of the function that makes it (`feedback`, `feed` of generate)"
+            )
+            raise AnyRNNError(msg)
         return outputs, (*new, following.to(x.dtype))
 
     def described(self, x_shape: tuple[int, ...]) -> Signature:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from anyrnn.runtime.call import NO_REQUEST, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from anyrnn.protocol import Extra, State
 
 
-class LayerOptions(TypedDict, total=False):
+#: A probability, or one for each state.
+Rates: TypeAlias = "float | tuple[float, ...]"
+#: A probability, or one for each parameter by name.
+WeightRates: TypeAlias = "float | Mapping[str, float]"
+
+
+class RegularisationOptions(TypedDict, total=False):
+    """The regularisation that every layer takes: see `anyrnn.Recurrent`."""
+
+    input_dropout: float
+    recurrent_dropout: Rates
+    zoneout: Rates
+    weight_dropout: WeightRates
+
+
+class LayerOptions(RegularisationOptions, total=False):
     """The keyword-only options that every layer takes: see `anyrnn.Recurrent`."""
 
     learn_initial_state: bool
@@ -66,6 +81,8 @@ class Arguments:
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
         probes: What is added to the states after each step, (T, B, ...) each, of each layer and direction.
+        seed: The seed of the masks of this call, while training with any.
+        is_controlled: Something acts on the recurrence in this call.
         finals: The final states of each layer and direction, as far as they have run.
     """
 
@@ -79,4 +96,6 @@ class Arguments:
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
     probes: Sequence[Sequence[Tensor]] | None = None
+    seed: Tensor | None = None
+    is_controlled: bool = False
     finals: list[tuple[Tensor, ...]] = field(default_factory=list)

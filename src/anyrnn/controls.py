@@ -7,9 +7,11 @@ loop, the compiler, torch.compile, an export; none of them knows of it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
 from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.state_products import MaskedProducts
 from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
 if TYPE_CHECKING:
@@ -31,15 +34,24 @@ class Control(NamedTuple):
     Attributes:
         resets: It gets for each step which rows start anew, (T, B) true or false.
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
+        masked: For each state, whether it gets a mask (B, ...) that is on it where a product takes it.
+        dropped: Parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
+        held: For each state, whether it gets a mask (T, B, ...), which is 1 where the new state is taken, and 0 where
+            the old one is held.
+        mixed: For each state, which share of the old one is in the next one.
         clip: New states are limited to [-clip, clip].
         clip_gradient: So is the gradient of what a step reads of the states.
+        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
         probes: It gets for each state zeros (T, B, ...), which it adds to the new ones: so their gradients are those of
             the states.
-        clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
     """
 
     resets: bool = False
     fresh: bool = False
+    masked: tuple[bool, ...] = ()
+    dropped: tuple[str, ...] = ()
+    held: tuple[bool, ...] = ()
+    mixed: tuple[float, ...] = ()
     clip: float | None = None
     clip_gradient: float | None = None
     clip_gradient_norm: float | None = None
@@ -70,23 +82,37 @@ class Controlled(nn.Module):
         self, x: Tensor, states: tuple[Tensor, ...], *extras: Tensor, **named: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Run a step: the outputs as a tuple, and the new states."""
-        rest = iter(extras)
-        if self.control.resets:
+        control, rest = self.control, iter(extras)
+        if control.resets:
             states = self._begun_anew(states, rest)
-        probes = [next(rest) for _ in states] if self.control.probes else []
-        if self.control.clip_gradient is not None:
-            states = tuple(clip_gradient(s, s.new_full((), self.control.clip_gradient)) for s in states)
-        if self.control.clip_gradient_norm is not None:
-            bound = self.control.clip_gradient_norm
+        masks = [next(rest) if is_masked else None for is_masked in control.masked]
+        weights = {name: next(rest) for name in control.dropped}
+        taken = [next(rest) if is_held else None for is_held in control.held]
+        probes = [next(rest) for _ in states] if control.probes else []
+        if control.clip_gradient is not None:
+            states = tuple(clip_gradient(s, s.new_full((), control.clip_gradient)) for s in states)
+        if control.clip_gradient_norm is not None:
+            bound = control.clip_gradient_norm
             states = tuple(clip_gradient_norm(s.flatten(1), s.new_full((), bound)).view_as(s) for s in states)
         arguments: list[tuple[int | str, Tensor]] = [*enumerate(rest), *named.items()]
-        outputs, new = self.signature.step(self.cell, x, states, arguments)
+        cell = self._dropping(weights) if weights else self.cell
+        with _masked(states, masks):
+            outputs, new = self.signature.step(cell, x, states, arguments)
         changed = list(new)
-        if (clip := self.control.clip) is not None:
+        if (clip := control.clip) is not None:
             changed = [s.clamp(-clip, clip) for s in changed]
+        if taken:
+            changed = list(map(_held, states, changed, taken))
+        if control.mixed:
+            changed = [n + p * (s - n) if p else n for s, n, p in zip(states, changed, control.mixed, strict=True)]
         if probes:
             changed = [s + probe for s, probe in zip(changed, probes, strict=True)]
         return _changed(outputs, new, changed)
+
+    def _dropping(self, masks: dict[str, Tensor]) -> Any:
+        """The cell with masks on some of its weights, as a function."""
+        weights = {name: attrgetter(name)(self.cell) * mask for name, mask in masks.items()}
+        return lambda *args, **named: torch.func.functional_call(self.cell, weights, args, named)
 
     def bound(self, cell: nn.Module) -> Controlled:
         """The same around another cell, which has the weights of a call."""
@@ -105,12 +131,33 @@ class Controlled(nn.Module):
         return tuple(begun)
 
 
+def _masked(states: tuple[Tensor, ...], masks: list[Tensor | None]) -> AbstractContextManager[Any]:
+    """Within it, products take the states with these masks on them."""
+    pairs = [(s, m) for s, m in zip(states, masks, strict=False) if m is not None]
+    return MaskedProducts(pairs) if pairs else nullcontext()
+
+
+def _held(old: Tensor, new: Tensor, taken: Tensor | None) -> Tensor:
+    """The new state where `taken` is 1, the old one where it is 0: exactly, since one of the products is zero."""
+    return new if taken is None else (old - taken * old) + taken * new
+
+
 def _changed(
     outputs: tuple[Tensor, ...], old: tuple[Tensor, ...], new: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Put new states for old ones; an output that is one of the old ones becomes the new one."""
     found = {id(o): n for o, n in zip(old, new, strict=True)}
     return tuple(found.get(id(output), output) for output in outputs), tuple(new)
+
+
+def resting(
+    cells: Sequence[nn.Module], signatures: Sequence[Signature], controls: Sequence[Control]
+) -> tuple[Sequence[nn.Module], Sequence[Signature]]:
+    """Cells, each with what acts on it that needs no tensors, and their signatures; as they are, if nothing does."""
+    if all(control == NO_CONTROL for control in controls):
+        return cells, signatures
+    around = [*map(Controlled, cells, signatures, controls)]
+    return around, [Signature.of_tuples(s.state_sizes, s.output_sizes) for s in signatures]
 
 
 def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn.Module) -> Call:
@@ -129,8 +176,8 @@ def controlled(call: Call, control: Control, tensors: Sequence[Extra], owner: nn
     return replace(call, cell=around, signature=signature, extras=(*tensors, *moved), memo={})
 
 
-def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> tuple[Control, list[Extra]]:
-    """The control of a call whose rows start anew before the steps at which `reset` (T, B) is true.
+def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> list[Extra]:
+    """The tensors for a call whose rows start anew before the steps at which `reset` (T, B) is true.
 
     Args:
         call: The call.
@@ -144,58 +191,33 @@ def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> tupl
         if call.lengths is not None:  # what is after a row's last step is not the row's
             steps = torch.arange(1, T + 1, device=reset.device).unsqueeze(1)
             reset = reset & (steps < call.lengths.to(reset.device))
-    tensors = [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
-    return Control(resets=True, fresh=fresh is not None), tensors
+    return [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
 
 
-# ---- Cells with what acts on them, remembered ----
+# ---- Cells with what acts on them ----
 
-
-class _Kept:
-    """What is around a cell, by what acts on it. Copies and files of the cell begin without."""
-
-    def __init__(self, cell: nn.Module | None = None) -> None:
-        self.cell = None if cell is None else ref(cell)
-        self.found: dict[tuple[Signature, Control], Controlled] = {}
-
-    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
-        return _Kept, ()
-
-    def is_of(self, cell: nn.Module) -> bool:
-        """Whether it is this cell's, not come along with its attributes."""
-        return self.cell is not None and self.cell() is cell
-
-
-#: Under this name a cell keeps it. It is no identifier: nobody's attribute has this name.
-_KEPT = "controlled by"
+#: For each cell, by what acts on it: from what the `Controlled` of its calls are made. These have no cell, or it would
+#: never go. A call has one that has it, and is known to the engines by what it came from.
+_TEMPLATES: WeakKeyDictionary[nn.Module, dict[tuple[Signature, Control], Controlled]] = WeakKeyDictionary()
 
 
 def _around(cell: nn.Module, signature: Signature, control: Control, owner: nn.Module) -> Controlled:
-    """The cell with what acts on it; that of an earlier call, if the cell is the same."""
+    """The cell of a call with what acts on it."""
     origin = origin_of(cell)
-    if torch.compiler.is_dynamo_compiling():  # which cannot make a module with parameters on the way
+    if torch.compiler.is_dynamo_compiling():  # which records the step of what it came from
         made: Controlled = getattr(MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
         return made.bound(cell)
-    found = _found(origin, signature, control)
-    if origin is cell:
-        found.training = cell.training
-        return found
-    return found.bound(cell)
-
-
-def _found(cell: nn.Module, signature: Signature, control: Control) -> Controlled:
-    kept = cell.__dict__.get(_KEPT)
-    if kept is None or not kept.is_of(cell):
-        kept = cell.__dict__[_KEPT] = _Kept(cell)
-    found: Controlled | None = kept.found.get((signature, control))
-    if found is None:
-        found = kept.found[signature, control] = Controlled(cell, signature, control)
-    return found
+    if torch.compiler.is_compiling():
+        return Controlled(origin, signature, control).bound(cell)
+    known = _TEMPLATES.setdefault(origin, {})
+    template = known.get((signature, control))
+    if template is None:
+        template = known[signature, control] = Controlled(nn.Identity(), signature, control)
+    return template.bound(cell)
 
 
 @constant_to_dynamo
 def _made_apart(owner: nn.Module, cell: nn.Module, fields: tuple[Any, ...], control: tuple[Any, ...]) -> str:
     """Put what acts on a cell around it, and return its name among `MADE`; it goes with the owner."""
     signature: Signature = Signature(*(*fields, *kinds_of(cell)))
-    made = _found(cell, signature, Control(*control))
-    return MADE.add(made, owner)
+    return MADE.add(Controlled(cell, signature, Control(*control)), owner)

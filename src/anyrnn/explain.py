@@ -10,6 +10,7 @@ from anyrnn.arguments import Options
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import shape_of
+from anyrnn.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,8 +78,8 @@ class Explanation:
 
 
 def explain(
-    layer: Layer,
-    x: Tensor | PackedSequence,
+    layer: Layer | Stream,
+    x: Tensor | PackedSequence | None = None,
     state: State | None = None,
     lengths: Lengths | None = None,
     *,
@@ -89,7 +90,7 @@ def explain(
     """Say which engine would run each layer and direction of a call, why, and what it made of the cell.
 
     Args:
-        layer: A layer of this package.
+        layer: A layer of this package; or a stream, without further arguments but `show`.
         x: The input, as for the call.
         state: The initial state, as for the call.
         lengths: The lengths, as for the call.
@@ -120,8 +121,15 @@ def explain(
     if show is not None and show not in _SHOWN:
         msg = f"explain: got show={show!r}, expected one of {', '.join(_SHOWN)}"
         raise AnyRNNError(msg)
+    if isinstance(layer, Stream):
+        anatomy, name = layer.anatomy(), layer.cell_name
+        part = Part(0, "forward", name, layer.engine, layer.reason, layer.refused, anatomy)
+        return Explanation(repr(layer), (part,), show)
     if not isinstance(layer, Layer):
         msg = f"explain: got a {type(layer).__name__}, expected a layer of anyrnn, such as anyrnn.Recurrent(cell)"
+        raise AnyRNNError(msg)
+    if x is None:
+        msg = f"explain: got no x for a {type(layer).__name__}, expected the input of a call"
         raise AnyRNNError(msg)
     parts = []
     given = layer._canonical(x, state, Options(lengths, inputs=inputs, context=context))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.adapters import Fed, Stacked, stacked_signature
+from anyrnn.controls import resting
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Extra
+from anyrnn.protocol import Extra, Signature
+from anyrnn.regularisation import OPTIONS
 from anyrnn.runtime.call import Call
 from anyrnn.traced import MADE, choose, constant_to_dynamo
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from anyrnn.arguments import Arguments
-    from anyrnn.protocol import Signature
+    from anyrnn.controls import Control
     from anyrnn.stacks import Wiring
 
 
@@ -31,6 +33,10 @@ class Feedable(Protocol):
     dropout: float
     training: bool
     _wiring: Wiring
+
+    def _is_regularised(self) -> bool: ...
+
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control: ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Its parameters."""
@@ -49,6 +55,7 @@ class _Remembered:
 
     cells: tuple[nn.Module, ...]
     signatures: tuple[Signature, ...]
+    controls: tuple[Control, ...]
     feedback: Callable[[Any], Tensor]
     fed: Fed
 
@@ -70,6 +77,12 @@ def run_fed(
         raise AnyRNNError(msg)
     if not callable(feedback):
         msg = f"{name}: got feedback={feedback!r}, expected a function from an output (B, ...) to the next x (B, ...)"
+        raise AnyRNNError(msg)
+    if layer.training and layer._is_regularised():
+        msg = (
+            f"{name}: got feedback while it trains with {', '.join(k for k in OPTIONS if getattr(layer, k))}, expected "
+            f"only one of them, or layer.eval()"
+        )
         raise AnyRNNError(msg)
     if given.request.record:
         msg = f"{name}: got record with feedback, expected only one of them"
@@ -114,18 +127,22 @@ def _made_apart(layer: Feedable, feedback: Callable[[Any], Tensor]) -> str:
 def _cell_of(layer: Feedable, signatures: tuple[Signature, ...], feedback: Callable[[Any], Tensor]) -> Fed:
     """The layer's cells with feedback as one cell: that of an earlier call, if they are the same."""
     cells = tuple([layer._cell(k, False) for k in range(layer.num_layers)])
+    controls = tuple(map(layer._standing, signatures))
     known: list[_Remembered] = layer.__dict__.setdefault("_fed", [])
     for each in known:
         same = all(a is b for a, b in zip(each.cells, cells, strict=True)) and each.signatures == signatures
+        same = same and each.controls == controls
         if same and each.feedback is feedback and each.fed.training == layer.training:
             return each.fed
-    if len(cells) == 1:
-        inner, signature = cells[0], signatures[0]
+    parts, inner_signatures = resting(cells, signatures, controls)
+    if len(parts) == 1:
+        inner, signature = parts[0], inner_signatures[0]
     else:
-        inner, signature = Stacked(cells, signatures, layer._wiring, layer.dropout), stacked_signature(signatures)
+        inner = Stacked(parts, inner_signatures, layer._wiring, layer.dropout)
+        signature = stacked_signature(inner_signatures)
     fed = Fed(inner, signature, signatures[-1], feedback)
     _set_training(fed, layer.training)
-    known.append(_Remembered(cells, signatures, feedback, fed))
+    known.append(_Remembered(cells, signatures, controls, feedback, fed))
     del known[:-_REMEMBERED]
     return fed
 

@@ -34,9 +34,10 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import NO_CONTROL, controlled, resetting
+from anyrnn.controls import NO_CONTROL, Control, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
+from anyrnn.masks import seed_for
 from anyrnn.protocol import (
     Extra,
     ExtraForm,
@@ -55,14 +56,16 @@ from anyrnn.protocol import (
     takes,
     untold,
 )
+from anyrnn.regularisation import OPTIONS, Draws, Regularised, regularised, zoneout_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of
+from anyrnn.stream import Stream, stream_of
 from anyrnn.traced import choose, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from anyrnn.arguments import LayerOptions
+    from anyrnn.arguments import LayerOptions, RegularisationOptions
     from anyrnn.checks import Context, Extras, Lengths, Record
     from anyrnn.engines.select import Choice
 
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
 Maker: TypeAlias = "nn.Module | Callable[[Any], nn.Module]"  # a cell, or a function from an input size to one
 
 
-class Layer(nn.Module):
+class Layer(Regularised):
     """The base of all layers: a stack of cells in one or two directions. Subclasses say where the cells live."""
 
     _wiring: Wiring = PLAIN
@@ -88,8 +91,10 @@ class Layer(nn.Module):
         clip: float | None = None,
         clip_gradient: float | None = None,
         clip_gradient_norm: float | None = None,
+        **regularisation: Unpack[RegularisationOptions],
     ) -> None:
         super().__init__()
+        self._regularise(regularisation)
         name = type(self).__name__
         check_sizes(name, num_layers=num_layers)
         check_probability(name, dropout=dropout)
@@ -287,27 +292,35 @@ class Layer(nn.Module):
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
         call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
-        is_controlled = given.reset is not None or given.probes is not None or self._has_controls()
-        return self._controlled(call, layer, given) if is_controlled else call
+        return self._controlled(call, layer, given) if given.is_controlled else call
 
     def _has_controls(self) -> bool:
         """Whether something acts on the recurrence in every call."""
-        return self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        limited = self.clip is not None or self.clip_gradient is not None or self.clip_gradient_norm is not None
+        return limited or self._is_regularised()
+
+    def _standing(self, signature: Signature, training: bool | None = None) -> Control:
+        """What acts on a cell in every call, and needs no tensors; in the present mode, if not in a given one."""
+        training = self.training if training is None else training
+        mixed = () if training or not self.zoneout else zoneout_of(self, len(signature.state_sizes))
+        return Control(
+            mixed=mixed, clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
+        )
 
     def _controlled(self, call: Call, layer: int, given: Arguments) -> Call:
         """The call with what acts on the recurrence."""
-        control, tensors = NO_CONTROL, list[Extra]()
+        control, place = self._standing(call.signature), layer * self.num_directions + call.reverse
+        tensors: list[Extra] = []
         if given.reset is not None:
-            fresh = None if given.fresh is None else given.fresh[layer * self.num_directions + call.reverse]
-            control, tensors = resetting(call, given.reset, fresh)
+            fresh = None if given.fresh is None else given.fresh[place]
+            control = control._replace(resets=True, fresh=fresh is not None)
+            tensors = resetting(call, given.reset, fresh)
+        if given.seed is not None:
+            control, tensors = regularised(self, call, Draws(given.seed, place), control, tensors)
         if given.probes is not None:
             control = control._replace(probes=True)
-            probes = given.probes[layer * self.num_directions + call.reverse]
-            tensors += [Extra(k, "input", probe) for k, probe in enumerate(probes, len(tensors))]
-        control = control._replace(
-            clip=self.clip, clip_gradient=self.clip_gradient, clip_gradient_norm=self.clip_gradient_norm
-        )
-        return controlled(call, control, tensors, self)
+            tensors += [Extra(k, "input", probe) for k, probe in enumerate(given.probes[place], len(tensors))]
+        return call if control == NO_CONTROL else controlled(call, control, tensors, self)
 
     def _canonical(self, x: Tensor | PackedSequence, state: State | None, options: Options) -> Arguments:
         """Convert the arguments of a call to the inner forms."""
@@ -354,6 +367,10 @@ class Layer(nn.Module):
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
         given.probes = options.probes
+        is_controlled = self._has_controls()
+        given.is_controlled = is_controlled or given.reset is not None or given.probes is not None
+        if is_controlled and self.training and self._is_regularised():
+            given.seed = seed_for(x)
         return given
 
     def _set_reset(self, given: Arguments, options: Options, batch_first: bool, like: Tensor) -> None:
@@ -549,6 +566,47 @@ class Layer(nn.Module):
         output, state = self._apply_layer(x, state, options)
         return output, state
 
+    def stream(
+        self,
+        batch: int = 1,
+        *,
+        state: State | None = None,
+        inputs: Extras | None = None,
+        context: Context | None = None,
+    ) -> Stream:
+        """Make a stream: the layer one step at a time, with little cost beside its arithmetic.
+
+        It computes as in evaluation mode, and without autograd. Weights are read now; later changes are seen after
+        ``stream.refresh()``.
+
+        Args:
+            batch: B, the number of rows.
+            state: The initial state, in the form of a call's; the layer's own if None, which is zero.
+            inputs: What else the cells get at each step, (B, ...), in the structure of a call's: what the first step
+                gets. The stream has buffers of this structure, `stream.inputs`.
+            context: What they get that is the same at every step, as for a call.
+
+        Returns:
+            A `Stream`: write ``stream.x`` (B, ...), call ``stream.step()``, read ``stream.y`` (B, ...).
+
+        Raises:
+            AnyRNNError: for a bidirectional layer, whose output at a step depends on later x; before the size of the
+                input is known; and for arguments that do not fit.
+
+        Example:
+            >>> import torch, anyrnn
+            >>> layer, x = anyrnn.LSTM(3, 5), torch.randn(10, 1, 3)
+            >>> stream = layer.stream()
+            >>> outputs = []
+            >>> for row in x:
+            ...     stream.x[:] = row
+            ...     stream.step()
+            ...     outputs.append(stream.y.clone())
+            >>> torch.allclose(torch.stack(outputs), layer(x)[0], atol=1e-6)
+            True
+        """
+        return stream_of(self, batch, state, inputs, context)
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and files what a layer only remembers."""
         return {k: v for k, v in self.__dict__.items() if k != "_fed"}
@@ -572,6 +630,7 @@ class Layer(nn.Module):
             ("merge", "concat"),
             ("connect", "plain"),
             ("learn_initial_state", False),
+            *((key, 0.0) for key in OPTIONS),
             *((name, None) for name in ("clip", "clip_gradient", "clip_gradient_norm")),
         )
         shown = [f"{key}={getattr(self, key)}" for key, default in options if getattr(self, key, default) != default]

@@ -14,6 +14,7 @@ import inspect
 import typing
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -79,6 +80,10 @@ LEADING: Mapping[str, int] = {"input": 2, "context": 1, "shared": 0}
 
 class WrongOrderError(AnyRNNError):
     """A step returns its states in another order than that in which it takes them."""
+
+
+class _OtherStructureError(AnyRNNError):
+    """What a step returns has not the structure of the state that it was given."""
 
 
 class Extra(NamedTuple):
@@ -224,14 +229,16 @@ class Signature:
         if isinstance(self.names, int) and isinstance(output, tuple | list) and len(output) == self.names:
             return tuple(output)
         expected = f"a dict of {', '.join(self.names)}" if isinstance(self.names, tuple) else f"{self.names} outputs"
-        msg = f"{type(cell).__name__}: a step returned {_structure(output)}, expected {expected}, as its first step did"
+        msg = (
+            f"{type(cell).__name__}: a step returned {structure_of(output)}, expected {expected}, as its first step did"
+        )
         raise AnyRNNError(msg)
 
 
 def _run_step(cell: Any, x: Tensor, state: Iterable[Any], extras: Iterable[tuple[int | str, Tensor]]) -> Any:
     """Call a cell with its state, in one argument or several, and further arguments by position or keyword."""
-    by_position = (t for k, t in extras if isinstance(k, int))
-    return cell(x, *state, *by_position, **{k: t for k, t in extras if isinstance(k, str)})
+    by_position = sorted(((k, t) for k, t in extras if isinstance(k, int)), key=itemgetter(0))
+    return cell(x, *state, *[t for _, t in by_position], **{k: t for k, t in extras if isinstance(k, str)})
 
 
 #: The structure of a state: the class of the tuple and the number of tensors in it; (Tensor, 1) for a tensor.
@@ -317,7 +324,7 @@ def _described(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> S
         ambiguous.append((candidate, signature))
     if not ambiguous:
         kind = WrongOrderError if any(isinstance(f, WrongOrderError) for f in failures.values()) else AnyRNNError
-        raise kind(_failure_message(probe, failures))
+        raise kind(_misfit(probe, failures, state_sizes, form) or _failure_message(probe, failures))
     for candidate, _ in ambiguous if len(ambiguous) > 1 else ():
         with contextlib.suppress(Exception):
             signature, is_shown = _probed(probe, candidate, fill=0.5)
@@ -388,6 +395,7 @@ def _adopted(probe: _Probe, candidate: _Candidate, signature: Signature) -> Sign
 def _failure_message(probe: _Probe, failures: Mapping[str, Exception]) -> str:
     """Why no structure of the state works, each cause once; where a step ran to its end, only its result counts."""
     cell, x = probe.cell, ", ".join(map(str, shape_of(probe.input_size)))
+    parameters = _parameters(cell)
     returned = {form: cause for form, cause in failures.items() if isinstance(cause, AnyRNNError)}
     forms: dict[str, list[str]] = {}
     for form, cause in (returned or failures).items():
@@ -398,24 +406,89 @@ def _failure_message(probe: _Probe, failures: Mapping[str, Exception]) -> str:
     )
     if isinstance(cell, nn.RNNBase) or hasattr(cell, "num_layers"):
         cure = "This looks like a whole layer, which is used as it is; its cell is one step, as nn.LSTMCell is"
-    elif any("argument" in cause for cause in forms):
-        cure = (
-            f"Its forward takes ({_parameters(cell)}): what is neither x nor a state is given by inputs=, one for each "
-            f"step, or context=, one for each sequence"
-        )
     else:
         cure = "If the sizes are not these, give state_sizes=64 (one tensor) or state_sizes=(64, 64) (a tuple)"
+        if not _has_fitted(failures) and (parameters is None or len(parameters) - len(probe.extras) > 2):
+            names = "..." if parameters is None else ", ".join(p.name for p in parameters)
+            cure += f". Its forward takes ({names}): what is neither x nor a state is given {_BY_EXTRAS}"
     return (
         f"{type(cell).__name__}: a step with x (B, {x}), tried with B={probe.rows}, failed{causes}\n"
         f"Expected forward(x, state) to return the new state, or (output, new_state), each (B, size). {cure}."
     )
 
 
-def _parameters(cell: nn.Module) -> str:
+_BY_EXTRAS = "by inputs=, one for each step, or context=, one for each sequence"
+
+
+def _misfit(
+    probe: _Probe, failures: Mapping[str, Exception], state_sizes: Sizes | None, form: Form | None
+) -> str | None:
+    """The message that a step was given other arguments beside x and the state than it takes; None if it was not."""
+    parameters = _parameters(probe.cell)
+    if parameters is None or _has_fitted(failures):
+        return None
+    keys = [e.key for e in probe.extras]
+    further = _further(probe, parameters, state_sizes, form)
+    if further is None:
+        if any(takes(probe.cell, *_count(keys, before)) for before in range(2, len(parameters) + 1)):
+            return None
+        expected = f"what else it takes {_BY_EXTRAS}" if len(parameters) > 2 else "nothing"
+    elif _fit(keys, further):
+        return None
+    else:
+        expected = f"{' and '.join(f'`{p.name}`' for p in further)} {_BY_EXTRAS}"
+    by_position, keywords = _count(keys)
+    got = [f"{by_position} by position"] * (by_position > 0) + [f"`{key}`" for key in keywords]
+    return (
+        f"{type(probe.cell).__name__}: its forward takes ({', '.join(p.name for p in parameters)}), and got "
+        f"{' and '.join(got) or 'nothing'} beside x and the state; expected {expected}"
+    )
+
+
+def _has_fitted(failures: Mapping[str, Exception]) -> bool:
+    """Whether a step has run to its end and returned as many states as it was given, if of other sizes."""
+    return any(isinstance(f, AnyRNNError) and not isinstance(f, _OtherStructureError) for f in failures.values())
+
+
+def _further(
+    probe: _Probe, parameters: Sequence[inspect.Parameter], state_sizes: Sizes | None, form: Form | None
+) -> Sequence[inspect.Parameter] | None:
+    """Which arguments of a step are neither x nor states, where it runs with one number a row for each of them."""
+    for candidate in _structures(probe.cell, state_sizes, form):
+        for spread in (False, True):
+            further = parameters[1 + (len(candidate.sizes) if spread else 1) :]
+            extras = tuple(ExtraForm(p.name, "context", (1,), torch.float32) for p in further)
+            if further:
+                with contextlib.suppress(Exception):
+                    _probed(replace(probe, extras=extras), replace(candidate, spread=spread), fill=0.0)
+                    return further
+    return None
+
+
+def _fit(keys: Sequence[int | str], further: Sequence[inspect.Parameter]) -> bool:
+    """Whether arguments by position and keyword are those that a step takes beside x and the state."""
     try:
-        return ", ".join(_called(cell).parameters)
+        inspect.Signature(further).bind(*(k for k in keys if isinstance(k, int)), **dict.fromkeys(_count(keys)[1]))
+    except TypeError:
+        return False
+    return True
+
+
+def _count(keys: Iterable[int | str], before: int = 0) -> tuple[int, list[str]]:
+    """The number of arguments by position, with so many before them (x and those of the state), and the keywords."""
+    keys = list(keys)
+    keywords = [k for k in keys if isinstance(k, str)]
+    return before + len(keys) - len(keywords), keywords
+
+
+def _parameters(cell: nn.Module) -> list[inspect.Parameter] | None:
+    """The arguments that a step takes; None if it does not tell, or takes any."""
+    try:
+        parameters = [*_called(cell).parameters.values()]
     except (TypeError, ValueError):
-        return "..."
+        return None
+    open_ended = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return None if any(p.kind in open_ended for p in parameters) else parameters
 
 
 @dataclass(frozen=True)
@@ -439,8 +512,7 @@ class _Candidate:
 
 def _candidates(probe: _Probe, state_sizes: Sizes | None, form: Form | None) -> Iterator[_Candidate]:
     """The structures that a cell's state may have, each with the way to call the cell that fits its arguments."""
-    others = sum(isinstance(e.key, int) for e in probe.extras)
-    keywords = [e.key for e in probe.extras if isinstance(e.key, str)]
+    others, keywords = _count(e.key for e in probe.extras)
     for candidate in _structures(probe.cell, state_sizes, form):
         count = len(candidate.sizes)
         spread = takes(probe.cell, 2 + others, keywords) is False and takes(probe.cell, 1 + count + others, keywords)
@@ -691,8 +763,8 @@ def _parts_of(result: object, count: int, bare: bool) -> _Parts:
         found = _as_states(result, count + 1, False)
         if found is not None:
             return _Parts(found[:1], found[1:], result, flat=True)
-    msg = f"returned {_structure(result)}"
-    raise AnyRNNError(msg)
+    msg = f"returned {structure_of(result)}"
+    raise _OtherStructureError(msg)
 
 
 def _are_named_tensors(values: Mapping[Any, Any]) -> bool:
@@ -733,9 +805,10 @@ def _shape(tensor: Tensor, rows: int = _PROBE_BATCH) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _structure(value: object) -> str:
+def structure_of(value: object, rows: int = _PROBE_BATCH) -> str:
+    """Describe what was returned for so many rows, for a message."""
     if isinstance(value, Tensor):
-        return f"a tensor {_shape(value)}"
+        return f"a tensor {_shape(value, rows)}"
     if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} ({', '.join(_structure(v) for v in value)})"
+        return f"a {type(value).__name__} ({', '.join(structure_of(v, rows) for v in value)})"
     return f"a {type(value).__name__}"

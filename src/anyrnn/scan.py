@@ -18,7 +18,7 @@ from anyrnn.checks import (
     checked_names,
     checked_reset,
 )
-from anyrnn.controls import controlled, resetting
+from anyrnn.controls import Control, controlled, resetting
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
     Signature,
@@ -113,7 +113,8 @@ def scan(
     request = Request(checked_names(name, record), return_states) if record or return_states else NO_REQUEST
     call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request, extras)
     if reset is not None:
-        call = controlled(call, *resetting(call, checked_reset(name, reset, (T, B), x), fresh), cell)
+        tensors = resetting(call, checked_reset(name, reset, (T, B), x), fresh)
+        call = controlled(call, Control(resets=True, fresh=fresh is not None), tensors, cell)
     elif reset_to is not None:
         msg = f"{name}: got reset_to without reset, expected both"
         raise AnyRNNError(msg)

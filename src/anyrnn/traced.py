@@ -265,7 +265,7 @@ def _found(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _
 
 
 def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _Recording:
-    cell = _with_numbers(origin, forms, training)
+    cell = with_numbers(origin, forms, training)
     if torch.compiler.is_exporting():  # the cell as it is now, whatever becomes of it
         graph, _ = _traced(cell, form)
         return _recording(graph, None)
@@ -311,7 +311,7 @@ def _without_function_modes() -> Iterator[None]:
             torch._C._push_on_torch_function_stack(mode)
 
 
-def _with_numbers(cell: nn.Module, forms: Forms, training: bool) -> nn.Module:
+def with_numbers(cell: nn.Module, forms: Forms, training: bool) -> nn.Module:
     """The cell, or if its weights have no numbers here, a copy of it whose weights have some.
 
     They have none where PyTorch exports, and in a cell whose weights are a layer's.

@@ -61,6 +61,36 @@ def twin_of(cell: nn.Module, *, to_probe: bool = False) -> nn.Module:
     return twin
 
 
+def in_evaluation(cell: nn.Module) -> nn.Module:
+    """A twin in evaluation mode, whatever the mode of the cell; the cell itself if it is TorchScript."""
+    try:
+        twin = twin_of(cell, to_probe=True)
+    except AnyRNNError:
+        return cell
+    for module in twin.modules():
+        vars(module)["training"] = False
+    return twin
+
+
+def with_own_weights(cell: nn.Module) -> nn.Module:
+    """A twin whose parameters and buffers are copies, without gradients; TorchScript is copied as a whole."""
+    try:
+        twin = twin_of(cell, to_probe=True)
+    except AnyRNNError:
+        return copy.deepcopy(cell)
+    copies: dict[int, Tensor] = {}
+    for module in twin.modules():
+        registered: tuple[dict[str, Any], ...] = module._parameters, module._buffers
+        for tensors in registered:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in copies:
+                        own = tensor.detach().clone()
+                        copies[id(tensor)] = nn.Parameter(own, False) if tensors is module._parameters else own
+                    tensors[name] = copies[id(tensor)]
+    return twin
+
+
 class _Copier:
     """Copies objects, each once, so that what is shared stays shared: `_copies` is the memo, as in `copy.deepcopy`."""
 

@@ -325,6 +325,18 @@ def _images(html: str) -> list[list[list[int]]]:
     return images
 
 
+def test_the_reach_of_gradients_is_drawn_and_said() -> None:
+    results = CASES["six models"]
+    names = [m["name"] for m in results["models"]]
+    flows = {name: [(lag, *(0.6 ** (k * lag),) * 3) for lag in range(12)] for k, name in enumerate(names, 1)}
+    html = render(results, gates(), flows)
+    assert 'id="flow"' in html
+    assert "steps before the last" in html
+    assert "not within these steps" in html  # 0.6 ** 11 is more than a thousandth
+    assert any(f": {steps}" in html for steps in (7, 5, 4))
+    assert 'id="flow"' not in render(results, gates())
+
+
 def test_heat_maps_show_the_gates_with_the_same_unit_in_the_same_row() -> None:
     level = torch.tensor([0.6, 0.0, 1.0, 0.2])  # of each unit, at all 5 steps
     inside = Gates(

@@ -14,7 +14,7 @@ import torch
 import anyrnn
 from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load
-from anyrnn.workbench.inspect import gates
+from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.models import NETWORKS, network
 from anyrnn.workbench.report import render
 from anyrnn.workbench.sequences import Sequences
@@ -33,7 +33,8 @@ class Leaky(nn.Module):
         self.new = nn.Linear(input_size + hidden_size, hidden_size)
 
     def forward(self, x, h):
-        return 0.8 * h + 0.2 * torch.tanh(self.new(torch.cat((x, h), dim=1)))
+        candidate = torch.tanh(self.new(torch.cat((x, h), dim=1)))
+        return 0.8 * h + 0.2 * candidate
 
 class Lonely(nn.Module):
     def __init__(self, size):
@@ -315,7 +316,10 @@ def test_a_cell_of_the_users_own_is_found_in_the_current_directory_and_trained(f
     assert entry.model.network.title == "Leaky"
     assert entry.parameters == 6 * (12 + 6 + 1) + 9 * (6 + 1)
     assert entry.runs[0].history[1].train_loss < entry.runs[0].history[0].train_loss
-    assert gates(entry.model, few.test, 0) is None
+    inside = gates(entry.model, few.test, 0)
+    assert list(inside.matrices) == ["candidate", "h"]
+    assert inside.ranges == {"candidate": (-1, 1)}
+    assert flow(entry.model, few.test)[0][1] > 0
 
 
 @pytest.mark.parametrize(
@@ -355,12 +359,12 @@ def test_gates_are_those_that_made_the_output(few: Dataset, cell: str) -> None:
     assert {tuple(matrix.shape) for matrix in found.matrices.values()} == {(T, H)}
     g = found.matrices
     if "lstm" in cell:
-        assert list(g) == ["i", "f", "g", "o", "tanh(c)", "h"]
-        assert torch.allclose(g["h"], g["o"] * g["tanh(c)"], atol=1e-6)
+        assert list(g) == ["i", "f", "g", "o", "c", "h"]
+        assert torch.allclose(g["h"], g["o"] * g["c"].tanh(), atol=1e-6)
         c = torch.zeros(H)
         for t in range(T):
             c = g["f"][t] * c + g["i"][t] * g["g"][t]
-            assert torch.allclose(g["tanh(c)"][t], c.tanh(), atol=1e-5)
+            assert torch.allclose(g["c"][t], c, atol=1e-5)
     elif cell == "gru":
         h = torch.zeros(H)
         for t in range(T):
@@ -373,6 +377,14 @@ def test_gates_are_those_that_made_the_output(few: Dataset, cell: str) -> None:
     for name, (low, high) in found.ranges.items():
         assert low <= g[name].min() <= g[name].max() <= high
     assert (found.sequence, found.true) == (few.test.ids[5], few.classes[int(few.test.y[5])])
+
+
+@pytest.mark.parametrize("cell", NETWORKS)
+def test_the_gradient_of_the_last_state_is_measured_for_every_network(few: Dataset, cell: str) -> None:
+    points = flow(fit(few, cell, settings=QUICK).entries[0].model, few.test)
+    assert [lag for lag, *_ in points] == list(range(max(len(x) for x in few.test.x[:32])))
+    assert points[0][1] > 0
+    assert all(low == mean == high for _, mean, low, high in points)
 
 
 def test_looking_inside_leaves_the_model_as_it_was(few: Dataset) -> None:

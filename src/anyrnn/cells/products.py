@@ -186,9 +186,9 @@ class Products(TorchFunctionMode):
         """Call a function, or have the visitor do it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _KERNELS:
+        if name in KERNELS:
             with self:  # which PyTorch has put aside meanwhile
-                return _step_of(_KERNELS[name], *args, **kwargs)
+                return step_of(KERNELS[name], *args, **kwargs)
         product = _PRODUCTS[name](*args, **kwargs) if name in _PRODUCTS else None
         if product is not None:
             return self._visitor.product(product, lambda: func(*args, **kwargs))
@@ -388,7 +388,7 @@ _ACTIVATIONS = frozenset(
 )
 
 #: For each kernel of a cell of torch.nn, that cell of this package, whose step is the kernel's equations.
-_KERNELS: Mapping[str, Cell] = {
+KERNELS: Mapping[str, Cell] = {
     "lstm_cell": LSTMCell(1, 1, device="meta"),
     "gru_cell": GRUCell(1, 1, device="meta"),
     "rnn_tanh_cell": RNNCell(1, 1, device="meta"),
@@ -396,7 +396,7 @@ _KERNELS: Mapping[str, Cell] = {
 }
 
 
-def _step_of(
+def step_of(
     cell: Cell,
     x: Tensor,
     hx: Any,
@@ -405,6 +405,7 @@ def _step_of(
     b_ih: Any = None,
     b_hh: Any = None,
 ) -> Any:
+    """Compute what a kernel of torch.nn's cells does, by the equations of the cell of this package."""
     weights = {"weight_ih": w_ih, "weight_hh": w_hh, "bias_ih": b_ih, "bias_hh": b_hh}
     return cell.bound(weights).step(x, hx)
 

@@ -7,6 +7,9 @@ after   depends on the state, and no state depends on it: run for all time steps
 
 PyTorch runs and differentiates the parts around the loop, so they may hold any operation. Products of the input with a
 weight matrix are part of the loop program.
+
+For a single step there is nothing to gain by computing all time steps at once: `split(graph, as_step=True)` has in the
+loop what is otherwise before and after it, but for what no loop program can hold.
 """
 
 from __future__ import annotations
@@ -86,8 +89,13 @@ class Split:
         return self.graph.series
 
 
-def split(graph: Graph, most_segments: int = MOST_SEGMENTS) -> Split:
+def split(graph: Graph, most_segments: int = MOST_SEGMENTS, as_step: bool = False) -> Split:
     """Split a graph; features that lie in more segments than so many are moved together first.
+
+    Args:
+        graph: The graph.
+        most_segments: See `Lowering`.
+        as_step: It is to run one step at a time: as much as can be is in the loop.
 
     Raises:
         AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
@@ -96,8 +104,12 @@ def split(graph: Graph, most_segments: int = MOST_SEGMENTS) -> Split:
     graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # the lowering adds to them
     part = _part_of(graph)
     results = graph.series
+    if as_step:
+        part = _moved_inside(graph, part)
     for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, results)
-    of_state = (s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs))
+    of_state = [s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs)]
+    if as_step:
+        of_state = _behind(of_state, [s for s in of_state if not _is_lowerable(s)])
     after = tuple(s for s in of_state if for_results.intersection(s.outputs))
     wanted = [*results, *(r for s in after for r in s.inputs)]
     after_outputs = {r for s in after for r in s.outputs}
@@ -158,6 +170,31 @@ def _part_of(graph: Graph) -> dict[Ref, int]:
             last = max(last, _BEFORE)  # drawn anew at every step
         part.update(dict.fromkeys(op.outputs, last))
     return part
+
+
+def _is_lowerable(op: Op) -> bool:
+    """Whether a loop program has the operation, as far as its name tells."""
+    known = op.short_name in RULES or op.short_name in _PRODUCTS or op.short_name in _FACTORIES
+    return known and torch.Tag.nondeterministic_seeded not in op.overload.tags
+
+
+def _moved_inside(graph: Graph, part: Mapping[Ref, int]) -> dict[Ref, int]:
+    """The parts, where operations on x are in the loop unless they lead to one that has to be before it."""
+    before = [op for op in graph.ops if part[op.outputs[0]] == _BEFORE]
+    kept = _ancestors(before, (r for op in before if not _is_lowerable(op) for r in op.outputs))
+    moved = {r for op in before for r in op.outputs} - kept
+    return {ref: _LOOP if ref in moved else which for ref, which in part.items()}
+
+
+def _behind(ops: Iterable[Op], first: Sequence[Op]) -> list[Op]:
+    """The operations that read, at any distance, what the first ones compute; and these."""
+    computed = {r for op in first for r in op.outputs}
+    found = []
+    for op in ops:
+        if not computed.isdisjoint((*op.inputs, *op.outputs)):
+            computed.update(op.outputs)
+            found.append(op)
+    return found
 
 
 def _ancestors(ops: Sequence[Op], refs: Iterable[Ref]) -> set[Ref]:

@@ -266,7 +266,7 @@ class _Tracer:
         like = placement(self.cell, torch.empty(0, dtype=self.dtype, device="cpu"))
         sizes = (self.input_size, *self.signature.state_sizes)
         shapes = [(batch, *shape_of(size)) for size in sizes] + [e.lead(batch) for e in self.extras]
-        types = [like.dtype] * len(sizes)
+        types = [like.dtype if self.dtype.is_floating_point else self.dtype] + [like.dtype] * (len(sizes) - 1)
         types += [like.dtype if e.dtype.is_floating_point else e.dtype for e in self.extras]
         return [
             _numbers(shape, fill * (k + 1), dtype).to(like.device)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.nn import functional as F
 
-from anyrnn.protocol import shape_of
+from anyrnn.protocol import outside_inference_mode, shape_of
+from anyrnn.randomness import own_random_numbers
 from anyrnn.records import locals_of, recorded_of
 from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
+from anyrnn.twin import with_own_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anyrnn.runtime.call import Call
+    from anyrnn.runtime.stepping import Steps
 
 
 class ReferenceEngine:
@@ -34,9 +37,48 @@ class ReferenceEngine:
     def anatomy(self, call: Call) -> None:
         """Take the cell as it is."""
 
+    def steps(self, call: Call, before: Steps | None = None) -> Steps:
+        """Prepare to run a call of one step again and again."""
+        return _PlainSteps(call, before)
+
     def run(self, call: Call) -> Result:
         """Run the call, step by step."""
         return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
+
+
+class _PlainSteps:
+    """The steps of a cell as it is, on buffers; see `anyrnn.runtime.stepping.Steps`.
+
+    Its weights and contexts are those of the moment at which this is made.
+    """
+
+    def __init__(self, call: Call, before: Steps | None) -> None:
+        with outside_inference_mode(), torch.no_grad():
+            self.states = [s.clone(memory_format=torch.contiguous_format) for s in call.states]
+            extras = (e.alike(e.tensor[0] if e.kind == "input" else e.tensor.clone()) for e in call.extras)
+            self._extras = [(e.key, e.tensor) for e in extras]
+            self._x, self._cell, self._signature = call.x[0], with_own_weights(call.cell), call.signature
+            self.outputs = self._new_outputs() if before is None else before.outputs
+
+    def _new_outputs(self) -> list[Tensor]:
+        """Memory for what a step gives, of the types that a step on zeros shows."""
+        with own_random_numbers():
+            zeros = tuple(torch.zeros_like(s) for s in self.states)
+            extras = [(key, torch.zeros_like(t)) for key, t in self._extras]
+            outputs, _ = self._signature.step(with_own_weights(self._cell), torch.zeros_like(self._x), zeros, extras)
+            return [torch.zeros_like(o, memory_format=torch.contiguous_format) for o in outputs]
+
+    def anatomy(self) -> None:
+        """Nothing is compiled."""
+
+    def launch(self) -> None:
+        """Run a step, on copies: a cell may write into what it is given."""
+        with torch.no_grad():
+            extras = [(key, t.clone()) for key, t in self._extras]
+            states = tuple([s.clone() for s in self.states])
+            outputs, new = self._signature.step(self._cell, self._x.clone(), states, extras)
+            for buffer, value in zip((*self.outputs, *self.states), (*outputs, *new), strict=True):
+                buffer.copy_(value)
 
 
 def _run_full(call: Call) -> Result:

@@ -13,14 +13,15 @@ from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.engines.vendor import TorchEngine, kernel_of
 from anyrnn.errors import AnyRNNError
-from anyrnn.runtime.engine import CompiledEngine, Engine
+from anyrnn.runtime.engine import CompiledEngine, Engine, Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from anyrnn.runtime.call import Call
 
-_ALL: tuple[Engine, ...] = CompiledEngine("cpu", CpuBackend.host), TorchEngine(), ReferenceEngine()
+_CPU, _REFERENCE = CompiledEngine("cpu", CpuBackend.host), ReferenceEngine()
+_ALL: tuple[Engine, ...] = _CPU, TorchEngine(), _REFERENCE
 
 #: The engines in the order in which "auto" tries them. The last one never refuses.
 ENGINES: Mapping[str, Engine] = {e.name: e for e in _ALL}
@@ -42,6 +43,15 @@ class Choice:
     """
 
     engine: Engine
+    reason: str
+    refused: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """The engine that runs single steps; the attributes are those of a `Choice`."""
+
+    engine: Stepper
     reason: str
     refused: Mapping[str, str]
 
@@ -115,6 +125,27 @@ def choose(call: Call) -> Choice:
             return Choice(each, "; ".join(reasons) or _FIRST.reason, refused)
         refused[each.name] = refusal
     raise AssertionError  # the reference engine never refuses
+
+
+def choose_for_steps(call: Call) -> StepChoice:
+    """Choose the engine for a call of one step that is to be repeated: a stream.
+
+    Raises:
+        AnyRNNError: if an engine was asked for by name and cannot run it.
+    """
+    wanted = wanted_name()
+    if wanted == "torch":
+        msg = "engine 'torch' was asked for by name, and its kernels run whole sequences, not the steps of a stream"
+        raise AnyRNNError(msg)
+    if wanted == "reference":
+        return StepChoice(_REFERENCE, "asked for by name", {})
+    refusal = _CPU.refusal(call)
+    if refusal is None:
+        return StepChoice(_CPU, _FIRST.reason if wanted == "auto" else "asked for by name", {})
+    if wanted != "auto":
+        msg = f"engine {wanted!r} was asked for by name and cannot run this stream: {refusal}. 'auto' falls back."
+        raise AnyRNNError(msg)
+    return StepChoice(_REFERENCE, refusal, {_CPU.name: refusal})
 
 
 def _known(name: str, where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +15,8 @@ from anyrnn.engines.attempt import LowPrecision, failure
 from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from anyrnn.runtime.call import Call
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
@@ -113,9 +117,18 @@ def _kernel(
     layout = (False,) if batch_sizes is None else ()
     data = (x,) if batch_sizes is None else (x, batch_sizes)
     function = getattr(torch._VF, str(kernel))
-    output, *new = function(*data, hx if kernel == "lstm" else hx[0], *settings, *layout)
+    with _without_advice() if x.is_cuda else nullcontext():
+        output, *new = function(*data, hx if kernel == "lstm" else hx[0], *settings, *layout)
     # The state stays in its own precision where autocast lowers that of the results.
     return output, tuple(n.squeeze(0).to(s.dtype) for n, s in zip(new, states, strict=True))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave out cuDNN's advice to put the weights side by side: that would be a second copy of them, or move them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        yield
 
 
 def _run_ragged(call: Call, lengths: Tensor) -> Result:

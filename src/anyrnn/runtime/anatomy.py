@@ -81,13 +81,14 @@ class Anatomy:
         return "\n".join(lines)
 
 
-def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
-    """Take a plan's cell apart for showing, as it would run on a backend with tensors like this one."""
+def anatomy_of(plan: Plan, backend: Backend, like: Tensor, kind: str) -> Anatomy:
+    """Take a plan's cell apart for showing, as it would run on a backend with tensors like this one.
+
+    The kind is "inference", or "step" for one step at a time.
+    """
     size = 8 if like.dtype == torch.float64 else 4
-    kernel = plan.loop.kernel(
-        "inference", like.new_empty((), dtype=torch.float64 if size == 8 else torch.float32), backend
-    )
-    program = plan.loop.settled("inference")
+    kernel = plan.loop.kernel(kind, like.new_empty((), dtype=torch.float64 if size == 8 else torch.float32), backend)
+    program = plan.loop.settled(kind)
     nodes = program.nodes
     dots = [n for n in nodes if n.op == "dot"]
     counted: dict[str, int] = {}
@@ -109,21 +110,24 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor) -> Anatomy:
         (read + written) * size,
         str(plan.split.graph),
         str(plan.split.program),
-        _passes(plan),
-        str(plan.loop.derivative.backward),
+        _passes(plan, kind),
+        "(a stream has no backward pass)" if kind == "step" else str(plan.loop.derivative.backward),
         kernel,
     )
 
 
-def _passes(plan: Plan) -> str:
+def _passes(plan: Plan, kind: str) -> str:
     """The program after each pass."""
     program = plan.split.lowered
     stages = [("lowered", program)]
     for transform in PASSES:
         program = transform(program)
         stages.append((f"after {transform.__name__}", program))
-    stages.append(("after elementary, with a residual for the backward pass", plan.loop.derivative.forward))
-    stages.append(("after without and placed, for inference", plan.loop.settled("inference")))
+    if kind == "step":
+        stages.append(("after elementary and placed, for a step", plan.loop.settled(kind)))
+    else:
+        stages.append(("after elementary, with a residual for the backward pass", plan.loop.derivative.forward))
+        stages.append(("after without and placed, for inference", plan.loop.settled(kind)))
     return "\n\n".join(f"# {title}\n{text}" for title, text in stages)
 
 

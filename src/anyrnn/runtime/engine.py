@@ -15,12 +15,14 @@ from anyrnn.runtime.call import Result
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import run
 from anyrnn.runtime.plans import Plan, plan_of
+from anyrnn.runtime.stepping import CompiledSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from anyrnn.runtime.call import Call
     from anyrnn.runtime.kernel import Backend
+    from anyrnn.runtime.stepping import Steps
 
 
 class Engine(Protocol):
@@ -40,6 +42,20 @@ class Engine(Protocol):
 
     def anatomy(self, call: Call) -> Anatomy | None:
         """Show what the engine made of the cell; None if it takes it as it is."""
+
+
+class Stepper(Protocol):
+    """A way to run single steps."""
+
+    name: str
+
+    def steps(self, call: Call, before: Steps | None = None) -> Steps:
+        """Prepare to run a call of one step again and again.
+
+        Args:
+            call: The call; its states are copied, x and what else there is for each step is read at every step.
+            before: Steps whose buffers are to be written.
+        """
 
 
 class CompiledEngine:
@@ -67,7 +83,16 @@ class CompiledEngine:
         """Show the four parts, the cost of a step, and the products of the compiler."""
         plan = _plan(call)
         assert isinstance(plan, Plan)  # else it was refused
-        return anatomy_of(plan, self._backend(), call.x)
+        return anatomy_of(plan, self._backend(), call.x, "inference")
+
+    def steps(self, call: Call, before: Steps | None = None) -> Steps:
+        """Prepare to run a call of one step again and again; with the buffers of steps of an earlier plan."""
+        plan = call.memo.get(self.name) or _plan(call)
+        assert isinstance(plan, Plan)  # else it was refused
+        if isinstance(before, CompiledSteps) and before.plan is plan:
+            before.prepare(call.cell)
+            return before
+        return CompiledSteps(plan, self._backend(), call, before)
 
     def run(self, call: Call) -> Result:
         """Run the four parts of the cell."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch import Tensor
 
@@ -71,6 +71,15 @@ class Bound(Protocol):
         """Run all steps; returns the sums, by name."""
 
 
+class Repeated(Protocol):
+    """A kernel of one step, bound to arrays that stay where they are."""
+
+    launch: Callable[[], object]
+
+    def prepare(self, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> None:
+        """Read the matrices and whatever else is the same at every step; `launch` goes on with these."""
+
+
 class Kernel(Protocol):
     """A program, compiled."""
 
@@ -94,6 +103,15 @@ class Kernel(Protocol):
             initial: The initial states (B, width), by name, at least of those that have memory for all steps.
             transposed: The matrices whose memory holds (columns, rows). This is about what is handed over; that a
                 product reads a matrix transposed (``U.T`` in the text) is part of the program.
+        """
+
+    def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> Repeated:
+        """Bind it to arrays once, to be launched for one step after the other; all its states are carried.
+
+        Args:
+            layout: The rows of the batch, one step.
+            arrays: As for `bind`; all but the matrices are read at every launch.
+            transposed: As for `bind`.
         """
 
     @property

@@ -10,7 +10,7 @@ import torch
 from anyrnn.compiler.derive import Derivative, derive
 from anyrnn.compiler.gradient_paths import GradientPaths
 from anyrnn.compiler.node import ordered
-from anyrnn.compiler.passes import placed, without
+from anyrnn.compiler.passes import elementary, placed, without
 from anyrnn.runtime.kernel import Precision
 from anyrnn.runtime.layout import padded_rows
 from anyrnn.runtime.memory import empty
@@ -59,9 +59,12 @@ class Loop:
         return GradientPaths(self.program)
 
     def settled(self, kind: str) -> Program:
-        """The program of a pass, "inference", "training" or "backward", with all its arrays in their places."""
+        """The program of a pass, "inference", "training", "step" or "backward", with all its arrays in their places."""
         if kind == "backward":
             return self.derivative.backward
+        if kind == "step":  # one at a time: no memory for all steps, and an output is not the state that goes on
+            places = {**dict.fromkeys(self.states, "carried"), **dict.fromkeys(self.outputs, "padded")}
+            return placed(elementary(self.program), places)
         program = self.derivative.forward
         if kind == "training":
             kept, left = set(self.states), set(self.aliases)
@@ -89,7 +92,7 @@ class Loop:
         return tuple((a.name, a.place, a.width) for a in self.derivative.backward.of("output"))
 
     def kernel(self, kind: str, like: Tensor, backend: Backend, unwanted: frozenset[str] = frozenset()) -> Kernel:
-        """The kernel of a pass: "inference", "training" or "backward"; that one may leave out some arrays."""
+        """The kernel of a pass (see `settled`); that of "backward" may leave out some arrays."""
         key = kind, unwanted, Precision.of(like.dtype), backend
         found = self._kernels.get(key)
         if found is None:

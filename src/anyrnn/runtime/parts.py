@@ -40,21 +40,21 @@ def run(
         What there is for every step, (T, B, ...) each, zero at padded steps; and the final states (B, ...).
     """
     graph, dtype = plan.split.graph, x.dtype
-    tensors = _weights(plan, cell, dtype)
+    tensors = weights_of(plan, cell, dtype)
     padded, rows = _before(plan, tensors, batch, x, extras)
     inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
     if not plan.has_flat_states:
-        inputs = {name: _flat(s) for name, s in inputs.items()}
+        inputs = {name: flat(s) for name, s in inputs.items()}
     for name, ref, role in plan.arrays:
         if role == "matrix":
             inputs[name] = as_matrix(tensors[ref], dtype)
         elif role == "row":
-            inputs[name] = _flat(as_array(rows[ref], dtype))
+            inputs[name] = flat(as_array(rows[ref], dtype))
         elif ref in padded:
             inputs[name] = as_array(padded[ref], dtype)
         else:
             tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
-            inputs[name] = _flat(tensor) if role == "stream" else tensor
+            inputs[name] = flat(tensor) if role == "stream" else tensor
     results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
     finals = [results[name] for name in plan.loop.states]
     if not plan.has_flat_states:
@@ -116,7 +116,7 @@ def _before(
     return padded, rows
 
 
-def _weights(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Tensor]:
+def weights_of(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Tensor]:
     """The present weights of a cell, as it computes with them."""
     tensors: dict[Ref, Tensor] = {}
     for path, attribute, ref in plan.weights:
@@ -133,7 +133,7 @@ def _packed(tensor: Tensor, batch: Layout) -> Tensor:
     return rows.index_select(0, batch.packed_index) if batch.is_ragged else rows
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def flat(tensor: Tensor) -> Tensor:
     """A tensor with one dimension behind its rows."""
     return tensor if tensor.dim() == 2 else tensor.reshape(len(tensor), -1)
 

@@ -7,6 +7,7 @@ microseconds; if not, whether it is equal to what another plan was made for. A n
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from anyrnn.cells.base import origin_of
+from anyrnn.compiler.lower import MOST_SEGMENTS
 from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.reach import Reach, Sight
 from anyrnn.compiler.split import Ops, Split, split
@@ -83,6 +85,19 @@ class Plan:
         found = [name for name in self.loop.outputs if tensors[name] == first]
         bare = not (parts.before or parts.after or others) and found and graph.dtypes[first].is_floating_point
         self.direct = found[0] if bare else None
+
+    @functools.cached_property
+    def as_step(self) -> Plan:
+        """A plan of the same step to be run one at a time: if it can be, all of it is in the loop."""
+        with LOCK, torch._C.DisableTorchFunction():
+            for most_segments in (MOST_SEGMENTS, 1):
+                try:
+                    return Plan(split(self.split.graph, most_segments, as_step=True))
+                except TooManyValuesError:
+                    continue
+                except AnyRNNError:
+                    break
+            return self
 
     def forms(self, dtype: torch.dtype) -> list[SeriesForm]:
         """The forms of what is returned for every step, where x is of a type."""

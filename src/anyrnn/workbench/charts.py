@@ -33,7 +33,8 @@ _WIDTH = 520  # the user units of a chart: about the pixels of one of the page's
 _STRIP, _STRIP_HEIGHT = 300, 38  # of the drawing in a row of the table
 _COLOURS = 8  # the page defines this many line colours; further lines repeat them, dashed
 
-_Point = tuple[int, float, float, float]  # epoch; mean, lowest and highest value over the runs
+#: An epoch, or a number of steps; mean, lowest and highest value over the runs.
+Point = tuple[int, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Line:
 
     title: str
     colour: int
-    points: tuple[_Point, ...]
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def curves(
     log: bool = False,
     best: Callable[[Iterable[float]], float] | None = None,
     percent: bool = False,
+    along: str = "epoch",
 ) -> Markup:
     """Draw learning curves: means as lines, the range over the runs as bands, names at the ends of the lines.
 
@@ -176,6 +178,7 @@ def curves(
         best: `min` or `max`: put a ring where the mean of each line is best, and leave out the worse range that only
             the first quarter of the epochs visits, so that the ends can be told apart.
         percent: Values are shares, written in percent.
+        along: What is counted from left to right. If it is not epochs, no line ends too early.
     """
     left, right, top, bottom = 52, _WIDTH - 130, 12, 290
     kept = [(line, [p for p in line.points if p[2] > 0 or not log]) for line in lines]
@@ -196,8 +199,8 @@ def curves(
     epoch = Markup('<text class="t mid" x="{:.1f}" y="{}">{}</text>')
     ticks = [tick for tick, _ in x.ticks(6) if tick.is_integer() and tick <= last]
     parts += [epoch.format(x(tick), bottom + 18, f"{tick:,.0f}") for tick in ticks]
-    parts.append(epoch.format((left + right) / 2, bottom + 36, "epoch"))
-    clip = "clip-log" if log else "clip"
+    parts.append(epoch.format((left + right) / 2, bottom + 36, along))
+    clip = f"clip-{along}".replace(" ", "-") + ("-log" if log else "")
     frame = Markup(
         '<clipPath id="{0}"><rect x="{1}" y="{2}" width="{3}" height="{4}"/></clipPath><g clip-path="url(#{0})">'
     )
@@ -215,10 +218,11 @@ def curves(
     ends = [(min(max(y(points[-1][1]), top), bottom), x(points[-1][0]), line) for line, points in kept]
     ends.sort(key=lambda end: (end[0], end[2].colour))
     for (end_y, end_x, line), label_y in zip(ends, _spread([end[0] for end in ends], 15, bottom + 4), strict=True):
-        if end_x < right - 1:
+        is_cut = end_x < right - 1 and along == "epoch"
+        if is_cut:
             parts.append(Markup('<text class="bad mid" x="{:.1f}" y="{:.1f}">✕</text>').format(end_x, end_y + 4))
         lead = Markup('<path class="{}{} lead" d="M{:.1f} {:.1f}L{} {:.1f}"/>')
-        cut = " cut" if end_x < right - 1 else ""
+        cut = " cut" if is_cut else ""
         parts.append(lead.format(_style(line), cut, end_x, end_y, right + 12, label_y))
         text = Markup('<text class="t name" x="{}" y="{:.1f}">{}<title>{}</title></text>')
         parts.append(text.format(right + 16, label_y + 4, short(line.title, 18), line.title))
@@ -376,7 +380,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _thin(points: Sequence[_Point], limit: int = 300) -> Sequence[_Point]:
+def _thin(points: Sequence[Point], limit: int = 300) -> Sequence[Point]:
     """Keep every k-th point and the last: more than the pixels of the drawing would only make the file large."""
     step = math.ceil(len(points) / limit)
     return points if step <= 1 else (*points[:-1:step], points[-1])

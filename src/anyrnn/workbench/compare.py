@@ -22,7 +22,7 @@ from anyrnn.explain import explain
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
-from anyrnn.workbench.inspect import gates
+from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
@@ -153,8 +153,9 @@ class Results:
         results = self.to_dict()
         test = self.dataset.test
         longest = max(range(len(test)), key=lambda k: len(test.x[k]))  # the one with most to see
-        report = render(results, gates(self.best.model, test, longest))
         models = [entry.model for entry in self.entries]
+        flows = {model.network.name: flow(model, test) for model in models}
+        report = render(results, gates(self.best.model, test, longest), flows)
         return save_run(Path(folder), results, models, report, overwrite=overwrite, numbered=numbered)
 
     def to_dict(self) -> dict[str, Any]:

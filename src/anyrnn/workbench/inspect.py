@@ -1,51 +1,51 @@
-"""Look inside a trained network: what its gates do at each step of one real sequence.
+"""Look inside a trained network: what its gates do at each step of a sequence, and how far its gradients reach."""
 
-A copy of the cell is run whose activation functions write down what they return. The recurrence itself is
-`anyrnn.scan`'s, on the reference engine, so that nothing is computed here a second time.
-"""
-
-import copy
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import anyrnn
 from anyrnn.cells import Cell
+from anyrnn.workbench.charts import Point
 from anyrnn.workbench.models import Model
 from anyrnn.workbench.report import Gates
 from anyrnn.workbench.sequences import Sequences
 
-_RANGES: Mapping[Callable[[Tensor], Tensor], tuple[float, float]] = {torch.sigmoid: (0.0, 1.0), torch.tanh: (-1.0, 1.0)}
+_RANGES: Mapping[object, tuple[float, float]] = {torch.sigmoid: (0.0, 1.0), torch.tanh: (-1.0, 1.0)}
+_MOST_PANELS = 11  # of variables, beside the sequence and the output
+_MOST_LAGS = 200
+_SEQUENCES = 32
 
 
-def gates(model: Model, part: Sequences, index: int) -> Gates | None:
-    """Record the gates of a trained network over one sequence.
+def gates(model: Model, part: Sequences, index: int) -> Gates:
+    """Record what a trained network does over one sequence: its first layer, in the forward direction.
 
-    They are those of its first layer, in the forward direction: by the letters of the cell's equations, then the
-    tanh of the cell state where there is one, then the output h.
+    Of a cell of this package the gates, by the letters of its equations, and the cell state where there is one; of
+    another cell the local variables of its step that have as many numbers as the output. Then the output h.
 
     Args:
         model: The trained network.
         part: Sequences as read: the model's scaler is applied here.
         index: Which of them.
-
-    Returns:
-        The gates, or None for a cell of the user's own, which does not name its activations.
     """
-    cell = copy.copy(model.layer.cell(0))
+    cell, x = model.layer.cell(0), model.scaler(part.x[index])
+    if isinstance(cell, Cell):
+        names = [name for name in (*cell.gates, "c") if name in model.layer.names]
+        ranges = {name: _RANGES[f] for name, f in cell.activations.items() if name in names and f in _RANGES}
+    else:
+        given = inspect.signature(cell.forward).parameters
+        names, ranges = [name for name in model.layer.names if name not in given], {}
+    with torch.no_grad():
+        output, _, *recorded = anyrnn.scan(cell, x.unsqueeze(1), record=names)
+    records = recorded[0] if recorded else {}
+    shown = {name: r[:, 0] for name, r in records.items() if r.shape == output.shape and r.is_floating_point()}
+    shown = dict([*shown.items()][:_MOST_PANELS])
     if not isinstance(cell, Cell):
-        return None
-    functions = cell.activations
-    recorded: dict[str, list[Tensor]] = {name: [] for name in functions}
-    cell.activations = {name: _recorder(functions[name], recorded[name]) for name in functions}
-    x = model.scaler(part.x[index])
-    with torch.no_grad(), anyrnn.engine("reference"):
-        output, _ = anyrnn.scan(cell, x.unsqueeze(1))
-    # A cell that is new to `scan` is tried on a few rows first: the last T calls are the steps.
-    steps = {name: torch.cat(calls[-len(x) :]) for name, calls in recorded.items()}
-    shown = {name: "tanh(c)" if name == "h" and "h" not in cell.gates else name for name in steps}
+        ranges = {name: found for name, values in shown.items() if (found := _range_of(values)) is not None}
     y, predicted = part.y[index].item(), model.predict([part.x[index]])
     true, answer = (
         alike(y, predicted.values[0])
@@ -57,18 +57,37 @@ def gates(model: Model, part: Sequences, index: int) -> Gates | None:
         sequence=part.ids[index],
         true=true,
         predicted=answer,
-        matrices={**{shown[name]: values for name, values in steps.items()}, "h": output[:, 0]},
-        ranges={shown[name]: _RANGES[functions[name]] for name in steps if functions[name] in _RANGES},
+        matrices={**shown, "h": output[:, 0]},
+        ranges=ranges,
         inputs=x,
     )
 
 
-def _recorder(function: Callable[[Tensor], Tensor], calls: list[Tensor]) -> Callable[[Tensor], Tensor]:
-    def record(x: Tensor) -> Tensor:
-        calls.append(function(x))
-        return calls[-1]
+def _range_of(values: Tensor) -> tuple[float, float] | None:
+    """The range that values of a gate or a squashed state lie in, as far as they show it."""
+    low, high = values.min(), values.max()
+    if not -1 <= low <= high <= 1:
+        return None
+    return (0.0, 1.0) if low >= 0 else (-1.0, 1.0)
 
-    return record
+
+def flow(model: Model, part: Sequences) -> list[Point]:
+    """Measure how far back the gradient reaches in a trained network: that of its last state at earlier ones.
+
+    Args:
+        model: The trained network: of its first layer the forward direction is measured, and the state that is h.
+        part: Sequences as read, of which the first ones are taken.
+
+    Returns:
+        For each number of steps back the mean norm of the gradient, and twice more in the place of a range.
+    """
+    xs = [model.scaler(x) for x in part.x[:_SEQUENCES]]
+    layer, lengths = model.layer, [len(x) for x in xs]
+    found = anyrnn.gradient_flow(layer, pad_sequence(xs, batch_first=layer.batch_first), lengths=lengths)
+    while isinstance(found, tuple):  # by layer, by state variable
+        found = found[0]
+    norms = found[0, :_MOST_LAGS].tolist()
+    return [(lag, norm, norm, norm) for lag, norm in enumerate(norms) if math.isfinite(norm)]
 
 
 def alike(*values: float) -> tuple[str, ...]:

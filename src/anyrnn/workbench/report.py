@@ -32,7 +32,6 @@ _GATES = {
     "r": ("reset gate r", "near 0 the candidate ignores the past"),
     "z": ("update gate z", "near 1 the unit stays as it is, near 0 it takes the candidate"),
     "n": ("candidate n", "what the unit would change to"),
-    "tanh(c)": ("tanh(c)", "the memory, squashed to between -1 and 1"),
     "h": ("output h", "what the unit tells the others and the next layer"),
 }
 
@@ -67,12 +66,15 @@ class Gates:
         return len(next(iter(self.matrices.values())))
 
 
-def render(results: Mapping[str, object], gates: Gates | None) -> str:
+def render(
+    results: Mapping[str, object], gates: Gates | None, flows: Mapping[str, Sequence[charts.Point]] | None = None
+) -> str:
     """Write the report of a comparison as one self-contained HTML page.
 
     Args:
         results: The dictionary of results.json. A score or loss that is None or NaN is that of a diverged run.
-        gates: The gates of the best model over one sequence; None for a cell that does not name its gates.
+        gates: What the best model does over one sequence; None leaves it out.
+        flows: For each model by name, the size of the gradient of its last state at the state so many steps before.
 
     Returns:
         The page; the same results give the same text.
@@ -95,6 +97,7 @@ def render(results: Mapping[str, object], gates: Gates | None) -> str:
         mistakes=_mistakes(comparison),
         diverged=any(m.diverged for m in comparison.models),
         gates=gates,
+        flow=_flow(comparison, flows or {}),
         panels=_panels(gates, comparison.features) if gates else (),
         palettes={"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     )
@@ -180,6 +183,20 @@ def _curves(c: Comparison, key: str) -> Markup:
         return charts.curves(lines, "Training loss by epoch, a line for each model", log=True)
     label = "Score on the test part by epoch, a line for each model"
     return charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
+
+
+def _flow(c: Comparison, flows: Mapping[str, Sequence[charts.Point]]) -> dict[str, object] | None:
+    """Draw how far back the gradient reaches, and say after how many steps a thousandth is left."""
+    found = [(m, tuple(flows[m.name])) for m in c.models if len(flows.get(m.name, ())) > 1]
+    if not found:
+        return None
+    lines = [charts.Line(m.title, m.colour, points) for m, points in found]
+    lost = []
+    for model, points in found:
+        small = next((lag for lag, value, *_ in points if value < points[0][1] / 1000), None)
+        lost.append(f"{model.title}: {'not within these steps' if small is None else small}")
+    label = "Size of the gradient by the number of steps before the last one, a line for each model"
+    return {"chart": charts.curves(lines, label, log=True, along="steps before the last"), "lost": "; ".join(lost)}
 
 
 def _scored(c: Comparison) -> int:

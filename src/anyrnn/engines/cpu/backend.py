@@ -128,6 +128,15 @@ class CpuKernel:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("serial"))
 
     @functools.cached_property
+    def alone(self) -> Callable[..., None]:
+        """The entry that runs the steps, in the calling thread; its arguments are objects of `ctypes`.
+
+        The interpreter's lock is free meanwhile, so that streams of several threads run at once: that is some 30 ns of
+        the 250 that a call takes from Python (`ctypes.PYFUNCTYPE`, which keeps the lock, was measured beside it).
+        """
+        return ctypes.CFUNCTYPE(None)(self.main)
+
+    @functools.cached_property
     def backward(self) -> bool:
         """It runs from the last step to the first."""
         return bool(self.schedule.program.of("history"))
@@ -142,7 +151,7 @@ class CpuKernel:
         return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
 
     @functools.cached_property
-    def _arguments(self) -> list[tuple[str, str]]:
+    def arguments(self) -> list[tuple[str, str]]:
         """The arrays in the order of the slots: name and role."""
         return [(a.name, a.role) for a in self.program.arrays if a.role != "sum"]
 
@@ -175,7 +184,7 @@ class CpuKernel:
         totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
-        for name, role in self._arguments:
+        for name, role in self.arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
             if role == "matrix":
@@ -191,6 +200,10 @@ class CpuKernel:
         if self.schedule.uniform:
             values.append(address + rows_end)
         return CpuBound(self, array("q", values), shares, totals, workspace)
+
+    def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> CpuRepeated:
+        """Bind it to arrays once; see `anyrnn.runtime.kernel.Kernel`."""
+        return CpuRepeated(self, layout, arrays, transposed)
 
 
 def _work_of(node: Node) -> int:
@@ -216,11 +229,15 @@ class CpuBound:
         if self.shares == 1:
             kernel.serial(pointer)
         else:
-            if kernel.packed or kernel.schedule.uniform:
-                threads.parallel(kernel.pack, pointer, self.shares)
+            self.pack()
             threads.parallel(kernel.main, pointer, self.shares)
         ranges = kernel.sums
         return dict(self._sums(ranges)) if ranges else {}
+
+    def pack(self) -> None:
+        """Copy the matrices, and arrange what is the same for all rows."""
+        if self.kernel.packed or self.kernel.schedule.uniform:
+            threads.parallel(self.kernel.pack, self.slots.buffer_info()[0], self.shares)
 
     def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
         total = self.totals[0] if self.shares == 1 else self.totals.sum(0)
@@ -228,3 +245,40 @@ class CpuBound:
             # A copy even of one piece: two biases may have one sum.
             pieces = [total.narrow_copy(0, start, end - start) for start, end in places]
             yield name, pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+class CpuRepeated:
+    """Machine code for one step, with the addresses that it is given, always the same ones.
+
+    Attributes:
+        launch: Runs a step: no Python code at all, if one thread is enough.
+    """
+
+    def __init__(
+        self, kernel: CpuKernel, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]
+    ) -> None:
+        self._kernel, self._layout = kernel, layout
+        bound = kernel.bind(layout, arrays, {}, transposed)
+        bound.pack()
+        self._slots = bound.slots
+        pointer = self._slots.buffer_info()[0]
+        launch = (
+            functools.partial(kernel.alone, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
+            if bound.shares == 1
+            else functools.partial(threads.parallel, kernel.main, pointer, bound.shares)
+        )
+        # All whose addresses the code knows lives as long as the function, which may outlive this object.
+        self._kept: list[object] = [self._slots, layout, kernel, *self._read(arrays), bound]
+        vars(launch)["kept"] = self._kept
+        self.launch: Callable[[], object] = launch
+
+    def prepare(self, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> None:
+        """Read the matrices anew; see `anyrnn.runtime.kernel.Repeated`."""
+        bound = self._kernel.bind(self._layout, arrays, {}, transposed)
+        bound.pack()
+        self._slots[:] = bound.slots  # which stay where they are: `launch` knows their address
+        self._kept[3:] = [*self._read(arrays), bound]
+
+    def _read(self, arrays: Mapping[str, Tensor]) -> list[Tensor]:
+        """The arrays that are read or written at every step: all but the matrices, of which there are packed copies."""
+        return [arrays[name] for name, role in self._kernel.arguments if role != "matrix"]
