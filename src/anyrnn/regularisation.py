@@ -227,13 +227,15 @@ def _ones(weight: Tensor, dim: int, count: int) -> Tensor:
     return torch.ones(shape, dtype=weight.dtype, device=weight.device)
 
 
+_functorch_level = torch._C._functorch.maybe_current_level
+
 #: Layers of which it was checked whether their options do something.
 _checked: WeakSet[nn.Module] = WeakSet()
 
 
 def _check_acts(layer: Regularised, call: Call, rates: tuple[float, ...]) -> None:
     """Warn once if no product takes a state that is to be dropped."""
-    if torch.compiler.is_compiling() or layer in _checked:
+    if torch.compiler.is_compiling() or layer in _checked or _functorch_level() is not None:
         return
     _checked.add(layer)
     for k, (p, takes) in enumerate(zip(rates, takes_states(call), strict=True)):

@@ -16,15 +16,17 @@ from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
+    from anyrnn.runtime.sums import Sums
 
 
 def run(
-    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False
-) -> dict[str, Tensor]:
+    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False,
+    sums: Sums | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Run a loop.
 
     Args:
@@ -34,13 +36,15 @@ def run(
         inputs: Its streams (T, B, width), or (N, width) with the active rows only, as the program says; initial
             states (B, width), vectors and matrices; by name.
         from_zero: The initial states are zero.
+        sums: If this is a piece of a sequence, where the gradients of rows, vectors and matrices are summed up, which
+            autograd is not given then.
 
     Returns:
         The outputs (T, B, width), zero at padded steps, and the final states (B, width), by name.
     """
     tensors = [inputs[name] for name in loop.inputs]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        results = _LoopFunction.apply(loop, layout, backend, from_zero, *tensors)  # type: ignore[no-untyped-call]
+        results = _LoopFunction.apply(loop, layout, backend, from_zero, sums, *tensors)  # type: ignore[no-untyped-call]
         return dict(zip((*loop.outputs, *loop.states), results, strict=True))
     return forward(loop, layout, backend, inputs, training=False)[0]
 
@@ -55,10 +59,10 @@ class _LoopFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, *tensors: Tensor
+        ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, sums: Sums | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         results, residuals = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
-        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero = loop, layout, backend, from_zero
+        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero, ctx.sums = loop, layout, backend, from_zero, sums
         ctx.residuals = tuple(residuals)
         ctx.forms = [_form(t) for t in (*tensors, *residuals.values())]
         ctx.save_for_backward(*tensors, *residuals.values())
@@ -77,12 +81,14 @@ class _LoopFunction(torch.autograd.Function):
         grads_out = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
         reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
         needed = [n for n in itertools.compress(names, ctx.needs_input_grad[_OTHERS:]) if n in reached]
+        if ctx.sums is not None:
+            return *(None,) * _OTHERS, *_of_piece(ctx, inputs, residuals, grads_out, needed)
         grads_in: Mapping[str, Tensor | None] = {}
         if needed:
             with without_autocast():
                 # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only
                 # PyTorch knows (`is_grads_batched`, `jacobian(vectorize=True)`).
-                if torch.is_grad_enabled() or any(map(_is_batched, grads_out.values())):
+                if torch.is_grad_enabled() or any(map(is_batched, grads_out.values())):
                     grads_in = backward_by_autograd(loop, layout, inputs, grads_out, needed)
                 else:
                     saved = ForwardPass(loop, layout, ctx.backend, inputs, residuals, ctx.from_zero)
@@ -91,7 +97,25 @@ class _LoopFunction(torch.autograd.Function):
         return *(None,) * _OTHERS, *(grads_in[n] if n in wanted else None for n in names)
 
 
-_OTHERS = 4  # arguments of the function before the tensors
+def _of_piece(
+    ctx: Any, inputs: Mapping[str, Tensor], residuals: Mapping[str, Tensor], grads_out: Mapping[str, Tensor],
+    reached: Collection[str],
+) -> Iterator[Tensor | None]:  # fmt: skip
+    """The gradients of streams and states; those that are summed up over all pieces are noted among the sums."""
+    loop, sums = ctx.loop, ctx.sums
+    # Every sum in every piece, whether or not it is reached from there: sums have to go on.
+    needed = {*itertools.compress(loop.inputs, ctx.needs_input_grad[_OTHERS:])}
+    saved = ForwardPass(loop, ctx.layout, ctx.backend, inputs, residuals, ctx.from_zero)
+    with without_autocast():
+        grads_in = backward(saved, grads_out, needed, sums)
+    sums.reached.update(reached)
+    summed = {a.name for a in loop.program.of("row", "vector", "matrix")}
+    sums.found.update((name, grads_in[name]) for name in needed & summed)
+    own = needed.difference(summed).intersection(reached)
+    return (grads_in[name] if name in own else None for name in loop.inputs)
+
+
+_OTHERS = 5  # arguments of the function before the tensors
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:
@@ -111,5 +135,6 @@ def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)
 
 
-def _is_batched(grad: Tensor) -> bool:
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient is many at once, in a batch of which only PyTorch knows."""
     return bool(is_batchedtensor(grad) or is_legacy_batchedtensor(grad))

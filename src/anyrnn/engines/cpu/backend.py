@@ -17,7 +17,7 @@ from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import add_outer
 from anyrnn.engines.cpu.schedule import Schedule, schedule
-from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
+from anyrnn.engines.cpu.slots import LINE, Blocking, Packed, packed_of
 from anyrnn.runtime.memory import empty
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class CpuBackend:
 
     machine: Machine
     name = "cpu"
+    block = Blocking.depth
 
     @staticmethod
     def host() -> CpuBackend:
@@ -59,9 +60,11 @@ class CpuBackend:
         code = jit.load(f"{nameless}\n{precision}", build, self.machine)
         return CpuKernel(program, groups, packed_of(groups), code, self.machine, precision)
 
-    def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
-        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""
-        add_outer(out, row, column, left, right, add, self.machine)
+    def add_outer(
+        self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, last_first: bool
+    ) -> None:
+        """Write left^T @ right into a contiguous matrix, or add it: see `anyrnn.runtime.kernel.Backend`."""
+        add_outer(out, row, column, left, right, add, self.machine, last_first)
 
 
 @functools.cache
@@ -148,7 +151,7 @@ class CpuKernel:
 
     def shares(self, layout: Layout) -> int:
         """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
-        return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
+        return max(1, min(threads.count(), layout.B // 2, layout.source.total * self.work // _SMALL))
 
     @functools.cached_property
     def arguments(self) -> list[tuple[str, str]]:
@@ -172,6 +175,7 @@ class CpuKernel:
         arrays: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
         transposed: Collection[str],
+        continuing: CpuBound | None = None,
     ) -> CpuBound:
         """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
         like = next(iter(arrays.values()))
@@ -181,7 +185,7 @@ class CpuKernel:
         rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
         size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
-        totals = like.new_zeros(shares, self.schedule.total_width)
+        totals = like.new_zeros(shares, self.schedule.total_width) if continuing is None else continuing.totals
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
         for name, role in self.arguments:

@@ -1,6 +1,6 @@
 """What a layer costs on a CUDA device beside torch.nn's: there LSTM, GRU and RNN run on PyTorch's kernels (cuDNN).
 
-    python benchmarks/cuda.py [--rounds 30]
+    python benchmarks/on_cuda.py [--rounds 30]
 
 Forward and backward, float32, x with a gradient, medians of turns. A cell of one's own runs as the plain loop there.
 """
@@ -11,10 +11,24 @@ import time
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import anyrnn
 
 SHAPES = ((100, 32, 64, 128), (100, 256, 256, 512), (1000, 32, 64, 128))  # T, B, I, H
+
+
+class Packed(nn.Module):
+    """A layer of torch.nn for ragged batches, as its users write it."""
+
+    def __init__(self, layer: nn.Module, lengths: torch.Tensor) -> None:
+        super().__init__()
+        self.layer, self.lengths = layer, lengths
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pack, run, and pad."""
+        packed = pack_padded_sequence(x, self.lengths, enforce_sorted=False)
+        return pad_packed_sequence(self.layer(packed)[0], total_length=len(x))
 
 
 def step(layer: nn.Module, x: torch.Tensor, **options: object) -> float:
@@ -55,6 +69,7 @@ def main() -> None:
             pairs = {
                 f"nn.{kind}": (theirs, {}),
                 f"anyrnn.{kind}": (ours, {}),
+                f"nn.{kind}, packed": (Packed(theirs, lengths), {}),
                 f"anyrnn.{kind}, ragged": (ours, {"lengths": lengths}),
             }
             if T <= 100:
