@@ -244,9 +244,7 @@ class CpuBound:
         if self.kernel.packed or self.kernel.schedule.uniform:
             threads.parallel(self.kernel.pack, self.slots.buffer_info()[0], self.shares)
 
-    def _sums(
-        self, totals: Tensor, ranges: Mapping[str, tuple[tuple[int, int], ...]]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _sums(self, totals: Tensor, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
         total = totals[0] if self.shares == 1 else totals.sum(0)
         for name, places in ranges.items():
             # A copy even of one piece: two biases may have one sum.
