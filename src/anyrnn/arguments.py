@@ -58,7 +58,7 @@ class Options:
 
     @property
     def asks_nothing(self) -> bool:
-        """Whether a call is given x and the state alone. (What is forced says nothing without feedback.)"""
+        """Whether a call is given x and the state alone; what is `forced` says nothing without feedback."""
         return (
             self.lengths is None
             and self.inputs is None
