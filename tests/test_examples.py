@@ -3,16 +3,16 @@
 import math
 from pathlib import Path
 
-import characters
-import lem
 import numpy as np
 import pytest
-import rollouts
 import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
 import anyrnn
+import characters
+import lem
+import rollouts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

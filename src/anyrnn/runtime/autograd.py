@@ -16,7 +16,7 @@ from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
