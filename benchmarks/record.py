@@ -18,7 +18,7 @@ from anyrnn.workbench.doctor import machine
 HERE = Path(__file__).parent
 
 #: A section of results.json, and the module that makes text of it.
-SECTIONS = {"layers": "layers_report", "short": "short", "start": "start", "memory": "memory"}
+SECTIONS = {"layers": "layers_report", "short": "short", "start": "start", "memory": "memory", "streaming": "streaming"}
 
 #: Sets of vector instructions, by what limits both sides to them: oneDNN's variable and ours.
 LEVELS: dict[str, dict[str, str]] = {

@@ -1,6 +1,7 @@
 """An exported model has its cells in it, as text: it runs with other sizes, other weights and in another process."""
 
 import copy
+import functools
 import shutil
 import subprocess
 import sys
@@ -124,15 +125,21 @@ def operators_of(program):
     return {name for name in names if name.startswith("anyrnn.")}
 
 
-@pytest.fixture(params=LAYERS)
-def model(request):
+@functools.cache
+def program_of(name, ragged):
+    """A model, which no test changes, and its program: each is exported once for all tests."""
     torch.manual_seed(0)
-    return Model(LAYERS[request.param]())
+    model = Model(LAYERS[name]())
+    return model, exported(model, ragged)
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_a_program_takes_any_sizes_and_its_own_weights(model, ragged):
-    program = exported(model, ragged)
+ragged_or_full = pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+
+
+@ragged_or_full
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_program_takes_any_sizes_and_its_own_weights(name, ragged):
+    model, program = program_of(name, ragged)
     assert operators_of(program) == {"anyrnn.scan.default"}
     ours = program.module()
     for sizes in ((7, 4), (20, 2), (2, 5)):
@@ -145,9 +152,11 @@ def test_a_program_takes_any_sizes_and_its_own_weights(model, ragged):
     torch.testing.assert_close(seeded(ours, given), seeded(lighter, given), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_decomposed_it_is_plain_operations_around_the_loop(model, ragged):
-    program = exported(model, ragged).run_decompositions()
+@ragged_or_full
+@pytest.mark.parametrize("name", LAYERS)
+def test_decomposed_it_is_plain_operations_around_the_loop(name, ragged):
+    model, program = program_of(name, ragged)
+    program = program.run_decompositions()
     leaf = (
         "steps" if isinstance(model.layer, anyrnn.Recurrent) and isinstance(model.layer.cells[0], Forgetful) else "loop"
     )
@@ -163,6 +172,24 @@ def test_an_export_that_traces_python_has_the_same_operators():
     assert operators_of(program) == {"anyrnn.scan.default"}
     given = given_to(model, 9, 3, True)
     torch.testing.assert_close(program.module()(*given), model(*given))
+
+
+class Named(nn.Module):
+    """Its layer has two names, and torch.export then runs a stand-in for it."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model, self.layer = model, model.layer
+
+    def forward(self, x, lengths=None):
+        return self.model(x, lengths)
+
+
+@pytest.mark.parametrize("name", ["own cell, 2 layers, 2 directions", "LSTM", "torch's cell"])
+def test_a_layer_of_two_names_is_exported(name):
+    model = Named(Model(LAYERS[name]()))
+    given = given_to(model, 9, 3, True)
+    torch.testing.assert_close(exported(model, True).module()(*given), model(*given), rtol=1e-4, atol=1e-5)
 
 
 def test_an_exported_program_can_be_trained():
@@ -191,45 +218,63 @@ ELSEWHERE = """
 import sys
 import torch, anyrnn
 load = {"export": lambda file: torch.export.load(file).module(), "aoti": torch._inductor.aoti_load_package}[sys.argv[1]]
-run = load(sys.argv[2])
-for given, expected in torch.load(sys.argv[3]):
-    torch.manual_seed(5)
-    torch.testing.assert_close(run(*given), expected, rtol=1e-4, atol=1e-5)
-print("as expected")
+for file in sys.argv[2:]:
+    run = load(file)
+    for given, expected in torch.load(file + ".numbers"):
+        torch.manual_seed(5)
+        torch.testing.assert_close(run(*given), expected, rtol=1e-4, atol=1e-5)
+    print(file, flush=True)
 """
 
 
-def elsewhere(kind, file, numbers, code=ELSEWHERE):
-    command = [sys.executable, "-W", "ignore", "-c", code, kind, file, numbers]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run_elsewhere(kind, files, code=ELSEWHERE):
+    """Run programs in another process, which compares with what is stored beside each and says which are done."""
+    command = [sys.executable, "-W", "ignore", "-c", code, kind, *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == files, done.stderr
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_a_saved_program_runs_in_a_process_that_has_only_torch_and_this_package(model, ragged, tmp_path):
-    torch.export.save(exported(model, ragged), tmp_path / "program.pt2")
+def store_numbers(model, ragged, file):
     cases = [given_to(model, *sizes, ragged) for sizes in ((7, 4), (20, 2), (2, 5))]
-    torch.save([(given, seeded(model, given)) for given in cases], tmp_path / "numbers.pt")
-    done = elsewhere("export", tmp_path / "program.pt2", tmp_path / "numbers.pt")
-    assert done.stdout == "as expected\n", done.stderr
+    torch.save([(given, seeded(model, given)) for given in cases], f"{file}.numbers")
+
+
+@ragged_or_full
+def test_saved_programs_run_in_a_process_that_has_only_torch_and_this_package(ragged, tmp_path):
+    files = {name: str(tmp_path / f"{k}.pt2") for k, name in enumerate(LAYERS)}
+    for name, file in files.items():  # all in one process, which takes seconds to start
+        model, program = program_of(name, ragged)
+        torch.export.save(program, file)
+        store_numbers(model, ragged, file)
+    run_elsewhere("export", [*files.values()])
+
+
+class Both(nn.Module):
+    """Two models in one, since to compile one takes AOTInductor ten seconds."""
+
+    def __init__(self, first, second) -> None:
+        super().__init__()
+        self.first, self.second, self.layer = first, second, second.layer
+
+    def forward(self, x, lengths):
+        return self.first(x.transpose(0, 1), lengths), self.second(x, lengths)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["own cell, 2 layers, 2 directions", "LSTM, 2 layers, 2 directions"])
-def test_a_package_of_aotinductor_runs_there_too(name, tmp_path):
-    model = Model(LAYERS[name]())
+def test_a_package_of_aotinductor_runs_there_too(tmp_path):
+    names = "own cell, 2 layers, 2 directions", "LSTM, 2 layers, 2 directions"
+    model = Both(*(Model(LAYERS[name]()) for name in names))
     file = torch._inductor.aoti_compile_and_package(exported(model, True), package_path=str(tmp_path / "package.pt2"))
-    cases = [given_to(model, *sizes, True) for sizes in ((7, 4), (20, 2), (2, 5))]
-    torch.save([(given, model(*given)) for given in cases], tmp_path / "numbers.pt")
-    done = elsewhere("aoti", file, tmp_path / "numbers.pt")
-    assert done.stdout == "as expected\n", done.stderr
+    store_numbers(model, True, file)
+    run_elsewhere("aoti", [file])
 
 
 ALONE = """
 import sys, torch
-program, ((given, expected),) = torch.export.load(sys.argv[2]), torch.load(sys.argv[3])
+program, ((given, expected),) = torch.export.load(sys.argv[2]), torch.load(sys.argv[2] + ".numbers")
 torch.testing.assert_close(program.module()(*given), expected)
 assert "anyrnn" not in sys.modules
-print("as expected")
+print(sys.argv[2])
 """
 
 
@@ -238,10 +283,10 @@ def test_a_program_exported_step_by_step_runs_without_this_package(tmp_path):
     given = given_to(model, 5, 2, False)
     with anyrnn.engine("reference"):
         program = torch.export.export(model, given)
-    torch.export.save(program, tmp_path / "program.pt2")
-    torch.save([(given, model(*given))], tmp_path / "numbers.pt")
-    done = elsewhere("export", tmp_path / "program.pt2", tmp_path / "numbers.pt", ALONE)
-    assert done.stdout == "as expected\n", done.stderr
+    file = str(tmp_path / "program.pt2")
+    torch.export.save(program, file)
+    torch.save([(given, model(*given))], f"{file}.numbers")
+    run_elsewhere("export", [file], ALONE)
 
 
 # ---- What cannot be exported as a whole ----

@@ -54,7 +54,8 @@ def test_a_scan_is_the_same_there(case, reverse, on):
     there, y, begin = case.cell().cuda(), x.detach().cuda().requires_grad_(), moved(state)
     there.load_state_dict(cell.state_dict())
     got = with_gradients(lambda: anyrnn.scan(there, y, begin, lengths.to(on), reverse), [y, *there.parameters()])
-    close(got, want)
+    # PyTorch's weight norm is less exact there.
+    close(got, want, 1e-6 if case.name == "weight-normed" else 1e-9)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -293,11 +293,10 @@ def test_rows_do_not_depend_on_their_batch_mates(option):
 
 
 @pytest.mark.usefixtures("_compiled_anew")
-@pytest.mark.parametrize("name", ["LSTM", "ConcatGRU"])
-@pytest.mark.parametrize("option", OPTIONS)
-def test_below_torch_compile_masks_are_those_of_an_ordinary_call(name, option):
-    layer = CASES[name].layer(num_layers=2, **OPTIONS[option])
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+@pytest.mark.parametrize(("name", "backend"), [("LSTM", "aot_eager"), ("ConcatGRU", "inductor")])
+def test_below_torch_compile_masks_are_those_of_an_ordinary_call(name, backend):
+    layer = CASES[name].layer(num_layers=2, **OPTIONS["all"])
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     x = torch.randn(T, B, I)
     results = []
     for call in (layer, compiled, compiled):
@@ -310,21 +309,16 @@ def test_below_torch_compile_masks_are_those_of_an_ordinary_call(name, option):
 
 
 @pytest.mark.usefixtures("_compiled_anew")
-def test_below_inductor_two_layers_draw_apart_and_anew():
-    torch.set_default_dtype(torch.float32)
-    model = nn.Sequential(anyrnn.Recurrent(Rates(H, H), H, recurrent_dropout=0.5, zoneout=0.2), First())
-    twice = torch.compile(lambda x: (model(x), model(x)), fullgraph=True)
+def test_below_torch_compile_two_calls_draw_apart():
+    """PyTorch takes equal operations for one, also such as draw."""
+    layer = anyrnn.Recurrent(Rates(H, H), H, recurrent_dropout=0.5, zoneout=0.2)
+    twice = torch.compile(lambda x: (layer(x)[0], layer(x)[0]), fullgraph=True, backend="aot_eager")
     x = torch.randn(T, B, H)
     torch.manual_seed(5)
     first, second = twice(x)
     torch.manual_seed(5)
-    close([first, second], [model(x), model(x)], rtol=1e-5, atol=1e-6)
+    close([first, second], [layer(x)[0], layer(x)[0]])
     assert not torch.allclose(first, second)
-
-
-class First(nn.Module):
-    def forward(self, pair):
-        return pair[0]
 
 
 @pytest.mark.usefixtures("_compiled_anew")
@@ -466,7 +460,7 @@ def test_weights_can_be_named():
     x = torch.randn(T, B, I)
     close(layer(x)[0], torch.tanh(layer.cell().input(x)))
     layer.weight_dropout = {"v": 0.5}
-    with pytest.raises(anyrnn.AnyRNNError, match=r"for 'v', expected parameters of a cell: u, input.weight"):
+    with pytest.raises(anyrnn.AnyRNNError, match=r"for 'v', expected parameters of a cell: u, input\.weight"):
         layer(x)
 
 
@@ -479,7 +473,7 @@ class Reading(nn.Module):
         self.W, self.U = nn.Linear(H, H), nn.Linear(I, H)
 
     def forward(self, x, h):
-        return torch.tanh(self.U(x) + self.W(h)) if float(h.sum()) < 100 else h
+        return torch.tanh(self.U(x) + self.W(h)) if float(h.detach().sum()) < 100 else h
 
 
 def test_a_cell_that_cannot_be_recorded_has_all_of_it_but_names_its_weights():
@@ -571,8 +565,8 @@ def test_a_call_of_one_step_is_regularised_too(mode):
     layer = anyrnn.LSTM(I, H, zoneout=1.0).train(mode == "train")
     state = torch.randn(1, B, H), torch.randn(1, B, H)
     output, new = layer(torch.randn(1, B, I), state)
-    close(new, state)
-    close(output, state[0])
+    close(new, state, 1e-6)
+    close(output, state[0], 1e-6)
 
 
 def test_feedback_has_the_mean_of_zoneout_and_refuses_masks():

@@ -1,8 +1,10 @@
 """Resets: a row that starts anew is as if its pieces were run apart, values and gradients."""
 
 import copy
+import gc
 import itertools
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -230,6 +232,11 @@ def test_a_cell_of_a_layer_and_alone_has_no_trace_of_its_resets(engine):
         assert not torch.equal(anyrnn.scan(cell, x, reset=reset)[0], want[0])
     assert list(cell.state_dict()) == names
     assert [*cell.modules()] == [cell]
+    assert vars(cell).keys() == vars(nn.GRUCell(I, H)).keys()
+    gone = weakref.ref(cell)
+    del cell, other
+    gc.collect()
+    assert gone() is None
 
 
 def test_weights_that_are_put_in_for_a_call_are_used():

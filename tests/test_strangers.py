@@ -197,7 +197,7 @@ def test_a_step_given_as_a_function_says_what_it_takes():
         for t in range(T):
             h, c = layer.cells[0].advance(x[t], h, c, gate)
             close(output[t], h)
-        with pytest.raises(anyrnn.AnyRNNError, match=r"Its forward takes \(x, .*gate\)"):
+        with pytest.raises(anyrnn.AnyRNNError, match=r"its step takes \(x, .*gate\), and got nothing.*`gate`"):
             anyrnn.Recurrent(Net(), 3, step=step, state_sizes=(4, 4))(x)
 
 

@@ -305,6 +305,19 @@ def test_buffers_stay_and_are_shared_with_numpy():
     assert not stream.y.requires_grad
 
 
+def test_a_step_outlives_its_stream():
+    layer, x = anyrnn.LSTM(3, 40), torch.randn(1, 1, 3)
+    stream = layer.stream()
+    stream.x[:] = x[0]
+    step, y = stream.step, stream.y
+    del stream
+    gc.collect()
+    others = [torch.full((n,), float("nan")) for n in range(1, 20_000, 100)]  # where something may have been freed
+    step()
+    assert len(others) == 200
+    assert_equal(y, whole(layer, x)[0][0], 1e-6)
+
+
 def test_what_is_written_into_y_is_no_state():
     layer, x = anyrnn.GRU(3, 4), torch.randn(2, 1, 3)
     stream = layer.stream()

@@ -53,6 +53,7 @@ class Options:
     forced: Tensor | int | None = None
     reset: Tensor | None = None
     reset_to: State | None = None
+    checkpoint_every: int | None = None
     probes: Sequence[Sequence[Tensor]] | None = None
 
     def given(self) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class Arguments:
         extras: The further arguments of the cells.
         from_zero: The initial states are zero.
         request: What is asked for beyond outputs and final states.
+        checkpoint_every: Of how many steps the pieces are whose states are kept for the backward pass; None if all are.
         reset: Which rows start anew before which steps, (T, B) true or false; None if no row does.
         fresh: The states from which they start, of each layer and direction; None for zero.
         probes: What is added to the states after each step, (T, B, ...) each, of each layer and direction.
@@ -93,6 +95,7 @@ class Arguments:
     extras: tuple[Extra, ...] = ()
     from_zero: bool = False
     request: Request = NO_REQUEST
+    checkpoint_every: int | None = None
     reset: Tensor | None = None
     fresh: list[tuple[Tensor, ...]] | None = None
     probes: Sequence[Sequence[Tensor]] | None = None

@@ -39,6 +39,13 @@ def check_limits(name: str, **limits: float | None) -> None:
             raise AnyRNNError(msg)
 
 
+def checked_interval(name: str, checkpoint_every: int | None) -> int | None:
+    """Check of how many steps the pieces are between which states are kept."""
+    if checkpoint_every is not None:
+        check_sizes(name, checkpoint_every=checkpoint_every)
+    return checkpoint_every
+
+
 def check_flags(name: str, **flags: object) -> None:
     """Check options that are on or off."""
     for key, flag in flags.items():

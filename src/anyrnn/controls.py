@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -194,54 +194,30 @@ def resetting(call: Call, reset: Tensor, fresh: Sequence[Tensor] | None) -> list
     return [Extra(0, "input", reset), *(Extra(k, "context", s) for k, s in enumerate(fresh or (), 1))]
 
 
-# ---- Cells with what acts on them, remembered ----
+# ---- Cells with what acts on them ----
 
-
-class _Kept:
-    """What is around a cell, by what acts on it. Copies and files of the cell begin without."""
-
-    def __init__(self, cell: nn.Module | None = None) -> None:
-        self.cell = None if cell is None else ref(cell)
-        self.found: dict[tuple[Signature, Control], Controlled] = {}
-
-    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
-        return _Kept, ()
-
-    def is_of(self, cell: nn.Module) -> bool:
-        """Whether it is this cell's, not come along with its attributes."""
-        return self.cell is not None and self.cell() is cell
-
-
-#: Under this name a cell keeps it. It is no identifier: nobody's attribute has this name.
-_KEPT = "controlled by"
+#: For each cell, by what acts on it: from what the `Controlled` of its calls are made. These have no cell, or it would
+#: never go. A call has one that has it, and is known to the engines by what it came from.
+_TEMPLATES: WeakKeyDictionary[nn.Module, dict[tuple[Signature, Control], Controlled]] = WeakKeyDictionary()
 
 
 def _around(cell: nn.Module, signature: Signature, control: Control, owner: nn.Module) -> Controlled:
-    """The cell with what acts on it; that of an earlier call, if the cell is the same."""
+    """The cell of a call with what acts on it."""
     origin = origin_of(cell)
-    if torch.compiler.is_dynamo_compiling():  # which cannot make a module with parameters on the way
+    if torch.compiler.is_dynamo_compiling():  # which records the step of what it came from
         made: Controlled = getattr(MADE, _made_apart(owner, origin, fields_of(signature), tuple(control)))
         return made.bound(cell)
-    found = _found(origin, signature, control)
-    if origin is cell:
-        found.training = cell.training
-        return found
-    return found.bound(cell)
-
-
-def _found(cell: nn.Module, signature: Signature, control: Control) -> Controlled:
-    kept = cell.__dict__.get(_KEPT)
-    if kept is None or not kept.is_of(cell):
-        kept = cell.__dict__[_KEPT] = _Kept(cell)
-    found: Controlled | None = kept.found.get((signature, control))
-    if found is None:
-        found = kept.found[signature, control] = Controlled(cell, signature, control)
-    return found
+    if torch.compiler.is_compiling():
+        return Controlled(origin, signature, control).bound(cell)
+    known = _TEMPLATES.setdefault(origin, {})
+    template = known.get((signature, control))
+    if template is None:
+        template = known[signature, control] = Controlled(nn.Identity(), signature, control)
+    return template.bound(cell)
 
 
 @constant_to_dynamo
 def _made_apart(owner: nn.Module, cell: nn.Module, fields: tuple[Any, ...], control: tuple[Any, ...]) -> str:
     """Put what acts on a cell around it, and return its name among `MADE`; it goes with the owner."""
     signature: Signature = Signature(*(*fields, *kinds_of(cell)))
-    made = _found(cell, signature, Control(*control))
-    return MADE.add(made, owner)
+    return MADE.add(Controlled(cell, signature, Control(*control)), owner)

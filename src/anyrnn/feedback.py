@@ -102,8 +102,9 @@ def run_fed(
     extras = [Extra(0, "input", mask), *(Extra(k, e.kind, e.tensor) for k, e in zip(order, given.extras, strict=True))]
     shape = tuple([int(n) for n in x.shape[2:]])
     call = Call(
-        fed, fed.described(shape), x, states, given.lengths, False, given.from_zero, given.request, tuple(extras)
-    )
+        fed, fed.described(shape), x, states, given.lengths, False, given.from_zero, given.request, tuple(extras),
+        given.checkpoint_every,
+    )  # fmt: skip
     result = choose(call).engine.run(call)
     *finals, _ = result.states
     outputs = len(signatures[-1].output_sizes)

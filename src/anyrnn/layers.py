@@ -31,6 +31,7 @@ from anyrnn.checks import (
     check_state,
     check_x,
     checked_extras,
+    checked_interval,
     checked_names,
     checked_reset,
 )
@@ -291,7 +292,10 @@ class Layer(Regularised):
         if not signature.settled:
             raise AnyRNNError(untold(cell, signature))
         request = given.request if self.num_layers == 1 else self._request_of(given.request, layer, reverse)
-        call = Call(cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras)
+        call = Call(
+            cell, signature, x, state, given.lengths, reverse, given.from_zero, request, given.extras,
+            given.checkpoint_every,
+        )  # fmt: skip
         return self._controlled(call, layer, given) if given.is_controlled else call
 
     def _has_controls(self) -> bool:
@@ -363,6 +367,7 @@ class Layer(Regularised):
             extras,
             state is None and not self.learn_initial_state,
             NO_REQUEST if options is NO_OPTIONS else self._request(options),
+            checked_interval(name, options.checkpoint_every),
         )
         if options.reset is not None or options.reset_to is not None:
             self._set_reset(given, options, batch_first, like)
@@ -742,7 +747,9 @@ class Recurrent(Layer):
         hold when their method returns, zero at padded steps: (T, B, ...) for one layer in one direction, else
         (L*D, T, B, ...), or a tuple of L*D where the layers differ. With `return_states=True`, then the states after
         every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
-        Gradients pass through all of them.
+        Gradients pass through all of them;
+        checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
+        each piece again: long sequences in little memory, the same results, about a third more time.
 
     Example:
         >>> import torch, anyrnn
@@ -823,9 +830,12 @@ class Recurrent(Layer):
         reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see the class for shapes. Returns the output, the final state, and what else is asked for."""
-        options = Options(lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to)
+        options = Options(
+            lengths, record, return_states, inputs, context, feedback, forced, reset, reset_to, checkpoint_every
+        )
         return self._apply_layer(x, state, options)
 
     def _is_mixed(self) -> bool:
@@ -841,7 +851,7 @@ class Recurrent(Layer):
 
     def _cell(self, layer: int, reverse: bool) -> nn.Module:
         """The cell; with a `step` of its own, the module that runs it."""
-        module = self.cells[layer * self.num_directions + reverse]
+        module = self._itself(layer * self.num_directions + reverse)
         if self._step is None:
             return module
         known = next((s for s in self._stepped if s.module is module), None)
@@ -850,6 +860,17 @@ class Recurrent(Layer):
             self._stepped = [s for s in self._stepped if any(s.module is cell for cell in self.cells)] + [known]
         known.training = module.training
         return known
+
+    def _itself(self, number: int) -> nn.Module:
+        """A cell by its number; where torch.export runs stand-ins for modules that have two names, what they stand for.
+
+        A stand-in has the very attributes of its module, but is another one at every access.
+        """
+        if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
+            return self.cells[number]
+        cells = vars(self)["_modules"]["cells"]
+        module: nn.Module = [*vars(cells)["_modules"].values()][number]
+        return module
 
     def _signature(self, layer: int, reverse: bool = False) -> Signature:
         if not self._described:
@@ -925,7 +946,7 @@ class Recurrent(Layer):
     def _is_settled(self, forms: tuple[ExtraForm, ...]) -> bool:
         """Whether all cells are those that are known, and take such arguments: what they read is as it was, then."""
         cells: Iterable[nn.Module] = self.cells
-        if self._step is not None:
+        if self._step is not None or torch.compiler.is_exporting():
             cells = [self._cell(k // self.num_directions, k % self.num_directions == 1) for k in range(len(self.cells))]
         if self._described[0].input_size != self.input_size:
             return False

@@ -10,7 +10,8 @@ Here is the definition, in PyTorch's integers; it runs where there is no faster 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,8 +62,9 @@ _LIBRARY.define(
     "mask(Tensor seed, int stream, SymInt steps, SymInt rows, SymInt width, float p, float value, ScalarType dtype) "
     "-> Tensor"
 )
-# Tagged, so that two of them are never taken for one, nor one drawn again for a backward pass.
-_LIBRARY.define("seed(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+# Tagged, so that none is drawn again for a backward pass. PyTorch takes two equal calls for one nevertheless, so each
+# has a number of its own.
+_LIBRARY.define("seed(Tensor like, int number) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
 def _mask(
@@ -103,22 +105,43 @@ def _mask_form(
     return seed.new_empty(steps, rows, width, dtype=dtype)
 
 
-def _seed(like: Tensor) -> Tensor:
-    """Draw a seed from PyTorch's generator of a device."""
+def _seed(like: Tensor, number: int = 0) -> Tensor:
+    """Draw a seed from PyTorch's generator of a device; the number tells calls in a graph apart."""
     return torch.randint(0, 2**63 - 1, (), device=like.device)
 
 
 _LIBRARY.impl("mask", _mask, "CompositeExplicitAutograd")
 _LIBRARY.impl("seed", _seed, "CompositeExplicitAutograd")
 torch.library.register_fake("anyrnn::mask", _mask_form, lib=_LIBRARY)
-torch.library.register_fake("anyrnn::seed", lambda like: like.new_empty((), dtype=torch.int64), lib=_LIBRARY)
+torch.library.register_fake("anyrnn::seed", lambda like, number: like.new_empty((), dtype=torch.int64), lib=_LIBRARY)
+
+
+def _mask_by_vmap(info: Any, in_dims: tuple[Any, ...], seed: Tensor, *others: Any) -> tuple[Tensor, int]:
+    """The masks of many seeds."""
+    return torch.stack([torch.ops.anyrnn.mask(one, *others) for one in seed.unbind(in_dims[0])]), 0
+
+
+torch.library.register_vmap("anyrnn::mask", _mask_by_vmap, lib=_LIBRARY)
 
 
 def seed_for(like: Tensor) -> Tensor:
     """Draw the seed of a call from PyTorch's generator, on the device of a tensor."""
-    # An operator of our own where PyTorch compiles: the compiled program then draws what an ordinary call draws.
-    seed: Tensor = torch.ops.anyrnn.seed(like) if torch.compiler.is_compiling() else _seed(like)
+    if not torch.compiler.is_compiling():
+        return _seed(like)
+    # An operator of our own: the compiled program then draws what an ordinary call draws.
+    seed: Tensor = torch.ops.anyrnn.seed(like, _next_number())
     return seed
+
+
+_numbers = itertools.count()
+
+
+def _next_number() -> int:
+    """Another number in each place of a program that PyTorch traces."""
+    return next(_numbers)
+
+
+_next_number._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `traced.constant_to_dynamo` does
 
 
 def mask(

@@ -36,6 +36,7 @@ from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.reference import ReferenceEngine
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import Extra, Signature, outside_inference_mode, size_of
+from anyrnn.randomness import random_from, random_size, random_state
 from anyrnn.runtime.autograd import without_autocast
 from anyrnn.runtime.call import Call
 from anyrnn.runtime.gradients import ForwardPass, backward
@@ -471,7 +472,7 @@ def _steps(
 ) -> list[Tensor]:  # fmt: skip
     """Return what there is for every step, the final states, and the random numbers' state before any are drawn."""
     with _dispatched_anew():
-        random = _random_state(x.device) if _is_random(parsed(step)) else torch.empty(0, dtype=torch.uint8)
+        random = random_state(x.device) if _is_random(parsed(step)) else torch.empty(0, dtype=torch.uint8)
         results = _run(step, x, states, extras, lengths, weights, reverse, autocast)
         return [*own(results, [x, *states, *extras, *weights]), random]
 
@@ -482,7 +483,7 @@ def _(
     weights: list[Tensor], reverse: bool, autocast: torch.dtype | None,
 ) -> list[Tensor]:  # fmt: skip
     graph = parsed(step)
-    size = _random_size(x.device) if _is_random(graph) else 0
+    size = random_size(x.device) if _is_random(graph) else 0
     random = torch.empty(size, dtype=torch.uint8, device="cpu")
     types = [x.dtype if graph.dtypes[r].is_floating_point else graph.dtypes[r] for r in graph.series]
     shapes = [(*x.shape[:2], *graph.shapes[r][1:]) for r in graph.series]
@@ -502,7 +503,7 @@ def _steps_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Run the steps again, and return the gradients of those of x, states, extras and weights that need one."""
     inputs, ends = [x, *states, *extras, *weights], (1, 1 + len(states), 1 + len(states) + len(extras))
-    with _dispatched_anew(), _random_from(random, x.device):
+    with _dispatched_anew(), random_from(random, x.device):
         leaves = [t.detach().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
         with torch.enable_grad():
             of_states, of_extras = (leaves[a:b] for a, b in itertools.pairwise(ends))
@@ -597,32 +598,3 @@ def own(results: Iterable[Tensor], inputs: Iterable[Tensor]) -> list[Tensor]:
         taken.add(tensor.untyped_storage()._cdata)
         owned.append(tensor)
     return owned
-
-
-# ---- Random numbers: the backward pass has to draw those of the forward pass ----
-
-_CPU_SIZE = torch.get_rng_state().numel()
-_CUDA_SIZE = 16
-
-
-def _random_size(device: torch.device) -> int:
-    return _CPU_SIZE + (_CUDA_SIZE if device.type == "cuda" else 0)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    state = torch.get_rng_state()
-    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
-
-
-@contextlib.contextmanager
-def _random_from(state: Tensor, device: torch.device) -> Iterator[None]:
-    """Draw random numbers from a state on, if there is one, and put the present state back at the end."""
-    if not len(state):
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Cloned, since PyTorch reads from the start of a tensor's memory, wherever in it the tensor begins.
-        torch.set_rng_state(state[:_CPU_SIZE].clone())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state[_CPU_SIZE:].clone(), device)
-        yield

@@ -439,8 +439,10 @@ def _misfit(
         expected = f"{' and '.join(f'`{p.name}`' for p in further)} {_BY_EXTRAS}"
     by_position, keywords = _count(keys)
     got = [f"{by_position} by position"] * (by_position > 0) + [f"`{key}`" for key in keywords]
+    is_step = hasattr(type(probe.cell), "__signature__")
     return (
-        f"{type(probe.cell).__name__}: its forward takes ({', '.join(p.name for p in parameters)}), and got "
+        f"{type(probe.cell).__name__}: its {'step' if is_step else 'forward'} takes "
+        f"({', '.join(p.name for p in parameters)}), and got "
         f"{' and '.join(got) or 'nothing'} beside x and the state; expected {expected}"
     )
 

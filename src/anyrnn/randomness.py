@@ -108,3 +108,34 @@ def _put_back(device: torch.device, func: Any, args: tuple[Any, ...], kwargs: Ma
     """Run an operation that takes no generator; other threads' draws may be lost in this moment only."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return func(*args, **kwargs)
+
+
+# ---- A backward pass that runs steps again has to draw what the forward pass has drawn ----
+
+_CPU_SIZE = torch.get_rng_state().numel()
+_CUDA_SIZE = 16
+
+
+def random_size(device: torch.device) -> int:
+    """The length of `random_state`."""
+    return _CPU_SIZE + (_CUDA_SIZE if device.type == "cuda" else 0)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """The state of the generators from which a step on a device may draw, as bytes."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+@contextlib.contextmanager
+def random_from(state: Tensor, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a state on, if there is one, and put the present state back at the end."""
+    if not len(state):
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Cloned, since PyTorch reads from the start of a tensor's memory, wherever in it the tensor begins.
+        torch.set_rng_state(state[:_CPU_SIZE].clone())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[_CPU_SIZE:].clone(), device)
+        yield

@@ -213,7 +213,8 @@ def _on_weight(draws: Draws, k: int, call: Call, region: Region, p: float) -> Te
     drawn = draws("weight_dropout", k, (1, shape[0], _numel(shape[1:])), p, weight).reshape(shape)
     if not lengths:
         return drawn
-    parts, at = list[Tensor](), 0
+    parts: list[Tensor] = []
+    at = 0
     for piece, (start, stop) in zip(drawn.split(lengths, region.dim), region.ranges, strict=True):
         parts += [_ones(weight, region.dim, start - at), piece]
         at = stop
@@ -226,13 +227,15 @@ def _ones(weight: Tensor, dim: int, count: int) -> Tensor:
     return torch.ones(shape, dtype=weight.dtype, device=weight.device)
 
 
+_functorch_level = torch._C._functorch.maybe_current_level
+
 #: Layers of which it was checked whether their options do something.
 _checked: WeakSet[nn.Module] = WeakSet()
 
 
 def _check_acts(layer: Regularised, call: Call, rates: tuple[float, ...]) -> None:
     """Warn once if no product takes a state that is to be dropped."""
-    if torch.compiler.is_compiling() or layer in _checked:
+    if torch.compiler.is_compiling() or layer in _checked or _functorch_level() is not None:
         return
     _checked.add(layer)
     for k, (p, takes) in enumerate(zip(rates, takes_states(call), strict=True)):

@@ -15,6 +15,7 @@ from anyrnn.checks import (
     check_state,
     check_x,
     checked_extras,
+    checked_interval,
     checked_names,
     checked_reset,
 )
@@ -52,6 +53,7 @@ def scan(
     reset_to: State | None = None,
     record: Record = (),
     return_states: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Any:
     """Run a recurrent cell along a sequence, in one direction.
 
@@ -71,6 +73,8 @@ def scan(
         record: Local variables of the cell's `forward`, or of its methods that this calls, to be returned for all
             steps, by name. Each is a tensor with a row for each of the batch.
         return_states: Return the states after every step, too.
+        checkpoint_every: With k, keep the states between pieces of k steps only, and run each piece again within the
+            backward pass: long sequences in little memory, the same results, about a third more time.
 
     Returns:
         The output (T, B, ...), zero at padded steps, and the state after each row's last step (its initial state if
@@ -111,7 +115,8 @@ def scan(
         fresh = check_state(name, reset_to, signature, (B,), x.device, like.dtype)
     check_flags(name, return_states=return_states)
     request = Request(checked_names(name, record), return_states) if record or return_states else NO_REQUEST
-    call = Call(cell, signature, x, states, check_lengths(name, lengths, T, B), reverse, state is None, request, extras)
+    lengths, every = check_lengths(name, lengths, T, B), checked_interval(name, checkpoint_every)
+    call = Call(cell, signature, x, states, lengths, reverse, state is None, request, extras, every)
     if reset is not None:
         tensors = resetting(call, checked_reset(name, reset, (T, B), x), fresh)
         call = controlled(call, Control(resets=True, fresh=fresh is not None), tensors, cell)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -194,7 +195,10 @@ def _of_cell(
     known, key = _known.setdefault(origin, {}), (fields, shape, dtype, forms)
     if key not in known:
         signature: Signature = Signature(*(*fields, *kinds_of(origin)))
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), outside_inference_mode(), torch.enable_grad():
+        with (
+            _disable_current_modes(), torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack(),
+            outside_inference_mode(), torch.enable_grad(),
+        ):  # fmt: skip
             cell = with_numbers(origin, (), origin.training)
             graph = trace(cell, signature, size_of(shape), dtype, extras=tuple(ExtraForm(*f) for f in forms))
             parameters = {name: p.shape for name, p in cell.named_parameters()}

@@ -501,7 +501,7 @@ def _tried(how: str, run: Callable[[], Any]) -> Any:
     except Exception as cause:
         msg = (
             f"it fails {how}: {type(cause).__name__}: {str(cause).partition(chr(10))[0]}. Expected a model that "
-            f"computes on (B, ...) what it does on each step of a sequence, dimensions counted from the end (dim=-1)"
+            f"computes on (B, ...) what it does on each step of a sequence; dimensions count from the end (dim=-1)"
         )
         raise AnyRNNError(msg) from cause
 

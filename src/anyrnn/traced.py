@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, finalize, ref
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 from torch.utils._python_dispatch import _disable_current_modes
@@ -314,10 +315,10 @@ def _without_function_modes() -> Iterator[None]:
 def with_numbers(cell: nn.Module, forms: Forms, training: bool) -> nn.Module:
     """The cell, or if its weights have no numbers here, a copy of it whose weights have some.
 
-    They have none where PyTorch exports, and in a cell whose weights are a layer's.
+    They have none where PyTorch exports, in a cell whose weights are a layer's, and below torch.func.
     """
     tensors = tensors_of(cell)
-    if all(type(t) in PLAIN and not t.is_meta for t in tensors.values()):
+    if all(type(t) in PLAIN and not t.is_meta and not is_functorch_wrapped_tensor(t) for t in tensors.values()):
         return cell
     known = {name: (shape, dtype) for name, shape, dtype in forms}
     own = {name: known.get(name, (tuple(t.shape), t.dtype)) for name, t in tensors.items()}

@@ -187,15 +187,19 @@ class _DropIn(TorchNames, CellLayer):
         reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        if lengths is None and not record and not return_states and feedback is None and reset is reset_to is None:
+        is_bare = lengths is None and not record and not return_states and feedback is None
+        if is_bare and reset is None and reset_to is None and checkpoint_every is None:
             if not torch.compiler.is_compiling() and type(self).cell is CellLayer.cell and self._is_plain():
                 done = short.run(self, input, hx) if wanted_name() == "auto" else None
                 if done is not None:
                     return done
             return self._apply_layer(input, hx)
-        options = Options(lengths, record, return_states, None, None, feedback, forced, reset, reset_to)
+        options = Options(
+            lengths, record, return_states, None, None, feedback, forced, reset, reset_to, checkpoint_every
+        )
         return self._apply_layer(input, hx, options)
 
 
@@ -438,7 +442,10 @@ class PeepholeLSTM(CellLayer):
         reset_to: State | None = None,
         record: Record = (),
         return_states: bool = False,
+        checkpoint_every: int | None = None,
     ) -> Any:
         """Run the layer; see `Recurrent` for shapes. Returns the output, the final state, and what is asked for."""
-        options = Options(lengths, record, return_states, None, None, feedback, forced, reset, reset_to)
+        options = Options(
+            lengths, record, return_states, None, None, feedback, forced, reset, reset_to, checkpoint_every
+        )
         return self._apply_layer(x, state, options)

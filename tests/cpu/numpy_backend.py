@@ -32,11 +32,12 @@ class NumpyBackend:
     """Compiles nothing."""
 
     name: str = "numpy"
+    block: int = 1 << 62  # it has no blocks
 
     def compile(self, program, precision):
         return NumpyKernel(program)
 
-    def add_outer(self, out, row, column, left, right, add):
+    def add_outer(self, out, row, column, left, right, add, last_first):
         total = _taken(left).T @ _taken(right)
         part = out.numpy()[row : row + left.width, column : column + right.width]
         part[:] = part + total if add else total
@@ -55,7 +56,8 @@ class NumpyKernel:
     source: str = ""
     assembly: str = ""
 
-    def bind(self, layout, arrays, initial, transposed):
+    def bind(self, layout, arrays, initial, transposed, continuing=None):
+        assert not layout.is_continued, "it finds no memory in front of an array"
         turned = {name: t.t() if name in transposed else t for name, t in arrays.items()}
         numbers = ({name: t.detach().numpy() for name, t in each.items()} for each in (turned, initial))
         return NumpyBound(self.program, layout, *numbers)

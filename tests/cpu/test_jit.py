@@ -1,6 +1,7 @@
 """Machine code: compiled once, kept on disk, and never run unless every byte of it is what was stored."""
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -496,3 +497,41 @@ def test_the_least_recently_used_entries_go_when_the_cache_is_full(cache, monkey
     assert len(list(cache.glob("*.code"))) == 3
     assert [programs[i].run() for i in (0, 3, 1)] == [0, 3, 1]
     assert [programs[i].builds for i in (0, 3, 1)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_garbage_collector_waits_while_code_is_written_and_is_left_as_it_was(is_on):
+    def build():
+        seen.append(gc.isenabled())
+        raise MemoryError
+
+    seen, program = [], Program(13)
+    before = gc.isenabled()
+    (gc.enable if is_on else gc.disable)()
+    try:
+        with pytest.raises(MemoryError):
+            jit.load("a program that is not written", build, Machine.host())
+        assert gc.isenabled() == is_on
+        assert program.run() == 13
+        assert gc.isenabled() == is_on
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen == [False]
+
+
+def test_a_process_seldom_looks_how_full_the_cache_is(cache, monkeypatch):
+    looks, trim = [], jit._trim
+
+    def looked(place):
+        looks.append(place)
+        trim(place)
+
+    monkeypatch.setattr(jit, "_trim", looked)
+    for number in range(8):
+        assert Program(20 + number).run() == 20 + number
+    assert looks == [cache], "at its first entry only, as long as it writes little"
+    size = max(path.stat().st_size for path in cache.iterdir())
+    monkeypatch.setattr(jit, "CACHE_BYTES", 16 * 3 * size)
+    for number in range(8):
+        assert Program(30 + number).run() == 30 + number
+    assert 3 <= len(looks) <= 5, "then whenever it has written a sixteenth of what the cache may hold"

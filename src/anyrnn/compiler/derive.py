@@ -58,6 +58,12 @@ class Term:
     gradient: str
     first: int
 
+    def overlaps(self, other: Term) -> bool:
+        """Whether both are gradients of the same numbers of a matrix."""
+        across = self.row < other.row + other.rows and other.row < self.row + self.rows
+        along = self.col < other.col + other.cols and other.col < self.col + self.cols
+        return self.matrix == other.matrix and across and along
+
 
 @dataclass(frozen=True)
 class Derivative:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.nn import functional as F
 
+from anyrnn.engines.checkpoint import run_checkpointed
 from anyrnn.protocol import outside_inference_mode, shape_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.records import locals_of, recorded_of
@@ -43,7 +44,11 @@ class ReferenceEngine:
 
     def run(self, call: Call) -> Result:
         """Run the call, step by step."""
-        return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
+        return _run(call) if call.checkpoint_every is None else run_checkpointed(call, _run)
+
+
+def _run(call: Call) -> Result:
+    return _run_full(call) if call.lengths is None else _run_ragged(call, call.lengths)
 
 
 class _PlainSteps:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
 from anyrnn.engines.attempt import LowPrecision, failure
+from anyrnn.engines.checkpoint import run_checkpointed
 from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 
 if TYPE_CHECKING:
@@ -59,11 +60,15 @@ class TorchEngine:
 
     def run(self, call: Call) -> Result:
         """Run the call by a kernel for the whole sequence."""
-        if call.lengths is None:
-            x = call.x.flip(0) if call.reverse else call.x
-            output, states = _kernel(call.cell, x, None, call.states)
-            return Result([output.flip(0) if call.reverse else output], states)
-        return _run_ragged(call, call.lengths.cpu())
+        return _run(call) if call.checkpoint_every is None else run_checkpointed(call, _run)
+
+
+def _run(call: Call) -> Result:
+    if call.lengths is None:
+        x = call.x.flip(0) if call.reverse else call.x
+        output, states = _kernel(call.cell, x, None, call.states)
+        return Result([output.flip(0) if call.reverse else output], states)
+    return _run_ragged(call, call.lengths.cpu())
 
 
 def kernel_of(cell: nn.Module) -> str | None:

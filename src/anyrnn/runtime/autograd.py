@@ -16,15 +16,17 @@ from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
+    from anyrnn.runtime.sums import Sums
 
 
 def run(
-    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False
-) -> dict[str, Tensor]:
+    loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False,
+    sums: Sums | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Run a loop.
 
     Args:
@@ -34,13 +36,15 @@ def run(
         inputs: Its streams (T, B, width), or (N, width) with the active rows only, as the program says; initial
             states (B, width), vectors and matrices; by name.
         from_zero: The initial states are zero.
+        sums: If this is a piece of a sequence, where the gradients of rows, vectors and matrices are summed up, which
+            autograd is not given then.
 
     Returns:
         The outputs (T, B, width), zero at padded steps, and the final states (B, width), by name.
     """
     tensors = [inputs[name] for name in loop.inputs]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        results = _LoopFunction.apply(loop, layout, backend, from_zero, *tensors)  # type: ignore[no-untyped-call]
+        results = _LoopFunction.apply(loop, layout, backend, from_zero, sums, *tensors)  # type: ignore[no-untyped-call]
         return dict(zip((*loop.outputs, *loop.states), results, strict=True))
     return forward(loop, layout, backend, inputs, training=False)[0]
 
@@ -55,10 +59,10 @@ class _LoopFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, *tensors: Tensor
+        ctx: Any, loop: Loop, layout: Layout, backend: Backend, from_zero: bool, sums: Sums | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         results, residuals = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
-        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero = loop, layout, backend, from_zero
+        ctx.loop, ctx.layout, ctx.backend, ctx.from_zero, ctx.sums = loop, layout, backend, from_zero, sums
         ctx.residuals = tuple(residuals)
         ctx.forms = [_form(t) for t in (*tensors, *residuals.values())]
         ctx.save_for_backward(*tensors, *residuals.values())
@@ -77,12 +81,16 @@ class _LoopFunction(torch.autograd.Function):
         grads_out = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
         reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
         needed = [n for n in itertools.compress(names, ctx.needs_input_grad[_OTHERS:]) if n in reached]
+        if ctx.sums is not None:
+            saved = ForwardPass(loop, layout, ctx.backend, inputs, residuals, ctx.from_zero)
+            found = of_piece(saved, grads_out, [*itertools.compress(names, ctx.needs_input_grad[_OTHERS:])], ctx.sums)
+            return *(None,) * _OTHERS, *map(found.get, names)
         grads_in: Mapping[str, Tensor | None] = {}
         if needed:
             with without_autocast():
                 # Somebody wants the gradient of this gradient, or asks for many at once, in a batch of which only
                 # PyTorch knows (`is_grads_batched`, `jacobian(vectorize=True)`).
-                if torch.is_grad_enabled() or any(map(_is_batched, grads_out.values())):
+                if torch.is_grad_enabled() or any(map(is_batched, grads_out.values())):
                     grads_in = backward_by_autograd(loop, layout, inputs, grads_out, needed)
                 else:
                     saved = ForwardPass(loop, layout, ctx.backend, inputs, residuals, ctx.from_zero)
@@ -91,7 +99,29 @@ class _LoopFunction(torch.autograd.Function):
         return *(None,) * _OTHERS, *(grads_in[n] if n in wanted else None for n in names)
 
 
-_OTHERS = 4  # arguments of the function before the tensors
+def of_piece(
+    saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collection[str], sums: Sums
+) -> dict[str, Tensor]:
+    """The gradients of streams and states of a piece; those that are summed up over all pieces are among the sums.
+
+    Args:
+        saved: Its forward pass.
+        grads_out: The gradients of its outputs and final states, as far as there are any.
+        needed: Of which inputs the gradients are wanted. Sums have to go on whether or not autograd would reach them
+            from this piece.
+        sums: Those over the pieces after it.
+    """
+    loop, layout = saved.loop, saved.layout
+    reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
+    with without_autocast():
+        grads_in = backward(saved, grads_out, needed, sums)
+    sums.reached.update(reached)
+    summed = {a.name for a in loop.program.of("row", "vector", "matrix")}
+    sums.found.update((name, grads_in[name]) for name in summed.intersection(needed))
+    return {name: grads_in[name] for name in needed if name in reached and name not in summed}
+
+
+_OTHERS = 5  # arguments of the function before the tensors
 
 
 def _form(tensor: Tensor) -> tuple[object, ...]:
@@ -111,5 +141,6 @@ def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(tensor)
 
 
-def _is_batched(grad: Tensor) -> bool:
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient is many at once, in a batch of which only PyTorch knows."""
     return bool(is_batchedtensor(grad) or is_legacy_batchedtensor(grad))

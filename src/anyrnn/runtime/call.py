@@ -59,6 +59,8 @@ class Call:
         from_zero: The initial state is zero.
         request: What is asked of it beyond outputs and states.
         extras: Further arguments of the step.
+        checkpoint_every: Keep for the backward pass the states between pieces of so many steps, and run each piece
+            again; None if everything is kept.
         memo: What an engine found out while it decided whether it can run the call, by the engine's name.
     """
 
@@ -71,6 +73,7 @@ class Call:
     from_zero: bool = False
     request: Request = NO_REQUEST
     extras: tuple[Extra, ...] = ()
+    checkpoint_every: int | None = None
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._device import DeviceContext
 
 from anyrnn.compiler.graph import PLAIN
+from anyrnn.runtime import pieces
 from anyrnn.runtime.anatomy import Anatomy, anatomy_of
 from anyrnn.runtime.autograd import without_autocast
 from anyrnn.runtime.call import Result
@@ -111,7 +112,12 @@ class CompiledEngine:
             tensors = (e.tensor for e in call.extras)
             extras = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
         with without_autocast():
-            series, finals = run(plan, self._backend(), call.cell, batch, x, states, extras, call.from_zero)
+            parts = plan, self._backend(), call.cell, batch, x, states, extras, call.from_zero
+            every = call.checkpoint_every
+            if every is None or every >= len(batch.rows):
+                series, finals = run(*parts)
+            else:
+                series, finals = pieces.run(*parts, every)
         if own != dtype or call.states[0].dtype != dtype:
             finals = [f.to(s.dtype) for f, s in zip(finals, call.states, strict=True)]
             series = [t.to(own) if t.dtype == dtype else t for t in series]

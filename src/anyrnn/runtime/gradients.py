@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from anyrnn.compiler.node import evaluate
 from anyrnn.runtime.kernel import Rows
 from anyrnn.runtime.layout import padded_rows
 from anyrnn.runtime.memory import empty
+from anyrnn.runtime.sums import Product, Sums
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -58,14 +59,19 @@ class ForwardPass:
         return turned[term.col : term.col + term.cols, term.row : term.row + term.rows]
 
 
-def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collection[str]) -> dict[str, Tensor]:
+def backward(
+    saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collection[str], sums: Sums | None = None
+) -> dict[str, Tensor]:
     """Return the gradients of the inputs of a loop.
 
     Args:
         saved: The forward pass.
         grads_out: The gradients of outputs and final states, by name, as far as there are any.
         needed: The inputs whose gradients are wanted; those of others may be missing.
+        sums: If this is a piece of a sequence, the sums over those after it; they are updated. What is returned of
+            rows, vectors and matrices are then the sums so far, complete with the piece that the sequence begins with.
     """
+    sums = Sums() if sums is None else sums
     loop, layout, derivative = saved.loop, saved.layout, saved.loop.derivative
     like = saved.inputs[loop.states[0]]
     arrays = {**saved.inputs, **saved.residuals}
@@ -76,15 +82,17 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
         else:  # copied: the loop works in place
             arrays[gradient] = like.new_zeros(layout.B, width) if grad is None else _copied(grad)
     for name, width in loop.accumulated:
-        arrays[name] = like.new_zeros(layout.B, width)
+        known = sums.rows.get(name)
+        arrays[name] = sums.rows[name] = like.new_zeros(layout.B, width) if known is None else known
     for name, place, width in loop.outgoing:
         packed = place == "packed"
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
     unwanted = frozenset(gradient for name, gradient in loop.contracted.items() if name not in needed)
     kernel = loop.kernel("backward", like, saved.backend, unwanted)
-    sums = kernel.bind(layout, arrays, saved.inputs, loop.transposed).launch()
+    sums.bound = kernel.bind(layout, arrays, saved.inputs, loop.transposed, sums.bound)
+    totals = sums.bound.launch()
     grads_in = {
-        name: (sums if gradient in sums else arrays)[gradient]
+        name: (totals if gradient in totals else arrays)[gradient]
         for name, gradient in derivative.gradients.items()
         if gradient not in unwanted
     }
@@ -92,10 +100,13 @@ def backward(saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collec
         grad = arrays[group[0].gradient]
         for term in group:
             if term.matrix in needed:
-                _add_weight_gradient(saved, term, grad, grads_in)
+                _add_weight_gradient(saved, term, grad, sums)
         operand = group[0].operand
         if operand in needed and derivative.forward[operand].role == "stream":
             grads_in[operand] = _stream_gradient(saved, group, grad, grads_in.get(operand))
+    if loop.apart and not layout.is_continued:
+        _add_apart(loop, sums)
+    grads_in.update(sums.matrices)
     for name in needed:
         like = saved.inputs[name]
         grads_in[name] = _shaped(grads_in[name], like.shape) if name in grads_in else torch.zeros_like(like)
@@ -110,27 +121,57 @@ def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor if tensor.shape == shape else tensor.view(shape)
 
 
-def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, grads_in: dict[str, Tensor]) -> None:
+def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, sums: Sums) -> None:
     """Add a product's share to the gradient of its matrix: its operand, transposed, times the product's gradient."""
-    matrix = saved.loop.program[term.matrix]
+    product = sums.products.get(term)
+    if product is None:
+        product = sums.products[term] = _new_product(saved, term, sums)
+    rows, starts = _paired_rows(saved, term, grad)
+    is_last = not saved.layout.is_continued
+    if term.matrix in saved.loop.transposed:
+        rows, starts = rows[::-1], starts[::-1]
+    product.add_rows(*rows, is_last)
+    if starts:
+        product.add_starts(*starts, is_last)
+
+
+def _new_product(saved: ForwardPass, term: Term, sums: Sums) -> Product:
+    """The weight-gradient GEMM of a term, into the gradient of its matrix, or into memory of its own."""
+    loop, backend = saved.loop, saved.backend
+    # In memory the steps go up; the rows that read states in a ragged batch are listed in the order of the steps.
+    listed = saved.layout.is_ragged and loop.derivative.forward[term.operand].role not in ("residual", "stream")
+    last_first = listed or not saved.layout.reverse
+    turned = term.matrix in loop.transposed
+    if term in loop.apart:
+        shape = (term.cols, term.rows) if turned else (term.rows, term.cols)
+        return Product(backend, saved.inputs[term.matrix].new_empty(shape), 0, 0, False, last_first)
+    matrix = loop.program[term.matrix]
     whole = (term.rows, term.cols) == (matrix.rows, matrix.width)
-    total = grads_in.get(matrix.name)
-    add = total is not None or not whole
-    if total is None:
+    if matrix.name not in sums.matrices:
         make = torch.empty_like if whole else torch.zeros_like
-        total = grads_in[matrix.name] = make(saved.inputs[matrix.name], memory_format=torch.contiguous_format)
-    for operand, gradient in _paired_rows(saved, term, grad):
-        if matrix.name in saved.loop.transposed:
-            saved.backend.add_outer(total, term.col, term.row, gradient, operand, add)
-        else:
-            saved.backend.add_outer(total, term.row, term.col, operand, gradient, add)
-        add = True
+        gradient = make(saved.inputs[matrix.name], memory_format=torch.contiguous_format)
+        sums.matrices[matrix.name] = gradient
+    row, column = (term.col, term.row) if turned else (term.row, term.col)
+    return Product(backend, sums.matrices[matrix.name], row, column, not whole, last_first)
 
 
-def _paired_rows(saved: ForwardPass, term: Term, grad: Tensor) -> list[tuple[Rows, Rows]]:
+def _add_apart(loop: Loop, sums: Sums) -> None:
+    """Add up the terms of a matrix whose gradients were summed up apart."""
+    for term, product in sums.products.items():
+        if term in loop.apart:
+            row, column = (term.col, term.row) if term.matrix in loop.transposed else (term.row, term.col)
+            height, width = product.out.shape
+            sums.matrices[term.matrix][row : row + height, column : column + width] += product.out
+
+
+_Pair: TypeAlias = "tuple[Rows, ...]"
+
+
+def _paired_rows(saved: ForwardPass, term: Term, grad: Tensor) -> tuple[_Pair, _Pair]:
     """The operand of a product and the product's gradient, row by row.
 
-    In two parts for a state: the steps that read what the step before has written, and those that read the initial one.
+    Of a state, the rows of steps that read what the step before has written; and those that read an initial state,
+    unless that is zero.
     """
     layout, n = saved.layout, len(grad)
     array = saved.loop.derivative.forward[term.operand]
@@ -142,20 +183,24 @@ def _paired_rows(saved: ForwardPass, term: Term, grad: Tensor) -> list[tuple[Row
         return Rows(grad, grad.shape[1], term.first, term.cols, first, count, order)
 
     if array.role == "residual":
-        return [(operand(saved.residuals[array.name], 0, n), gradient(0, n))]
+        return (operand(saved.residuals[array.name], 0, n), gradient(0, n)), ()
     if array.role == "stream":
-        return [(operand(saved.inputs[array.name], 0, n, saved.row_index(array.name)), gradient(0, n))]
+        return (operand(saved.inputs[array.name], 0, n, saved.row_index(array.name)), gradient(0, n)), ()
     sequence, initial, B = saved.residuals[array.name], saved.inputs[array.name], layout.B
     if layout.is_ragged:
         (before, after), (initially, first) = layout.neighbours
         old, new = len(before), len(first)
-        pairs = [(operand(sequence, 0, old, before), gradient(0, old, after))]
-        pairs += [(operand(initial, 0, new, initially), gradient(0, new, first))]
+        rows = operand(sequence, 0, old, before), gradient(0, old, after)
+        starts = operand(initial, 0, new, initially), gradient(0, new, first)
+    elif layout.is_continued:  # the state before the piece lies in memory beside the others
+        return (operand(sequence, B if layout.reverse else -B, n), gradient(0, n)), ()
     elif layout.reverse:
-        pairs = [(operand(sequence, B, n - B), gradient(0, n - B)), (operand(initial, 0, B), gradient(n - B, B))]
+        rows = operand(sequence, B, n - B), gradient(0, n - B)
+        starts = operand(initial, 0, B), gradient(n - B, B)
     else:
-        pairs = [(operand(sequence, 0, n - B), gradient(B, n - B)), (operand(initial, 0, B), gradient(0, B))]
-    return pairs[:1] if saved.from_zero else pairs
+        rows = operand(sequence, 0, n - B), gradient(B, n - B)
+        starts = operand(initial, 0, B), gradient(0, B)
+    return rows, () if saved.from_zero else starts
 
 
 def _stream_gradient(saved: ForwardPass, group: Sequence[Term], grad: Tensor, total: Tensor | None) -> Tensor:
@@ -167,33 +212,79 @@ def _stream_gradient(saved: ForwardPass, group: Sequence[Term], grad: Tensor, to
         matrix = torch.cat([saved.transposed_matrix(term) for term in group])
     if len(matrix) != grad.shape[1]:
         grad = grad[:, first.first : last.first + last.cols]
+    place = _place(saved.layout)
     if total is None and index is None and first.rows == width:
-        return _product(grad, matrix)
+        return _product(grad, matrix, place)
     if total is None:
         total = grad.new_zeros(saved.inputs[first.operand].shape)
     columns = total.view(-1, width)[:, first.start : first.start + first.rows]
-    if index is None:
+    if index is not None:
+        columns.index_add_(0, index, _product(grad, matrix, place))
+    elif place.is_all:
         columns.addmm_(grad, matrix)
     else:
-        columns.index_add_(0, index, _product(grad, matrix))
+        columns.copy_(place.cut(place.among_zeros(columns).addmm_(place.among_zeros(grad), matrix)))
     return total
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return a b, by oneDNN where that is faster than the product behind `@`."""
-    if _is_faster_by_onednn(a, b):
+class _Place(NamedTuple):
+    """Where rows are multiplied: among so many, from `first` to before `last`; and how many the whole batch has.
+
+    The product behind `@` takes rows in groups, and the last ones, which are no whole group, in another way, by which
+    their numbers differ in the last bits. So a piece's rows are put where the whole batch has them, but for some whole
+    groups: among zeros.
+    """
+
+    first: int
+    last: int
+    count: int
+    whole: int
+
+    @property
+    def is_all(self) -> bool:
+        """Whether these rows are all there are."""
+        return self.last - self.first == self.count
+
+    def among_zeros(self, rows: Tensor) -> Tensor:
+        """The rows with the zeros around them."""
+        return F.pad(rows, (0, 0, self.first, self.count - self.last))
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """The other way round."""
+        return rows[self.first : self.last]
+
+
+_GROUP, _FEWEST = 64, 256  # more rows than any group has; and than are few enough to be taken in other ways
+
+
+def _place(layout: Layout) -> _Place:
+    whole, count, begin = layout.source.total, layout.total, layout.packed_before
+    if layout.whole is None:
+        return _Place(0, count, count, whole)
+    low, high = begin // _GROUP * _GROUP, min(whole, -(-(begin + count) // _GROUP) * _GROUP)
+    low = max(0, min(low, (high - _FEWEST) // _GROUP * _GROUP))
+    high = max(high, min(whole, low + _FEWEST))
+    return _Place(begin - low, begin - low + count, high - low, whole)
+
+
+def _product(a: Tensor, b: Tensor, place: _Place) -> Tensor:
+    """Return a b, by oneDNN where that is faster than the product behind `@` for a whole batch."""
+    if not place.is_all:
+        every = _Place(0, place.count, place.count, place.whole)
+        return place.cut(_product(place.among_zeros(a), b, every)).contiguous()
+    if _is_faster_by_onednn(a, b, place.whole):
         return torch.ops.mkldnn._linear_pointwise(a, _without_gaps(b).t(), None, "none", [], "")  # type: ignore[no-any-return]
     return torch.mm(a, b)
 
 
-def _is_faster_by_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN computes a b faster, as it does for many rows, by up to a fifth on processors not of Intel's.
+def _is_faster_by_onednn(a: Tensor, b: Tensor, count: int) -> bool:
+    """Whether oneDNN computes a b faster if a has so many rows, as it does for many rows, by up to a fifth on processors not of Intel's.
 
     It needs some rows to be worth its preparations, and some columns of `a`, else it is slower by the factor that it is
     faster by elsewhere. What has gaps between its rows, as the columns of a wider weight have, it computes without
     vectors, 50 to 1000 times slower: `b` is copied then, which costs less than a hundredth of so large a product.
     """
-    large = b.numel() * len(a) > _LARGE and len(a) >= 256 and len(b) >= 4
+    large = b.numel() * count > _LARGE and count >= 256 and len(b) >= 4
     return large and a.dtype == torch.float32 and _has_onednn() and a.is_contiguous()
 
 

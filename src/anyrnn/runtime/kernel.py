@@ -63,12 +63,28 @@ class Rows(NamedTuple):
     height: int
     which: Tensor | None = None
 
+    def part(self, first: int, height: int) -> Rows:
+        """Some of these rows, one after the other."""
+        if self.which is None:
+            return self._replace(first=self.first + first, height=height)
+        return self._replace(which=self.which[first : first + height], height=height)
+
+    def copied(self) -> Tensor:
+        """A copy (height, width)."""
+        tensor, stride = self.tensor, self.stride
+        before, offset = divmod(tensor.storage_offset(), stride)  # rows in memory in front of the tensor's own
+        at = before + self.first
+        if self.which is None:
+            return tensor.as_strided((self.height, self.width), (stride, 1), at * stride + offset + self.column).clone()
+        rows = (tensor.untyped_storage().nbytes() // tensor.itemsize - offset) // stride
+        return tensor.as_strided((rows, self.width), (stride, 1), offset + self.column)[at + self.which]
+
 
 class Bound(Protocol):
     """A kernel with the arrays that it reads and writes."""
 
     def launch(self) -> Mapping[str, Tensor]:
-        """Run all steps; returns the sums, by name."""
+        """Run all steps; returns the sums, by name. It may be launched once."""
 
 
 class Repeated(Protocol):
@@ -93,6 +109,7 @@ class Kernel(Protocol):
         arrays: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
         transposed: Collection[str],
+        continuing: Bound | None = None,
     ) -> Bound:
         """Bind it to arrays.
 
@@ -103,6 +120,8 @@ class Kernel(Protocol):
             initial: The initial states (B, width), by name, at least of those that have memory for all steps.
             transposed: The matrices whose memory holds (columns, rows). This is about what is handed over; that a
                 product reads a matrix transposed (``U.T`` in the text) is part of the program.
+            continuing: What it was bound to, and launched with, for the piece of the sequence before in the order in
+                which it runs: the sums go on from there, added up as they would be in one run.
         """
 
     def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> Repeated:
@@ -128,8 +147,18 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def block(self) -> int:
+        """The rows of which `add_outer` forms a sum of its own."""
+
     def compile(self, program: Program, precision: Precision) -> Kernel:
         """Compile a program whose arrays all have a place."""
 
-    def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
-        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""
+    def add_outer(
+        self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, last_first: bool
+    ) -> None:
+        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there.
+
+        The sums of blocks of rows are added one after the other, from the first rows on, or from the last ones: so
+        rows that come in several calls, of whole blocks each but the last call, give the same bits as in one.
+        """

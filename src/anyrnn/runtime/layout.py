@@ -43,6 +43,10 @@ class Layout:
         order: Which row of the batch each sorted row is, (B,).
         lengths: The lengths, (B,); None if all are T.
         reverse: Run from each row's last valid step to its first.
+        whole: The batch of which this is a piece; None if it is none.
+        is_continued: The piece goes on from steps that were run before. States of all steps then have room for one step
+            more, in front of the others in running order: `continued_states`.
+        packed_before: How many packed rows the whole batch has in memory before those of the piece.
     """
 
     T: int
@@ -51,6 +55,9 @@ class Layout:
     order: NDArray[np.int64]
     lengths: NDArray[np.int64] | None
     reverse: bool
+    whole: Layout | None = None
+    is_continued: bool = False
+    packed_before: int = 0
     # Tables and their addresses. Filled by `setdefault`: a table whose address another thread was given has to stay.
     _slots: dict[bool, tuple[tuple[int, ...], NDArray[np.int64]]] = field(default_factory=dict)
     _bounds: dict[int, tuple[int, array[int]]] = field(default_factory=dict)
@@ -82,6 +89,41 @@ class Layout:
     def total(self) -> int:
         """The number of packed rows."""
         return int(self.rows.sum())
+
+    @property
+    def source(self) -> Layout:
+        """The batch itself, or the one of which it is a piece: by it work is shared out, so that pieces do the same."""
+        return self if self.whole is None else self.whole
+
+    def piece(self, first: int, last: int) -> Layout:
+        """The steps from `first` to before `last`, in arrays of their own.
+
+        Rows stay in the order of the whole batch, and those with a step before the piece find it in `continued_states`: so
+        every sum over rows and steps is formed as in the whole batch.
+        """
+        count = self.table.shape[1]
+        begin, end = min(first, count), min(last, count)
+        columns = slice(count - end, count - begin) if self.reverse else slice(begin, end)
+        table = self.table[:, columns].copy()
+        _, packed, padded, continued, before = table
+        packed_before = int(packed.min(initial=self.total))
+        packed -= packed_before
+        padded -= first * self.B
+        before -= first * self.B
+        lengths = None if self.lengths is None else np.clip(self.lengths - first, 0, last - first)
+        is_continued = columns.start > 0
+        return Layout(last - first, self.B, table, self.order, lengths, self.reverse, self, is_continued, packed_before)
+
+    def continued_states(self, initial: Tensor) -> Tensor:
+        """Memory for a state after every step of a piece that goes on, zero at padded steps: (T, B, width).
+
+        It lies within memory that holds the state before the first step, in running order, as well.
+        """
+        memory = empty(initial, self.T + 1, self.B, initial.shape[1])
+        if self.is_ragged:
+            memory.zero_()
+        memory[self.T if self.reverse else 0] = initial
+        return memory[:-1] if self.reverse else memory[1:]
 
     def slots(self, backward: bool) -> tuple[int, ...]:
         """What machine code is given to find rows, in running order or backwards: steps, tables, order."""
@@ -160,6 +202,8 @@ class Layout:
 
     def bounds(self, shares: int) -> int:
         """Where the first rows of the threads' shares are written: as even in valid steps as pairs of rows can be."""
+        if self.whole is not None:
+            return self.whole.bounds(shares)
         known = self._bounds.get(shares)
         if known is None:
             inner: list[int] = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyrnn.compiler.derive import Derivative, derive
+from anyrnn.compiler.derive import Derivative, Term, derive
 from anyrnn.compiler.gradient_paths import GradientPaths
 from anyrnn.compiler.node import ordered
 from anyrnn.compiler.passes import elementary, placed, without
@@ -73,6 +73,15 @@ class Loop:
             left = {*self.aliases, *(a.name for a in program.of("residual"))}
         places = {name: "kept" if name in kept else "carried" for name in self.states}
         return placed(without(program, left), {**places, **dict.fromkeys(self.outputs, "padded")})
+
+    @functools.cached_property
+    def apart(self) -> frozenset[Term]:
+        """The terms that share a part of their matrix with an earlier one: their gradient is summed up for itself."""
+        found: list[Term] = []
+        earlier: list[Term] = []
+        for term in (t for group in self.derivative.terms for t in group):
+            (found if any(map(term.overlaps, earlier)) else earlier).append(term)
+        return frozenset(found)
 
     @functools.cached_property
     def incoming(self) -> tuple[tuple[str, str, str, int], ...]:
@@ -141,6 +150,8 @@ def forward(
     for name, place, width in loop.writes[kind]:
         if place == "carried":
             arrays[name] = inputs[name].clone(memory_format=torch.contiguous_format)
+        elif place == "kept" and layout.is_continued:
+            arrays[name] = layout.continued_states(inputs[name])
         elif place == "kept" and name not in aliased and not roomy:
             arrays[name] = empty(like, layout.T, layout.B, width)
         elif place == "packed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +12,30 @@ from anyrnn.compiler.trace import member_of
 from anyrnn.runtime import autograd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anyrnn.compiler.graph import Ref
     from anyrnn.compiler.torch_ops import Ops
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.plans import Plan
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the steps of a call read beside the states.
+
+    Attributes:
+        inputs: x and the further arguments with one for each step, (T, B, ...).
+        constants: What the loop reads that is the same at every step: its rows, vectors and matrices, by name.
+        tensors: The weights, and what is computed of them.
+        rows: The tensors with one for each row, the same at every step.
+    """
+
+    inputs: dict[Ref, Tensor]
+    constants: dict[str, Tensor]
+    tensors: dict[Ref, Tensor]
+    rows: dict[Ref, Tensor]
 
 
 def run(
@@ -39,23 +57,63 @@ def run(
     Returns:
         What there is for every step, (T, B, ...) each, zero at padded steps; and the final states (B, ...).
     """
+    given = prepare(plan, cell, batch, x, extras, batch.total)
+
+    def run_loop(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return autograd.run(plan.loop, batch, backend, inputs, from_zero)
+
+    return run_steps(plan, given, batch, states, run_loop)
+
+
+def prepare(
+    plan: Plan, cell: nn.Module, batch: Layout, x: Tensor, extras: Sequence[Tensor], count: int
+) -> Given:  # fmt: skip
+    """Compute what the steps read that is computed once a call; weights spread over rows for so many packed rows."""
     graph, dtype = plan.split.graph, x.dtype
     tensors = weights_of(plan, cell, dtype)
-    padded, rows = _before(plan, tensors, batch, x, extras)
+    inputs = {graph.x: x}
+    rows: dict[Ref, Tensor] = {}
+    for extra, tensor in zip(graph.extras, extras, strict=True) if extras else ():
+        if extra.kind == "context":
+            rows[extra.ref] = batch.with_steps(tensor)
+        else:
+            (inputs if extra.kind == "input" else tensors)[extra.ref] = tensor
+    plan.once.run(tensors, count)
+    if rows:
+        rows.update(tensors)
+        plan.rows.run(rows, batch.B)
+    constants = {}
+    for name, ref, role in plan.arrays:
+        if role == "matrix":
+            constants[name] = as_matrix(tensors[ref], dtype)
+        elif role == "row":
+            constants[name] = flat(as_array(rows[ref], dtype))
+        elif role == "vector":
+            constants[name] = as_array(tensors[ref], dtype)
+    return Given(inputs, constants, tensors, rows)
+
+
+def run_steps(
+    plan: Plan, given: Given, batch: Layout, states: Sequence[Tensor],
+    run_loop: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Run what is before the loop, the loop, by a function from its inputs to its results, and what is after it."""
+    graph, tensors, padded, rows = plan.split.graph, {**given.tensors}, given.inputs, given.rows
+    dtype = padded[graph.x].dtype
+    for ref in plan.inputs_read:
+        tensors[ref] = _packed(padded[ref], batch)
+    for ref in plan.rows_read:
+        tensors[ref] = batch.at_every_step(rows[ref])
+    if plan.before.ops:
+        _run_rows(plan.before, tensors, batch)
     inputs = {name: as_array(s, dtype) for name, s in zip(plan.loop.states, states, strict=True)}
     if not plan.has_flat_states:
         inputs = {name: flat(s) for name, s in inputs.items()}
+    inputs.update(given.constants)
     for name, ref, role in plan.arrays:
-        if role == "matrix":
-            inputs[name] = as_matrix(tensors[ref], dtype)
-        elif role == "row":
-            inputs[name] = flat(as_array(rows[ref], dtype))
-        elif ref in padded:
-            inputs[name] = as_array(padded[ref], dtype)
-        else:
-            tensor = as_array(tensors[ref], dtype)  # rows of numbers, whatever shape it has in the cell
-            inputs[name] = flat(tensor) if role == "stream" else tensor
-    results = autograd.run(plan.loop, batch, backend, inputs, from_zero)
+        if role == "stream":  # rows of numbers, whatever shape they have in the cell
+            inputs[name] = as_array(padded[ref], dtype) if ref in padded else flat(as_array(tensors[ref], dtype))
+    results = run_loop(inputs)
     finals = [results[name] for name in plan.loop.states]
     if not plan.has_flat_states:
         finals = [f.view(s.shape) for f, s in zip(finals, states, strict=True)]
@@ -85,35 +143,6 @@ def run(
         return rows.view(batch.T, batch.B, *shape)
 
     return [unpacked(ref) for ref in plan.series], finals
-
-
-def _before(
-    plan: Plan, tensors: dict[Ref, Tensor], batch: Layout, x: Tensor, extras: Sequence[Tensor]
-) -> tuple[dict[Ref, Tensor], dict[Ref, Tensor]]:
-    """Run what is before the loop, adding packed tensors of all steps to `tensors`, which has the weights.
-
-    Returns:
-        The padded tensors with one for each step; and those with one for each row, with all that is computed of them.
-    """
-    graph = plan.split.graph
-    padded = {graph.x: x}
-    rows: dict[Ref, Tensor] = {}
-    for extra, tensor in zip(graph.extras, extras, strict=True) if extras else ():
-        if extra.kind == "context":
-            rows[extra.ref] = batch.with_steps(tensor)
-        else:
-            (padded if extra.kind == "input" else tensors)[extra.ref] = tensor
-    plan.once.run(tensors, batch.total)
-    if rows:
-        rows.update(tensors)
-        plan.rows.run(rows, batch.B)
-    for ref in plan.inputs_read:
-        tensors[ref] = _packed(padded[ref], batch)
-    for ref in plan.rows_read:
-        tensors[ref] = batch.at_every_step(rows[ref])
-    if plan.before.ops:
-        _run_rows(plan.before, tensors, batch)
-    return padded, rows
 
 
 def weights_of(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Tensor]:

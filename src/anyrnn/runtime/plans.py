@@ -27,7 +27,7 @@ from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
 from anyrnn.runtime.call import CallForm, SeriesForm
-from anyrnn.runtime.lock import LOCK
+from anyrnn.runtime.lock import LOCK, collector_off
 from anyrnn.runtime.loop import Loop
 
 if TYPE_CHECKING:
@@ -120,12 +120,13 @@ def planned(graph: Graph) -> Plan:
     Features far apart are computed piece by piece as long as these are few; where that makes too many values, they are
     moved together before anything is computed from them.
     """
-    try:
-        plan = Plan(split(graph))
-        _ = plan.loop.derivative
-    except TooManyValuesError:
-        plan = Plan(split(graph, most_segments=1))
-        _ = plan.loop.derivative
+    with collector_off():
+        try:
+            plan = Plan(split(graph))
+            _ = plan.loop.derivative
+        except TooManyValuesError:
+            plan = Plan(split(graph, most_segments=1))
+            _ = plan.loop.derivative
     return plan
 
 

@@ -17,7 +17,7 @@ from anyrnn.engines.cpu import jit, threads
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.engines.cpu.outer import add_outer
 from anyrnn.engines.cpu.schedule import Schedule, schedule
-from anyrnn.engines.cpu.slots import LINE, Packed, packed_of
+from anyrnn.engines.cpu.slots import LINE, Blocking, Packed, packed_of
 from anyrnn.runtime.memory import empty
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class CpuBackend:
 
     machine: Machine
     name = "cpu"
+    block = Blocking.depth
 
     @staticmethod
     def host() -> CpuBackend:
@@ -59,9 +60,11 @@ class CpuBackend:
         code = jit.load(f"{nameless}\n{precision}", build, self.machine)
         return CpuKernel(program, groups, packed_of(groups), code, self.machine, precision)
 
-    def add_outer(self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool) -> None:
-        """Write left^T @ right into a contiguous matrix, from a row and column on, or add it to what is there."""
-        add_outer(out, row, column, left, right, add, self.machine)
+    def add_outer(
+        self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, last_first: bool
+    ) -> None:
+        """Write left^T @ right into a contiguous matrix, or add it: see `anyrnn.runtime.kernel.Backend`."""
+        add_outer(out, row, column, left, right, add, self.machine, last_first)
 
 
 @functools.cache
@@ -148,10 +151,10 @@ class CpuKernel:
 
     def shares(self, layout: Layout) -> int:
         """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
-        return max(1, min(threads.count(), layout.B // 2, layout.total * self.work // _SMALL))
+        return max(1, min(threads.count(), layout.B // 2, layout.source.total * self.work // _SMALL))
 
     @functools.cached_property
-    def _arguments(self) -> list[tuple[str, str]]:
+    def arguments(self) -> list[tuple[str, str]]:
         """The arrays in the order of the slots: name and role."""
         return [(a.name, a.role) for a in self.program.arrays if a.role != "sum"]
 
@@ -172,6 +175,7 @@ class CpuKernel:
         arrays: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
         transposed: Collection[str],
+        continuing: CpuBound | None = None,
     ) -> CpuBound:
         """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
         like = next(iter(arrays.values()))
@@ -181,10 +185,10 @@ class CpuKernel:
         rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
         size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
-        totals = like.new_zeros(shares, self.schedule.total_width)
+        totals = like.new_zeros(shares, self.schedule.total_width) if continuing is None else continuing.totals
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
-        for name, role in self._arguments:
+        for name, role in self.arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
             if role == "matrix":
@@ -257,20 +261,28 @@ class CpuRepeated:
     def __init__(
         self, kernel: CpuKernel, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]
     ) -> None:
-        self._kernel, self._layout, self._arrays = kernel, layout, arrays  # also to keep them where they are
-        self._bound = kernel.bind(layout, arrays, {}, transposed)
-        self._slots = self._bound.slots
-        self._bound.pack()
-        pointer, shares = self._slots.buffer_info()[0], self._bound.shares
-        self.launch: Callable[[], object] = (
+        self._kernel, self._layout = kernel, layout
+        bound = kernel.bind(layout, arrays, {}, transposed)
+        bound.pack()
+        self._slots = bound.slots
+        pointer = self._slots.buffer_info()[0]
+        launch = (
             functools.partial(kernel.alone, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
-            if shares == 1
-            else functools.partial(threads.parallel, kernel.main, pointer, shares)
+            if bound.shares == 1
+            else functools.partial(threads.parallel, kernel.main, pointer, bound.shares)
         )
+        # All whose addresses the code knows lives as long as the function, which may outlive this object.
+        self._kept: list[object] = [self._slots, layout, kernel, *self._read(arrays), bound]
+        vars(launch)["kept"] = self._kept
+        self.launch: Callable[[], object] = launch
 
     def prepare(self, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> None:
         """Read the matrices anew; see `anyrnn.runtime.kernel.Repeated`."""
         bound = self._kernel.bind(self._layout, arrays, {}, transposed)
         bound.pack()
         self._slots[:] = bound.slots  # which stay where they are: `launch` knows their address
-        self._bound, self._arrays = bound, arrays
+        self._kept[3:] = [*self._read(arrays), bound]
+
+    def _read(self, arrays: Mapping[str, Tensor]) -> list[Tensor]:
+        """The arrays that are read or written at every step: all but the matrices, of which there are packed copies."""
+        return [arrays[name] for name, role in self._kernel.arguments if role != "matrix"]

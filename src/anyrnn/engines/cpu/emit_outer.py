@@ -41,11 +41,13 @@ class _Emitter(Writer):
             rows = self.least(b, depth, b.sub(s["rows"], block.index))
             height = self.least(b, side, b.sub(bottom, down.index))
             old = b.or_(b.icmp_signed("!=", s["add"], I64(0)), b.icmp_signed(">", block.index, I64(0)))
-            here = [s["left_index"], s["left_stride"], block.index, rows]
+            low = b.sub(s["rows"], b.add(block.index, rows))
+            low = b.select(b.icmp_signed("!=", s["last_first"], I64(0)), low, block.index)
+            here = [s["left_index"], s["left_stride"], low, rows]
             b.call(copy_left, [left, down.index, height, *here, lefts])
             with self.loop(b, start, stop, self.side) as across:
                 width = self.least(b, side, b.sub(stop, across.index))
-                here = [s["right_index"], s["right_stride"], block.index, rows]
+                here = [s["right_index"], s["right_stride"], low, rows]
                 b.call(copy_right, [right, across.index, width, *here, rights])
                 with self.loop(b, I64(0), width, self.wide) as column, self.loop(b, I64(0), height, self.tall) as row:
                     left_tile = self.at(b, lefts, b.mul(row.index, depth))

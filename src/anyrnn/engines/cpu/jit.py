@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 from anyrnn.engines.cpu.machine import llvm
 from anyrnn.errors import AnyRNNError
-from anyrnn.runtime.lock import LOCK
+from anyrnn.runtime.lock import LOCK, collector_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from anyrnn.engines.cpu.machine import Machine
 
-#: The size that the cache is kept below: thousands of programs, of some 50 kB each.
+#: The size that the cache is brought back to: thousands of programs, of some 50 kB each.
 CACHE_BYTES = 256 * 2**20
+#: Of that, what a process writes before it looks again: to look at thousands of files takes as long as to compile one.
+_UNSEEN = 1 / 16
 
 _MAGIC = b"anyrnn code 1\n\0\0"  # the layout of an entry: magic, key, SHA-256 of the rest, entry points, object code
 _HEADER = len(_MAGIC) + 32 + 32
@@ -100,7 +102,9 @@ def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Se
         if key not in _compiled:
             payload = _fetch(key)
             if payload is None:
-                payload = _compile(build(), machine, settings)
+                with collector_off():
+                    text = build()
+                payload = _compile(text, machine, settings)
                 _store(key, payload)
             _compiled[key] = _link(payload)
         return _compiled[key]
@@ -274,6 +278,10 @@ def _fetch(key: str) -> bytes | None:
     return payload
 
 
+#: By folder: how many bytes this process has written there since it last looked how full it is.
+_written: dict[Path, int] = {}
+
+
 def _store(key: str, payload: bytes) -> None:
     place = _place()
     if isinstance(place, str):
@@ -284,7 +292,10 @@ def _store(key: str, payload: bytes) -> None:
             part = Path(file.name)
             file.write(_header(key, payload) + payload)
         part.replace(place / f"{key}.code")
-        _trim(place)
+        _written[place] = _written.get(place, CACHE_BYTES) + len(payload)
+        if _written[place] > CACHE_BYTES * _UNSEEN:
+            _written[place] = 0
+            _trim(place)
     except OSError:  # read-only, full, or vanished: the code is in memory, and `cache_status` tells what can be told
         if part is not None:
             with contextlib.suppress(OSError):
@@ -298,14 +309,16 @@ def _header(key: str, payload: bytes) -> bytes:
 def _trim(place: Path) -> None:
     """Remove the least recently used entries beyond the limit; among them, one day, what a killed process left."""
     entries = []
-    for path in place.glob("*.code"):
-        with contextlib.suppress(OSError):  # another process may be removing entries too
-            status = path.stat()
-            entries.append((status.st_mtime, status.st_size, path))
+    with os.scandir(place) as found:
+        for entry in found:
+            if entry.name.endswith(".code"):
+                with contextlib.suppress(OSError):  # another process may be removing entries too
+                    status = entry.stat()
+                    entries.append((status.st_mtime, status.st_size, entry.path))
     excess = sum(size for _, size, _ in entries) - CACHE_BYTES
     for _, size, path in sorted(entries):
         if excess <= 0:
             return
         with contextlib.suppress(OSError):
-            path.unlink()
+            Path(path).unlink()
         excess -= size

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 _SMALL = 1 << 19  # multiplications that more than one thread is not worth
 
 
-def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine) -> None:
-    """Write left^T @ right into the contiguous matrix `out`, from a row and column on, or add it to what is there."""
+def add_outer(
+    out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, machine: Machine, last_first: bool = False
+) -> None:
+    """Write left^T @ right into the contiguous matrix `out`, from a row and column on, or add it to what is there.
+
+    Each block of `Blocking.depth` rows is summed up for itself, and the sums are added one after the other: from the
+    first rows on, or from the last ones.
+    """
     rows, n, m, stride = left.height, left.width, right.width, out.shape[1]
     blocking, code = _code(out.dtype, machine)
     parts = 1 if rows * n * m < _SMALL else threads.count()
@@ -36,9 +42,8 @@ def add_outer(out: Tensor, row: int, column: int, left: Rows, right: Rows, add: 
     room = left_size + right_size
     scratch = out.new_empty(parts * room)
     at = out.data_ptr() + (row * stride + column) * out.itemsize
-    slots = array(
-        "q", (rows, n, m, *_slots(left), *_slots(right), at, stride, add, scratch.data_ptr(), left_size, room)
-    )
+    where = (at, stride, add, scratch.data_ptr(), left_size, room)
+    slots = array("q", (rows, n, m, *_slots(left), *_slots(right), last_first, *where))
     threads.parallel(code.address("outer"), slots.buffer_info()[0], parts)
 
 

@@ -93,7 +93,7 @@ def slots_of(schedule: Schedule) -> Slots:
 #: The arguments of the code of outer.py, in order.
 OUTER_SLOTS = (
     *("rows", "left_width", "right_width", "left", "left_stride", "left_index", "right", "right_stride"),
-    *("right_index", "out", "out_stride", "add", "scratch", "scratch_left", "scratch_stride"),
+    *("right_index", "last_first", "out", "out_stride", "add", "scratch", "scratch_left", "scratch_stride"),
 )
 
 
