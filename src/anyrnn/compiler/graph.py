@@ -114,7 +114,7 @@ class Graph:
 
     @property
     def series(self) -> tuple[Ref, ...]:
-        """What there is for every step."""
+        """What a call returns for every step (the `ys` of `jax.lax.scan`): the outputs, and what else was asked for."""
         return self.outputs or self.new_states[:1]
 
     @property
@@ -173,7 +173,10 @@ def scaled(value: Any, batch: int, rows: int) -> Any:
 
 
 def run_ops(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
-    """Run a graph on so many rows, adding its results to `tensors`, which has its inputs."""
+    """Run a graph once on so many rows, adding its results to `tensors`, which has its inputs.
+
+    For running a part often, there is `torch_ops.Ops`.
+    """
     for op in graph.ops:
         args = [
             scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value

@@ -455,7 +455,7 @@ _DEEPEST = 3  # of containers in containers, in which tensors are looked for
 
 
 def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a container, each with the path that `part_of` follows."""
+    """The tensors in a container, each with the path that `member_of` follows."""
     if isinstance(value, dict):
         parts = [(k, v) for k, v in value.items() if isinstance(k, str) and "." not in k]
     else:
@@ -467,8 +467,8 @@ def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str
             yield from _tensors_within(part, f"{name}.{key}", depth + 1)
 
 
-def part_of(whole: Any, name: str) -> Any:
-    """The attribute of a module or named tuple, or the item of a container, that a part of a dotted name stands for."""
+def member_of(whole: Any, name: str) -> Any:
+    """What one part of a dotted name stands for: an attribute of a module or named tuple, or an item of a container."""
     if isinstance(whole, dict):
         return whole[name]
     if isinstance(whole, list | tuple) and name.isdigit():
