@@ -237,15 +237,18 @@ class Run:
             return tensor.detach().clone().requires_grad_()
 
         x, state, fresh, more = on_tensors(leaf, (self.x, self.state, self.fresh, self.more))
-        options: dict[str, Any] = {"lengths": self.lengths, "reset": self.reset, "reset_to": fresh, **combination.called}
+        options: dict[str, Any] = {
+            "lengths": self.lengths,
+            "reset": self.reset,
+            "reset_to": fresh,
+            **combination.called,
+        }
         if more:
             options["inputs"], options["context"] = more
         if combination.mistake:
             options.update(MISTAKES[combination.mistake](layer, x))
         if first:
-            turned = {
-                k: options[k].transpose(0, 1) for k in ("reset", "inputs") if isinstance(options.get(k), Tensor)
-            }
+            turned = {k: options[k].transpose(0, 1) for k in ("reset", "inputs") if isinstance(options.get(k), Tensor)}
             options.update(turned)
         torch.manual_seed(combination.seed)
         with anyrnn.engine(engine):
