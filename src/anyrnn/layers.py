@@ -36,6 +36,7 @@ from anyrnn.checks import (
     checked_reset,
 )
 from anyrnn.controls import NO_CONTROL, Control, controlled, resetting
+from anyrnn.engines import straight
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.masks import seed_for
@@ -164,6 +165,10 @@ class Layer(Regularised):
     def _apply_layer(self, x: Tensor | PackedSequence, state: State | None, options: Options = NO_OPTIONS) -> Any:
         if not isinstance(x, Tensor | PackedSequence) and is_proxy(x):
             return node_of(self, x, state, **options.given())
+        if (options is NO_OPTIONS or options.asks_nothing) and not torch.compiler.is_compiling():
+            done = straight.run(self, x, state)
+            if done is not None:
+                return done
         packed = x if isinstance(x, PackedSequence) else None
         given = self._canonical(x, state, options)
         series = (
