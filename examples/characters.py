@@ -25,7 +25,7 @@ def train(model: nn.Sequential, text: Tensor, *, seconds: float, steps: float) -
     while done < 1:
         state = None
         for x, target in zip(rows[:-1].split(64), rows[1:].split(64), strict=True):
-            optimizer.param_groups[0]["lr"] = 0.003 * min(1, step / 100) * (1 + math.cos(math.pi * min(1, done))) / 2
+            optimizer.param_groups[0]["lr"] = 0.003 * min(1, (step + 1) / 100) * math.cos(math.pi / 2 * done) ** 2
             optimizer.zero_grad()
             output, state = rnn(encoder(x), state)
             cross_entropy(readout(output).flatten(0, 1), target.flatten()).backward()
@@ -33,18 +33,17 @@ def train(model: nn.Sequential, text: Tensor, *, seconds: float, steps: float) -
             optimizer.step()
             state = tuple(s.detach() for s in state)
             step += 1
-            done = max(step / steps, (time.perf_counter() - begin) / seconds)
-            if done >= 1:
+            if (done := max(step / steps, (time.perf_counter() - begin) / seconds)) >= 1:
                 break
 
 
 @torch.no_grad()
 def evaluate(model: nn.Sequential, text: Tensor) -> float:
     """Compute the loss over a text, in nats a character, from its beginning to its end."""
-    (encoder, rnn, readout), total, state = (model[:2], model[2], model[3:]), 0.0, None
+    total, state = 0.0, None
     for x, target in zip(text[:-1].split(1000), text[1:].split(1000), strict=True):
-        output, state = rnn(encoder(x), state)
-        total += cross_entropy(readout(output), target, reduction="sum").item()
+        output, state = model[2](model[:2](x), state)
+        total += cross_entropy(model[3:](output), target, reduction="sum").item()
     return total / (len(text) - 1)
 
 
@@ -62,13 +61,13 @@ def main(argv: list[str] | None = None) -> float:
     """Train, evaluate and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    for name, default in {"seconds": 540.0, "steps": math.inf, "hidden": 512, "threads": 2}.items():
+    for name, default in {"seconds": 540.0, "steps": math.inf, "hidden": 512}.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    alphabet = sorted(set(characters := args.text.read_text(encoding="utf-8")))
-    text, cut = torch.tensor([alphabet.index(c) for c in characters]), len(characters) * 95 // 100
+    characters = args.text.read_text(encoding="utf-8")
+    alphabet, cut = sorted(set(characters)), len(characters) * 95 // 100
+    text = torch.tensor([alphabet.index(c) for c in characters])
     encoder, readout = nn.Embedding(len(alphabet), 64), nn.Linear(args.hidden, len(alphabet))
     model = nn.Sequential(encoder, nn.Dropout(0.1), anyrnn.LSTM(64, args.hidden), nn.Dropout(0.3), readout)
     train(model, text[:cut], seconds=args.seconds, steps=args.steps)

@@ -70,8 +70,8 @@ def main(epochs: int, seed: int) -> float:
             optimizer.step()
         with torch.no_grad():
             if (error := mse_loss(head(layer(validate[:-1])[0]), validate[1:]).item()) < best:
-                best, result = error, mse_loss(head(layer(test[:-1])[0]), test[1:]).item()
-    return result**0.5
+                best, result = error, mse_loss(head(layer(test[:-1])[0]), test[1:]).sqrt().item()
+    return result
 
 
 if __name__ == "__main__":

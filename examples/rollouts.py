@@ -63,7 +63,7 @@ def train(args: argparse.Namespace, *, fast: bool) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> None:
     """Train with the loop, and with the call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    defaults = {"steps": 16384, "envs": 8, "rollout": 128, "batch": 256, "hidden": 64, "seed": 0, "threads": 1}
+    defaults = {"steps": 32768, "envs": 8, "rollout": 128, "batch": 256, "hidden": 64, "seed": 0, "threads": 1}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=" ")
     args = parser.parse_args(argv)

@@ -380,3 +380,21 @@ def test_defaults_of_devices_and_types_are_not_those_of_a_call(context, case, en
         assert all(r.dtype == torch.float64 and r.device.type == "cpu" for r in results)
         found.append([*results, *grads])
     close(*found)
+
+
+def test_hooks_on_single_saved_tensors_may_change_their_form():
+    layer, x = anyrnn.Recurrent(torch.nn.GRUCell(3, 4), 3).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    grads = []
+    for is_hooked in (False, True):
+        with anyrnn.engine("cpu"):
+            output, _ = layer(x)
+        node, seen = output.grad_fn, 0
+        while node.name() != "_LoopFunctionBackward":
+            node = node.next_functions[0][0]
+        for saved in node._raw_saved_tensors if is_hooked else ():
+            saved.register_hooks(torch.clone, lambda t: t.transpose(0, -1).contiguous().transpose(0, -1))
+            seen += 1
+        assert (seen > 4) == is_hooked
+        grads.append(torch.autograd.grad(output.cos().sum(), [*layer.parameters()]))
+    for plain, hooked in zip(*grads, strict=True):
+        torch.testing.assert_close(hooked, plain, rtol=0, atol=0)

@@ -186,10 +186,13 @@ def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, float]]:
     _check(name, "weight_dropout", rate)
     if not isinstance(rate, float | int):
         there = _parameters(call.cell)
-        if missing := [key for key in rate if key not in there]:
-            msg = f"{name}: got weight_dropout for {missing[0]!r}, expected parameters of a cell: {', '.join(there)}"
+        inner = getattr(type(call.cell), "inner_name", None)  # the cell may be a module with a function as its step
+        prefix = "" if inner is None else f"{inner}."
+        if missing := [key for key in rate if prefix + key not in there]:
+            known = ", ".join(key.removeprefix(prefix) for key in there)
+            msg = f"{name}: got weight_dropout for {missing[0]!r}, expected parameters of a cell: {known}"
             raise AnyRNNError(msg)
-        return [(Region(key), float(p)) for key, p in rate.items() if p]
+        return [(Region(prefix + key), float(p)) for key, p in rate.items() if p]
     try:
         found = recurrent_weights(call)
     except AnyRNNError as cause:

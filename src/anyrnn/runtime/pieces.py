@@ -1,15 +1,15 @@
 """A compiled call in pieces of some steps: states are kept at their borders, and the backward pass runs each again.
 
-A call keeps the states and residuals of all its steps for the backward pass. In pieces, it keeps those of one piece at a
-time: the forward pass drops them, but for the state that each piece begins with, and the backward pass runs the pieces
-once more, the last one first, each followed by its own backward pass. Every step is the same kernel on the same numbers
-as in the call as a whole, and `Sums` go on from piece to piece: so values and gradients have the same bits. The weights
-of what PyTorch runs around the loop (`before`, `after`) are the exception: their gradients are a sum over pieces.
+A call keeps the states and residuals of all its steps for the backward pass. In pieces, it keeps those of one piece at
+a time: the forward pass drops them, but for the state that each piece begins with, and the backward pass runs the
+pieces once more, the last one first, each followed by its own backward pass. Every step is the same kernel on the same
+numbers as in the call as a whole, and `Sums` go on from piece to piece: so values and gradients have the same bits. The
+weights of what PyTorch runs around the loop (`before`, `after`) are the exception: their gradients are a sum of those
+of the pieces.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,7 @@ from anyrnn.runtime.parts import Given, prepare, run_steps
 from anyrnn.runtime.sums import Sums
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
@@ -92,8 +93,9 @@ class _Fields:
         rest = iter(tensors)
         inputs = dict(zip(self.inputs, rest, strict=False))
         states = [*itertools.islice(rest, self.states)]
-        others = (dict(zip(names, rest, strict=False)) for names in (self.constants, self.tensors, self.rows))
-        return Given(inputs, *others), states
+        constants = dict(zip(self.constants, rest, strict=False))
+        tensors = dict(zip(self.tensors, rest, strict=False))
+        return Given(inputs, constants, tensors, dict(zip(self.rows, rest, strict=True))), states
 
     @property
     def of_states(self) -> slice:

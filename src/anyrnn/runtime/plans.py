@@ -265,6 +265,8 @@ def has_hooks(cell: nn.Module) -> bool:
     """Whether anybody is called when a module of the cell is."""
     if any(_GLOBAL_HOOKS):
         return True
+    if not cell._modules:  # to list the modules takes as long as all else here
+        return bool(cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks)
     return any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in cell.modules()
     )
