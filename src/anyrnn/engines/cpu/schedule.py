@@ -214,7 +214,7 @@ class _Scheduler:
         return 0 if self._is_in_memory(node) else self.stage[node] + (node.op != "part")
 
     def _home_of(self, node: Node) -> Group:
-        """The group that computes a value; for one that comes from memory, that of its width in the first stage that can."""
+        """The group that computes a value; for one that comes from memory, the first of its width that can read it."""
         if node not in self.home:
             strided = node if node.is_strided and not self._is_in_memory(node) else None
             key = (self.stage[node], node.width, strided)
