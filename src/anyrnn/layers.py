@@ -40,24 +40,8 @@ from anyrnn.engines import straight
 from anyrnn.errors import AnyRNNError
 from anyrnn.feedback import run_fed
 from anyrnn.masks import seed_for
-from anyrnn.protocol import (
-    Extra,
-    ExtraForm,
-    Form,
-    Signature,
-    Size,
-    Sizes,
-    State,
-    WrongOrderError,
-    form_of,
-    names_of,
-    placement,
-    shape_of,
-    size_of,
-    stated_sizes,
-    takes,
-    untold,
-)
+from anyrnn.probing import WrongOrderError, form_of, names_of, stated_sizes, takes, untold
+from anyrnn.protocol import Extra, ExtraForm, Form, Signature, Size, Sizes, State, placement, shape_of, size_of
 from anyrnn.regularisation import OPTIONS, Draws, Regularised, regularised, zoneout_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.stacks import PLAIN, Wiring, parts_of

@@ -23,7 +23,8 @@ from anyrnn.cells.base import origin_of
 from anyrnn.cells.products import KERNELS, made_up, probing, step_of
 from anyrnn.compiler.trace import trace
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import ExtraForm, Signature, kinds_of, outside_inference_mode, size_of
+from anyrnn.probing import kinds_of
+from anyrnn.protocol import ExtraForm, Signature, outside_inference_mode, size_of
 from anyrnn.traced import constant_to_dynamo, fields_of, with_numbers
 from anyrnn.twin import twin_of
 
