@@ -33,6 +33,7 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "examples" / "README.md",
         *sorted((ROOT / "docs").glob("*.md")),
     )
 }

@@ -24,8 +24,14 @@ from anyrnn.heads import output_at as output_at
 from anyrnn.layers import Recurrent as Recurrent
 from anyrnn.protocol import shared as shared
 from anyrnn.scan import scan as scan
+from anyrnn.states import detach as detach
+from anyrnn.states import reset as reset
+from anyrnn.states import select as select
 from anyrnn.stepwise import stepwise as stepwise
 from anyrnn.stream import Stream as Stream
+from anyrnn.truncated import Chunk as Chunk
+from anyrnn.truncated import Truncated as Truncated
+from anyrnn.truncated import chunks as chunks
 from anyrnn.zoo import GRU as GRU
 from anyrnn.zoo import LSTM as LSTM
 from anyrnn.zoo import RNN as RNN

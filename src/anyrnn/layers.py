@@ -725,6 +725,17 @@ class Recurrent(Layer):
         clip_gradient: Between two steps, each number of the gradient of the state is limited to [-clip_gradient,
             clip_gradient]; what a sequence's gradient can grow by is limited so, not what its steps add up to.
         clip_gradient_norm: Between two steps, the gradient of each state variable has in each row at most this norm.
+        input_dropout: The probability of dropping a feature of what a layer reads, of each layer, while training: the
+            same features at all steps of a row (Gal and Ghahramani 2016, arXiv:1512.05287, in its tied form: one mask
+            for all gates). What is not dropped is divided by 1 - p, here and below.
+        recurrent_dropout: The probability of dropping a feature of the state where a matrix product takes it, the same
+            at all steps of a row (the same paper). A number is for the first state, h; a tuple has one for each.
+        zoneout: The probability of keeping a feature of the state as it was, drawn anew for each step (Krueger et al.
+            2017, arXiv:1606.01305); when evaluated, that share of the old state is in the new one. A number is for all
+            states, a tuple has one for each.
+        weight_dropout: The probability of dropping a weight that multiplies the state, the same for all rows and steps
+            of a call: DropConnect (Merity et al. 2018, arXiv:1708.02182). Or a dict of probabilities by name of the
+            cell's parameters, of which all is then meant.
 
     Raises:
         AnyRNNError: for a cell outside the protocol, and for widths that cannot be added; in a call, for an x, state

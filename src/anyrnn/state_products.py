@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -89,7 +90,7 @@ class MaskedProducts(TorchFunctionMode):
         if name in KERNELS:
             with self:  # which PyTorch has put aside meanwhile
                 return step_of(KERNELS[name], *args, **kwargs)
-        if not self._is_any(args):
+        if not self._is_any([*args, *kwargs.values()]):
             return func(*args, **kwargs)
         if name in _IN_PLACE:
             masked = _IN_PLACE[name](*self._masked(args), **kwargs)
@@ -98,7 +99,7 @@ class MaskedProducts(TorchFunctionMode):
         if name in _VIEWS:
             mask = self._mask_of(args)
             moved = None if mask is None else func(mask, *args[1:], **kwargs)
-            return self._note(result, func(*self._masked(args), **kwargs), moved)
+            return self._note(result, func(*self._masked(args), **self._masked(kwargs)), moved)
         if name in _GATING or name in _SIDE_BY_SIDE:
             masked = func(*self._masked(args), **self._masked(kwargs))
             return self._note(result, masked, self._mask_of(args) if name in _GATING else None)
@@ -194,7 +195,10 @@ def _of_cell(
     known, key = _known.setdefault(origin, {}), (fields, shape, dtype, forms)
     if key not in known:
         signature: Signature = Signature(*(*fields, *kinds_of(origin)))
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), outside_inference_mode(), torch.enable_grad():
+        with (
+            _disable_current_modes(), torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack(),
+            outside_inference_mode(), torch.enable_grad(),
+        ):  # fmt: skip
             cell = with_numbers(origin, (), origin.training)
             graph = trace(cell, signature, size_of(shape), dtype, extras=tuple(ExtraForm(*f) for f in forms))
             parameters = {name: p.shape for name, p in cell.named_parameters()}

@@ -31,7 +31,7 @@ from anyrnn.cells.base import origin_of
 from anyrnn.compiler.graph import PLAIN
 from anyrnn.compiler.graph_text import written
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.trace import check_one_row, part_of, tensors_of, trace
+from anyrnn.compiler.trace import check_one_row, member_of, tensors_of, trace
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import (
@@ -148,13 +148,13 @@ def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor
         return registered[name]
     found: Any = cell
     for part in name.split("."):
-        found = part_of(found, part)
+        found = member_of(found, part)
     # The product lets torch.compile take a number that changes for an input.
     return found if isinstance(found, Tensor) else torch.ones((), dtype=x.dtype, device=x.device) * found
 
 
 _OPERATOR = select.Choice(OperatorEngine(), "PyTorch traces this call", {})
-_TRACED = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
+_STEP_BY_STEP = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
 
 
 def choose(call: Call) -> select.Choice:
@@ -167,7 +167,7 @@ def choose(call: Call) -> select.Choice:
         raise AnyRNNError(_data_dependent(call))
     if call.request.record:
         raise AnyRNNError(_unseen_variables(call, "each step is traced"))
-    return _TRACED
+    return _STEP_BY_STEP
 
 
 def _data_dependent(call: Call) -> str:
@@ -268,7 +268,7 @@ def _found(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _
 def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _Recording:
     cell = with_numbers(origin, forms, training)
     if torch.compiler.is_exporting():  # the cell as it is now, whatever becomes of it
-        graph, _ = _traced(cell, form)
+        graph, _ = _graph_and_reach(cell, form)
         return _recording(graph, None)
     key = training, forms, form, torch.get_default_dtype()
     last = _last.get(origin)
@@ -276,11 +276,11 @@ def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> 
         return last.recording
     inputs = frozenset[tuple[str, str]]() if last is None else last.watch.sight.changed_numbers(origin)
     try:
-        graph, reach = _traced(cell, form, inputs)
+        graph, reach = _graph_and_reach(cell, form, inputs)
     except AnyRNNError:
         if not inputs:
             raise
-        graph, reach = _traced(cell, form)  # it does more with these numbers than to compute
+        graph, reach = _graph_and_reach(cell, form)  # it does more with these numbers than to compute
     watch = _Watch(origin, Sight(origin, reach))
     recording = _recording(graph, _WATCHES.add(watch, origin))
     _last[origin] = _Last(key, watch, recording)
@@ -292,7 +292,7 @@ def _recording(graph: Graph, watch: str | None) -> _Recording:
     return _Recording(text, tuple(operators.parsed(text).weights), watch)
 
 
-def _traced(cell: nn.Module, form: CallForm, numbers: Iterable[tuple[str, str]] = ()) -> tuple[Graph, Reach]:
+def _graph_and_reach(cell: nn.Module, form: CallForm, numbers: Iterable[tuple[str, str]] = ()) -> tuple[Graph, Reach]:
     ran: set[CodeType] = set()
     graph = trace(cell, form.signature, form.x_shape, form.dtype, ran, numbers, form.extras)
     check_one_row(graph, cell, form.signature, numbers, form.extras)
@@ -426,7 +426,7 @@ def _without_operator(call: Call, reason: str, short: bool) -> Result:
     if call.request.record:
         raise AnyRNNError(_unseen_variables(call, reason))
     if short and call.lengths is None and call.x.shape[0] <= SHORT:
-        return _TRACED.engine.run(call)
+        return _STEP_BY_STEP.engine.run(call)
     msg = (
         f"{type(call.cell).__name__}: its step is no operator, and is traced step by step only without lengths and up "
         f"to {SHORT} steps: {reason}"

@@ -56,7 +56,7 @@ class NumpyKernel:
     source: str = ""
     assembly: str = ""
 
-    def bind(self, layout, arrays, initial, transposed, continuing=None):
+    def bind(self, layout, arrays, initial, transposed, totals=None):
         assert not layout.is_continued, "it finds no memory in front of an array"
         turned = {name: t.t() if name in transposed else t for name, t in arrays.items()}
         numbers = ({name: t.detach().numpy() for name, t in each.items()} for each in (turned, initial))
@@ -69,6 +69,7 @@ class NumpyBound:
     layout: object
     arrays: dict
     initial: dict
+    totals: None = None
 
     def launch(self):
         table = self.layout.table[:, ::-1] if self.program.of("history") else self.layout.table

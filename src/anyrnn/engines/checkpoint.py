@@ -43,10 +43,10 @@ def run_checkpointed(call: Call, run: Callable[[Call], Result]) -> Result:
     if call.reverse:
         pieces.reverse()
     joined = [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-    series = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, T - len(t))) for t in joined]
+    padded = [F.pad(t, (0, 0) * (t.dim() - 1) + (0, T - len(t))) for t in joined]
     if back is None:
-        return Result(series, states)
-    return Result([t.index_select(1, back) for t in series], tuple(s.index_select(0, back) for s in states))
+        return Result(padded, states)
+    return Result([t.index_select(1, back) for t in padded], tuple(s.index_select(0, back) for s in states))
 
 
 def _sorted(call: Call, lengths: Tensor) -> tuple[Call, Tensor]:

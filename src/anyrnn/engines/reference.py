@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from anyrnn.engines.checkpoint import run_checkpointed
 from anyrnn.protocol import outside_inference_mode, shape_of
 from anyrnn.randomness import own_random_numbers
-from anyrnn.records import locals_of, recorded_of
+from anyrnn.records import innermost, locals_of, recorded_of
 from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 from anyrnn.twin import with_own_weights
 
@@ -141,7 +141,7 @@ class _Stepper:
             with locals_of(call.cell, variables):
                 outputs, new = call.signature.step(call.cell, x, states, extras)
             names = call.request.record
-            outputs = (*outputs, *recorded_of(type(call.cell).__name__, variables, names, len(x)))
+            outputs = (*outputs, *recorded_of(type(innermost(call.cell)).__name__, variables, names, len(x)))
         else:
             outputs, new = call.signature.step(call.cell, x, states, extras)
         if call.request.states:

@@ -16,7 +16,7 @@ from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
@@ -85,7 +85,9 @@ class _LoopFunction(torch.autograd.Function):
         reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
         needed = [n for n in itertools.compress(names, ctx.needs_input_grad[_OTHERS:]) if n in reached]
         if ctx.sums is not None:
-            return *(None,) * _OTHERS, *_of_piece(ctx, inputs, residuals, grads_out, needed)
+            saved = ForwardPass(loop, layout, ctx.backend, inputs, residuals, ctx.from_zero)
+            found = of_piece(saved, grads_out, [*itertools.compress(names, ctx.needs_input_grad[_OTHERS:])], ctx.sums)
+            return *(None,) * _OTHERS, *map(found.get, names)
         grads_in: Mapping[str, Tensor | None] = {}
         if needed:
             with without_autocast():
@@ -100,22 +102,26 @@ class _LoopFunction(torch.autograd.Function):
         return *(None,) * _OTHERS, *(grads_in[n] if n in wanted else None for n in names)
 
 
-def _of_piece(
-    ctx: Any, inputs: Mapping[str, Tensor], residuals: Mapping[str, Tensor], grads_out: Mapping[str, Tensor],
-    reached: Collection[str],
-) -> Iterator[Tensor | None]:  # fmt: skip
-    """The gradients of streams and states; those that are summed up over all pieces are noted among the sums."""
-    loop, sums = ctx.loop, ctx.sums
-    # Every sum in every piece, whether or not it is reached from there: sums have to go on.
-    needed = {*itertools.compress(loop.inputs, ctx.needs_input_grad[_OTHERS:])}
-    saved = ForwardPass(loop, ctx.layout, ctx.backend, inputs, residuals, ctx.from_zero)
+def of_piece(
+    saved: ForwardPass, grads_out: Mapping[str, Tensor], needed: Collection[str], sums: Sums
+) -> dict[str, Tensor]:
+    """The gradients of streams and states of a piece; those that are summed up over all pieces are among the sums.
+
+    Args:
+        saved: Its forward pass.
+        grads_out: The gradients of its outputs and final states, as far as there are any.
+        needed: Of which inputs the gradients are wanted. Sums have to go on whether or not autograd would reach them
+            from this piece.
+        sums: Those over the pieces after it.
+    """
+    loop, layout = saved.loop, saved.layout
+    reached = loop.paths.reached(grads_out, len(layout.rows), layout.is_ragged)
     with without_autocast():
         grads_in = backward(saved, grads_out, needed, sums)
     sums.reached.update(reached)
     summed = {a.name for a in loop.program.of("row", "vector", "matrix")}
-    sums.found.update((name, grads_in[name]) for name in needed & summed)
-    own = needed.difference(summed).intersection(reached)
-    return (grads_in[name] if name in own else None for name in loop.inputs)
+    sums.found.update((name, grads_in[name]) for name in summed.intersection(needed))
+    return {name: grads_in[name] for name in needed if name in reached and name not in summed}
 
 
 _OTHERS = 5  # arguments of the function before the tensors

@@ -89,8 +89,9 @@ def backward(
         arrays[name] = empty(like, layout.total, width) if packed else padded_rows(layout, like, width)
     unwanted = frozenset(gradient for name, gradient in loop.contracted.items() if name not in needed)
     kernel = loop.kernel("backward", like, saved.backend, unwanted)
-    sums.bound = kernel.bind(layout, arrays, saved.inputs, loop.transposed, sums.bound)
-    totals = sums.bound.launch()
+    bound = kernel.bind(layout, arrays, saved.inputs, loop.transposed, sums.totals)
+    totals = bound.launch()
+    sums.totals = bound.totals
     grads_in = {
         name: (totals if gradient in totals else arrays)[gradient]
         for name, gradient in derivative.gradients.items()
@@ -130,9 +131,9 @@ def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, sums: Sum
     is_last = not saved.layout.is_continued
     if term.matrix in saved.loop.transposed:
         rows, starts = rows[::-1], starts[::-1]
-    product.add_rows(*rows, is_last)
+    product.add_rows(rows, is_last)
     if starts:
-        product.add_starts(*starts, is_last)
+        product.add_starts(starts, is_last)
 
 
 def _new_product(saved: ForwardPass, term: Term, sums: Sums) -> Product:
@@ -237,17 +238,17 @@ class _Place(NamedTuple):
 
     first: int
     last: int
-    count: int
+    height: int
     whole: int
 
     @property
     def is_all(self) -> bool:
         """Whether these rows are all there are."""
-        return self.last - self.first == self.count
+        return self.last - self.first == self.height
 
     def among_zeros(self, rows: Tensor) -> Tensor:
         """The rows with the zeros around them."""
-        return F.pad(rows, (0, 0, self.first, self.count - self.last))
+        return F.pad(rows, (0, 0, self.first, self.height - self.last))
 
     def cut(self, rows: Tensor) -> Tensor:
         """The other way round."""
@@ -270,7 +271,7 @@ def _place(layout: Layout) -> _Place:
 def _product(a: Tensor, b: Tensor, place: _Place) -> Tensor:
     """Return a b, by oneDNN where that is faster than the product behind `@` for a whole batch."""
     if not place.is_all:
-        every = _Place(0, place.count, place.count, place.whole)
+        every = _Place(0, place.height, place.height, place.whole)
         return place.cut(_product(place.among_zeros(a), b, every)).contiguous()
     if _is_faster_by_onednn(a, b, place.whole):
         return torch.ops.mkldnn._linear_pointwise(a, _without_gaps(b).t(), None, "none", [], "")  # type: ignore[no-any-return]
@@ -278,7 +279,9 @@ def _product(a: Tensor, b: Tensor, place: _Place) -> Tensor:
 
 
 def _is_faster_by_onednn(a: Tensor, b: Tensor, count: int) -> bool:
-    """Whether oneDNN computes a b faster if a has so many rows, as it does for many rows, by up to a fifth on processors not of Intel's.
+    """Whether oneDNN computes a b faster if a has so many rows.
+
+    As it does for many, by up to a fifth on processors not of Intel's.
 
     It needs some rows to be worth its preparations, and some columns of `a`, else it is slower by the factor that it is
     faster by elsewhere. What has gaps between its rows, as the columns of a wider weight have, it computes without

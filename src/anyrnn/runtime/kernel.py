@@ -72,7 +72,7 @@ class Rows(NamedTuple):
     def copied(self) -> Tensor:
         """A copy (height, width)."""
         tensor, stride = self.tensor, self.stride
-        before, offset = divmod(tensor.storage_offset(), stride)  # rows in memory in front of the tensor's own
+        before, offset = divmod(int(tensor.storage_offset()), stride)  # rows in memory in front of the tensor's own
         at = before + self.first
         if self.which is None:
             return tensor.as_strided((self.height, self.width), (stride, 1), at * stride + offset + self.column).clone()
@@ -82,6 +82,10 @@ class Rows(NamedTuple):
 
 class Bound(Protocol):
     """A kernel with the arrays that it reads and writes."""
+
+    @property
+    def totals(self) -> Tensor | None:
+        """What its sums are added up in; None if it has none."""
 
     def launch(self) -> Mapping[str, Tensor]:
         """Run all steps; returns the sums, by name. It may be launched once."""
@@ -109,7 +113,7 @@ class Kernel(Protocol):
         arrays: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
         transposed: Collection[str],
-        continuing: Bound | None = None,
+        totals: Tensor | None = None,
     ) -> Bound:
         """Bind it to arrays.
 
@@ -120,8 +124,8 @@ class Kernel(Protocol):
             initial: The initial states (B, width), by name, at least of those that have memory for all steps.
             transposed: The matrices whose memory holds (columns, rows). This is about what is handed over; that a
                 product reads a matrix transposed (``U.T`` in the text) is part of the program.
-            continuing: What it was bound to, and launched with, for the piece of the sequence before in the order in
-                which it runs: the sums go on from there, added up as they would be in one run.
+            totals: Those of the piece of the sequence that it was launched for before: the sums go on from there, added
+                up as they would be in one run.
         """
 
     def repeated(self, layout: Layout, arrays: Mapping[str, Tensor], transposed: Collection[str]) -> Repeated:

@@ -98,14 +98,14 @@ class Layout:
     def piece(self, first: int, last: int) -> Layout:
         """The steps from `first` to before `last`, in arrays of their own.
 
-        Rows stay in the order of the whole batch, and those with a step before the piece find it in `continued_states`: so
-        every sum over rows and steps is formed as in the whole batch.
+        Rows stay in the order of the whole batch, and those with a step before the piece find it in `continued_states`:
+        so every sum over rows and steps is formed as in the whole batch.
         """
         count = self.table.shape[1]
         begin, end = min(first, count), min(last, count)
         columns = slice(count - end, count - begin) if self.reverse else slice(begin, end)
         table = self.table[:, columns].copy()
-        _, packed, padded, continued, before = table
+        _, packed, padded, _, before = table
         packed_before = int(packed.min(initial=self.total))
         packed -= packed_before
         padded -= first * self.B
@@ -150,7 +150,7 @@ class Layout:
         return rows.new_zeros(self.T * self.B, rows.shape[1]).index_copy_(0, self.packed_index, rows)
 
     def with_steps(self, rows: Tensor) -> Tensor:
-        """A tensor (B, ...) with a copy of a row that has steps in the place of those without, which nothing reads.
+        """The rows of a context (B, ...); those of length 0, which no step reads, are copies of one that has steps.
 
         What they hold, such as NaN, would come back by the gradients of weights: zero times NaN is NaN.
         """

@@ -1,15 +1,15 @@
 """A compiled call in pieces of some steps: states are kept at their borders, and the backward pass runs each again.
 
-A call keeps the states and residuals of all its steps for the backward pass. In pieces, it keeps those of one piece at a
-time: the forward pass drops them, but for the state that each piece begins with, and the backward pass runs the pieces
-once more, the last one first, each followed by its own backward pass. Every step is the same kernel on the same numbers
-as in the call as a whole, and `Sums` go on from piece to piece: so values and gradients have the same bits. The weights
-of what PyTorch runs around the loop (`before`, `after`) are the exception: their gradients are a sum over pieces.
+A call keeps the states and residuals of all its steps for the backward pass. In pieces, it keeps those of one piece at
+a time: the forward pass drops them, but for the state that each piece begins with, and the backward pass runs the
+pieces once more, the last one first, each followed by its own backward pass. Every step is the same kernel on the same
+numbers as in the call as a whole, and `Sums` go on from piece to piece: so values and gradients have the same bits. The
+weights of what PyTorch runs around the loop (`before`, `after`) are the exception: their gradients are a sum of those
+of the pieces.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from anyrnn.randomness import random_from, random_state
 from anyrnn.runtime import autograd
+from anyrnn.runtime.autograd import of_piece
+from anyrnn.runtime.gradients import ForwardPass
 from anyrnn.runtime.loop import forward
 from anyrnn.runtime.memory import empty
 from anyrnn.runtime.parts import Given, prepare, run_steps
 from anyrnn.runtime.sums import Sums
 
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
@@ -90,8 +93,9 @@ class _Fields:
         rest = iter(tensors)
         inputs = dict(zip(self.inputs, rest, strict=False))
         states = [*itertools.islice(rest, self.states)]
-        others = (dict(zip(names, rest, strict=False)) for names in (self.constants, self.tensors, self.rows))
-        return Given(inputs, *others), states
+        constants = dict(zip(self.constants, rest, strict=False))
+        tensors = dict(zip(self.tensors, rest, strict=False))
+        return Given(inputs, constants, tensors, dict(zip(self.rows, rest, strict=True))), states
 
     @property
     def of_states(self) -> slice:
@@ -214,11 +218,15 @@ def _by_pieces(
         wanted = list(needed)
         if piece.layout.is_continued:
             wanted[fields.of_states] = [True] * fields.states
-        leaves = _leaves(work.of_piece(tensors, piece, states), wanted)
-        with random_from(random, _CPU), _no_hooks(), torch.enable_grad():
-            series, finals = work.run(leaves, piece.layout, sums)
+        own = work.of_piece(tensors, piece, states)
         parts = [None if g is None else g[piece.first : piece.last] for g in of_series]
-        found = _gradients([*series, *finals], [*parts, *of_states], leaves, again=False)
+        if work.plan.direct is not None and work.plan.has_flat_states:
+            found = _of_loop(work, piece, own, wanted, [*parts, *of_states], sums)
+        else:
+            leaves = _leaves(own, wanted)
+            with random_from(random, _CPU), _no_hooks(), torch.enable_grad():
+                series, finals = work.run(leaves, piece.layout, sums)
+            found = _gradients([*series, *finals], [*parts, *of_states], leaves, again=False)
         of_states = found[fields.of_states]
         for k, gradient in enumerate(found):
             if gradient is None:
@@ -233,6 +241,32 @@ def _by_pieces(
     totals[fields.of_states] = of_states
     totals[fields.of_constants] = [sums.found.get(n) if n in sums.reached else None for n in fields.constants]
     return totals
+
+
+def _of_loop(
+    work: _Work, piece: Piece, tensors: Sequence[Tensor], needed: Sequence[bool], grads: Sequence[Tensor | None],
+    sums: Sums,
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of a piece that is a loop and nothing else: without autograd, which takes its time."""
+    plan, loop, fields = work.plan, work.plan.loop, work.fields
+    saved: list[ForwardPass] = []
+
+    def run_loop(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        results, residuals = forward(loop, piece.layout, work.backend, inputs, training=True)
+        saved.append(ForwardPass(loop, piece.layout, work.backend, inputs, residuals, work.from_zero))
+        return results
+
+    given, states = fields.split(tensors)
+    run_steps(plan, given, piece.layout, states, run_loop)
+    streams = {ref: name for name, ref, role in plan.arrays if role == "stream"}
+    names = (*map(streams.get, fields.inputs), *loop.states, *fields.constants)
+    wanted = {name for name, need in zip(names, needed, strict=False) if need and name is not None}
+    results = zip((plan.direct, *loop.states), grads, strict=True)
+    grads_out = {name: g for name, g in results if name is not None and g is not None}
+    if not grads_out or not wanted:
+        return [None] * len(tensors)
+    found = of_piece(saved[0], grads_out, wanted, sums)
+    return [None if name is None else found.get(name) for name in (*names, *(None,) * (len(tensors) - len(names)))]
 
 
 def _at_once(

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anyrnn.compiler.derive import Term
-    from anyrnn.runtime.kernel import Backend, Bound
+    from anyrnn.runtime.kernel import Backend
 
 
 class Sums:
     """The sums so far.
 
     Attributes:
-        bound: The backward kernel of the piece before, with the gradients of vectors.
+        totals: What the backward kernel adds up the gradients of vectors in.
         rows: The gradients of arrays with one row for each of the batch.
         products: The weight-gradient GEMM of each term.
         matrices: The gradients of matrices.
@@ -34,7 +34,7 @@ class Sums:
     """
 
     def __init__(self) -> None:
-        self.bound: Bound | None = None
+        self.totals: Tensor | None = None
         self.rows: dict[str, Tensor] = {}
         self.products: dict[Term, Product] = {}
         self.matrices: dict[str, Tensor] = {}
@@ -63,8 +63,9 @@ class Product:
     _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _starts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add_rows(self, left: Rows, right: Rows, is_last: bool) -> None:
-        """Add the rows of a piece; after the last piece none waits."""
+    def add_rows(self, rows: tuple[Rows, ...], is_last: bool) -> None:
+        """Add the rows of a piece, of the left and the right operand; after the last piece none waits."""
+        left, right = rows
         if is_last and not self._waiting:  # as in a sequence of one piece
             self._multiply(left, right)
             return
@@ -81,8 +82,9 @@ class Product:
         if whole < rest:
             self._wait(left, right, first + whole, rest - whole)
 
-    def add_starts(self, left: Rows, right: Rows, is_last: bool) -> None:
+    def add_starts(self, rows: tuple[Rows, ...], is_last: bool) -> None:
         """Add those rows of a piece that read an initial state: they come after all others."""
+        left, right = rows
         if self._starts or not is_last:
             self._starts.insert(0 if self.last_first else len(self._starts), (left.copied(), right.copied()))
         if is_last:

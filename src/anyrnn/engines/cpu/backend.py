@@ -175,7 +175,7 @@ class CpuKernel:
         arrays: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
         transposed: Collection[str],
-        continuing: CpuBound | None = None,
+        totals: Tensor | None = None,
     ) -> CpuBound:
         """Bind it to arrays; see `anyrnn.runtime.kernel.Kernel`."""
         like = next(iter(arrays.values()))
@@ -185,8 +185,8 @@ class CpuKernel:
         rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
         size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
-        width = self.schedule.total_width
-        totals = None if not width else like.new_zeros(shares, width) if continuing is None else continuing.totals
+        if totals is None and self.schedule.total_width:
+            totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
         values = [*layout.slots(self.backward), layout.bounds(shares), address + end]
         values.append(0 if totals is None else totals.data_ptr())
