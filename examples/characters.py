@@ -5,6 +5,7 @@ loss on the rest in nats a character: at most 1.60 for tinyshakespeare (github.c
 """
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
@@ -20,21 +21,20 @@ def train(model: nn.Sequential, text: Tensor, *, seconds: float, steps: float) -
     """Train until the time or the number of steps is used up; by then the learning rate has come down to zero."""
     encoder, rnn, readout = model[:2], model[2], model[3:]
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    rows = text[: len(text) // 32 * 32].view(32, -1).T  # (T, 32): row i of a chunk goes on from row i of the last one
-    begin, step, done = time.perf_counter(), 0, 0.0
-    while done < 1:
-        state = None
-        for x, target in zip(rows[:-1].split(64), rows[1:].split(64), strict=True):
-            optimizer.param_groups[0]["lr"] = 0.003 * min(1, (step + 1) / 100) * math.cos(math.pi / 2 * done) ** 2
-            optimizer.zero_grad()
-            output, state = rnn(encoder(x), state)
-            cross_entropy(readout(output).flatten(0, 1), target.flatten()).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            state = tuple(s.detach() for s in state)
-            step += 1
-            if (done := max(step / steps, (time.perf_counter() - begin) / seconds)) >= 1:
-                break
+    rows = text[: len(text) // 32 * 32].view(32, -1)
+    streams = itertools.cycle([(row[:-1], row[1:]) for row in rows])  # of one length, so that no chunk has padding
+    begin, state = time.perf_counter(), None
+    for step, chunk in enumerate(anyrnn.chunks(streams, 64, batch=32)):
+        done = max(step / steps, (time.perf_counter() - begin) / seconds)
+        if done >= 1:
+            break
+        optimizer.param_groups[0]["lr"] = 0.003 * min(1, (step + 1) / 100) * math.cos(math.pi / 2 * done) ** 2
+        optimizer.zero_grad()
+        x, target = chunk.data
+        output, state = rnn(encoder(x), anyrnn.reset(anyrnn.detach(state), chunk.starts))
+        cross_entropy(readout(output).flatten(0, 1), target.flatten()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
 
 @torch.no_grad()

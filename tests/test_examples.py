@@ -70,7 +70,7 @@ def test_fitzhugh_nagumo_is_solved():
 
 
 def test_lem_learns():
-    assert lem.main(epochs=3, seed=0) < 0.5 < lem.solve(64).std()
+    assert lem.main(epochs=2, seed=0) < 0.5 < lem.solve(64).std()
 
 
 # ---- Characters ----

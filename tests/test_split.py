@@ -19,7 +19,7 @@ from zoo import CASES, H, I
 
 
 def taken_apart(cell):
-    return split(trace(cell, anyrnn.protocol.describe(cell, I), I))
+    return split(trace(cell, anyrnn.probing.describe(cell, I), I))
 
 
 def names(steps):

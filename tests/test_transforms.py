@@ -31,7 +31,7 @@ def scanned(case, engine, lengths, reverse):
     """The scan as a function of x, states and parameters, and the point at which to differentiate it."""
     cell = case.cell()
     states, names = flat(state_of(cell, 2)), [name for name, _ in cell.named_parameters()]
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
 
     def function(x, *rest):
         given, weights = rest[: len(states)], dict(zip(names, rest[len(states) :], strict=True))
@@ -296,7 +296,7 @@ batched = [(case, engine) for case, engine in PAIRS if case.name in BATCHED]
 def test_gradients_of_many_outputs_at_once(case, engine, lengths):
     cell = case.cell()
     x, *states = (t.detach().requires_grad_() for t in (x_of(3, 2), *flat(state_of(cell, 2))))
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
 
     def output(*inputs):
         with anyrnn.engine(engine):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
-from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.probing import kinds_of
+from anyrnn.protocol import Extra, Signature
 from anyrnn.state_products import MaskedProducts
 from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 

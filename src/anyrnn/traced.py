@@ -34,18 +34,8 @@ from anyrnn.compiler.reach import Reach, Sight
 from anyrnn.compiler.trace import check_one_row, member_of, tensors_of, trace
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import (
-    ExtraForm,
-    Form,
-    Signature,
-    Size,
-    Sizes,
-    describe,
-    kinds_of,
-    outside_inference_mode,
-    stated_sizes,
-    untold,
-)
+from anyrnn.probing import describe, kinds_of, stated_sizes, untold
+from anyrnn.protocol import ExtraForm, Form, Signature, Size, Sizes, outside_inference_mode
 from anyrnn.runtime.call import CallForm, Request, Result
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.plans import HOOKED, has_hooks

@@ -34,7 +34,7 @@ def signature_of(cell, input_size):
     """The signature of a cell, found once: every engine runs it."""
     known = _signatures.setdefault(cell, {})
     if input_size not in known:
-        known[input_size] = anyrnn.protocol.describe(cell, input_size)
+        known[input_size] = anyrnn.probing.describe(cell, input_size)
     return known[input_size]
 
 

@@ -19,7 +19,7 @@ from anyrnn.protocol import placement
 from anyrnn.runtime.call import CallForm
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import run as run_parts
-from anyrnn.runtime.plans import Plan, plan_of
+from anyrnn.runtime.plans import last_plan_of, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,9 +76,14 @@ def run(layer: Straight, x: object, state: State | None) -> tuple[Tensor, State]
         done = short.run_cell(cell, x, state, layer.batch_first)
         if done is not None:
             return done
+    last = last_plan_of(cell)  # to look at a cell takes as long as all else here, and is not done twice in vain
+    if isinstance(last, str) or (last is not None and last.direct is None):
+        return None
     states = _states(signature, state, x, B)
-    plan = None if states is None else plan_of(cell, CallForm(signature, (features,), x.dtype))
-    if states is None or not isinstance(plan, Plan) or plan.direct is None:
+    if states is None:
+        return None
+    plan = plan_of(cell, CallForm(signature, (features,), x.dtype))
+    if isinstance(plan, str) or plan.direct is None:
         return None
     if layer.batch_first:
         x = x.transpose(0, 1)

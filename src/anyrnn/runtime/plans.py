@@ -186,6 +186,16 @@ def plan_of(cell: nn.Module, call_form: CallForm) -> Plan | str:
         return _looked_up(cell, origin, form, recent if recent is not None and recent.form == form else None)
 
 
+def last_plan_of(cell: nn.Module) -> Plan | str | None:
+    """The plan of a cell at its last call, or why it had none; None if that is not remembered."""
+    origin = origin_of(cell)
+    recent = _recent.get(origin)
+    if recent is not None:
+        return recent.plan
+    refused = _refused.get(origin)
+    return None if refused is None else refused[1]
+
+
 def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent: _Recent | None) -> Plan | str:
     """Find the plan of a cell that looks the same as another one, or make one."""
     changes = 0 if recent is None else recent.changes
