@@ -126,7 +126,7 @@ class _Derivation:
         self.new_states = {piece: (name, offset) for name, pieces in states for piece, offset in _with_offsets(pieces)}
         self.in_memory = self._expensive().union(of_dots, self.new_states)
         self._multiplied = [a for a in dict.fromkeys(of_dots) if not a.is_leaf]
-        self._reread: dict[Node, Node] = {}
+        self._rematerialized_nodes: dict[Node, Node] = {}
         self._resolved_nodes: dict[Node, Node] = {}
         self.gradients = self._differentiate()
 
@@ -223,7 +223,7 @@ class _Derivation:
         for node in ordered([root]):
             if node not in self._resolved_nodes:
                 if node.op == "forward":
-                    new = self.builder.cut(self._read_again(self.nodes[node.attr[0]]), node.attr[1], node.width)
+                    new = self.builder.cut(self._rematerialized(self.nodes[node.attr[0]]), node.attr[1], node.width)
                 elif node.op == "operand":
                     new = self.builder.cut(self._operand_gradient(node.attr[0]), node.attr[1], node.width)
                 elif node.args:
@@ -233,14 +233,14 @@ class _Derivation:
                 self._resolved_nodes[node] = new
         return self._resolved_nodes[root]
 
-    def _read_again(self, root: Node) -> Node:
+    def _rematerialized(self, root: Node) -> Node:
         """A forward value in the backward program: read from an array, or computed again from values that are."""
         for node in ordered([root], is_input=lambda n: n in self.in_memory or not n.args):
-            if node not in self._reread:
-                self._reread[node] = self._recalled(node)
-        return self._reread[root]
+            if node not in self._rematerialized_nodes:
+                self._rematerialized_nodes[node] = self._rematerialized_node(node)
+        return self._rematerialized_nodes[root]
 
-    def _recalled(self, node: Node) -> Node:
+    def _rematerialized_node(self, node: Node) -> Node:
         if node.op == "state":
             return self.builder.node("previous", (), node.width, node.attr)
         if not node.args:
@@ -248,7 +248,7 @@ class _Derivation:
         if node in self.new_states:
             return self.builder.node("current", (), node.width, self.new_states[node])
         if node not in self.in_memory:
-            return self.builder.alike(node, tuple(self._reread[a] for a in node.args))
+            return self.builder.alike(node, tuple(self._rematerialized_nodes[a] for a in node.args))
         if node not in self.saved:
             self.saved.append(node)
         return self.builder.node("stream", (), node.width, (self.residual, self._residual_offset(node)))
@@ -282,7 +282,7 @@ class _Derivation:
                 continue
             for k in (k for k, arg in enumerate(reader.args) if arg is operand):
                 if reader.op == "contract":
-                    args = [a if n == k else self._read_again(a) for n, a in enumerate(reader.args)]
+                    args = [a if n == k else self._rematerialized(a) for n, a in enumerate(reader.args)]
                     parts.append(adjoint(self.builder, reader, k, gradient, args))
                 elif reader.op == "part":
                     moves.append((gradient, (0, (reader.width,), reader.attr[0], (1,), 0, (1,))))
