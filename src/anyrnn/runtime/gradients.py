@@ -70,6 +70,7 @@ def backward(
         needed: The inputs whose gradients are wanted; those of others may be missing.
         sums: If this is a piece of a sequence, the sums over those after it; they are updated. What is returned of
             rows, vectors and matrices are then the sums so far, complete with the piece that the sequence begins with.
+            If None, they are those of this piece alone.
     """
     is_last = sums is None or not saved.layout.is_continued
     sums = Sums() if sums is None else sums

@@ -277,7 +277,7 @@ def _at_once(
     count, again = len(work.plan.series), torch.is_grad_enabled()
     results: list[Tensor] = []
     grads_out: list[Tensor | None] = []
-    with torch.enable_grad():
+    with _no_hooks(), torch.enable_grad():
         inputs = [t.view_as(t) for t in tensors]  # one tensor may be two of them
         states = inputs[work.fields.of_states]
         for piece, random in zip(work.pieces, ctx.random, strict=True):
