@@ -15,7 +15,11 @@ ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_machine
 	tests/test_transforms.py::test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on \
 	tests/test_transforms.py::test_a_precision_is_refused_where_pytorchs_own_network_fails_in_it_and_auto_does_not_meet_it
 
-.PHONY: demo test test-avx2 test-torch check format bench clean
+# What `make test-all` adds: so many random cells of each kind, and so many minutes of damaged files of each kind.
+EXAMPLES ?= 1000
+MINUTES ?= 10
+
+.PHONY: demo test test-all test-avx2 test-torch check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -23,6 +27,12 @@ demo: $(READY)  ## train and compare six recurrent networks on real data, write 
 test: $(READY)  ## run every test, and some once more as on a processor without AVX-512
 	$(PYTEST)
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
+
+test-all: $(READY)  ## run every test on both kinds of processor, with many random cells; then damaged files; an hour or two
+	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000
+	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST); fi
+	$(BIN)/python tests/workbench/test_fuzz_readers.py --minutes $(MINUTES) --seed $$(date +%s)
+	$(BIN)/python tests/workbench/test_fuzz_runs.py $$((60 * $(MINUTES)))
 
 test-avx2: $(READY)  ## run every test as on a processor without AVX-512
 	$(AVX2) $(PYTEST)

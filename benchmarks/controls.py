@@ -7,6 +7,7 @@ compared; a turn is a forward and a backward pass, the gradient of x included.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -80,6 +81,98 @@ class InputDrop(nn.Module):
         return self.layer(x * F.dropout(x.new_ones(1, *x.shape[1:]), self.p))
 
 
+class Called(nn.Module):
+    """A layer called with options."""
+
+    def __init__(self, layer: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.options = layer, options
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the layer."""
+        return self.layer(x, **self.options)
+
+
+class Recorded(Called):
+    """A layer whose records are part of what is learned from."""
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the layer."""
+        output, _, records = super().forward(x)
+        return output + records["f" if "f" in records else "z"], records
+
+
+class Episodes(nn.Module):
+    """Resets as they are written today: torch.nn's layer on pieces between the steps at which any row starts anew."""
+
+    def __init__(self, layer: nn.Module, reset: Tensor) -> None:
+        super().__init__()
+        self.layer, self.reset = layer, reset
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the pieces, with the state of rows that start anew set to zero before each."""
+        cuts = [0, *(t for t in range(1, T) if self.reset[t].any()), T]
+        states: tuple[Tensor, ...] = tuple(x.new_zeros(1, B, H) for _ in range(1 + isinstance(self.layer, nn.LSTM)))
+        outputs = []
+        for first, last in itertools.pairwise(cuts):
+            kept = (~self.reset[first]).to(x.dtype).unsqueeze(1)
+            states = tuple(s * kept for s in states)
+            output, new = self.layer(x[first:last], states if len(states) > 1 else states[0])
+            states = new if isinstance(new, tuple) else (new,)
+            outputs.append(output)
+        return torch.cat(outputs), states
+
+
+class Gates(nn.Module):
+    """Records as they are written today: the cell's equations in PyTorch, and a list of what they compute."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Any:
+        """Run all steps."""
+        cell = self.cell
+        h = c = x.new_zeros(B, H)
+        outputs, gates = [], []
+        for x_t in x.unbind(0):
+            a, b = F.linear(x_t, cell.weight_ih, cell.bias_ih), F.linear(h, cell.weight_hh, cell.bias_hh)
+            if isinstance(cell, nn.LSTMCell):
+                i, gate, g, o = (a + b).chunk(4, 1)
+                gate = torch.sigmoid(gate)
+                c = gate * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+            else:
+                (r, z, n), (u, v, w) = a.chunk(3, 1), b.chunk(3, 1)
+                gate = torch.sigmoid(z + v)
+                h = gate * h + (1 - gate) * torch.tanh(n + torch.sigmoid(r + u) * w)
+            outputs.append(h)
+            gates.append(gate)
+        return torch.stack(outputs) + torch.stack(gates), gates
+
+
+class Hooked(nn.Module):
+    """The gradient limited between steps, as it is written today: a hook on the state of each step of a loop."""
+
+    def __init__(self, cell: nn.Module, bound: float) -> None:
+        super().__init__()
+        self.cell, self.bound = cell, bound
+
+    def forward(self, x: Tensor) -> Any:
+        """Run all steps."""
+        states: tuple[Tensor, ...] = (x.new_zeros(B, H),) * (1 + isinstance(self.cell, nn.LSTMCell))
+        outputs = []
+        for x_t in x.unbind(0):
+            states = tuple(s * 1 for s in states)
+            for s in states:
+                if s.requires_grad:
+                    s.register_hook(lambda gradient: gradient.clamp(-self.bound, self.bound))
+            new = self.cell(x_t, states if len(states) > 1 else states[0])
+            states = new if isinstance(new, tuple) else (new,)
+            outputs.append(states[0])
+        return torch.stack(outputs), states
+
+
 def rows_of(kind: str) -> list[Row]:
     """The rows for a kind of layer."""
     ours, theirs, cell = getattr(anyrnn, kind), getattr(nn, kind), getattr(nn, f"{kind}Cell")
@@ -107,7 +200,36 @@ def rows_of(kind: str) -> list[Row]:
             plain,
             lambda: InputDrop(theirs(I, H), 0.3),
         ),
+        *(
+            Row(
+                f"{kind}, resets at {share:.0%}",
+                lambda share=share: Called(ours(I, H), reset=resets(share)),
+                plain,
+                lambda share=share: Episodes(theirs(I, H), resets(share)),
+            )
+            for share in (0.01, 0.2)
+        ),
+        Row(f"{kind}, learned initial state", lambda: ours(I, H, learn_initial_state=True), plain),
+        Row(f"{kind}, states limited", lambda: ours(I, H, clip=1.0), plain),
+        Row(
+            f"{kind}, gradient limited",
+            lambda: ours(I, H, clip_gradient=1.0),
+            plain,
+            lambda: Hooked(cell(I, H), 1.0),
+        ),
+        Row(f"{kind}, its norm limited", lambda: ours(I, H, clip_gradient_norm=1.0), plain),
+        Row(
+            f"{kind}, a gate recorded",
+            lambda: Recorded(ours(I, H), record="f" if kind == "LSTM" else "z"),
+            plain,
+            lambda: Gates(cell(I, H)),
+        ),
     ]
+
+
+def resets(share: float) -> Tensor:
+    """Which rows start anew, the same for all contenders."""
+    return torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < share
 
 
 def training(layer: nn.Module, x: Tensor) -> None:

@@ -19,7 +19,7 @@ from anyrnn import operators, traced
 from anyrnn.compiler.graph_text import written
 from anyrnn.compiler.trace import tensors_of, trace
 from anyrnn.engines import select
-from anyrnn.protocol import describe
+from anyrnn.probing import describe
 from zoo import CASES, flat
 
 # PyTorch's compiler warns of itself.

@@ -15,7 +15,7 @@ from anyrnn import (
     Projected,
     Residual,
 )
-from anyrnn.protocol import describe
+from anyrnn.probing import describe
 from zoo import (
     CASES,
     Buffered,

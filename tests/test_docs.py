@@ -23,6 +23,7 @@ import torch
 import typer
 
 import anyrnn
+from anyrnn.arguments import LayerOptions
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.workbench.cli import app
 
@@ -33,6 +34,7 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "examples" / "README.md",
         *sorted((ROOT / "docs").glob("*.md")),
     )
 }
@@ -145,6 +147,7 @@ PUBLIC = {k: v for k, v in vars(anyrnn).items() if not k.startswith("_") and not
 WITHOUT = {
     "AnyRNNError": ("Args", "Raises", "Example"),  # not called by users
     "Explanation": ("Args", "Raises", "Example"),  # made by `explain`
+    "Chunk": ("Args", "Raises", "Example"),  # made by `chunks`
     "Stream": ("Args", "Raises", "Example"),  # made by `layer.stream`
     "restore": ("Example",),  # `accelerate` has both
 }  # fmt: skip
@@ -161,6 +164,10 @@ def test_a_public_name_has_a_docstring_with_its_arguments_errors_and_an_example(
         parameters = [
             str(p).partition(":")[0].partition("=")[0] for p in inspect.signature(PUBLIC[name]).parameters.values()
         ]
+        if name == "Recurrent":  # whose options are described one by one: those of every layer
+            assert parameters.pop() == "**options"
+            described, options = described[: len(parameters)], described[len(parameters) :]
+            assert sorted(options) == sorted(LayerOptions.__annotations__)
         assert described == parameters
     assert "Example" not in expected or ">>> " in sections["Example"]
 

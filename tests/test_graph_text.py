@@ -8,7 +8,7 @@ import anyrnn
 from anyrnn.compiler.graph_text import parse_graph, written
 from anyrnn.compiler.split import split
 from anyrnn.compiler.trace import trace
-from anyrnn.protocol import describe
+from anyrnn.probing import describe
 from zoo import CASES
 
 CELLS = {case.name: case for case in CASES}

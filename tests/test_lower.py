@@ -282,7 +282,7 @@ class Lowered:
             kind = "vector" if isinstance(shape, Vector) else "stream"
             node = builder.node(kind, (), math.prod(shape), (f"x{k}", 0))
             self.leaves.append(node)
-            values[recorder.ref(operand)] = lowering.value([node], shape, batched=kind == "stream")
+            values[recorder.ref(operand)] = lowering.of_nodes([node], shape, batched=kind == "stream")
         recorder.stateful.update(ref for ref, value in values.items() if value.batched)
         recorder.varying |= recorder.stateful
         with torch.no_grad(), Contractions(recorder), Indexing(), recorder:

@@ -52,7 +52,7 @@ def run(cell, engine, x, state, lengths=None, reverse=False):
 def run_plain(case, batch=B, lengths=None, reverse=False):
     """What `run` should give for the cell of a case."""
     cell = case.cell()
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
     x, *states = leaves(x_of(B=batch), *flat(state_of(cell, batch)))
     output, final = plain(cell, x, states[0] if bare else tuple(states), lengths, reverse)
     loss = loss_of(output, *final)
@@ -148,7 +148,7 @@ def test_the_backward_direction_starts_at_each_rows_own_last_valid_step(case, en
 def test_a_row_of_length_zero_returns_its_initial_state(case, engine, direction):
     cell, x = case.cell(), x_of()
     x, *states = leaves(x, *flat(state_of(cell)))
-    state = states[0] if anyrnn.protocol.describe(cell, I).bare else tuple(states)
+    state = states[0] if anyrnn.probing.describe(cell, I).bare else tuple(states)
     with anyrnn.engine(engine):
         output, final = anyrnn.scan(cell, x, state, [0, 3, 0], direction == "backward")
     assert (output[:, [0, 2]] == 0).all()
@@ -168,7 +168,7 @@ def test_no_steps_at_all(case, engine, lengths):
     cell = case.cell()
     state = state_of(cell)
     output, final, grads = run(cell, engine, x_of(T=0), state, None if lengths is None else [0] * B)
-    assert output.shape == (0, B, anyrnn.protocol.describe(cell, I).output_size)
+    assert output.shape == (0, B, anyrnn.probing.describe(cell, I).output_size)
     close(final, flat(state))
     close(grads[1 : 1 + len(final)], gradients(leaves_of := leaves(*flat(state)), loss_of(output, *leaves_of)))
 
@@ -176,7 +176,7 @@ def test_no_steps_at_all(case, engine, lengths):
 @auto
 def test_no_rows_at_all(case, engine):
     cell = case.cell()
-    signature = anyrnn.protocol.describe(cell, I)
+    signature = anyrnn.probing.describe(cell, I)
     for lengths in (None, [], torch.zeros(0, dtype=torch.int64)):
         output, final, grads = run(cell, engine, x_of(B=0), state_of(cell, 0), lengths)
         assert output.shape == (T, 0, signature.output_size)
@@ -218,7 +218,7 @@ def test_inputs_need_not_be_contiguous(case, engine, direction):
 def test_inputs_may_be_expanded_and_gradients_add_up(case, engine, direction):
     cell, reverse = case.cell(), direction == "backward"
     x, *states = leaves(x_of(B=1), *flat(state_of(cell, 1)))
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
 
     def grads(expand):
         wide = [expand(s, -1) for s in states]
@@ -250,7 +250,7 @@ def test_chunked_calls_with_the_state_carried_equal_one_long_call(case, engine, 
     want = run(cell, engine, x, state, lengths)
     for chunks in CHUNKS:
         x_, *states = leaves(x, *flat(state))
-        carried = states[0] if anyrnn.protocol.describe(cell, I).bare else tuple(states)
+        carried = states[0] if anyrnn.probing.describe(cell, I).bare else tuple(states)
         outputs, start = [], 0
         for size in chunks:
             part = None if lengths is None else (torch.tensor(lengths) - start).clamp(0, size)
@@ -319,7 +319,7 @@ def test_the_state_is_zero_where_none_is_given():
     for case in CASES:
         cell, x = case.cell(), x_of()
         zero = [torch.zeros_like(s) for s in flat(state_of(cell))]
-        bare = anyrnn.protocol.describe(cell, I).bare
+        bare = anyrnn.probing.describe(cell, I).bare
         output, final = anyrnn.scan(cell, x, lengths=[2, 4, 0])
         want, want_final = anyrnn.scan(cell, x, zero[0] if bare else tuple(zero), [2, 4, 0])
         close([output, *flat(final)], [want, *flat(want_final)], atol=0)
@@ -374,7 +374,7 @@ def test_padding_does_not_reach_upper_layers_or_the_other_direction(case, engine
 @auto
 def test_a_layer_takes_empty_input(case, engine):
     layer = case.layer(num_layers=2, bidirectional=True)
-    sizes = anyrnn.protocol.describe(layer.cell(), I).state_sizes
+    sizes = anyrnn.probing.describe(layer.cell(), I).state_sizes
     for t, b in ((0, B), (T, 0), (0, 0)):
         with anyrnn.engine(engine):
             output, final = layer(torch.randn(t, b, I, dtype=torch.float64), layer_state(layer, b))
@@ -439,7 +439,7 @@ def test_dropout_acts_between_layers_while_training_only():
 def test_a_batch_without_steps_keeps_its_graph(case, engine, direction):
     """Else a process of several that gets such a batch would leave the others waiting for its gradients."""
     cell = case.cell()
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
     for steps, lengths in ((0, None), (T, (0,) * B), (0, (0,) * B)):
         x, *states = leaves(x_of(T=steps).fill_(torch.nan), *flat(state_of(cell)))
         with anyrnn.engine(engine):

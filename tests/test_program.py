@@ -18,7 +18,7 @@ from anyrnn.compiler.passes import anonymous, elementary, merge_products, placed
 from anyrnn.compiler.program import Array, Program, parse
 from anyrnn.compiler.split import split
 from anyrnn.compiler.trace import trace
-from anyrnn.protocol import describe
+from anyrnn.probing import describe
 from zoo import CASES, I
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import anyrnn
-from anyrnn.protocol import Signature, describe
+from anyrnn.probing import describe
+from anyrnn.protocol import Signature
 from zoo import CASES, B, H, I, T, close, flat, gradients, loss_of, state_of, x_of
 
 #: state sizes, one tensor, output size, returns (output, state)

@@ -1,9 +1,9 @@
 """Dropout within the recurrence, zoneout and DropConnect against loops written out row by row, given the same masks.
 
 The loops are this file's own: a row at a time, a step at a time, each cell's equations with the masks where the papers
-have them. Gal and Ghahramani (arXiv:1512.05287, eq. 7): one mask a sequence on x and on h where they are multiplied;
-Krueger et al. (arXiv:1606.01305, eq. 5): d * old + (1 - d) * new with d drawn at each step, its mean when evaluated;
-Merity et al. (arXiv:1708.02182, section 3): a mask on the recurrent weights, drawn once for all steps.
+have them. Gal and Ghahramani (arXiv:1512.05287): one mask a sequence on x and on h where they are multiplied;
+Krueger et al. (arXiv:1606.01305): d * old + (1 - d) * new with d drawn at each step, its mean when evaluated;
+Merity et al. (arXiv:1708.02182): a mask on the recurrent weights, drawn once for all steps.
 """
 
 import copy
@@ -130,7 +130,7 @@ class Masks:
 
     def __call__(self, kind, k, *sizes, scaled=True):
         p = self.options.get(kind, 0.0)
-        stream = (self.place * 4 + self.KINDS.index(kind)) * 256 + k
+        stream = (self.place * 4 + self.KINDS.index(kind)) * 65536 + k
         return masks.mask(self.seed, stream, sizes, p, torch.float64, scaled)
 
 
@@ -331,6 +331,45 @@ def test_export_in_evaluation_mode_holds_the_mean_of_zoneout():
     close(program.module()(x)[0], expected)
 
 
+@pytest.mark.usefixtures("_compiled_anew")
+def test_export_while_training_draws_in_each_call():
+    layer, x = anyrnn.LSTM(I, H, **OPTIONS["all"]), torch.randn(T, B, I)
+    run = torch.export.export(layer, (x,)).module()
+    torch.manual_seed(5)
+    output = run(x)[0]
+    torch.manual_seed(5)
+    close(output, layer(x)[0])
+    assert not torch.allclose(run(x)[0], output)
+
+
+def test_ensembles_by_vmap_draw_as_they_are_told():
+    layer, x = anyrnn.GRU(I, H, **OPTIONS["all"]), torch.randn(T, B, I)
+    stacked = {name: p.detach().expand(2, *p.shape) for name, p in layer.named_parameters()}
+
+    def run(randomness):
+        torch.manual_seed(5)
+        call = lambda p: torch.func.functional_call(layer, p, (x,))[0]  # noqa: E731
+        return torch.func.vmap(call, randomness=randomness)(stacked)
+
+    same, different = run("same"), run("different")
+    torch.manual_seed(5)
+    close(same, [layer(x)[0]] * 2)
+    assert not torch.allclose(*different)
+    with pytest.raises(RuntimeError, match="randomness"):
+        run("error")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_computed_again_has_the_same_masks(every):
+    layer, x = anyrnn.LSTM(I, H, **OPTIONS["all"]), torch.randn(T, B, I)
+    found = []
+    for options in ({}, {"checkpoint_every": every}):
+        torch.manual_seed(5)
+        output, _ = layer(x, **options)
+        found.append([output, *torch.autograd.grad(output.square().sum(), [*layer.parameters()])])
+    close(*found)
+
+
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 def test_resets_keep_the_masks_of_the_sequence(engine):
     """Equal to the pieces run apart with the same masks, which a second call cannot draw: so against the loop."""
@@ -464,6 +503,27 @@ def test_weights_can_be_named():
         layer(x)
 
 
+class Model(nn.Module):
+    """A module with another way to compute a step than `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.U = nn.Linear(H, H), nn.Linear(I, H)
+
+    def advance(self, x, h):
+        return torch.tanh(self.U(x) + self.W(h))
+
+
+@pytest.mark.parametrize("rate", [1.0, {"W.weight": 1.0}], ids=["found", "named"])
+def test_weights_of_a_step_that_is_a_function(rate):
+    model, x = Model(), torch.randn(T, B, I)
+    layer = anyrnn.Recurrent(model, I, step=lambda m, x, h: m.advance(x, h), state_sizes=H, weight_dropout=rate)
+    close(layer(x)[0], torch.tanh(model.U(x) + model.W.bias))
+    layer.weight_dropout = {"W": 0.5}
+    with pytest.raises(anyrnn.AnyRNNError, match=r"for 'W', expected parameters of a cell: W\.weight, W\.bias, U"):
+        layer(x)
+
+
 class Reading(nn.Module):
     """It decides by a number, so its step is no graph."""
 
@@ -549,6 +609,11 @@ def test_what_is_saved_and_copied_is_the_layer():
         assert torch.equal(other(x)[0], expected)
 
 
+def test_explain_names_the_cell_inside():
+    layer = anyrnn.LSTM(I, H, **OPTIONS["all"])
+    assert "layer 0 forward: LSTMCell on engine 'cpu'" in str(anyrnn.explain(layer, torch.randn(T, B, I)))
+
+
 def test_options_may_change_between_calls():
     layer, x = anyrnn.LSTM(I, H), torch.randn(T, B, I)
     plain = layer(x)[0]
@@ -607,7 +672,7 @@ def test_state_products_follow_the_state_through_a_step() -> None:
 
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
             a, b = h.split([1, H - 1], dim=1)
-            whole = torch.cat((a, b), 1).unsqueeze(1).expand(-1, 2, -1)[:, 1]
+            whole = torch.cat(tensors=(a, b), dim=1).unsqueeze(1).expand(-1, 2, -1)[:, 1]
             gated = torch.sigmoid(x) * whole
             gated *= 2.0
             other = h.clone()

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.compiler.derive import derive
-from anyrnn.compiler.split import _ROW_WISE, Ops, mixes_rows, split
+from anyrnn.compiler.split import split
 from anyrnn.compiler.surrogate import surrogate
+from anyrnn.compiler.torch_ops import _ROW_WISE, Ops, mixes_rows
 from anyrnn.compiler.trace import registered_of, trace
 from anyrnn.engines.cpu.schedule import schedule
 from anyrnn.errors import AnyRNNError
@@ -18,7 +19,7 @@ from zoo import CASES, H, I
 
 
 def taken_apart(cell):
-    return split(trace(cell, anyrnn.protocol.describe(cell, I), I))
+    return split(trace(cell, anyrnn.probing.describe(cell, I), I))
 
 
 def names(steps):

@@ -153,6 +153,25 @@ def test_what_cannot_be_in_the_loop_runs_around_it():
     assert stream.anatomy().after == ("y = i0", "argmax")
 
 
+class Mixing(Around):
+    """Rows of the batch meet before the loop and after it, which a loop program cannot do."""
+
+    def forward(self, x, h):
+        e = self.encoder(x - x.mean(0, keepdim=True))
+        h = torch.tanh(self.W(torch.cat([e, h], 1)))
+        return torch.softmax(self.readout(h), 0), h
+
+
+def test_rows_may_meet_around_the_loop():
+    layer = anyrnn.Recurrent(Mixing, 3).double()
+    x = torch.randn(T, 4, 3, dtype=torch.float64)
+    output, last, stream = streamed(layer, x)
+    assert_equal((output, last), whole(layer, x), 1e-12)
+    assert stream.engine == "cpu"
+    assert stream.anatomy().before
+    assert stream.anatomy().after
+
+
 class Convolved(nn.Module):
     """A convolution in the loop, which is not compiled; it writes into what it is given."""
 

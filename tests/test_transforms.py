@@ -31,7 +31,7 @@ def scanned(case, engine, lengths, reverse):
     """The scan as a function of x, states and parameters, and the point at which to differentiate it."""
     cell = case.cell()
     states, names = flat(state_of(cell, 2)), [name for name, _ in cell.named_parameters()]
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
 
     def function(x, *rest):
         given, weights = rest[: len(states)], dict(zip(names, rest[len(states) :], strict=True))
@@ -296,7 +296,7 @@ batched = [(case, engine) for case, engine in PAIRS if case.name in BATCHED]
 def test_gradients_of_many_outputs_at_once(case, engine, lengths):
     cell = case.cell()
     x, *states = (t.detach().requires_grad_() for t in (x_of(3, 2), *flat(state_of(cell, 2))))
-    bare = anyrnn.protocol.describe(cell, I).bare
+    bare = anyrnn.probing.describe(cell, I).bare
 
     def output(*inputs):
         with anyrnn.engine(engine):
@@ -380,3 +380,21 @@ def test_defaults_of_devices_and_types_are_not_those_of_a_call(context, case, en
         assert all(r.dtype == torch.float64 and r.device.type == "cpu" for r in results)
         found.append([*results, *grads])
     close(*found)
+
+
+def test_hooks_on_single_saved_tensors_may_change_their_form():
+    layer, x = anyrnn.Recurrent(torch.nn.GRUCell(3, 4), 3).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    grads = []
+    for is_hooked in (False, True):
+        with anyrnn.engine("cpu"):
+            output, _ = layer(x)
+        node, seen = output.grad_fn, 0
+        while node.name() != "_LoopFunctionBackward":
+            node = node.next_functions[0][0]
+        for saved in node._raw_saved_tensors if is_hooked else ():
+            saved.register_hooks(torch.clone, lambda t: t.transpose(0, -1).contiguous().transpose(0, -1))
+            seen += 1
+        assert (seen > 4) == is_hooked
+        grads.append(torch.autograd.grad(output.cos().sum(), [*layer.parameters()]))
+    for plain, hooked in zip(*grads, strict=True):
+        torch.testing.assert_close(hooked, plain, rtol=0, atol=0)

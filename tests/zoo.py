@@ -292,7 +292,7 @@ def ids(rows: Iterable) -> list[str]:
 
 def state_of(cell: nn.Module, batch: int = B, seed: int = 3, like: Tensor | None = None):
     """A state that is not zero, in the structure of the cell."""
-    signature = anyrnn.protocol.describe(cell, I)
+    signature = anyrnn.probing.describe(cell, I)
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if like is None else like.dtype
     states = [torch.randn(batch, n, generator=generator, dtype=torch.float64).to(dtype) for n in signature.state_sizes]
@@ -320,7 +320,7 @@ def plain(cell: nn.Module, x: Tensor, state, lengths=None, reverse: bool = False
 
     Independent of the library but for the sizes, and of batches altogether.
     """
-    signature = anyrnn.protocol.describe(cell, x.shape[2])
+    signature = anyrnn.probing.describe(cell, x.shape[2])
     T, B, _ = x.shape
     output = [[x.new_zeros(signature.output_size) for _ in range(B)] for _ in range(T)]
     finals = []
@@ -358,7 +358,7 @@ def layer_state(layer, batch: int = B, seed: int = 4):
     """A stacked state that is not zero, in the structure of the layer's cells."""
     parts = [flat(state_of(layer.cell(), batch, seed + k)) for k in range(layer.num_layers * layer.num_directions)]
     stacked = tuple(torch.stack(rows) for rows in zip(*parts, strict=True))
-    return stacked[0] if anyrnn.protocol.describe(layer.cell(), I).bare else stacked
+    return stacked[0] if anyrnn.probing.describe(layer.cell(), I).bare else stacked
 
 
 def gradients(tensors: Iterable[Tensor], loss: Tensor) -> list[Tensor]:

@@ -21,8 +21,8 @@ from anyrnn.explain import explain as explain
 from anyrnn.flow import gradient_flow as gradient_flow
 from anyrnn.heads import ManyToOne as ManyToOne
 from anyrnn.heads import output_at as output_at
-from anyrnn.layers import Recurrent as Recurrent
 from anyrnn.protocol import shared as shared
+from anyrnn.recurrent import Recurrent as Recurrent
 from anyrnn.scan import scan as scan
 from anyrnn.states import detach as detach
 from anyrnn.states import reset as reset

@@ -56,6 +56,22 @@ class Options:
     checkpoint_every: int | None = None
     probes: Sequence[Sequence[Tensor]] | None = None
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether a call is given x and the state alone; what is `forced` says nothing without feedback."""
+        return (
+            self.lengths is None
+            and self.inputs is None
+            and self.context is None
+            and self.feedback is None
+            and self.reset is None
+            and self.reset_to is None
+            and self.checkpoint_every is None
+            and self.probes is None
+            and self.return_states is False
+            and self.record == ()
+        )
+
     def given(self) -> dict[str, Any]:
         """Those that are given, told by their classes: what `torch.fx` traces is neither true nor false."""
         options = {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN, origin_of
 from anyrnn.compiler.clipping import clip_gradient, clip_gradient_norm
-from anyrnn.protocol import Extra, Signature, kinds_of
+from anyrnn.probing import kinds_of
+from anyrnn.protocol import Extra, Signature
 from anyrnn.state_products import MaskedProducts
 from anyrnn.traced import MADE, constant_to_dynamo, fields_of
 
@@ -32,18 +33,19 @@ class Control(NamedTuple):
     """What acts on a cell; it says which tensors a `Controlled` gets, in the order of these fields.
 
     Attributes:
-        resets: It gets for each step which rows start anew, (T, B) true or false.
+        resets: Resets within a sequence: it gets for each step which rows start anew, (T, B) true or false.
         fresh: It gets the states from which they start, (B, ...) each; else from zero.
-        masked: For each state, whether it gets a mask (B, ...) that is on it where a product takes it.
-        dropped: Parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
-        held: For each state, whether it gets a mask (T, B, ...), which is 1 where the new state is taken, and 0 where
-            the old one is held.
-        mixed: For each state, which share of the old one is in the next one.
+        masked: Recurrent dropout: for each state, whether it gets a mask (B, ...) that is on the state where a
+            product takes it.
+        dropped: DropConnect: parameters of the cell, by dotted name, for each of which it gets a mask of its shape.
+        held: Zoneout in training: for each state, whether it gets a mask (T, B, ...), which is 1 where the new state is
+            taken, and 0 where the old one is held.
+        mixed: Zoneout in evaluation, its mean: for each state, which share of the old one is in the next one.
         clip: New states are limited to [-clip, clip].
         clip_gradient: So is the gradient of what a step reads of the states.
         clip_gradient_norm: The gradient of each state that a step reads has in each row at most this norm.
-        probes: It gets for each state zeros (T, B, ...), which it adds to the new ones: so their gradients are those of
-            the states.
+        probes: For `anyrnn.gradient_flow`, it gets for each state zeros (T, B, ...), which it adds to the new ones: so
+            their gradients are those of the states.
     """
 
     resets: bool = False
@@ -153,7 +155,10 @@ def _changed(
 def resting(
     cells: Sequence[nn.Module], signatures: Sequence[Signature], controls: Sequence[Control]
 ) -> tuple[Sequence[nn.Module], Sequence[Signature]]:
-    """Cells, each with what acts on it that needs no tensors, and their signatures; as they are, if nothing does."""
+    """Cells, each in a `Controlled` if something acts on it, and their signatures.
+
+    For what runs cells without a `Call` of each (a stream, feedback), so of controls that need no tensors.
+    """
     if all(control == NO_CONTROL for control in controls):
         return cells, signatures
     around = [*map(Controlled, cells, signatures, controls)]

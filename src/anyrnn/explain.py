@@ -10,6 +10,7 @@ from anyrnn.arguments import Options
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.protocol import shape_of
+from anyrnn.records import innermost
 from anyrnn.stream import Stream
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def explain(
     for k in range(layer.num_layers):
         for choice, call in layer._calls(k, inner, given):
             direction = "backward" if call.reverse else "forward"
-            cell = type(call.cell).__name__
+            cell = type(innermost(call.cell)).__name__
             engine = choice.engine
             parts.append(Part(k, direction, cell, engine.name, choice.reason, choice.refused, engine.anatomy(call)))
         if k + 1 < layer.num_layers:  # only its shape matters from here on

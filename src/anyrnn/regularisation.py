@@ -30,22 +30,11 @@ if TYPE_CHECKING:
     from anyrnn.runtime.call import Call
 
 OPTIONS = tuple(RegularisationOptions.__annotations__)
+_MASKS = 1 << 16  # room for so many of a kind
 
 
 class Regularised(nn.Module):
-    """What a layer has for it: options, which may be changed between two calls.
-
-    Attributes:
-        input_dropout: The probability of dropping a feature of what a layer reads, of each layer, while training: the
-            same features at all steps of a row (Gal and Ghahramani 2016, arXiv:1512.05287).
-        recurrent_dropout: That of dropping a feature of the state where a matrix product takes it, the same at all
-            steps of a row (ibid.). A number is for the first state, h; a tuple has one for each state.
-        zoneout: That of keeping a feature of the state as it was, drawn anew for each step (Krueger et al. 2017,
-            arXiv:1606.01305). A number is for all states, a tuple has one for each.
-        weight_dropout: That of dropping an element of the weights that multiply the state, the same for all rows and
-            steps of a call: DropConnect (Merity et al. 2018, arXiv:1708.02182). Or a dict of probabilities by name of
-            the cell's parameters, of which all is then meant.
-    """
+    """The options of a layer for it, as `anyrnn.Recurrent` describes them; they may be changed between two calls."""
 
     # For layers from files of earlier versions, too.
     input_dropout: float = 0.0
@@ -88,7 +77,7 @@ class Draws:
 
     def __call__(self, kind: str, k: int, sizes: tuple[int, int, int], p: float, like: Tensor, **more: bool) -> Tensor:
         """Draw a mask (T, B, width)."""
-        stream = (self.place * len(OPTIONS) + OPTIONS.index(kind)) * 256 + k
+        stream = (self.place * len(OPTIONS) + OPTIONS.index(kind)) * _MASKS + k
         return mask(self.seed, stream, sizes, p, like.dtype, **more)
 
 
@@ -116,7 +105,7 @@ def regularised(
     tensors = [*others]
     for kind, tensor in (
         *(("context", t) for t in _on_states(draws, call, recurrent)),
-        *(("shared", _on_weight(draws, k, call, *each)) for k, each in enumerate(weights)),
+        *(("shared", _on_weight(draws, k, *each)) for k, each in enumerate(weights)),
         *(("input", t) for t in _taking(draws, call, zoneout)),
     ):
         tensors.append(Extra(len(tensors), kind, tensor))
@@ -128,7 +117,7 @@ def regularised(
         _check_acts(layer, call, recurrent)
     control = control._replace(
         masked=tuple([p > 0 for p in recurrent]) if any(recurrent) else (),
-        dropped=tuple([region.name for region, _ in weights]),
+        dropped=tuple([region.name for region, *_ in weights]),
         held=tuple([p > 0 for p in zoneout]) if any(zoneout) else (),
     )
     return control, tensors
@@ -176,20 +165,19 @@ def _rates(layer: Regularised, key: str, value: Rates, count: int, bare: int) ->
     return tuple([float(p) for p in value])
 
 
-def _parameters(cell: nn.Module) -> dict[str, Tensor]:
-    return dict(cell.named_parameters())
-
-
-def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, float]]:
-    """The parts of weights that are dropped, each with its probability."""
+def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, Tensor, float]]:
+    """The parts of weights that are dropped, each with its weight and its probability."""
     name, rate = type(layer).__name__, layer.weight_dropout
     _check(name, "weight_dropout", rate)
+    there = dict(call.cell.named_parameters())
     if not isinstance(rate, float | int):
-        there = _parameters(call.cell)
-        if missing := [key for key in rate if key not in there]:
-            msg = f"{name}: got weight_dropout for {missing[0]!r}, expected parameters of a cell: {', '.join(there)}"
+        inner = getattr(type(call.cell), "inner_name", None)  # the cell may be a module with a function as its step
+        prefix = "" if inner is None else f"{inner}."
+        if missing := [key for key in rate if prefix + key not in there]:
+            known = ", ".join(key.removeprefix(prefix) for key in there)
+            msg = f"{name}: got weight_dropout for {missing[0]!r}, expected parameters of a cell: {known}"
             raise AnyRNNError(msg)
-        return [(Region(key), float(p)) for key, p in rate.items() if p]
+        return [(Region(prefix + key), there[prefix + key], float(p)) for key, p in rate.items() if p]
     try:
         found = recurrent_weights(call)
     except AnyRNNError as cause:
@@ -200,12 +188,11 @@ def _dropped(layer: Regularised, call: Call) -> list[tuple[Region, float]]:
         raise AnyRNNError(msg) from cause
     if not found:
         _warn(layer, f"weight_dropout={rate!r} does nothing: no product takes the state and a weight")
-    return [(region, rate) for region in found]
+    return [(region, there[region.name], rate) for region in found]
 
 
-def _on_weight(draws: Draws, k: int, call: Call, region: Region, p: float) -> Tensor:
+def _on_weight(draws: Draws, k: int, region: Region, weight: Tensor, p: float) -> Tensor:
     """A mask of the shape of a weight, with ones beside the region."""
-    weight = _parameters(call.cell)[region.name]
     shape = list(weight.shape)
     lengths = [stop - start for start, stop in region.ranges]
     if lengths:

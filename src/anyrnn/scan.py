@@ -21,17 +21,8 @@ from anyrnn.checks import (
 )
 from anyrnn.controls import Control, controlled, resetting
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import (
-    Signature,
-    State,
-    describe,
-    form_of,
-    placement,
-    shape_of,
-    size_of,
-    stated_sizes,
-    untold,
-)
+from anyrnn.probing import describe, form_of, stated_sizes, untold
+from anyrnn.protocol import Signature, State, placement, shape_of, size_of
 from anyrnn.runtime.call import NO_REQUEST, Call, Request
 from anyrnn.traced import choose, described, signature_key, signatures
 

@@ -23,7 +23,8 @@ from anyrnn.cells.base import origin_of
 from anyrnn.cells.products import KERNELS, made_up, probing, step_of
 from anyrnn.compiler.trace import trace
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import ExtraForm, Signature, kinds_of, outside_inference_mode, size_of
+from anyrnn.probing import kinds_of
+from anyrnn.protocol import ExtraForm, Signature, outside_inference_mode, size_of
 from anyrnn.traced import constant_to_dynamo, fields_of, with_numbers
 from anyrnn.twin import twin_of
 
@@ -90,7 +91,7 @@ class MaskedProducts(TorchFunctionMode):
         if name in KERNELS:
             with self:  # which PyTorch has put aside meanwhile
                 return step_of(KERNELS[name], *args, **kwargs)
-        if not self._is_any(args):
+        if not self._is_any([*args, *kwargs.values()]):
             return func(*args, **kwargs)
         if name in _IN_PLACE:
             masked = _IN_PLACE[name](*self._masked(args), **kwargs)
@@ -99,7 +100,7 @@ class MaskedProducts(TorchFunctionMode):
         if name in _VIEWS:
             mask = self._mask_of(args)
             moved = None if mask is None else func(mask, *args[1:], **kwargs)
-            return self._note(result, func(*self._masked(args), **kwargs), moved)
+            return self._note(result, func(*self._masked(args), **self._masked(kwargs)), moved)
         if name in _GATING or name in _SIDE_BY_SIDE:
             masked = func(*self._masked(args), **self._masked(kwargs))
             return self._note(result, masked, self._mask_of(args) if name in _GATING else None)

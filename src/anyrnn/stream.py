@@ -14,7 +14,8 @@ from anyrnn.checks import check_sizes
 from anyrnn.controls import resting
 from anyrnn.engines.select import choose_for_steps
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Shared, outside_inference_mode, placement, shape_of, untold
+from anyrnn.probing import untold
+from anyrnn.protocol import Shared, outside_inference_mode, placement, shape_of
 from anyrnn.runtime.call import Call
 from anyrnn.twin import in_evaluation
 

@@ -31,21 +31,11 @@ from anyrnn.cells.base import origin_of
 from anyrnn.compiler.graph import PLAIN
 from anyrnn.compiler.graph_text import written
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.trace import check_one_row, part_of, tensors_of, trace
+from anyrnn.compiler.trace import check_one_row, member_of, tensors_of, trace
 from anyrnn.engines import select
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import (
-    ExtraForm,
-    Form,
-    Signature,
-    Size,
-    Sizes,
-    describe,
-    kinds_of,
-    outside_inference_mode,
-    stated_sizes,
-    untold,
-)
+from anyrnn.probing import describe, kinds_of, stated_sizes, untold
+from anyrnn.protocol import ExtraForm, Form, Signature, Size, Sizes, outside_inference_mode
 from anyrnn.runtime.call import CallForm, Request, Result
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.plans import HOOKED, has_hooks
@@ -148,26 +138,54 @@ def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor
         return registered[name]
     found: Any = cell
     for part in name.split("."):
-        found = part_of(found, part)
+        found = member_of(found, part)
     # The product lets torch.compile take a number that changes for an input.
     return found if isinstance(found, Tensor) else torch.ones((), dtype=x.dtype, device=x.device) * found
 
 
+class ApartEngine:
+    """Leaves the graph for a call that runs pieces of it again: what is kept within the graph, its compiler decides."""
+
+    name = "apart"
+
+    def refusal(self, call: Call) -> None:
+        """Never refuse here: `run` does, where the graph has to be whole."""
+
+    def anatomy(self, call: Call) -> None:
+        """Take the cell as it is."""
+
+    def run(self, call: Call) -> Result:
+        """Run the call as ever, between two graphs."""
+        msg = (
+            f"{type(call.cell).__name__}: got checkpoint_every={call.checkpoint_every} in a graph of torch.compile or "
+            f"torch.export, which decides by itself what is kept for the backward pass; expected none, or the layer "
+            f"below torch.compiler.disable"
+        )
+        if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+            raise AnyRNNError(msg)
+        if _prepared():
+            torch._dynamo.graph_break(msg=msg)
+        return _WATCHES.eagerly(call)
+
+
 _OPERATOR = select.Choice(OperatorEngine(), "PyTorch traces this call", {})
-_TRACED = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
+_APART = select.Choice(ApartEngine(), "PyTorch traces around this call", {})
+_STEP_BY_STEP = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
 
 
 def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
     if not torch.compiler.is_compiling():
         return select.choose(call)
+    if call.checkpoint_every is not None:
+        return _APART
     if not _step_by_step():
         return _OPERATOR
     if call.lengths is not None:
         raise AnyRNNError(_data_dependent(call))
     if call.request.record:
         raise AnyRNNError(_unseen_variables(call, "each step is traced"))
-    return _TRACED
+    return _STEP_BY_STEP
 
 
 def _data_dependent(call: Call) -> str:
@@ -268,7 +286,7 @@ def _found(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _
 def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> _Recording:
     cell = with_numbers(origin, forms, training)
     if torch.compiler.is_exporting():  # the cell as it is now, whatever becomes of it
-        graph, _ = _traced(cell, form)
+        graph, _ = _graph_and_reach(cell, form)
         return _recording(graph, None)
     key = training, forms, form, torch.get_default_dtype()
     last = _last.get(origin)
@@ -276,11 +294,11 @@ def _record(origin: nn.Module, training: bool, forms: Forms, form: CallForm) -> 
         return last.recording
     inputs = frozenset[tuple[str, str]]() if last is None else last.watch.sight.changed_numbers(origin)
     try:
-        graph, reach = _traced(cell, form, inputs)
+        graph, reach = _graph_and_reach(cell, form, inputs)
     except AnyRNNError:
         if not inputs:
             raise
-        graph, reach = _traced(cell, form)  # it does more with these numbers than to compute
+        graph, reach = _graph_and_reach(cell, form)  # it does more with these numbers than to compute
     watch = _Watch(origin, Sight(origin, reach))
     recording = _recording(graph, _WATCHES.add(watch, origin))
     _last[origin] = _Last(key, watch, recording)
@@ -292,7 +310,7 @@ def _recording(graph: Graph, watch: str | None) -> _Recording:
     return _Recording(text, tuple(operators.parsed(text).weights), watch)
 
 
-def _traced(cell: nn.Module, form: CallForm, numbers: Iterable[tuple[str, str]] = ()) -> tuple[Graph, Reach]:
+def _graph_and_reach(cell: nn.Module, form: CallForm, numbers: Iterable[tuple[str, str]] = ()) -> tuple[Graph, Reach]:
     ran: set[CodeType] = set()
     graph = trace(cell, form.signature, form.x_shape, form.dtype, ran, numbers, form.extras)
     check_one_row(graph, cell, form.signature, numbers, form.extras)
@@ -418,6 +436,12 @@ def _prepare() -> None:
     _WATCHES.eagerly = torch.compiler.disable(_eagerly)
 
 
+@constant_to_dynamo
+def _prepared() -> bool:
+    _prepare()
+    return True
+
+
 # ---- A cell that cannot be recorded ----
 
 
@@ -426,7 +450,7 @@ def _without_operator(call: Call, reason: str, short: bool) -> Result:
     if call.request.record:
         raise AnyRNNError(_unseen_variables(call, reason))
     if short and call.lengths is None and call.x.shape[0] <= SHORT:
-        return _TRACED.engine.run(call)
+        return _STEP_BY_STEP.engine.run(call)
     msg = (
         f"{type(call.cell).__name__}: its step is no operator, and is traced step by step only without lengths and up "
         f"to {SHORT} steps: {reason}"

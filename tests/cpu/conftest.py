@@ -38,7 +38,7 @@ def runs(monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, make)
 
-    def fenced_bind(kernel, layout, arrays, initial, transposed):
+    def fenced_bind(kernel, layout, arrays, initial, transposed, totals=None):
         program = kernel.program
         read = [a.name for a in program.of("stream", "vector", "matrix", "history")]
         carried = {a.name: arrays[a.name] for a in program.of("state") if a.place == "carried"}
@@ -46,9 +46,11 @@ def runs(monkeypatch):
         own.initial = {name: within(t) for name, t in initial.items()}
         written = [own.given[a.name] for a in program.of("output", "residual")]
         written += [own.given[a.name] for a in program.of("state") if a.place == "kept"]
-        bound = bind(kernel, layout, own.given, own.initial, transposed)
+        bound = bind(kernel, layout, own.given, own.initial, transposed, totals)
 
         class Fenced:
+            totals = bound.totals
+
             def launch(self):
                 sums = bound.launch()
                 made = vars(own).pop("made", [])

@@ -120,7 +120,7 @@ def outcome(engine, functions, x):
 def is_compiled(function):
     cell = Side([function])
     try:
-        split(trace(cell, anyrnn.protocol.describe(cell, I), I))
+        split(trace(cell, anyrnn.probing.describe(cell, I), I))
     except AnyRNNError:
         return False
     return True

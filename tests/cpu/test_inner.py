@@ -14,7 +14,7 @@ from anyrnn.compiler.program import parse
 from anyrnn.compiler.split import split
 from anyrnn.compiler.trace import trace
 from anyrnn.engines import select
-from anyrnn.protocol import describe
+from anyrnn.probing import describe
 
 #: (T, B, lengths, reverse, with a state)
 CALLS = (

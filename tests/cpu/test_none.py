@@ -48,7 +48,7 @@ LOSSES = {
 
 def found(engine, cell, loss, T, lengths, create_graph):
     generator = torch.Generator().manual_seed(3)
-    signature = anyrnn.protocol.describe(cell, I)
+    signature = anyrnn.probing.describe(cell, I)
     x = torch.randn(T, 3, I, generator=generator, dtype=DOUBLE).requires_grad_()
     states = [torch.randn(3, H, generator=generator, dtype=DOUBLE).requires_grad_() for _ in signature.state_sizes]
     with anyrnn.engine(engine):
@@ -77,7 +77,7 @@ def test_there_is_a_gradient_where_pytorch_has_one(name, loss, runs):
 def test_a_final_state_asks_for_a_gradient_where_pytorchs_does(T):
     """States that change places: which initial state a final one hangs on goes with the parity of T."""
     cell = plain(swapped)
-    signature = anyrnn.protocol.describe(cell, I)
+    signature = anyrnn.probing.describe(cell, I)
     x = torch.randn(T, 3, I, dtype=DOUBLE)
     for parameter in cell.parameters():
         parameter.requires_grad_(False)

@@ -210,7 +210,7 @@ def test_spiking_neurons(name, runs):
 
 def test_a_slope_costs_nothing_where_there_is_no_gradient():
     cell = spiking(spike)
-    graph = trace(cell, anyrnn.protocol.describe(cell, I), I, DOUBLE)
+    graph = trace(cell, anyrnn.probing.describe(cell, I), I, DOUBLE)
     loop = Loop(split(graph).program)
     assert "surrogate(" in str(loop.program)
     inference = {node.op for node in loop.settled("inference").nodes}
@@ -221,7 +221,7 @@ def test_a_slope_costs_nothing_where_there_is_no_gradient():
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_can_be_written_down(name):
     cell = plain(STEPS[name])
-    graph = trace(cell, anyrnn.protocol.describe(cell, I), I, DOUBLE)
+    graph = trace(cell, anyrnn.probing.describe(cell, I), I, DOUBLE)
     text = written(graph)
     assert "anyrnn.surrogate.default(" in text
     assert written(parse_graph(text)) == text

@@ -456,7 +456,7 @@ def test_a_wild_cell_that_once_failed(name):
 
 
 @settings(
-    max_examples=int(EXAMPLES or 60),
+    max_examples=int(EXAMPLES or 36),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

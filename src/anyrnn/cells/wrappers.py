@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from anyrnn.cells.products import Gate, Product, Products, Visitor, made_up, probing, segments, structure_of
 from anyrnn.checks import check_sizes, checked_extras
 from anyrnn.errors import AnyRNNError
-from anyrnn.protocol import Size, Sizes, State, describe, placement, shape_of, size_of, stated_sizes, untold
+from anyrnn.probing import describe, stated_sizes, untold
+from anyrnn.protocol import Size, Sizes, State, placement, shape_of, size_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.twin import twin_of
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from anyrnn.compiler.graph import Ref
-from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.lower import Lowered, Lowering
 from anyrnn.compiler.node import Builder, Node, evaluate, ordered
 from anyrnn.compiler.ops import OPERATIONS, REDUCTIONS
 from anyrnn.compiler.passes import elementary, expand, merge_products, refine
@@ -96,6 +96,14 @@ class _Derivation:
 
     A gradient is built with placeholders in it, which `_resolved` replaces: a node "forward" (k, first) is a range of
     the k-th value of the program, a node "operand" (k, first) a range of the gradient of the k-th operand.
+
+    Attributes:
+        dots: The products, and `readers` the other values that are cut out (`_is_reader`).
+        operands: What these read, as far as its gradient is computed within the step.
+        gradients: The gradients of all leaves, products and readers, with placeholders (step 1).
+        new_states: The values that are written to a state: its name, and where in it.
+        in_memory: The values that the backward program reads from memory; all others it computes again.
+        saved: Those of them that are no state, as they turn up: they lie side by side in the array `residual`.
     """
 
     def __init__(self, program: Program) -> None:
@@ -118,7 +126,7 @@ class _Derivation:
         self.new_states = {piece: (name, offset) for name, pieces in states for piece, offset in _with_offsets(pieces)}
         self.in_memory = self._expensive().union(of_dots, self.new_states)
         self._multiplied = [a for a in dict.fromkeys(of_dots) if not a.is_leaf]
-        self._reread: dict[Node, Node] = {}
+        self._rematerialized_nodes: dict[Node, Node] = {}
         self._resolved_nodes: dict[Node, Node] = {}
         self.gradients = self._differentiate()
 
@@ -129,8 +137,8 @@ class _Derivation:
         def is_expensive(node: Node) -> bool:
             args = {expanded[a] for a in node.args}
             parts = (n.op for n in ordered([expanded[node]], is_input=args.__contains__) if n not in args)
-            dear = any(op in OPERATIONS and OPERATIONS[op].dear for op in parts)
-            return dear or node.op in ("dot", "contract", "largest") or node.op in REDUCTIONS
+            expensive = any(op in OPERATIONS and OPERATIONS[op].expensive for op in parts)
+            return expensive or node.op in ("dot", "contract", "largest") or node.op in REDUCTIONS
 
         return {node for node in self.nodes if is_expensive(node)}
 
@@ -141,7 +149,7 @@ class _Derivation:
 
     # ---- Step 1: autograd, with the products cut out ----
 
-    def _differentiate(self) -> dict[Node, Value]:
+    def _differentiate(self) -> dict[Node, Lowered]:
         """The gradients of all leaves and products: autograd's backward pass through the step, recorded and lowered."""
         recorder, cotangents, batch = Recorder(), self._cotangents(), 2
         inputs = [n for n in self.nodes if n.is_leaf or n.op == "dot" or _is_reader(n)]
@@ -162,16 +170,16 @@ class _Derivation:
                 *zip(*pairs, strict=True), False, False, tuple(map(tensors.__getitem__, inputs)),
                 allow_unreachable=True, accumulate_grad=False,
             )  # fmt: skip
-        values = {
-            recorder.ref(g): self.lowering.value([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
+        lowered = {
+            recorder.ref(g): self.lowering.of_nodes([leaf]) for g, (_, leaf) in zip(grads_out, cotangents, strict=True)
         }
-        values |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
+        lowered |= {recorder.ref(tensors[node]): self._forward_value(k) for k, node in enumerate(self.nodes)}
         for op in recorder.ops:  # a maximum over a dimension has another shape than the value that it is
-            if op.short_name == "view" and op.outputs[0] in values and op.args[0] not in values:
-                codes = values[op.outputs[0]].codes.reshape(recorder.shapes[op.args[0]][1:])
-                values[op.args[0]] = Value(codes, batched=True)
-        self._lower(recorder.ops, values)
-        return {n: values[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
+            if op.short_name == "view" and op.outputs[0] in lowered and op.args[0] not in lowered:
+                codes = lowered[op.outputs[0]].codes.reshape(recorder.shapes[op.args[0]][1:])
+                lowered[op.args[0]] = Lowered(codes, batched=True)
+        self._lower(recorder.ops, lowered)
+        return {n: lowered[recorder.ref(g)] for n, g in zip(inputs, grads_in, strict=True) if g is not None}
 
     def _cotangents(self) -> list[tuple[Node, Node]]:
         """The values that leave the step, cut as it is, each with the node that stands for its gradient."""
@@ -185,21 +193,21 @@ class _Derivation:
             cotangents.setdefault(operand, []).append(self.builder.node("operand", (), operand.width, (k, 0)))
         return [(node, leaf) for node, leaves in cotangents.items() for leaf in leaves]
 
-    def _forward_value(self, k: int) -> Value:
+    def _forward_value(self, k: int) -> Lowered:
         if self.nodes[k].op == "constant":
             return self.lowering.constant(self.nodes[k].attr[0])
-        return self.lowering.value([self.builder.node("forward", (), self.nodes[k].width, (k, 0))])
+        return self.lowering.of_nodes([self.builder.node("forward", (), self.nodes[k].width, (k, 0))])
 
-    def _lower(self, steps: Iterable[Op], values: dict[Ref, Value]) -> None:
+    def _lower(self, steps: Iterable[Op], lowered: dict[Ref, Lowered]) -> None:
         """Lower autograd's operations; those of the evaluation are known already."""
         for op in steps:
             if op.short_name == "detach":  # autograd's, of what it saved
-                values.setdefault(op.outputs[0], values[op.args[0]])
-            elif any(ref not in values for ref in op.outputs):
-                args, kwargs = pytree.tree_map_only(Ref, values.__getitem__, (op.args, dict(op.kwargs)))
+                lowered.setdefault(op.outputs[0], lowered[op.args[0]])
+            elif any(ref not in lowered for ref in op.outputs):
+                args, kwargs = pytree.tree_map_only(Ref, lowered.__getitem__, (op.args, dict(op.kwargs)))
                 results = lower(self.lowering, op, args, kwargs, composite=False)
-                for ref, value in zip(op.outputs, results, strict=False):
-                    values.setdefault(ref, value)
+                for ref, tensor in zip(op.outputs, results, strict=False):
+                    lowered.setdefault(ref, tensor)
 
     # ---- Step 2: the products put back, and forward values read from memory ----
 
@@ -215,7 +223,7 @@ class _Derivation:
         for node in ordered([root]):
             if node not in self._resolved_nodes:
                 if node.op == "forward":
-                    new = self.builder.cut(self._read_again(self.nodes[node.attr[0]]), node.attr[1], node.width)
+                    new = self.builder.cut(self._rematerialized(self.nodes[node.attr[0]]), node.attr[1], node.width)
                 elif node.op == "operand":
                     new = self.builder.cut(self._operand_gradient(node.attr[0]), node.attr[1], node.width)
                 elif node.args:
@@ -225,14 +233,14 @@ class _Derivation:
                 self._resolved_nodes[node] = new
         return self._resolved_nodes[root]
 
-    def _read_again(self, root: Node) -> Node:
+    def _rematerialized(self, root: Node) -> Node:
         """A forward value in the backward program: read from an array, or computed again from values that are."""
         for node in ordered([root], is_input=lambda n: n in self.in_memory or not n.args):
-            if node not in self._reread:
-                self._reread[node] = self._recalled(node)
-        return self._reread[root]
+            if node not in self._rematerialized_nodes:
+                self._rematerialized_nodes[node] = self._rematerialized_node(node)
+        return self._rematerialized_nodes[root]
 
-    def _recalled(self, node: Node) -> Node:
+    def _rematerialized_node(self, node: Node) -> Node:
         if node.op == "state":
             return self.builder.node("previous", (), node.width, node.attr)
         if not node.args:
@@ -240,7 +248,7 @@ class _Derivation:
         if node in self.new_states:
             return self.builder.node("current", (), node.width, self.new_states[node])
         if node not in self.in_memory:
-            return self.builder.alike(node, tuple(self._reread[a] for a in node.args))
+            return self.builder.alike(node, tuple(self._rematerialized_nodes[a] for a in node.args))
         if node not in self.saved:
             self.saved.append(node)
         return self.builder.node("stream", (), node.width, (self.residual, self._residual_offset(node)))
@@ -274,7 +282,7 @@ class _Derivation:
                 continue
             for k in (k for k, arg in enumerate(reader.args) if arg is operand):
                 if reader.op == "contract":
-                    args = [a if n == k else self._read_again(a) for n, a in enumerate(reader.args)]
+                    args = [a if n == k else self._rematerialized(a) for n, a in enumerate(reader.args)]
                     parts.append(adjoint(self.builder, reader, k, gradient, args))
                 elif reader.op == "part":
                     moves.append((gradient, (0, (reader.width,), reader.attr[0], (1,), 0, (1,))))
@@ -380,7 +388,10 @@ class _Derivation:
 
 
 def _is_reader(node: Node) -> bool:
-    """Whether its derivative is not PyTorch's: it reads values by strides."""
+    """Whether a value is cut out as a product is, since its derivative is not autograd's but that of `strided.py`.
+
+    (A maximum over a dimension, `largest`, is one that autograd differentiates.)
+    """
     return node.op in ("contract", "arrange", "part")
 
 

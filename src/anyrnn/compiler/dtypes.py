@@ -53,8 +53,8 @@ _OF_MASKS = _MOVING | {
     *("constant_pad_nd", "isnan"),
     *("add", "mul", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_not", "bitwise_xor", "any", "all"),
 }
-#: Which of the results are indices.
-_INDICES = {"max": 1, "min": 1, "sort": 1, "topk": 1, "argmax": 0, "argmin": 0}
+#: Operations that return indices: which of their results these are.
+_INDEX_RESULTS = {"max": 1, "min": 1, "sort": 1, "topk": 1, "argmax": 0, "argmin": 0}
 
 
 class Types:
@@ -75,7 +75,7 @@ class Types:
         for ref in op.outputs:
             dtype = self.graph.dtypes[ref]
             if dtype not in (self.real, torch.bool):
-                is_index = _INDICES.get(op.short_name) == op.outputs.index(ref)
+                is_index = _INDEX_RESULTS.get(op.short_name) == op.outputs.index(ref)
                 self._ranges[ref] = found = self._places(op) if is_index else self._range(op)
                 if not self._fits(dtype, found) and not (found is None and self._only_moves(op, inputs)):
                     self._refuse(op, dtype)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 #: The names of arguments of ATen operations that are shapes, or sizes of the batch.
 SHAPE_ARGUMENTS = ("size", "shape", "repeats", "N")
@@ -24,6 +23,26 @@ PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 class Ref(int):
     """A tensor in a graph, by number."""
+
+
+def leaves(value: Any) -> list[Any]:
+    """What is in tuples, lists and dicts, however deep. PyTorch's `tree_leaves` takes ten times as long."""
+    if isinstance(value, tuple | list):
+        return [leaf for part in value for leaf in leaves(part)]
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in leaves(part)]
+    return [value]
+
+
+def replaced(kind: type, other: Callable[[Any], Any], value: Any) -> Any:
+    """The same tuples, lists and dicts with another object in the place of each that is of a kind."""
+    if isinstance(value, kind):
+        return other(value)
+    if type(value) in (tuple, list):
+        return type(value)([replaced(kind, other, part) for part in value])
+    if type(value) is dict:
+        return {key: replaced(kind, other, part) for key, part in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,7 @@ class Op:
     @property
     def inputs(self) -> Iterator[Ref]:
         """The tensors it reads."""
-        for value in pytree.tree_leaves((self.args, dict(self.kwargs))):
+        for value in leaves((self.args, dict(self.kwargs))):
             if isinstance(value, Ref):
                 yield value
 
@@ -95,7 +114,7 @@ class Graph:
 
     @property
     def series(self) -> tuple[Ref, ...]:
-        """What there is for every step."""
+        """What a call returns for every step (the `ys` of `jax.lax.scan`): the outputs, and what else was asked for."""
         return self.outputs or self.new_states[:1]
 
     @property
@@ -154,12 +173,15 @@ def scaled(value: Any, batch: int, rows: int) -> Any:
 
 
 def run_ops(graph: Graph, tensors: dict[Ref, Tensor], rows: int) -> None:
-    """Run a graph on so many rows, adding its results to `tensors`, which has its inputs."""
+    """Run a graph once on so many rows, adding its results to `tensors`, which has its inputs.
+
+    For running a part often, there is `torch_ops.Ops`.
+    """
     for op in graph.ops:
         args = [
             scaled(value, graph.batch, rows) if argument.name in SHAPE_ARGUMENTS else value
             for value, argument in zip(op.args, op.overload._schema.arguments, strict=False)
         ]
-        args, kwargs = pytree.tree_map_only(Ref, tensors.__getitem__, (args, dict(op.kwargs)))
+        args, kwargs = replaced(Ref, tensors.__getitem__, (args, dict(op.kwargs)))
         result = op.overload(*args, **kwargs)
         tensors.update(zip(op.outputs, result if op.many else (result,), strict=True))

@@ -1,7 +1,7 @@
 """Lowering: tensors of a cell's step as ranges of nodes of the loop program. The rules of ATen's operations: rules.py.
 
-A tensor of the step, (B, ...) or without a batch, is an array of codes, one for each number of a row: which node, and
-which number of it. Here node.number, with x[0:4] as node 0 and h[0:4] as node 1:
+A tensor of the step, (B, ...) or without a batch, becomes a `Lowered`: an array of codes, one for each number of a row,
+which say which node it is in, and where in it. Here node.number, with x[0:4] as node 0 and h[0:4] as node 1:
 
     z = cat((x, h), 1)           0.0 0.1 0.2 0.3 1.0 1.1 1.2 1.3    layout operations (cat, chunk, view, expand)
     a = z[:, 2:6]                0.2 0.3 1.0 1.1                    move codes about, which numpy does
@@ -37,8 +37,8 @@ _SHIFT = 32  # a code is the index of a node in `Lowering._nodes`, shifted, plus
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor of the step.
+class Lowered:
+    """A tensor of the step, lowered: where its numbers are among the values (nodes) of the program.
 
     Attributes:
         codes: For each number of a row, or of the whole tensor if it has no batch, its code.
@@ -57,58 +57,58 @@ class Lowering:
         self._nodes: list[Node] = []
         self._index: dict[Node, int] = {}
 
-    def value(self, nodes: Sequence[Node], shape: Sequence[int] | None = None, batched: bool = True) -> Value:
-        """Return nodes side by side as a tensor, of a shape (without the batch) if given."""
+    def of_nodes(self, nodes: Sequence[Node], shape: Sequence[int] | None = None, batched: bool = True) -> Lowered:
+        """Return the tensor whose numbers are those of nodes side by side, of a shape (without the batch) if given."""
         codes = np.concatenate([self._codes(n, n.width) for n in nodes])
-        return Value(codes if shape is None else codes.reshape(shape), batched)
+        return Lowered(codes if shape is None else codes.reshape(shape), batched)
 
-    def constant(self, number: float, shape: Sequence[int] = (), batched: bool = False) -> Value:
+    def constant(self, number: float, shape: Sequence[int] = (), batched: bool = False) -> Lowered:
         """Return a tensor full of one number."""
-        return Value(np.full(tuple(shape), self._code(self.builder.constant(number)), dtype=np.int64), batched)
+        return Lowered(np.full(tuple(shape), self._code(self.builder.constant(number)), dtype=np.int64), batched)
 
-    def pieces(self, value: Value) -> tuple[Node, ...]:
+    def pieces(self, tensor: Lowered) -> tuple[Node, ...]:
         """Return the nodes that make up a tensor, side by side, in the order of its numbers."""
-        codes = value.codes if self._are_few(value.codes) else self._together(value.codes)
+        codes = tensor.codes if self._are_few(tensor.codes) else self._together(tensor.codes)
         return tuple(
-            node if node.width == count else self.builder.widened(self._cast("mul", 0, node), count)
+            node if node.width == count else self.builder.widened(self._as_numbers(node), count)
             for node, count in self._ranges(codes)
         )
 
-    def piece(self, value: Value) -> Node:
+    def piece(self, tensor: Lowered) -> Node:
         """Return the node that is a tensor."""
-        pieces = self.pieces(value)
-        return pieces[0] if len(pieces) == 1 else self._ranges(self._together(value.codes))[0][0]
+        pieces = self.pieces(tensor)
+        return pieces[0] if len(pieces) == 1 else self._ranges(self._together(tensor.codes))[0][0]
 
-    def is_mask(self, value: Value) -> bool:
+    def is_mask(self, tensor: Lowered) -> bool:
         """Whether a tensor holds true and false."""
-        return all(self._nodes[k].is_mask for k in np.unique(value.codes >> _SHIFT))
+        return all(self._nodes[k].is_mask for k in np.unique(tensor.codes >> _SHIFT))
 
-    def pointwise(self, op: str, *operands: Value | float) -> Value:
+    def pointwise(self, op: str, *operands: Lowered | float) -> Lowered:
         """Apply an elementary operation, with PyTorch's broadcasting."""
-        values = [o if isinstance(o, Value) else self.constant(float(o)) for o in operands]
-        return self._broadcast(values, lambda nodes: self.builder.pointwise(op, *self._all_cast(op, nodes)))
+        tensors = [o if isinstance(o, Lowered) else self.constant(float(o)) for o in operands]
+        return self._broadcast(tensors, lambda nodes: self.builder.pointwise(op, *self._all_cast(op, nodes)))
 
-    def composite(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Value:
+    def composite(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Lowered:
         """Apply an operation of PyTorch's on each number, such as "aten.elu.default", as one."""
-        values = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
-        positional = tuple(HERE if isinstance(a, Value) else a for a in args)
-        named = tuple((k, HERE if isinstance(a, Value) else a) for k, a in kwargs.items())
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Lowered)]
+        positional = tuple(HERE if isinstance(a, Lowered) else a for a in args)
+        named = tuple((k, HERE if isinstance(a, Lowered) else a) for k, a in kwargs.items())
         return self._broadcast(
-            values, lambda nodes: self.builder.composite(op, tuple(self._all_cast(op, nodes)), (positional, named))
+            tensors, lambda nodes: self.builder.composite(op, tuple(self._all_cast(op, nodes)), (positional, named))
         )
 
-    def number(self, value: Value) -> Value:
+    def number(self, tensor: Lowered) -> Lowered:
         """Make 1 of true and 0 of false."""
-        return self._broadcast([value], lambda nodes: self._cast("positive", 0, nodes[0]))
+        return self._broadcast([tensor], lambda nodes: self._as_numbers(nodes[0]))
 
-    def mask(self, value: Value) -> Value:
+    def mask(self, tensor: Lowered) -> Lowered:
         """Make true of all but 0."""
-        return self._broadcast([value], lambda nodes: self._cast("logical_not", 0, nodes[0]))
+        return self._broadcast([tensor], lambda nodes: self._as_mask(nodes[0]))
 
-    def _broadcast(self, values: Sequence[Value], make: Callable[[Sequence[Node]], Node]) -> Value:
+    def _broadcast(self, tensors: Sequence[Lowered], make: Callable[[Sequence[Node]], Node]) -> Lowered:
         """Broadcast tensors as PyTorch does, and make one node for each range that is a segment in all of them."""
-        batched = any(v.batched for v in values)
-        arrays = list(np.broadcast_arrays(*self._aligned(values, batched)))
+        batched = any(v.batched for v in tensors)
+        arrays = list(np.broadcast_arrays(*self._aligned(tensors, batched)))
         flats = [a.ravel() if self._are_few(a) else self._together(a).ravel() for a in arrays]
         edges = _edges(flats)
         if len(edges) > self.most_segments + 1:
@@ -120,7 +120,7 @@ class Lowering:
             nodes = [self._node(f[start], width, int(f[start + 1] - f[start]) if width > 1 else 1) for f in flats]
             results.append(self._codes(make(nodes), width))
         codes = np.concatenate(results) if results else flats[0]
-        return Value(codes.reshape(arrays[0].shape), batched)
+        return Lowered(codes.reshape(arrays[0].shape), batched)
 
     def _are_few(self, codes: NDArray[np.int64]) -> bool:
         """Whether codes are in few segments."""
@@ -128,11 +128,11 @@ class Lowering:
         jumps = np.count_nonzero((steps != 0) & (steps != 1))
         return bool(jumps <= 2 * most) and len(_segments(codes.ravel())) <= most
 
-    def _aligned(self, values: Sequence[Value], batched: bool) -> list[NDArray[np.int64]]:
+    def _aligned(self, tensors: Sequence[Lowered], batched: bool) -> list[NDArray[np.int64]]:
         """The codes of tensors, without a dimension for the batch in those that have none, if others are batched."""
-        rank = max(v.codes.ndim for v in values if v.batched) if batched else 0
+        rank = max(v.codes.ndim for v in tensors if v.batched) if batched else 0
         arrays = []
-        for v in values:
+        for v in tensors:
             codes = v.codes
             if batched and not v.batched and codes.ndim > rank:
                 if codes.shape[0] != 1 or codes.ndim != rank + 1:
@@ -145,38 +145,42 @@ class Lowering:
             arrays.append(codes)
         return arrays
 
-    def reduce(self, op: str, value: Value, axis: int) -> Value:
-        """Sum or maximise over one of the feature dimensions, which is kept with size one."""
-        moved = np.moveaxis(value.codes, axis, -1)
+    def reduce(self, op: str, tensor: Lowered, axis: int) -> Lowered:
+        """Sum or maximise over one of the feature dimensions, which is kept with size one.
+
+        Pairwise, if few numbers are reduced to many outputs: `count` - 1 operations on wide nodes. Else output by
+        output, a reduction each. Where that would be too many nodes, together, by loops.
+        """
+        moved = np.moveaxis(tensor.codes, axis, -1)
         count = moved.shape[-1]
         if count == 0:
             if op != "sum":
                 msg = "of no features"
                 raise ValueError(msg)
             return self.constant(
-                REDUCTIONS[op].empty, (*value.codes.shape[:axis], 1, *value.codes.shape[axis + 1 :]), value.batched
+                REDUCTIONS[op].empty, (*tensor.codes.shape[:axis], 1, *tensor.codes.shape[axis + 1 :]), tensor.batched
             )
         outputs = moved.size // count
-        is_wide = count < outputs and (op == "sum" or count == 2)  # a few values, wide ones
-        one = moved[..., 0] if is_wide else moved[(0,) * (moved.ndim - 1)]
-        if count > 1 and not ((count - 1 if is_wide else outputs) <= self.most_segments and self._are_few(one)):
-            return self._reduced_together(op, value, axis)
-        if count == 1 or is_wide:
-            total = self.number(Value(moved[..., 0], value.batched))
+        pairwise = count < outputs and (op == "sum" or count == 2)
+        nodes, read_by_one = (count - 1, moved[..., 0]) if pairwise else (outputs, moved[(0,) * (moved.ndim - 1)])
+        if count > 1 and not (nodes <= self.most_segments and self._are_few(read_by_one)):
+            return self._reduced_together(op, tensor, axis)
+        if count == 1 or pairwise:
+            total = self.number(Lowered(moved[..., 0], tensor.batched))
             for k in range(1, count):
-                total = self.pointwise(REDUCTIONS[op].pairwise, total, Value(moved[..., k], value.batched))
-            return Value(np.expand_dims(total.codes, axis), value.batched)
+                total = self.pointwise(REDUCTIONS[op].pairwise, total, Lowered(moved[..., k], tensor.batched))
+            return Lowered(np.expand_dims(total.codes, axis), tensor.batched)
         codes = np.empty(moved.shape[:-1], dtype=np.int64)
         for index in np.ndindex(codes.shape):
             codes[index] = self._code(self._reduced(op, moved[index]))
-        return Value(np.expand_dims(codes, axis), value.batched)
+        return Lowered(np.expand_dims(codes, axis), tensor.batched)
 
     def _reduced(self, op: str, codes: NDArray[np.int64]) -> Node:
         """One number from many: a reduction of the ranges among them, and the constants."""
         ranges: list[Node] = []
         constants: list[Node] = []
         for node, count in self._ranges(codes):
-            number = self._cast(op, 0, node)
+            number = self._as_numbers(node)
             if op == "sum" and node.width == 1 < count:
                 number = self.builder.pointwise("mul", number, self.builder.constant(count))
             (constants if number.op == "constant" else ranges).append(number)
@@ -184,27 +188,27 @@ class Lowering:
         pairwise = functools.partial(self.builder.pointwise, REDUCTIONS[op].pairwise)
         return functools.reduce(pairwise, reduction + constants)
 
-    def _reduced_together(self, op: str, value: Value, axis: int) -> Value:
+    def _reduced_together(self, op: str, tensor: Lowered, axis: int) -> Lowered:
         """Sum or maximise over a dimension by loops."""
-        sizes = value.codes.shape
+        sizes = tensor.codes.shape
         shape = (*sizes[:axis], 1, *sizes[axis + 1 :])
         if op == "sum":
             letters = [chr(ord("a") + k) for k in range(len(sizes))]
             rest = "".join(letters[:axis] + letters[axis + 1 :])
-            return Value(self.contract([value], ["".join(letters)], rest).codes.reshape(shape), value.batched)
-        (node,) = self.pieces(Value(self._together(value.codes), value.batched))
+            return Lowered(self.contract([tensor], ["".join(letters)], rest).codes.reshape(shape), tensor.batched)
+        (node,) = self.pieces(Lowered(self._together(tensor.codes), tensor.batched))
         middle = math.prod(sizes[:axis]), sizes[axis], math.prod(sizes[axis + 1 :])
         result = self.builder.strided("largest", (node,), middle[0] * middle[2], middle)
-        return self.value([result], shape, value.batched)
+        return self.of_nodes([result], shape, tensor.batched)
 
-    def contract(self, values: Sequence[Value], letters: Sequence[str], result: str) -> Value:
+    def contract(self, tensors: Sequence[Lowered], letters: Sequence[str], result: str) -> Lowered:
         """Sums of products of one tensor or two, as `einsum` has it; the letters are without the batch."""
         sizes: dict[str, int] = {}
-        for value, each in zip(values, letters, strict=True):
-            sizes.update(zip(each, value.codes.shape, strict=True))
+        for tensor, each in zip(tensors, letters, strict=True):
+            sizes.update(zip(each, tensor.codes.shape, strict=True))
         operands, strides = [], []
-        for value, each in zip(values, letters, strict=True):
-            node, first, steps = self._strided(value.codes)
+        for tensor, each in zip(tensors, letters, strict=True):
+            node, first, steps = self._strided(tensor.codes)
             operands.append((node, first))
             strides.append(dict(zip(each, steps, strict=True)))
         axes = {a: Axis(n, tuple(each.get(a, 0) for each in strides)) for a, n in sizes.items()}
@@ -214,7 +218,7 @@ class Lowering:
         summed = [axis for a, axis in axes.items() if a not in result]
         node = contraction(self.builder, operands, [axes[a] for a in order], summed)
         codes = self._codes(node, node.width).reshape([sizes[a] for a in order])
-        return Value(codes.transpose([order.index(a) for a in result]), any(v.batched for v in values))
+        return Lowered(codes.transpose([order.index(a) for a in result]), any(v.batched for v in tensors))
 
     def _strided(self, codes: NDArray[np.int64]) -> tuple[Node, int, tuple[int, ...]]:
         """A node that has all numbers of a tensor, where the first one is, and the strides of its dimensions."""
@@ -248,33 +252,37 @@ class Lowering:
         node = arranged(self.builder, [sources[k][0] for k in read], moves, codes.size)
         return self._codes(node, codes.size).reshape(codes.shape)
 
-    def terms(self, value: Value) -> list[tuple[Node, int]]:
+    def terms(self, tensor: Lowered) -> list[tuple[Node, int]]:
         """The values that make up rows (B, rows), which are to be multiplied with a matrix, each with its first row."""
-        if value.codes.ndim != 1:
-            msg = f"a product of {value.codes.ndim + 1} dimensions"
+        if tensor.codes.ndim != 1:
+            msg = f"a product of {tensor.codes.ndim + 1} dimensions"
             raise ValueError(msg)
-        pieces = self.pieces(value)
+        pieces = self.pieces(tensor)
         return list(zip(pieces, itertools.accumulate((p.width for p in pieces), initial=0), strict=False))
 
-    def dot(self, terms: Sequence[tuple[Node, int]], matrix: str, columns: int) -> Value:
+    def dot(self, terms: Sequence[tuple[Node, int]], matrix: str, columns: int) -> Lowered:
         """Multiply values side by side, each with the rows from its number on of a matrix of the program."""
         # An operand has a row for each of the batch; what is the same for all is written out for each.
         operands = (
             (self.builder.pointwise("positive", piece) if piece.op in ("vector", "constant") else piece, row)
             for piece, row in terms
         )
-        return self.value([self.builder.dot([(o, (matrix, row, 0, False)) for o, row in operands], columns)])
+        return self.of_nodes([self.builder.dot([(o, (matrix, row, 0, False)) for o, row in operands], columns)])
 
-    def _cast(self, op: str, position: int, node: Node) -> Node:
-        """Cast a mask to numbers, or numbers to a mask, as the operation wants its argument."""
-        wants_mask = op in OPERATIONS and position in OPERATIONS[op].masks
-        if wants_mask == node.is_mask:
+    def _as_numbers(self, node: Node) -> Node:
+        """A node as numbers: 1 and 0 for the true and false of a mask."""
+        if not node.is_mask:
             return node
-        one, zero = self.builder.constant(1), self.builder.constant(0)
-        return self.builder.pointwise(*(("ne", node, zero) if wants_mask else ("where", node, one, zero)))
+        return self.builder.pointwise("where", node, self.builder.constant(1), self.builder.constant(0))
+
+    def _as_mask(self, node: Node) -> Node:
+        """A node as a mask, true for all numbers but 0."""
+        return node if node.is_mask else self.builder.pointwise("ne", node, self.builder.constant(0))
 
     def _all_cast(self, op: str, nodes: Sequence[Node]) -> list[Node]:
-        return [self._cast(op, k, node) for k, node in enumerate(nodes)]
+        """The arguments of an operation, as a mask where it takes one, else as numbers."""
+        masks = OPERATIONS[op].masks if op in OPERATIONS else ()
+        return [self._as_mask(node) if k in masks else self._as_numbers(node) for k, node in enumerate(nodes)]
 
     def _ranges(self, codes: NDArray[np.int64]) -> list[tuple[Node, int]]:
         """The nodes of the segments, and how many numbers each stands for: more than its width if it is repeated."""

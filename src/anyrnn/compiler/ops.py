@@ -31,7 +31,7 @@ class Operation:
         arity: How many arguments it has.
         masks: Which of them are true or false; the others are numbers.
         gives_mask: Whether the result is true or false.
-        dear: Whether a backward pass keeps the result rather than computing it again.
+        expensive: Whether a backward pass keeps the result rather than computing it again.
         neutral: For each argument, the number that makes the result the other argument.
         folds: Whether of constants it is a constant.
         is_aten: Whether ATen's operation of that name is the same, with arguments in the same order and no others.
@@ -42,7 +42,7 @@ class Operation:
     arity: int = 1
     masks: tuple[int, ...] = ()
     gives_mask: bool = False
-    dear: bool = False
+    expensive: bool = False
     neutral: tuple[float | None, ...] = ()
     folds: bool = True
     is_aten: bool = True
@@ -71,36 +71,36 @@ _OPERATIONS = (
     Operation("ceil", torch.ceil),
     Operation("round", torch.round),
     Operation("trunc", torch.trunc),
-    Operation("exp", torch.exp, dear=True),
-    Operation("exp2", torch.exp2, dear=True),
-    Operation("expm1", torch.expm1, dear=True),
-    Operation("log", torch.log, dear=True),
-    Operation("log2", torch.log2, dear=True),
-    Operation("log1p", torch.log1p, dear=True),
-    Operation("sinh", torch.sinh, dear=True),
-    Operation("cosh", torch.cosh, dear=True),
-    Operation("tanh", torch.tanh, dear=True),
-    Operation("asinh", torch.asinh, dear=True),
-    Operation("acosh", torch.acosh, dear=True),
-    Operation("atanh", torch.atanh, dear=True),
-    Operation("sigmoid", torch.sigmoid, dear=True),
-    Operation("sqrt", torch.sqrt, dear=True),
-    Operation("rsqrt", torch.rsqrt, dear=True),
-    Operation("reciprocal", torch.reciprocal, dear=True),
-    Operation("sin", torch.sin, dear=True),
-    Operation("cos", torch.cos, dear=True),
-    Operation("erf", torch.erf, dear=True),
-    Operation("atan", torch.atan, dear=True),
+    Operation("exp", torch.exp, expensive=True),
+    Operation("exp2", torch.exp2, expensive=True),
+    Operation("expm1", torch.expm1, expensive=True),
+    Operation("log", torch.log, expensive=True),
+    Operation("log2", torch.log2, expensive=True),
+    Operation("log1p", torch.log1p, expensive=True),
+    Operation("sinh", torch.sinh, expensive=True),
+    Operation("cosh", torch.cosh, expensive=True),
+    Operation("tanh", torch.tanh, expensive=True),
+    Operation("asinh", torch.asinh, expensive=True),
+    Operation("acosh", torch.acosh, expensive=True),
+    Operation("atanh", torch.atanh, expensive=True),
+    Operation("sigmoid", torch.sigmoid, expensive=True),
+    Operation("sqrt", torch.sqrt, expensive=True),
+    Operation("rsqrt", torch.rsqrt, expensive=True),
+    Operation("reciprocal", torch.reciprocal, expensive=True),
+    Operation("sin", torch.sin, expensive=True),
+    Operation("cos", torch.cos, expensive=True),
+    Operation("erf", torch.erf, expensive=True),
+    Operation("atan", torch.atan, expensive=True),
     Operation("positive", torch.positive, folds=False, is_aten=False),  # of a constant: it is written out for each row
     Operation("detach", torch.detach),
     Operation("add", torch.add, 2, neutral=(-0.0, -0.0), is_aten=False),  # adding 0 makes 0 of -0
     Operation("sub", torch.sub, 2, neutral=(None, 0.0), is_aten=False),
     Operation("mul", torch.mul, 2, neutral=(1.0, 1.0), is_aten=False),
-    Operation("div", torch.div, 2, neutral=(None, 1.0), dear=True, is_aten=False),
-    Operation("pow", torch.pow, 2, dear=True, is_aten=False),
-    Operation("fmod", torch.fmod, 2, dear=True),
-    Operation("remainder", torch.remainder, 2, dear=True),
-    Operation("atan2", torch.atan2, 2, dear=True),
+    Operation("div", torch.div, 2, neutral=(None, 1.0), expensive=True, is_aten=False),
+    Operation("pow", torch.pow, 2, expensive=True, is_aten=False),
+    Operation("fmod", torch.fmod, 2, expensive=True),
+    Operation("remainder", torch.remainder, 2, expensive=True),
+    Operation("atan2", torch.atan2, 2, expensive=True),
     Operation("maximum", torch.maximum, 2),
     Operation("minimum", torch.minimum, 2),
     Operation("lt", torch.lt, 2, gives_mask=True),

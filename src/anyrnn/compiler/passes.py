@@ -9,7 +9,7 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.lower import Lowered, Lowering
 from anyrnn.compiler.node import Builder, Node, count_uses, filled, ordered
 from anyrnn.compiler.ops import REDUCTIONS, STAND_INS
 from anyrnn.compiler.program import Program
@@ -40,14 +40,14 @@ def expand(roots: Iterable[Node], builder: Builder | None = None) -> dict[Node, 
             return args[0] if args[0].width == node.width else lowering.builder.widened(args[0], node.width)
         if not node.is_composite:
             return None
-        values = [lowering.value([a], () if a.width == 1 else None, a.width > 1) for a in args]
+        values = [lowering.of_nodes([a], () if a.width == 1 else None, a.width > 1) for a in args]
         positional, named = filled(node.attr, values)
         rule = RULES.get(node.op.split(".")[1])
         if rule is None:
             msg = f"`{node.op}` is not an operation of the loop program"
             raise AnyRNNError(msg)
         result = rule(lowering, *positional, **named)
-        (piece,) = lowering.pieces(result if isinstance(result, Value) else result[0])
+        (piece,) = lowering.pieces(result if isinstance(result, Lowered) else result[0])
         return piece
 
     return lowering.builder.rebuild(roots, expanded)

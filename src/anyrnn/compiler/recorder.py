@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyrnn.compiler.graph import PLAIN, Op, Ref
+from anyrnn.compiler.graph import PLAIN, Op, Ref, leaves, replaced
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class Recorder(TorchDispatchMode):
         if func is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:
             number, func = args[0], torch.ops.aten.full.default  # torch.tensor(0.5) in the cell's code
             args, kwargs = (list(number.shape), number.item()), {"dtype": number.dtype}
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func is torch.ops.aten._linalg_check_errors.default and id(args[0]) in self.refs:
             self._enable_check_errors(args[0])
             return func(*args, **kwargs)
@@ -97,7 +96,7 @@ class Recorder(TorchDispatchMode):
             msg = f"`{func}` changes the running statistics"
             raise AnyRNNError(msg)
         result = func(*args, **kwargs)
-        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        outputs = [r for r in leaves(result) if isinstance(r, Tensor)]
         self._check_initialized(func, tensors, outputs)
         if not outputs:
             msg = (
@@ -105,7 +104,7 @@ class Recorder(TorchDispatchMode):
                 f"e.g. torch.where"
             )
             raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (args, kwargs))
+        recorded = replaced(Tensor, self.ref, (args, kwargs))
         self._record(func, recorded[0], recorded[1], result, without_grad)
         return result
 
@@ -161,7 +160,7 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any, without_grad: bool = False) -> None:
         """Record an operation; without gradients, its results are detached."""
-        outputs = [r for r in pytree.tree_leaves(result) if isinstance(r, Tensor)]
+        outputs = [r for r in leaves(result) if isinstance(r, Tensor)]
         if without_grad:
             refs = tuple(self._new_ref(o) for o in outputs)
             detach = torch.ops.aten.detach.default
@@ -187,7 +186,7 @@ class Recorder(TorchDispatchMode):
         for tensor in args:
             if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
                 self._add_weight(tensor)
-        self._record(call, pytree.tree_map_only(Tensor, self.ref, args), {}, result)
+        self._record(call, replaced(Tensor, self.ref, args), {}, result)
 
     def is_varying(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the input or the state."""
@@ -221,7 +220,7 @@ class Recorder(TorchDispatchMode):
         if functional is None or not func._schema.name.endswith("_") or not isinstance(target, Tensor):
             msg = f"`{func}` changes a tensor in place"
             raise AnyRNNError(msg)
-        others = [t for t in pytree.tree_leaves((args[1:], dict(kwargs))) if isinstance(t, Tensor)]
+        others = [t for t in leaves((args[1:], dict(kwargs))) if isinstance(t, Tensor)]
         self._check_initialized(func, others, ())
         storage = _memory(target)
         if storage in self._uninitialized:
@@ -234,7 +233,7 @@ class Recorder(TorchDispatchMode):
         if any(self.refs[id(t)] in self.weights.values() for t in views):
             msg = f"`{func}` changes a weight or buffer"
             raise AnyRNNError(msg)
-        recorded = pytree.tree_map_only(Tensor, self.ref, (functional_args, dict(kwargs)))
+        recorded = replaced(Tensor, self.ref, (functional_args, dict(kwargs)))
         func(*args, **kwargs)
         self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from anyrnn.compiler.lower import Lowering, Value
+from anyrnn.compiler.lower import Lowered, Lowering
 from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.ops import OPERATIONS, Operation
 from anyrnn.errors import AnyRNNError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from anyrnn.compiler.graph import Op
 
-Rule = Callable[..., "Value | list[Value]"]
+Rule = Callable[..., "Lowered | list[Lowered]"]
 
 #: As many features may be taken one by one. What is computed from them is in as many pieces then, and so are products:
 #: with `cumsum` of 16, a cell comes near to `MOST_VALUES`.
@@ -35,14 +35,14 @@ MOST_COLUMNS = 32
 #: As many pairs of features may be compared, and swapped, to sort them: 10 features, or the largest 2 of 26.
 MOST_SWAPS = 50
 
-#: Operations that take features by number: which argument the numbers are. They are arrays of NumPy's, not Values.
-INDICES: Mapping[str, int] = MappingProxyType({"index": 1, "index_select": 2, "gather": 2})
+#: Operations that take features by number: which argument the numbers are. These are arrays of NumPy's, not `Lowered`.
+INDEX_ARGUMENTS: Mapping[str, int] = MappingProxyType({"index": 1, "index_select": 2, "gather": 2})
 
 
 def lower(
     lowering: Lowering, op: Op, args: Sequence[Any], kwargs: Mapping[str, Any], composite: bool = True
-) -> list[Value]:
-    """Lower one operation, whose tensor arguments are Values; `composite` leaves those in `COMPOSITE` as they are.
+) -> list[Lowered]:
+    """Lower one operation, whose tensors are `Lowered` already; `composite` leaves those in `COMPOSITE` as they are.
 
     Raises:
         AnyRNNError: if the loop program has no such operation. The message names it.
@@ -74,7 +74,7 @@ def unsupported(op: Op) -> str:
     return f"`aten.{name}` in the loop{hint}"
 
 
-def _axis(value: Value, dim: int) -> int:
+def _axis(value: Lowered, dim: int) -> int:
     """Turn a dimension of the tensor into one of its codes."""
     rank = value.codes.ndim + value.batched
     axis = (dim + rank if dim < 0 else dim) - value.batched
@@ -85,7 +85,7 @@ def _axis(value: Value, dim: int) -> int:
 
 
 def _elementary(operation: Operation) -> Rule:
-    def rule(lo: Lowering, *args: Value | float) -> Value:
+    def rule(lo: Lowering, *args: Lowered | float) -> Lowered:
         if len(args) != operation.arity:
             msg = f"{operation.name} takes {operation.arity} arguments"
             raise TypeError(msg)
@@ -94,24 +94,24 @@ def _elementary(operation: Operation) -> Rule:
     return rule
 
 
-def _add(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+def _add(lo: Lowering, a: Lowered | float, b: Lowered | float, alpha: float = 1) -> Lowered:
     """Of true and false, one or the other."""
-    if all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b)):
+    if all(isinstance(v, Lowered) and lo.is_mask(v) for v in (a, b)):
         return lo.pointwise("logical_or", a, b)
     return lo.pointwise("add", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
 
 
-def _mul(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+def _mul(lo: Lowering, a: Lowered | float, b: Lowered | float) -> Lowered:
     """Of true and false, both."""
-    masks = all(isinstance(v, Value) and lo.is_mask(v) for v in (a, b))
+    masks = all(isinstance(v, Lowered) and lo.is_mask(v) for v in (a, b))
     return lo.pointwise("logical_and" if masks else "mul", a, b)
 
 
-def _sub(lo: Lowering, a: Value | float, b: Value | float, alpha: float = 1) -> Value:
+def _sub(lo: Lowering, a: Lowered | float, b: Lowered | float, alpha: float = 1) -> Lowered:
     return lo.pointwise("sub", a, b if alpha == 1 else lo.pointwise("mul", b, alpha))
 
 
-def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = None) -> Value:
+def _div(lo: Lowering, a: Lowered, b: Lowered | float, rounding_mode: str | None = None) -> Lowered:
     """Rounded down it is not the quotient rounded: 1 // 0.1 is 9."""
     quotient = lo.pointwise("div", a, b)
     if rounding_mode != "floor":
@@ -125,17 +125,17 @@ def _div(lo: Lowering, a: Value, b: Value | float, rounding_mode: str | None = N
     return _choose(lo, "eq", b, 0, quotient, _choose(lo, "eq", whole, 0, near_zero, down))
 
 
-def _turned(lo: Lowering, rest: Value, b: Value | float) -> Value:
+def _turned(lo: Lowering, rest: Lowered, b: Lowered | float) -> Lowered:
     """Whether what is left of a division is not 0 and has not the sign of the divisor."""
     below = lo.pointwise("ne", lo.pointwise("lt", rest, 0), lo.pointwise("lt", b, 0))
     return lo.pointwise("logical_and", lo.pointwise("ne", rest, 0), below)
 
 
-def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
+def _pow(lo: Lowering, a: Lowered | float, b: Lowered | float) -> Lowered:
     if isinstance(b, int | float) and b in (1, 2, 3, 0.5, -0.5, -1, -2):
-        assert isinstance(a, Value)
+        assert isinstance(a, Lowered)
         square = lo.pointwise("mul", a, a)
-        forms: dict[float, Callable[[], Value]] = {
+        forms: dict[float, Callable[[], Lowered]] = {
             1: lambda: a,
             2: lambda: square,
             3: lambda: lo.pointwise("mul", square, a),
@@ -148,65 +148,65 @@ def _pow(lo: Lowering, a: Value | float, b: Value | float) -> Value:
     return lo.pointwise("pow", a, b)
 
 
-def _clamp(lo: Lowering, x: Value, min: Value | float | None = None, max: Value | float | None = None) -> Value:  # noqa: A002
+def _clamp(lo: Lowering, x: Lowered, min: Lowered | float | None = None, max: Lowered | float | None = None) -> Lowered:  # noqa: A002
     """Where the lower bound is above the upper one, that is the upper one; NaN stays, and so does a bound of NaN."""
     y = x if min is None else lo.pointwise("maximum", x, min)
     return y if max is None else lo.pointwise("minimum", y, max)
 
 
-def _where(lo: Lowering, mask: Value, a: Value | float, b: Value | float) -> Value:
+def _where(lo: Lowering, mask: Lowered, a: Lowered | float, b: Lowered | float) -> Lowered:
     return lo.pointwise("where", mask, a, b)
 
 
-def _heaviside(lo: Lowering, x: Value, at_zero: Value) -> Value:
+def _heaviside(lo: Lowering, x: Lowered, at_zero: Lowered) -> Lowered:
     return _choose(lo, "eq", x, 0, at_zero, _choose(lo, "gt", x, 0, 1, 0))
 
 
-def _choose(lo: Lowering, op: str, x: Value | float, edge: float, a: Value | float, b: Value | float) -> Value:
+def _choose(lo: Lowering, op: str, x: Lowered | float, edge: float, a: Lowered | float, b: Lowered | float) -> Lowered:
     return _where(lo, lo.pointwise(op, x, edge), a, b)
 
 
-def _softplus(lo: Lowering, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+def _softplus(lo: Lowering, x: Lowered, beta: float = 1, threshold: float = 20) -> Lowered:
     scaled = lo.pointwise("mul", x, beta)
     soft = lo.pointwise("div", lo.pointwise("log1p", lo.pointwise("exp", scaled)), beta)
     return _choose(lo, "gt", scaled, threshold, x, soft)
 
 
-def _elu(lo: Lowering, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+def _elu(lo: Lowering, x: Lowered, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Lowered:
     low = lo.pointwise("mul", lo.pointwise("expm1", lo.pointwise("mul", x, input_scale)), alpha * scale)
     return _choose(lo, "gt", x, 0, lo.pointwise("mul", x, scale), low)
 
 
-def _celu(lo: Lowering, x: Value, alpha: float = 1) -> Value:
+def _celu(lo: Lowering, x: Lowered, alpha: float = 1) -> Lowered:
     return _elu(lo, x, alpha, 1, 1 / alpha)
 
 
-def _mish(lo: Lowering, x: Value) -> Value:
+def _mish(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("mul", x, lo.pointwise("tanh", _softplus(lo, x)))
 
 
-def _softshrink(lo: Lowering, x: Value, edge: float = 0.5) -> Value:
+def _softshrink(lo: Lowering, x: Lowered, edge: float = 0.5) -> Lowered:
     nearer = _choose(lo, "gt", x, 0, lo.pointwise("sub", x, edge), lo.pointwise("add", x, edge))
     return _choose(lo, "le", lo.pointwise("abs", x), edge, 0, nearer)
 
 
-def _hardtanh(lo: Lowering, x: Value, low: float = -1, high: float = 1) -> Value:
+def _hardtanh(lo: Lowering, x: Lowered, low: float = -1, high: float = 1) -> Lowered:
     return _clamp(lo, x, low, high)
 
 
-def _hardsigmoid(lo: Lowering, x: Value) -> Value:
+def _hardsigmoid(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("div", _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6), 6)
 
 
-def _hardswish(lo: Lowering, x: Value) -> Value:
+def _hardswish(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("div", lo.pointwise("mul", x, _hardtanh(lo, lo.pointwise("add", x, 3), 0, 6)), 6)
 
 
-def _silu(lo: Lowering, x: Value) -> Value:
+def _silu(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("mul", x, lo.pointwise("sigmoid", x))
 
 
-def _gelu(lo: Lowering, x: Value, approximate: str = "none") -> Value:
+def _gelu(lo: Lowering, x: Lowered, approximate: str = "none") -> Lowered:
     if approximate == "tanh":
         cube = lo.pointwise("mul", lo.pointwise("mul", x, x), x)
         inner = lo.pointwise("add", x, lo.pointwise("mul", cube, 0.044715))
@@ -216,32 +216,32 @@ def _gelu(lo: Lowering, x: Value, approximate: str = "none") -> Value:
     return lo.pointwise("mul", lo.pointwise("mul", x, 0.5), lo.pointwise("add", bell, 1))
 
 
-def _log_sigmoid(lo: Lowering, x: Value) -> list[Value]:
+def _log_sigmoid(lo: Lowering, x: Lowered) -> list[Lowered]:
     small = lo.pointwise("minimum", x, 0)
     away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))
     return [lo.pointwise("sub", small, lo.pointwise("log1p", away)), lo.constant(0)]
 
 
-def _asin(lo: Lowering, x: Value) -> Value:
+def _asin(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("atan2", x, _other_side(lo, x))
 
 
-def _acos(lo: Lowering, x: Value) -> Value:
+def _acos(lo: Lowering, x: Lowered) -> Lowered:
     return lo.pointwise("atan2", _other_side(lo, x), x)
 
 
-def _other_side(lo: Lowering, x: Value) -> Value:
+def _other_side(lo: Lowering, x: Lowered) -> Lowered:
     """The cosine of an angle from its sine: sqrt(1 - x^2), without loss near 1."""
     return lo.pointwise("sqrt", lo.pointwise("mul", lo.pointwise("sub", 1, x), lo.pointwise("add", x, 1)))
 
 
-def _log_add_exp(lo: Lowering, a: Value, b: Value) -> Value:
+def _log_add_exp(lo: Lowering, a: Lowered, b: Lowered) -> Lowered:
     away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", lo.pointwise("sub", a, b))))
     total = lo.pointwise("add", lo.pointwise("maximum", a, b), lo.pointwise("log1p", away))
     return _where(lo, lo.pointwise("eq", a, b), lo.pointwise("add", a, math.log(2)), total)  # of infinities, too
 
 
-def _lerp(lo: Lowering, a: Value, b: Value, weight: Value | float) -> Value:
+def _lerp(lo: Lowering, a: Lowered, b: Lowered, weight: Lowered | float) -> Lowered:
     """From the nearer end, so that it is exact at both."""
     way = lo.pointwise("sub", b, a)
     near = lo.pointwise("add", a, lo.pointwise("mul", way, weight))
@@ -251,26 +251,26 @@ def _lerp(lo: Lowering, a: Value, b: Value, weight: Value | float) -> Value:
     return _choose(lo, "lt", lo.pointwise("abs", weight), 0.5, near, far)
 
 
-def _product(lo: Lowering, *factors: Value | float) -> Value:
+def _product(lo: Lowering, *factors: Lowered | float) -> Lowered:
     """From left to right."""
     first, *others = factors
     for factor in others:
         first = lo.pointwise("mul", first, factor)
-    assert isinstance(first, Value)
+    assert isinstance(first, Lowered)
     return first
 
 
-def _tanh_backward(lo: Lowering, grad: Value, y: Value) -> Value:
+def _tanh_backward(lo: Lowering, grad: Lowered, y: Lowered) -> Lowered:
     return lo.pointwise("mul", grad, lo.pointwise("sub", 1, lo.pointwise("mul", y, y)))
 
 
-def _sigmoid_backward(lo: Lowering, grad: Value, y: Value) -> Value:
+def _sigmoid_backward(lo: Lowering, grad: Lowered, y: Lowered) -> Lowered:
     return lo.pointwise("mul", grad, lo.pointwise("mul", y, lo.pointwise("sub", 1, y)))
 
 
 def _elu_backward(
-    lo: Lowering, grad: Value, alpha: float, scale: float, input_scale: float, is_result: bool, x: Value
-) -> Value:
+    lo: Lowering, grad: Lowered, alpha: float, scale: float, input_scale: float, is_result: bool, x: Lowered
+) -> Lowered:
     """Of the argument, or of the result."""
     low = (
         lo.pointwise("add", x, alpha * scale) if is_result else lo.pointwise("exp", lo.pointwise("mul", x, input_scale))
@@ -279,32 +279,32 @@ def _elu_backward(
     return _choose(lo, "gt", x, 0, lo.pointwise("mul", grad, scale), lo.pointwise("mul", slope, low))
 
 
-def _softplus_backward(lo: Lowering, grad: Value, x: Value, beta: float, threshold: float) -> Value:
+def _softplus_backward(lo: Lowering, grad: Lowered, x: Lowered, beta: float, threshold: float) -> Lowered:
     scaled = lo.pointwise("mul", x, beta)
     power = lo.pointwise("exp", scaled)
     soft = lo.pointwise("div", lo.pointwise("mul", grad, power), lo.pointwise("add", power, 1))
     return _choose(lo, "gt", scaled, threshold, grad, soft)
 
 
-def _log_sigmoid_backward(lo: Lowering, grad: Value, x: Value, buffer: Value) -> Value:
+def _log_sigmoid_backward(lo: Lowering, grad: Lowered, x: Lowered, buffer: Lowered) -> Lowered:
     away = lo.pointwise("exp", lo.pointwise("neg", lo.pointwise("abs", x)))  # what `buffer` is, if it is anything
     part = lo.pointwise("div", away, lo.pointwise("add", away, 1))
     return lo.pointwise("mul", _choose(lo, "lt", x, 0, lo.pointwise("sub", 1, part), part), grad)
 
 
-def _silu_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+def _silu_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:
     gate = lo.pointwise("sigmoid", x)
     slope = lo.pointwise("add", lo.pointwise("mul", x, lo.pointwise("sub", 1, gate)), 1)
     return _product(lo, grad, gate, slope)
 
 
-def _mish_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+def _mish_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:
     soft = lo.pointwise("tanh", lo.pointwise("log1p", lo.pointwise("exp", x)))
     curve = _product(lo, lo.pointwise("sigmoid", x), x, lo.pointwise("sub", 1, lo.pointwise("mul", soft, soft)))
     return lo.pointwise("mul", grad, lo.pointwise("add", soft, curve))
 
 
-def _gelu_backward(lo: Lowering, grad: Value, x: Value, approximate: str = "none") -> Value:
+def _gelu_backward(lo: Lowering, grad: Lowered, x: Lowered, approximate: str = "none") -> Lowered:
     square = lo.pointwise("mul", x, x)
     if approximate == "tanh":
         root = math.sqrt(2 / math.pi)
@@ -320,33 +320,33 @@ def _gelu_backward(lo: Lowering, grad: Value, x: Value, approximate: str = "none
     return lo.pointwise("mul", grad, lo.pointwise("add", half, curve))
 
 
-def _shrink_backward(lo: Lowering, grad: Value, x: Value, edge: float) -> Value:
+def _shrink_backward(lo: Lowering, grad: Lowered, x: Lowered, edge: float) -> Lowered:
     return _choose(lo, "gt", lo.pointwise("abs", x), edge, grad, 0)
 
 
-def _hardtanh_backward(lo: Lowering, grad: Value, x: Value, low: float, high: float) -> Value:
+def _hardtanh_backward(lo: Lowering, grad: Lowered, x: Lowered, low: float, high: float) -> Lowered:
     return _choose(lo, "gt", x, low, _choose(lo, "lt", x, high, grad, 0), 0)
 
 
-def _hardsigmoid_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+def _hardsigmoid_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:
     return _hardtanh_backward(lo, lo.pointwise("mul", grad, 1 / 6), x, -3, 3)
 
 
-def _hardswish_backward(lo: Lowering, grad: Value, x: Value) -> Value:
+def _hardswish_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:
     slope = lo.pointwise("add", lo.pointwise("div", x, 3), 0.5)
     return _choose(lo, "le", x, -3, 0, _choose(lo, "ge", x, 3, grad, lo.pointwise("mul", grad, slope)))
 
 
-def _leaky_relu_backward(lo: Lowering, grad: Value, x: Value, slope: float, is_result: bool = False) -> Value:
+def _leaky_relu_backward(lo: Lowering, grad: Lowered, x: Lowered, slope: float, is_result: bool = False) -> Lowered:
     return _choose(lo, "gt", x, 0, grad, lo.pointwise("mul", grad, slope))
 
 
-def _prelu_backward(lo: Lowering, grad: Value, x: Value, slope: Value) -> list[Value]:
+def _prelu_backward(lo: Lowering, grad: Lowered, x: Lowered, slope: Lowered) -> list[Lowered]:
     own = _choose(lo, "gt", x, 0, grad, lo.pointwise("mul", slope, grad))
     return [own, _choose(lo, "gt", x, 0, 0, lo.pointwise("mul", x, grad))]
 
 
-def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
+def _cast(lo: Lowering, x: Lowered, dtype: Any = None, **_: Any) -> Lowered:
     """Take a mask or another number as a number of the program's type, as conversions in a cell mean."""
     if dtype == torch.bool:
         return lo.mask(x)
@@ -357,8 +357,8 @@ def _cast(lo: Lowering, x: Value, dtype: Any = None, **_: Any) -> Value:
 
 
 def _bitwise(op: str) -> Rule:
-    def rule(lo: Lowering, *args: Value) -> Value:
-        if not all(isinstance(a, Value) and lo.is_mask(a) for a in args):
+    def rule(lo: Lowering, *args: Lowered) -> Lowered:
+        if not all(isinstance(a, Lowered) and lo.is_mask(a) for a in args):
             msg = "of integers"
             raise ValueError(msg)
         return lo.pointwise(op, *args)
@@ -366,35 +366,35 @@ def _bitwise(op: str) -> Rule:
     return rule
 
 
-def _any(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+def _any(lo: Lowering, x: Lowered, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Lowered:
     return lo.mask(_sum(lo, lo.mask(x), dims, keepdim))
 
 
-def _all(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Value:
+def _all(lo: Lowering, x: Lowered, dims: Sequence[int] | int | None = None, keepdim: bool = False) -> Lowered:
     return lo.pointwise("logical_not", _any(lo, lo.pointwise("logical_not", x), dims, keepdim))
 
 
-def _sum(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+def _sum(lo: Lowering, x: Lowered, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Lowered:
     return _reduced(lo, "sum", x, dims, keepdim)
 
 
-def _amin(lo: Lowering, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+def _amin(lo: Lowering, x: Lowered, dims: Sequence[int] = (), keepdim: bool = False) -> Lowered:
     return lo.pointwise("neg", _amax(lo, lo.pointwise("neg", x), dims, keepdim))
 
 
-def _amax(lo: Lowering, x: Value, dims: Sequence[int] = (), keepdim: bool = False) -> Value:
+def _amax(lo: Lowering, x: Lowered, dims: Sequence[int] = (), keepdim: bool = False) -> Lowered:
     return _reduced(lo, "max", x, dims, keepdim)
 
 
-def _reduced(lo: Lowering, op: str, x: Value, dims: Sequence[int] | int | None, keepdim: bool) -> Value:
+def _reduced(lo: Lowering, op: str, x: Lowered, dims: Sequence[int] | int | None, keepdim: bool) -> Lowered:
     dims = [dims] if isinstance(dims, int) else list(dims or range(x.codes.ndim + x.batched))
     axes = sorted(_axis(x, d) for d in dims)
     for axis in axes:
         x = lo.reduce(op, x, axis)
-    return x if keepdim else Value(x.codes.squeeze(tuple(axes)), x.batched)
+    return x if keepdim else Lowered(x.codes.squeeze(tuple(axes)), x.batched)
 
 
-def _einsum(lo: Lowering, equation: str, values: Sequence[Value], path: None = None) -> Value:
+def _einsum(lo: Lowering, equation: str, values: Sequence[Lowered], path: None = None) -> Lowered:
     """As a trace records it: the batch is the first letter of what has one."""
     inputs, _, output = equation.partition("->")
     terms = []
@@ -406,35 +406,35 @@ def _einsum(lo: Lowering, equation: str, values: Sequence[Value], path: None = N
     return lo.contract(values, terms, output[1:])
 
 
-def _columns(x: Value, dim: int, cure: str = "") -> tuple[list[Value], int]:
+def _columns(x: Lowered, dim: int, cure: str = "") -> tuple[list[Lowered], int]:
     """What lies along a dimension, one by one, and which axis that is."""
     axis = _axis(x, dim)
     moved = np.moveaxis(x.codes, axis, 0)
     if len(moved) > MOST_COLUMNS:
         msg = f"along {len(moved)} features, which are taken one by one: {MOST_COLUMNS} at most{cure}"
         raise ValueError(msg)
-    return [Value(np.asarray(codes), x.batched) for codes in moved], axis
+    return [Lowered(np.asarray(codes), x.batched) for codes in moved], axis
 
 
-def _extreme(lo: Lowering, no_better: str, x: Value, dim: int, keepdim: bool) -> list[Value]:
+def _extreme(lo: Lowering, no_better: str, x: Lowered, dim: int, keepdim: bool) -> list[Lowered]:
     """The first of the best, which is NaN if any is, and where it is."""
     (value, *others), axis = _columns(x, dim, "; amax and amin take any number")
     index = lo.constant(0, value.codes.shape, value.batched)
     for k, other in enumerate(others, 1):
         stays = lo.pointwise("logical_or", lo.pointwise(no_better, other, value), lo.pointwise("ne", value, value))
         value, index = _where(lo, stays, value, other), _where(lo, stays, index, k)
-    return [Value(np.expand_dims(v.codes, axis), v.batched) if keepdim else v for v in (value, index)]
+    return [Lowered(np.expand_dims(v.codes, axis), v.batched) if keepdim else v for v in (value, index)]
 
 
-def _max(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value | list[Value]:
+def _max(lo: Lowering, x: Lowered, dim: int | None = None, keepdim: bool = False) -> Lowered | list[Lowered]:
     return _amax(lo, x) if dim is None else _extreme(lo, "le", x, dim, keepdim)
 
 
-def _min(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False) -> Value | list[Value]:
+def _min(lo: Lowering, x: Lowered, dim: int | None = None, keepdim: bool = False) -> Lowered | list[Lowered]:
     return _amin(lo, x) if dim is None else _extreme(lo, "ge", x, dim, keepdim)
 
 
-_Item = tuple[Value, Value]  # a value, and which of the features it was
+_Item = tuple[Lowered, Lowered]  # a value, and which of the features it was
 
 
 def _exchanged(lo: Lowering, a: _Item, b: _Item, comes_first: str) -> tuple[_Item, _Item]:
@@ -447,7 +447,7 @@ def _exchanged(lo: Lowering, a: _Item, b: _Item, comes_first: str) -> tuple[_Ite
     return first, (_where(lo, swaps, a[0], b[0]), _where(lo, swaps, a[1], b[1]))
 
 
-def _ordered(lo: Lowering, x: Value, dim: int, count: int, descending: bool) -> list[Value]:
+def _ordered(lo: Lowering, x: Lowered, dim: int, count: int, descending: bool) -> list[Lowered]:
     """The first so many of the features in order, and which they were: each in turn is brought to the front."""
     columns, axis = _columns(x, dim)
     swaps = sum(len(columns) - 1 - place for place in range(min(count, len(columns) - 1)))
@@ -458,44 +458,46 @@ def _ordered(lo: Lowering, x: Value, dim: int, count: int, descending: bool) -> 
     for place in range(count):
         for k in range(len(items) - 1, place, -1):
             items[k - 1 : k + 1] = _exchanged(lo, items[k - 1], items[k], "gt" if descending else "lt")
-    return [Value(np.stack([item[part].codes for item in items[:count]], axis), x.batched) for part in (0, 1)]
+    return [Lowered(np.stack([item[part].codes for item in items[:count]], axis), x.batched) for part in (0, 1)]
 
 
 def _sort(
-    lo: Lowering, x: Value, dim: int = -1, descending: bool = False, *, stable: bool | None = None
-) -> list[Value]:
+    lo: Lowering, x: Lowered, dim: int = -1, descending: bool = False, *, stable: bool | None = None
+) -> list[Lowered]:
     return _ordered(lo, x, dim, x.codes.shape[_axis(x, dim)], descending)
 
 
-def _topk(lo: Lowering, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Value]:  # noqa: A002
+def _topk(lo: Lowering, x: Lowered, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> list[Lowered]:  # noqa: A002
     """The values alone: which of equal ones it took, PyTorch leaves open."""
     return _ordered(lo, x, dim, k, largest)[:1]
 
 
-def _cumulative(combine: Callable[[Lowering, Value, Value], Value]) -> Rule:
-    def rule(lo: Lowering, x: Value, dim: int, **_: Any) -> Value:
+def _cumulative(combine: Callable[[Lowering, Lowered, Lowered], Lowered]) -> Rule:
+    def rule(lo: Lowering, x: Lowered, dim: int, **_: Any) -> Lowered:
         columns, axis = _columns(x, dim)
         totals = itertools.accumulate(columns, functools.partial(combine, lo))
-        return Value(np.stack([v.codes for v in totals], axis), x.batched)
+        return Lowered(np.stack([v.codes for v in totals], axis), x.batched)
 
     return rule
 
 
-def _prod(lo: Lowering, x: Value, dim: int | None = None, keepdim: bool = False, **_: Any) -> Value:
+def _prod(lo: Lowering, x: Lowered, dim: int | None = None, keepdim: bool = False, **_: Any) -> Lowered:
     """One factor after the other, so that the gradient of one does not divide by it."""
     columns, axis = _columns(x, 0 if dim is None else dim)
     product = lo.number(columns[0])
     for factor in columns[1:]:
         product = lo.pointwise("mul", product, factor)
-    return Value(np.expand_dims(product.codes, axis), product.batched) if keepdim else product
+    return Lowered(np.expand_dims(product.codes, axis), product.batched) if keepdim else product
 
 
-def _mean(lo: Lowering, x: Value, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any) -> Value:
+def _mean(
+    lo: Lowering, x: Lowered, dims: Sequence[int] | int | None = None, keepdim: bool = False, **_: Any
+) -> Lowered:
     total = _sum(lo, x, dims, keepdim)
     return lo.pointwise("mul", total, total.codes.size / x.codes.size)
 
 
-def _var(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Value:
+def _var(lo: Lowering, x: Lowered, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Lowered:
     if isinstance(dims, bool):
         msg = "with `unbiased`"
         raise ValueError(msg)  # noqa: TRY004 - it is caught and told as a form that is not known
@@ -505,19 +507,19 @@ def _var(lo: Lowering, x: Value, dims: Any = None, *, correction: float | None =
     return lo.pointwise("mul", total, 1 / (count - (1 if correction is None else correction)))
 
 
-def _std(lo: Lowering, x: Value, dims: Any = None, **options: Any) -> Value:
+def _std(lo: Lowering, x: Lowered, dims: Any = None, **options: Any) -> Lowered:
     return _root(lo, _var(lo, x, dims, **options))
 
 
 def _var_mean(
-    lo: Lowering, x: Value, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False
-) -> list[Value]:
+    lo: Lowering, x: Lowered, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False
+) -> list[Lowered]:
     return [_var(lo, x, dims, correction=correction, keepdim=keepdim), _mean(lo, x, dims, keepdim)]
 
 
 def _layer_norm(
-    lo: Lowering, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
-) -> list[Value]:
+    lo: Lowering, x: Lowered, shape: Sequence[int], weight: Lowered | None, bias: Lowered | None, eps: float
+) -> list[Lowered]:
     dims = [x.codes.ndim + x.batched - 1 - k for k in range(len(shape))]
     mean = _mean(lo, x, dims, keepdim=True)
     off = lo.pointwise("sub", x, mean)
@@ -532,41 +534,43 @@ def _layer_norm(
 
 
 def _group_norm(
-    lo: Lowering, x: Value, weight: Value | None, bias: Value | None, n: int, channels: int, places: int, groups: int,
-    eps: float,
-) -> list[Value]:  # fmt: skip
+    lo: Lowering, x: Lowered, weight: Lowered | None, bias: Lowered | None, n: int, channels: int, places: int,
+    groups: int, eps: float,
+) -> list[Lowered]:  # fmt: skip
     if not x.batched or x.codes.shape[0] != channels:
         msg = "along the batch"
         raise ValueError(msg)
-    grouped = Value(x.codes.reshape(groups, -1), batched=True)
+    grouped = Lowered(x.codes.reshape(groups, -1), batched=True)
     y, mean, scale = _layer_norm(lo, grouped, grouped.codes.shape[1:], None, None, eps)
-    y = Value(y.codes.reshape(channels, -1), batched=True)
+    y = Lowered(y.codes.reshape(channels, -1), batched=True)
     for op, value in (("mul", weight), ("add", bias)):
         if value is not None:
-            y = lo.pointwise(op, y, Value(value.codes[:, None], value.batched))
-    mean, scale = (Value(v.codes.reshape(groups), batched=True) for v in (mean, scale))
-    return [Value(y.codes.reshape(x.codes.shape), batched=True), mean, scale]
+            y = lo.pointwise(op, y, Lowered(value.codes[:, None], value.batched))
+    mean, scale = (Lowered(v.codes.reshape(groups), batched=True) for v in (mean, scale))
+    return [Lowered(y.codes.reshape(x.codes.shape), batched=True), mean, scale]
 
 
-def _log_softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
+def _log_softmax(lo: Lowering, x: Lowered, dim: int, half_to_float: bool = False) -> Lowered:
     off = lo.pointwise("sub", x, _amax(lo, x, [dim], keepdim=True))
     return lo.pointwise("sub", off, lo.pointwise("log", _sum(lo, lo.pointwise("exp", off), [dim], keepdim=True)))
 
 
-def _log_sum_exp(lo: Lowering, x: Value, dims: Sequence[int], keepdim: bool = False) -> Value:
+def _log_sum_exp(lo: Lowering, x: Lowered, dims: Sequence[int], keepdim: bool = False) -> Lowered:
     top = _amax(lo, x, dims, keepdim=True)
     top = _choose(lo, "eq", lo.pointwise("abs", top), math.inf, 0, top)
     total = _sum(lo, lo.pointwise("exp", lo.pointwise("sub", x, top)), dims, keepdim=True)
     y = lo.pointwise("add", lo.pointwise("log", total), top)
-    return y if keepdim else Value(y.codes.squeeze(tuple(_axis(x, d) for d in dims)), y.batched)
+    return y if keepdim else Lowered(y.codes.squeeze(tuple(_axis(x, d) for d in dims)), y.batched)
 
 
-def _softmax(lo: Lowering, x: Value, dim: int, half_to_float: bool = False) -> Value:
+def _softmax(lo: Lowering, x: Lowered, dim: int, half_to_float: bool = False) -> Lowered:
     top = lo.pointwise("exp", lo.pointwise("sub", x, _amax(lo, x, [dim], keepdim=True)))
     return lo.pointwise("div", top, _sum(lo, top, [dim], keepdim=True))
 
 
-def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, keepdim: bool = False, **_: Any) -> Value:
+def _norm(
+    lo: Lowering, x: Lowered, order: float | None = 2, dims: Any = None, keepdim: bool = False, **_: Any
+) -> Lowered:
     if order in (2, None):
         return _root(lo, _sum(lo, lo.pointwise("mul", x, x), dims, keepdim))
     assert order is not None
@@ -581,26 +585,26 @@ def _norm(lo: Lowering, x: Value, order: float | None = 2, dims: Any = None, kee
     return _power(lo, _sum(lo, _power(lo, size, order), dims, keepdim), 1 / order)
 
 
-def _clip_norm(lo: Lowering, x: Value, bound: Value) -> Value:
+def _clip_norm(lo: Lowering, x: Lowered, bound: Lowered) -> Lowered:
     if len(lo.pieces(x)) > 1:
         msg = "of numbers that lie apart"
         raise ValueError(msg)
     return lo.pointwise("clip_gradient_norm", x, bound)
 
 
-def _power(lo: Lowering, x: Value, exponent: float) -> Value:
+def _power(lo: Lowering, x: Lowered, exponent: float) -> Lowered:
     """A power of numbers that are not negative: where one is zero, its gradient is zero too, as that of a norm is."""
     power = lo.composite("aten.pow.Tensor_Scalar", (_choose(lo, "eq", x, 0, 1, x), exponent), {})
     return _choose(lo, "eq", x, 0, 0, power)
 
 
-def _root(lo: Lowering, square: Value) -> Value:
+def _root(lo: Lowering, square: Lowered) -> Lowered:
     """The root of a sum of squares: where that is zero, its gradient is zero too, as PyTorch's is."""
     root = lo.pointwise("sqrt", _choose(lo, "eq", square, 0, 1, square))
     return _choose(lo, "eq", square, 0, 0, root)
 
 
-def _index(lo: Lowering, x: Value, indices: Sequence[NDArray[Any] | None]) -> Value:
+def _index(lo: Lowering, x: Lowered, indices: Sequence[NDArray[Any] | None]) -> Lowered:
     places = [k for k, index in enumerate(indices) if index is not None]
     if x.batched and (not places or places[0] == 0):
         msg = "along the batch"
@@ -609,10 +613,10 @@ def _index(lo: Lowering, x: Value, indices: Sequence[NDArray[Any] | None]) -> Va
         msg = "of dimensions that are not side by side"
         raise ValueError(msg)
     inner = indices[1:] if x.batched else indices
-    return Value(x.codes[tuple(slice(None) if index is None else index for index in inner)], x.batched)
+    return Lowered(x.codes[tuple(slice(None) if index is None else index for index in inner)], x.batched)
 
 
-def _gather(lo: Lowering, x: Value, dim: int, index: NDArray[Any], **_: Any) -> Value:
+def _gather(lo: Lowering, x: Lowered, dim: int, index: NDArray[Any], **_: Any) -> Lowered:
     axis = _axis(x, dim)
     if x.batched:
         if len(index) == 0 or (index != index[:1]).any():
@@ -620,10 +624,10 @@ def _gather(lo: Lowering, x: Value, dim: int, index: NDArray[Any], **_: Any) -> 
             raise ValueError(msg)
         index = index[0]
     part = tuple(slice(None) if k == axis else slice(n) for k, n in enumerate(index.shape))
-    return Value(np.take_along_axis(x.codes[part], index, axis), x.batched)
+    return Lowered(np.take_along_axis(x.codes[part], index, axis), x.batched)
 
 
-def _pad(lo: Lowering, x: Value, pad: Sequence[int], value: float = 0) -> Value:
+def _pad(lo: Lowering, x: Lowered, pad: Sequence[int], value: float = 0) -> Lowered:
     """Numbers beside the features; of the last dimension first, and taken away where there are less than none."""
     if len(pad) // 2 > x.codes.ndim:
         msg = "along the batch"
@@ -634,17 +638,17 @@ def _pad(lo: Lowering, x: Value, pad: Sequence[int], value: float = 0) -> Value:
         codes = codes[(slice(None),) * axis + (slice(max(-before, 0), codes.shape[axis] - max(-after, 0)),)]
         shapes = [(*codes.shape[:axis], max(n, 0), *codes.shape[axis + 1 :]) for n in (before, after)]
         codes = np.concatenate([np.broadcast_to(filler, shapes[0]), codes, np.broadcast_to(filler, shapes[1])], axis)
-    return Value(codes, x.batched)
+    return Lowered(codes, x.batched)
 
 
 def _layout(move: Callable[..., NDArray[np.int64]]) -> Rule:
     """Make the rule of an operation that moves codes along one dimension, given after the tensor."""
-    return lambda lo, x, dim=0, *args: Value(move(x.codes, _axis(x, dim), *args), x.batched)
+    return lambda lo, x, dim=0, *args: Lowered(move(x.codes, _axis(x, dim), *args), x.batched)
 
 
 def _slice(
-    lo: Lowering, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Value:
+    lo: Lowering, x: Lowered, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Lowered:
     rank = x.codes.ndim + x.batched
     if x.batched and dim % rank == 0:
         if start in (None, 0) and step == 1 and (end is None or end > 10**9):
@@ -652,110 +656,110 @@ def _slice(
         msg = "along the batch"
         raise ValueError(msg)
     axis = _axis(x, dim)
-    return Value(x.codes[(slice(None),) * axis + (slice(start, end, step),)], x.batched)
+    return Lowered(x.codes[(slice(None),) * axis + (slice(start, end, step),)], x.batched)
 
 
-def _split(lo: Lowering, x: Value, size: int | Sequence[int], dim: int = 0) -> list[Value]:
+def _split(lo: Lowering, x: Lowered, size: int | Sequence[int], dim: int = 0) -> list[Lowered]:
     axis = _axis(x, dim)
     total = x.codes.shape[axis]
     sizes = [size] * math.ceil(total / size) if isinstance(size, int) else size
     parts = np.split(x.codes, np.cumsum(sizes)[:-1], axis)
-    return [Value(p, x.batched) for p in parts]
+    return [Lowered(p, x.batched) for p in parts]
 
 
-def _unbind(lo: Lowering, x: Value, dim: int = 0) -> list[Value]:
+def _unbind(lo: Lowering, x: Lowered, dim: int = 0) -> list[Lowered]:
     axis = _axis(x, dim)
-    return [Value(np.asarray(x.codes.take(k, axis)), x.batched) for k in range(x.codes.shape[axis])]
+    return [Lowered(np.asarray(x.codes.take(k, axis)), x.batched) for k in range(x.codes.shape[axis])]
 
 
-def _cat(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
-    return Value(np.concatenate([v.codes for v in _alike(values)], _axis(values[0], dim)), values[0].batched)
+def _cat(lo: Lowering, values: Sequence[Lowered], dim: int = 0) -> Lowered:
+    return Lowered(np.concatenate([v.codes for v in _alike(values)], _axis(values[0], dim)), values[0].batched)
 
 
-def _stack(lo: Lowering, values: Sequence[Value], dim: int = 0) -> Value:
+def _stack(lo: Lowering, values: Sequence[Lowered], dim: int = 0) -> Lowered:
     first = values[0]
     rank = first.codes.ndim + first.batched + 1
     axis = (dim + rank if dim < 0 else dim) - first.batched
     if axis < 0:
         msg = "along the batch"
         raise ValueError(msg)
-    return Value(np.stack([v.codes for v in _alike(values)], axis), first.batched)
+    return Lowered(np.stack([v.codes for v in _alike(values)], axis), first.batched)
 
 
-def _glu(lo: Lowering, x: Value, dim: int = -1) -> Value:
+def _glu(lo: Lowering, x: Lowered, dim: int = -1) -> Lowered:
     axis = _axis(x, dim)
     half = x.codes.shape[axis] // 2
-    a, b = (Value(codes, x.batched) for codes in np.split(x.codes, [half], axis))
+    a, b = (Lowered(codes, x.batched) for codes in np.split(x.codes, [half], axis))
     return lo.pointwise("mul", a, lo.pointwise("sigmoid", b))
 
 
-def _roll(lo: Lowering, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
+def _roll(lo: Lowering, x: Lowered, shifts: Sequence[int], dims: Sequence[int] = ()) -> Lowered:
     if not dims:
         msg = "across the batch"
         raise ValueError(msg)
-    return Value(np.roll(x.codes, tuple(shifts), tuple(_axis(x, d) for d in dims)), x.batched)
+    return Lowered(np.roll(x.codes, tuple(shifts), tuple(_axis(x, d) for d in dims)), x.batched)
 
 
-def _flip(lo: Lowering, x: Value, dims: Sequence[int]) -> Value:
-    return Value(np.flip(x.codes, tuple(_axis(x, d) for d in dims)), x.batched)
+def _flip(lo: Lowering, x: Lowered, dims: Sequence[int]) -> Lowered:
+    return Lowered(np.flip(x.codes, tuple(_axis(x, d) for d in dims)), x.batched)
 
 
-def _alike(values: Sequence[Value]) -> Sequence[Value]:
+def _alike(values: Sequence[Lowered]) -> Sequence[Lowered]:
     if len({v.batched for v in values}) > 1:
         msg = "of tensors with and without a batch"
         raise ValueError(msg)
     return values
 
 
-def _view(lo: Lowering, x: Value, size: Sequence[int]) -> Value:
+def _view(lo: Lowering, x: Lowered, size: Sequence[int]) -> Lowered:
     inner = list(size[1:]) if x.batched else list(size)
     if x.batched and math.prod(s for s in inner if s != -1) not in (x.codes.size, 0) and -1 not in inner:
         msg = "across the batch; keep it as the first dimension"
         raise ValueError(msg)
-    return Value(x.codes.reshape(inner), x.batched)
+    return Lowered(x.codes.reshape(inner), x.batched)
 
 
-def _expand(lo: Lowering, x: Value, size: Sequence[int], implicit: bool = False) -> Value:
+def _expand(lo: Lowering, x: Lowered, size: Sequence[int], implicit: bool = False) -> Lowered:
     inner = list(size[1:]) if x.batched else list(size)
     offset = len(inner) - x.codes.ndim
     shape = [x.codes.shape[k - offset] if s == -1 else s for k, s in enumerate(inner)]
-    return Value(np.broadcast_to(x.codes, shape), x.batched)
+    return Lowered(np.broadcast_to(x.codes, shape), x.batched)
 
 
-def _repeat(lo: Lowering, x: Value, repeats: Sequence[int]) -> Value:
+def _repeat(lo: Lowering, x: Lowered, repeats: Sequence[int]) -> Lowered:
     if x.batched and (len(repeats) != x.codes.ndim + 1 or repeats[0] != 1):
         msg = "along the batch"
         raise ValueError(msg)
-    return Value(np.tile(x.codes, repeats[int(x.batched) :]), x.batched)
+    return Lowered(np.tile(x.codes, repeats[int(x.batched) :]), x.batched)
 
 
-def _unsqueeze(lo: Lowering, x: Value, dim: int) -> Value:
+def _unsqueeze(lo: Lowering, x: Lowered, dim: int) -> Lowered:
     rank = x.codes.ndim + x.batched + 1
     axis = (dim + rank if dim < 0 else dim) - x.batched
     if axis < 0:
         msg = "before the batch"
         raise ValueError(msg)
-    return Value(np.expand_dims(x.codes, axis), x.batched)
+    return Lowered(np.expand_dims(x.codes, axis), x.batched)
 
 
-def _squeeze(lo: Lowering, x: Value, dims: int | Sequence[int] | None = None) -> Value:
+def _squeeze(lo: Lowering, x: Lowered, dims: int | Sequence[int] | None = None) -> Lowered:
     wanted = range(x.batched, x.codes.ndim + x.batched) if dims is None else [dims] if isinstance(dims, int) else dims
     axes = tuple(a for a in (_axis(x, d) for d in wanted) if x.codes.shape[a] == 1)
-    return Value(x.codes.squeeze(axes), x.batched)
+    return Lowered(x.codes.squeeze(axes), x.batched)
 
 
-def _transpose(lo: Lowering, x: Value, a: int, b: int) -> Value:
-    return Value(x.codes.swapaxes(_axis(x, a), _axis(x, b)), x.batched)
+def _transpose(lo: Lowering, x: Lowered, a: int, b: int) -> Lowered:
+    return Lowered(x.codes.swapaxes(_axis(x, a), _axis(x, b)), x.batched)
 
 
-def _permute(lo: Lowering, x: Value, dims: Sequence[int]) -> Value:
+def _permute(lo: Lowering, x: Lowered, dims: Sequence[int]) -> Lowered:
     if x.batched and dims[0] != 0:
         msg = "of the batch"
         raise ValueError(msg)
-    return Value(x.codes.transpose([_axis(x, d) for d in dims[int(x.batched) :]]), x.batched)
+    return Lowered(x.codes.transpose([_axis(x, d) for d in dims[int(x.batched) :]]), x.batched)
 
 
-def _same(lo: Lowering, x: Value, *_: Any, **__: Any) -> Value:
+def _same(lo: Lowering, x: Lowered, *_: Any, **__: Any) -> Lowered:
     return x
 
 
@@ -763,7 +767,7 @@ def _like(number: float) -> Rule:
     return lambda lo, x, *_, **__: lo.constant(number, x.codes.shape, x.batched)
 
 
-def _full_like(lo: Lowering, x: Value, number: float, **_: Any) -> Value:
+def _full_like(lo: Lowering, x: Lowered, number: float, **_: Any) -> Lowered:
     return lo.constant(number, x.codes.shape, x.batched)
 
 

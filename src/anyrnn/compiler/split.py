@@ -1,6 +1,7 @@
 """A cell's graph in four parts: once, before, loop, after.
 
 once    depends on the weights only: run once a call, in PyTorch
+(rows)  on a context, too, which is the same at every step: likewise run once a call, for all rows of the batch
 before  depends on the input too, not on the state: run for all time steps at once, in PyTorch
 loop    depends on the state, and the next state depends on it: becomes a loop program
 after   depends on the state, and no state depends on it: run for all time steps at once, in PyTorch
@@ -16,27 +17,27 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from anyrnn.compiler.draws import drawn_apart
 from anyrnn.compiler.dtypes import Types
-from anyrnn.compiler.graph import SHAPE_ARGUMENTS, Graph, Op, Ref, scaled
-from anyrnn.compiler.lower import MOST_SEGMENTS, Lowering, Value
+from anyrnn.compiler.graph import Graph, Op, Ref
+from anyrnn.compiler.lower import MOST_SEGMENTS, Lowered, Lowering
 from anyrnn.compiler.node import Builder, Node, ordered
 from anyrnn.compiler.passes import PASSES
 from anyrnn.compiler.program import ROLES, Array, Program, free_name
-from anyrnn.compiler.rules import INDICES, RULES, lower
+from anyrnn.compiler.rules import INDEX_ARGUMENTS, RULES, lower
+from anyrnn.compiler.torch_ops import PRODUCTS, Ops, mixes_rows
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
 _ONCE, _ROW, _BEFORE, _LOOP = range(4)
 
@@ -48,7 +49,6 @@ _ABSORBED = frozenset({"addmm", "mm", "add", "cat", "slice", "split", "split_wit
     *("select", "view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "chunk", "detach", "alias", "clone"),
     *("native_layer_norm", "native_group_norm"),
 }
-_PRODUCTS = frozenset({"addmm", "mm"})
 #: Operations that fill a tensor with one number: which of their arguments it is.
 _FACTORIES: Mapping[str, Callable[[Sequence[Any]], float]] = {
     **dict.fromkeys(("zeros", "new_zeros", "empty", "new_empty", "empty_like"), lambda args: 0.0),
@@ -65,8 +65,8 @@ class Split:
 
     Attributes:
         graph: The whole step, random numbers drawn apart from the state.
-        once, rows, before, after: The operations that PyTorch runs. Those of `rows` depend on a context: they run as
-            often as `once`, for every row of the batch.
+        once, rows, before, after: The operations that PyTorch runs: `once` and `rows` once a call, `before` and `after`
+            for the rows of all time steps.
         lowered: The loop as it is lowered, before any pass.
         program: The loop, after `PASSES`.
         tensors: For each stream, row, vector, matrix and output of the program, by name, the tensor of the graph.
@@ -101,38 +101,42 @@ def split(graph: Graph, most_segments: int = MOST_SEGMENTS, as_step: bool = Fals
         AnyRNNError: if the loop holds an operation that the loop program lacks. The message names it.
     """
     graph = drawn_apart(graph)
-    graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # the lowering adds to them
+    graph = replace(graph, shapes=dict(graph.shapes), dtypes=dict(graph.dtypes))  # `_hoist` adds tensors to the graph
     part = _part_of(graph)
-    results = graph.series
     if as_step:
         part = _moved_inside(graph, part)
-    for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, results)
-    of_state = [s for s in graph.ops if part[s.outputs[0]] == _LOOP and for_states.isdisjoint(s.outputs)]
-    if as_step:
-        of_state = _behind(of_state, [s for s in of_state if not _is_lowerable(s)])
-    after = tuple(s for s in of_state if for_results.intersection(s.outputs))
-    wanted = [*results, *(r for s in after for r in s.inputs)]
-    after_outputs = {r for s in after for r in s.outputs}
-    outputs = tuple(dict.fromkeys(r for r in wanted if part[r] == _LOOP and r not in after_outputs))
-    _check_rows(graph, part, wanted)
+    after = _after(graph, part, as_step)
+    computed_after = {r for op in after for r in op.outputs}
+    read_after = [*graph.series, *(r for op in after for r in op.inputs)]  # returned, or read by `after`
+    outputs = tuple(dict.fromkeys(r for r in read_after if part[r] == _LOOP and r not in computed_after))
+    _check_rows(graph, part, read_after)
 
     loop = _LoopLowering(graph, part, most_segments)
     pieces = {array: loop.pieces(ref) for array, ref in zip(loop.states, graph.new_states, strict=True)}
     for ref in outputs:
-        values = loop.pieces(ref)
-        pieces[loop.array("output", ref, sum(v.width for v in values))] = values
+        nodes = loop.pieces(ref)
+        pieces[loop.array("output", ref, sum(n.width for n in nodes))] = nodes
     program = lowered = Program(loop.arrays(pieces), pieces, loop.names())
     for transform in PASSES:
         program = transform(program)
     tensors = {a.name: loop.tensors[a.name] for a in program.of("stream", "row", "vector", "matrix", "output")}
     graph = replace(graph, ops=(*graph.ops, *loop.hoisted))
-    outside = _ancestors(graph.ops, (r for r in (*tensors.values(), *wanted) if part[r] != _LOOP))
+    read = _ancestors(graph.ops, (r for r in (*tensors.values(), *read_after) if part[r] != _LOOP))
     once, rows, before = (
-        tuple(s for s in graph.ops if part[s.outputs[0]] == which and outside.intersection(s.outputs))
+        tuple(op for op in graph.ops if part[op.outputs[0]] == which and read.intersection(op.outputs))
         for which in (_ONCE, _ROW, _BEFORE)
     )
     of_rows = tuple(r for r, p in part.items() if p == _ROW)
     return Split(graph, once, _with_spread(rows, once, graph), before, after, lowered, program, tensors, of_rows)
+
+
+def _after(graph: Graph, part: Mapping[Ref, int], as_step: bool) -> tuple[Op, ...]:
+    """The operations after the loop: they depend on the state, a result needs them, and no new state does."""
+    for_states, for_results = _ancestors(graph.ops, graph.new_states), _ancestors(graph.ops, graph.series)
+    ops = [op for op in graph.ops if part[op.outputs[0]] == _LOOP and for_states.isdisjoint(op.outputs)]
+    if as_step:  # only those that no loop program can hold, and what reads them
+        ops = _behind(ops, [op for op in ops if not _is_lowerable(op)])
+    return tuple(op for op in ops if for_results.intersection(op.outputs))
 
 
 def _with_spread(rows: tuple[Op, ...], once: tuple[Op, ...], graph: Graph) -> tuple[Op, ...]:
@@ -144,9 +148,9 @@ def _with_spread(rows: tuple[Op, ...], once: tuple[Op, ...], graph: Graph) -> tu
     return *(s for s in spread if needed.intersection(s.outputs)), *rows
 
 
-def _check_rows(graph: Graph, part: Mapping[Ref, int], wanted: Iterable[Ref]) -> None:
+def _check_rows(graph: Graph, part: Mapping[Ref, int], read_after: Iterable[Ref]) -> None:
     """Check that tensors that are read after the loop, and weights spread over rows, can be computed for all steps."""
-    for ref in wanted:
+    for ref in read_after:
         if part[ref] == _BEFORE and graph.shapes[ref][:1] != (graph.batch,):
             msg = f"a tensor {graph.shapes[ref]} without a batch is computed from x"
             raise AnyRNNError(msg)
@@ -174,7 +178,7 @@ def _part_of(graph: Graph) -> dict[Ref, int]:
 
 def _is_lowerable(op: Op) -> bool:
     """Whether a loop program has the operation, as far as its name tells."""
-    known = op.short_name in RULES or op.short_name in _PRODUCTS or op.short_name in _FACTORIES
+    known = op.short_name in RULES or op.short_name in PRODUCTS or op.short_name in _FACTORIES
     return known and torch.Tag.nondeterministic_seeded not in op.overload.tags
 
 
@@ -215,7 +219,7 @@ class _LoopLowering:
         A = sub(M, M_t)         once    a matrix, as it is multiplied with; else a vector
         p = mm(e, W_t)          before  lowered nevertheless, as it is a product (`_is_absorbed`)
         q = mm(h, A)            loop    lowered: dot(h[0:8] @ A[0:8, 0:8])
-        new = tanh(add(p, q))   loop    lowered: where `value` begins, for `new` is the new state
+        new = tanh(add(p, q))   loop    lowered: where `lowered` begins, for `new` is the new state
     """
 
     def __init__(self, graph: Graph, part: dict[Ref, int], most_segments: int) -> None:
@@ -225,14 +229,14 @@ class _LoopLowering:
         self.types = Types(graph)
         self.builder = Builder()
         self.lowering = Lowering(self.builder, most_segments)
-        self.tensors: dict[str, Ref] = {}
+        self.tensors: dict[str, Ref] = {}  # by the name of an array, the tensor of the graph that it has
         self._arrays: dict[tuple[str, Ref], Array] = {}
-        self.values: dict[Ref, Value] = {}
-        self.hoisted: list[Op] = []  # operations on rows that the graph has within others
+        self.done: dict[Ref, Lowered] = {}  # the tensors that are lowered
+        self.hoisted: list[Op] = []  # operations that were added to the graph: see `_hoist`
         self.states = [self.array("state", ref, self._width(ref)) for ref in graph.states]
         for name, ref in zip(self.states, graph.states, strict=True):
             leaf = self._leaf("state", name, self._width(ref))
-            self.values[ref] = self.lowering.value([leaf], graph.shapes[ref][1:])
+            self.done[ref] = self.lowering.of_nodes([leaf], graph.shapes[ref][1:])
 
     def arrays(self, results: Mapping[str, tuple[Node, ...]]) -> tuple[Array, ...]:
         """The arrays of a program with these results, by role; rows that only products read are not needed any more."""
@@ -267,24 +271,24 @@ class _LoopLowering:
         return self.builder.node(role, (), width, (name, 0))
 
     def pieces(self, ref: Ref) -> tuple[Node, ...]:
-        """Return the values that make up a tensor."""
-        return self.lowering.pieces(self.value(ref))
+        """Return the nodes that make up a tensor, side by side; it is lowered, if it was not."""
+        return self.lowering.pieces(self.lowered(ref))
 
     def names(self) -> dict[Node, str]:
         """Return the cell's own names of values."""
         names: dict[Node, str] = {}
         for ref, name in self.graph.names.items():
-            if ref in self.values:
-                pieces = self.lowering.pieces(self.values[ref])
+            if ref in self.done:
+                pieces = self.lowering.pieces(self.done[ref])
                 if len(pieces) == 1 and pieces[0].args:
                     names.setdefault(pieces[0], name)
         return names
 
-    def value(self, ref: Ref) -> Value:
+    def lowered(self, ref: Ref) -> Lowered:
         """Lower a tensor."""
         waiting = [ref] if len(self.graph.ops) > _LONG else []
         while waiting:  # what it is computed from is lowered first, since Python does not recurse so deep
-            before = [r for r in self._lowered_before(waiting[-1]) if r not in self.values]
+            before = [r for r in self._lowered_before(waiting[-1]) if r not in self.done]
             if before:
                 waiting += before
             else:
@@ -298,26 +302,26 @@ class _LoopLowering:
             return []
         if self.part[ref] == _BEFORE and not self._is_absorbed(ref):
             return []
-        return [r for r in (_addend_rows_matrix(op)[:2] if op.short_name in _PRODUCTS else op.inputs) if r is not None]
+        return [r for r in (_addend_rows_matrix(op)[:2] if op.short_name in PRODUCTS else op.inputs) if r is not None]
 
-    def _lower_tensor(self, ref: Ref) -> Value:
-        if ref not in self.values:
+    def _lower_tensor(self, ref: Ref) -> Lowered:
+        if ref not in self.done:
             part, op = self.part[ref], self.producers.get(ref)
             if op is not None and op.short_name in _FACTORIES:
-                self.values[ref] = self._constant(ref, op)
+                self.done[ref] = self._constant(ref, op)
             elif part == _ONCE:
-                self.values[ref] = self._vector(ref)
+                self.done[ref] = self._vector(ref)
             elif part == _ROW:
-                self.values[ref] = self._rows(ref, "row")
+                self.done[ref] = self._rows(ref, "row")
             elif part == _BEFORE and not self._is_absorbed(ref):
-                self.values[ref] = self._rows(ref, "stream")
+                self.done[ref] = self._rows(ref, "stream")
             else:
                 assert op is not None  # only inputs and weights are no operation's output
-                self.values.update(zip(op.outputs, self._lower(op), strict=False))
-                if ref not in self.values:
+                self.done.update(zip(op.outputs, self._lower(op), strict=False))
+                if ref not in self.done:
                     msg = f"`{op.overload}` in the loop, which of equal numbers gives any: take the indices of `sort`"
                     raise AnyRNNError(msg)
-        return self.values[ref]
+        return self.done[ref]
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
@@ -331,7 +335,7 @@ class _LoopLowering:
             return whole and self.part[matrix] == _ONCE and self.part[rows] == _BEFORE
         return all(r in self.graph.inputs or self._is_absorbed(r) for r in inputs) and bool(inputs)
 
-    def _rows(self, ref: Ref, role: str) -> Value:
+    def _rows(self, ref: Ref, role: str) -> Lowered:
         """Read a tensor that PyTorch has computed for each row, and for each step if it is a stream."""
         shape = self.graph.shapes[ref]
         if not shape or shape[0] != self.graph.batch:
@@ -339,52 +343,52 @@ class _LoopLowering:
             raise AnyRNNError(msg)
         width = self._width(ref)
         node = self._leaf(role, self.array(role, ref, width), width)
-        return self._mask_if_bool(ref, self.lowering.value([node], shape[1:]))
+        return self._mask_if_bool(ref, self.lowering.of_nodes([node], shape[1:]))
 
     def _width(self, ref: Ref) -> int:
         """The numbers of a row of a tensor."""
         return int(torch.Size(self.graph.shapes[ref][1:]).numel())
 
-    def _vector(self, ref: Ref) -> Value:
+    def _vector(self, ref: Ref) -> Lowered:
         shape = self.graph.shapes[ref]
         op = self.producers.get(ref)
         if shape and shape[0] == self.graph.batch and op:
             return self._one_row(self._lower(op)[op.outputs.index(ref)])
         width = int(torch.Size(shape).numel())
         node = self._leaf("vector", self.array("vector", ref, width), width)
-        return self._mask_if_bool(ref, self.lowering.value([node], shape, batched=False))
+        return self._mask_if_bool(ref, self.lowering.of_nodes([node], shape, batched=False))
 
-    def _constant(self, ref: Ref, op: Op) -> Value:
+    def _constant(self, ref: Ref, op: Op) -> Lowered:
         shape = self.graph.shapes[ref]
         batched = shape[:1] == (self.graph.batch,)
         number = self.types.constant(ref, _FACTORIES[op.short_name](op.args))
         return self._mask_if_bool(ref, self.lowering.constant(number, shape[1:] if batched else shape, batched))
 
-    def _one_row(self, value: Value) -> Value:
+    def _one_row(self, tensor: Lowered) -> Lowered:
         """Each row of a weight that was expanded to the rows of the batch."""
-        if value.batched:
-            return value
-        if (value.codes != value.codes[:1]).any():
+        if tensor.batched:
+            return tensor
+        if (tensor.codes != tensor.codes[:1]).any():
             msg = "a weight with numbers of its own for each row of the batch"
             raise AnyRNNError(msg)
-        return Value(value.codes[0], batched=True)
+        return Lowered(tensor.codes[0], batched=True)
 
-    def _mask_if_bool(self, ref: Ref, value: Value) -> Value:
+    def _mask_if_bool(self, ref: Ref, tensor: Lowered) -> Lowered:
         """A boolean tensor as a mask: arrays hold numbers, and so do constants."""
-        return self.lowering.mask(value) if self.graph.dtypes[ref] == torch.bool else value
+        return self.lowering.mask(tensor) if self.graph.dtypes[ref] == torch.bool else tensor
 
-    def _lower(self, op: Op) -> list[Value]:
-        if op.short_name in _PRODUCTS:
+    def _lower(self, op: Op) -> list[Lowered]:
+        if op.short_name in PRODUCTS:
             return [self._product(op)]
-        if op.short_name in INDICES:
-            at = INDICES[op.short_name]
+        if op.short_name in INDEX_ARGUMENTS:
+            at = INDEX_ARGUMENTS[op.short_name]
             indices = pytree.tree_map_only(Ref, lambda ref: self._index(op, ref), op.args[at])
             op = replace(op, args=(*op.args[:at], indices, *op.args[at + 1 :]))
-        args, kwargs = pytree.tree_map_only(Ref, self.value, (op.args, dict(op.kwargs)))
+        args, kwargs = pytree.tree_map_only(Ref, self.lowered, (op.args, dict(op.kwargs)))
         if op.short_name in RULES:  # else `lower` says that there is no rule
             self.types.check(op)
         results = lower(self.lowering, op, args, kwargs)
-        return [self._mask_if_bool(ref, value) for ref, value in zip(op.outputs, results, strict=False)]
+        return [self._mask_if_bool(ref, tensor) for ref, tensor in zip(op.outputs, results, strict=False)]
 
     def _index(self, op: Op, ref: Ref) -> NDArray[Any]:
         """The numbers of a tensor that are the same in every call, since they are in the cell's code."""
@@ -403,7 +407,7 @@ class _LoopLowering:
         Ops(ops, self.graph).run(tensors, self.graph.batch)
         return tensors[ref].numpy()
 
-    def _product(self, op: Op) -> Value:
+    def _product(self, op: Op) -> Lowered:
         addend, rows, matrix = _addend_rows_matrix(op)
         shape = self.graph.shapes[matrix]
         if self.part[matrix] != _ONCE or len(shape) != 2 or shape[0] == self.graph.batch:
@@ -418,11 +422,14 @@ class _LoopLowering:
         others = [term for term in terms if term not in fixed]
         results = [self.lowering.dot(others, name, shape[1])] if others else []
         results += [self._hoist(fixed, matrix)] if fixed else []
-        results += [] if addend is None else [self.value(addend)]
+        results += [] if addend is None else [self.lowered(addend)]
         return functools.reduce(functools.partial(self.lowering.pointwise, "add"), results)
 
-    def _hoist(self, terms: Sequence[tuple[Node, int]], matrix: Ref) -> Value:
-        """Leave products of rows that are the same at every step to PyTorch, which computes them once."""
+    def _hoist(self, terms: Sequence[tuple[Node, int]], matrix: Ref) -> Lowered:
+        """Leave products of rows that are the same at every step to PyTorch, which computes them once.
+
+        In the graph they are within products that depend on the step, too; so operations are added for them.
+        """
         aten, batch, columns = torch.ops.aten, self.graph.batch, self.graph.shapes[matrix][1]
         products = []
         for piece, row in terms:
@@ -438,184 +445,22 @@ class _LoopLowering:
         return self._rows(total, "row")
 
     def _add(self, part: int, overload: Any, args: tuple[Any, ...], shape: tuple[int, ...]) -> Ref:
-        """Add an operation to those of the graph: its result."""
+        """Add an operation to `hoisted`, and its result to the graph's tensors; returns it."""
         ref = Ref(max(self.graph.shapes) + 1)
         self.graph.shapes[ref], self.graph.dtypes[ref] = shape, self.graph.dtypes[args[0]]  # type: ignore[index]
         self.part[ref] = part
         self.hoisted.append(Op(overload, args, {}, (ref,), many=False))
         return ref
 
-    def _operand(self, ref: Ref) -> Value:
+    def _operand(self, ref: Ref) -> Lowered:
         """Lower the operand of a product: if it is computed from x alone, PyTorch computes it."""
-        value = self.value(ref)
-        if self.part[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(value)):
+        tensor = self.lowered(ref)
+        if self.part[ref] == _BEFORE and not all(p.is_leaf for p in self.lowering.pieces(tensor)):
             return self._rows(ref, "stream")
-        return value
+        return tensor
 
 
 def _addend_rows_matrix(op: Op) -> tuple[Any, Ref, Ref]:
     """The arguments of addmm, or of mm, which has no addend."""
     addend, rows, matrix = (None, *op.args) if len(op.args) == 2 else op.args
     return addend, rows, matrix
-
-
-# ---- Running the parts around the loop in PyTorch --------------------------------------------------------------------
-
-
-class Ops:
-    """The operations of a part that PyTorch runs, prepared for running often."""
-
-    def __init__(self, ops: Sequence[Op], graph: Graph) -> None:
-        self.ops = ops
-        self.graph = graph
-        self.mixing = any(mixes_rows(op, graph) for op in ops)
-        self._prepared = [
-            (op, [_argument(op, k, graph.batch) for k in range(len(op.args))], _keywords(op)) for op in ops
-        ]
-
-    def run(self, tensors: dict[Ref, Tensor], rows: int) -> None:
-        """Run them on so many rows in the place of the traced batch size, adding their results to `tensors`."""
-        for op, arguments, keywords in self._prepared:
-            args = [
-                tensors[a] if type(a) is Ref else a(tensors, rows) if type(a) is FunctionType else a for a in arguments
-            ]
-            result = op.overload(*args, **(op.kwargs if keywords is None else keywords(tensors)))
-            if op.many:
-                tensors.update(zip(op.outputs, result, strict=True))
-            else:
-                tensors[op.outputs[0]] = result
-
-
-def _argument(op: Op, k: int, batch: int) -> Any:
-    """Prepare an argument: a Ref for a tensor, a function for what depends on the call, or the value itself."""
-    value = op.args[k]
-    is_size = type(value) is int or isinstance(value, list | tuple)  # a Ref is a tensor: how often to repeat
-    if is_size and op.overload._schema.arguments[k].name in SHAPE_ARGUMENTS:
-        return lambda _, rows: scaled(value, batch, rows)
-    if isinstance(value, list | tuple) and any(isinstance(v, Ref) for v in value):
-        return lambda tensors, _: [tensors[v] if isinstance(v, Ref) else v for v in value]
-    return value
-
-
-def _keywords(op: Op) -> Callable[[dict[Ref, Tensor]], dict[str, Any]] | None:
-    if not any(isinstance(v, Ref) for v in pytree.tree_leaves(dict(op.kwargs))):
-        return None
-    return lambda tensors: pytree.tree_map_only(Ref, tensors.__getitem__, dict(op.kwargs))
-
-
-def mixes_rows(op: Op, graph: Graph) -> bool:
-    """Whether a row of an operation's result may depend on other rows, or on chance.
-
-    Such an operation must see one time step at a time, as in the cell. One that is not in `_ROW_WISE` counts as such.
-    """
-
-    def is_batched(ref: Ref) -> bool:
-        shape = graph.shapes[ref]
-        return bool(shape) and shape[0] == graph.batch
-
-    refs = list(op.inputs)
-    batched = [r for r in refs if is_batched(r)]
-    if not batched or not all(is_batched(r) for r in op.outputs):
-        return bool(batched) or torch.Tag.nondeterministic_seeded in op.overload.tags
-    if torch.Tag.nondeterministic_seeded in op.overload.tags:
-        return True
-    name = op.short_name
-    rank = max(len(graph.shapes[r]) for r in op.outputs)
-    if torch.Tag.pointwise in op.overload.tags:
-        lead = [graph.shapes[r] for r in refs if len(graph.shapes[r]) == rank]
-        return any(s[0] not in (1, graph.batch) for s in lead) or any(len(graph.shapes[r]) != rank for r in batched)
-    if name in _PRODUCTS:
-        return any(is_batched(r) for r in refs[-1:]) or len(batched) != 1
-    check = _ROW_WISE.get(name)
-    return check is None or not check(op, graph)
-
-
-def _along_features(op: Op, graph: Graph) -> bool:
-    """The dimensions that an operation works along do not include the batch."""
-    shape = graph.shapes[next(iter(op.inputs))]
-    rank = len(shape) + (op.short_name in ("stack", "unsqueeze"))
-    dims: list[Any] = []
-    for k, argument in enumerate(op.overload._schema.arguments):
-        if argument.name in _DIMENSIONS:
-            value = op.args[k] if k < len(op.args) else op.kwargs.get(argument.name, argument.default_value)
-            dims += value if isinstance(value, list | tuple) and value else [value]
-    return shape[:1] == (graph.batch,) and bool(dims) and all(isinstance(d, int) and d % rank != 0 for d in dims)
-
-
-#: How ATen calls arguments that are dimensions.
-_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "dim2")
-
-
-def _keeps_batch(op: Op, graph: Graph) -> bool:
-    return all(graph.shapes[r][0] == graph.batch for r in (*op.inputs, *op.outputs) if graph.shapes[r])
-
-
-def _reads_rows(op: Op, graph: Graph) -> bool:
-    """The first argument has the rows, and the others are the same for all of them."""
-    first, *others = op.inputs
-    return _keeps_batch(replace(op, args=(first,), kwargs={}), graph) and not any(
-        graph.shapes[r][:1] == (graph.batch,) for r in others
-    )
-
-
-def _takes_features(op: Op, graph: Graph) -> bool:
-    """Features are taken by numbers, and the rows as they are."""
-    indices: Sequence[Any] = op.args[1]
-    return indices[0] is None and _reads_rows(op, graph)
-
-
-def _takes_along_features(op: Op, graph: Graph) -> bool:
-    return _along_features(op, graph) and _reads_rows(op, graph)
-
-
-def _keeps_the_first(op: Op, graph: Graph) -> bool:
-    """The dimensions in their new order begin with the batch."""
-    order: Sequence[int] = op.args[1]
-    return order[0] % len(order) == 0
-
-
-def _repeats_features(op: Op, graph: Graph) -> bool:
-    repeats: Sequence[int] = op.args[1]
-    return len(repeats) == len(graph.shapes[op.args[0]]) and repeats[0] == 1
-
-
-def _pads_features(op: Op, graph: Graph) -> bool:
-    return len(op.args[1]) // 2 < len(graph.shapes[op.args[0]])
-
-
-def _normalises_features(op: Op, graph: Graph) -> bool:
-    return len(op.args[1]) < len(graph.shapes[op.args[0]])
-
-
-def _has_batch_first(op: Op, graph: Graph) -> bool:
-    """The batch is the first letter of all that has one, and of the result."""
-    inputs, _, output = op.args[0].partition("->")
-    batched = [term for term, r in zip(inputs.split(","), op.args[1], strict=True) if graph.shapes[r][0] == graph.batch]
-    return all(term[0] == output[0] and output[0] not in term[1:] for term in batched)
-
-
-_ROW_WISE: Mapping[str, Callable[[Op, Graph], bool]] = {
-    **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std", "_softmax", "_log_softmax", "cat"), _along_features),
-    **dict.fromkeys(
-        ("slice", "split", "split_with_sizes", "unsafe_split", "unbind", "select", "stack"), _along_features
-    ),
-    **dict.fromkeys(("squeeze", "unsqueeze", "transpose", "linalg_vector_norm", "cumsum"), _along_features),
-    **dict.fromkeys(
-        ("max", "min", "argmax", "argmin", "sort", "topk", "prod", "cumprod", "any", "all"), _along_features
-    ),
-    **dict.fromkeys(("logsumexp", "logcumsumexp", "var_mean", "std_mean", "flip", "roll", "glu"), _along_features),
-    **dict.fromkeys(("cummax", "cummin", "gather", "diagonal"), _along_features),
-    "index": _takes_features,
-    "index_select": _takes_along_features,
-    "permute": _keeps_the_first,
-    "repeat": _repeats_features,
-    "constant_pad_nd": _pads_features,
-    "convolution": _reads_rows,
-    **dict.fromkeys(("bmm", "zeros_like", "ones_like", "full_like"), _keeps_batch),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy"), _keeps_batch
-    ),
-    "einsum": _has_batch_first,
-    "native_layer_norm": _normalises_features,
-    "native_group_norm": _keeps_batch,
-}

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "indexing", "opaque_function", "reach", "recorder", "witness")
+_COMPILER = ("contraction", "graph", "indexing", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
@@ -366,6 +366,7 @@ class _Frames:
         self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
         self._recorder, self._ran, self._cell = recorder, ran, innermost(cell)
         self._outer: Any = None
+        self._passed: dict[int, CodeType] = {}  # by id: code that has nothing more to tell, which most returns are of
         # What looks for modules when PyTorch imports one on the way is none of the cell's code.
         finders = (getattr(finder, "__module__", "") for finder in sys.meta_path)
         self._importers = {getattr(sys.modules.get(name), "__file__", None) for name in finders}
@@ -385,10 +386,17 @@ class _Frames:
             put_back()
 
     def _note(self, frame: FrameType, event: str, _: object) -> None:
-        file = frame.f_code.co_filename
-        if event != "return" or file in _MACHINERY or file in self._importers:
+        code = frame.f_code
+        if event != "return" or id(code) in self._passed:
             return
-        self._ran.add(frame.f_code)
+        file = code.co_filename
+        if file in _MACHINERY or file in self._importers:
+            self._passed[id(code)] = code
+            return
+        self._ran.add(code)
+        if file.startswith(_TORCH) and code.co_varnames[: min(1, code.co_argcount)] != ("self",):  # no method
+            self._passed[id(code)] = code
+            return
         is_users, is_method = not file.startswith(("<", _TORCH)), is_method_of(frame, self._cell)
         if is_users or is_method:
             tensors = ((name, value) for name, value in frame.f_locals.items() if isinstance(value, Tensor))
@@ -447,7 +455,7 @@ _DEEPEST = 3  # of containers in containers, in which tensors are looked for
 
 
 def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a container, each with the path that `part_of` follows."""
+    """The tensors in a container, each with the path that `member_of` follows."""
     if isinstance(value, dict):
         parts = [(k, v) for k, v in value.items() if isinstance(k, str) and "." not in k]
     else:
@@ -459,8 +467,8 @@ def _tensors_within(value: Any, name: str, depth: int = 1) -> Iterator[tuple[str
             yield from _tensors_within(part, f"{name}.{key}", depth + 1)
 
 
-def part_of(whole: Any, name: str) -> Any:
-    """The attribute of a module or named tuple, or the item of a container, that a part of a dotted name stands for."""
+def member_of(whole: Any, name: str) -> Any:
+    """What one part of a dotted name stands for: an attribute of a module or named tuple, or an item of a container."""
     if isinstance(whole, dict):
         return whole[name]
     if isinstance(whole, list | tuple) and name.isdigit():

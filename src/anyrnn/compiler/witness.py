@@ -201,7 +201,9 @@ class Witness(TorchFunctionMode):
             msg = f"it asks `{name}`, whose answer may be another one in the next call"
             raise AnyRNNError(msg)
         result = func(*args, **kwargs)
-        if name in _RECORDED or any(isinstance(r, Tensor) for r in pytree.tree_leaves(result)):
+        if isinstance(result, Tensor) or name in _RECORDED:
+            return result
+        if any(isinstance(r, Tensor) for r in pytree.tree_leaves(result)):
             return result
         by_user = not is_trusted_file(_caller().co_filename)
         if name not in _HARMLESS and (result is None or name in _BEHIND or by_user):

@@ -96,7 +96,7 @@ def preference(call: Call) -> str | None:
     if call.lengths is not None or call.request != NO_REQUEST or call.extras:
         return None
     kind = kernel_of(call.cell)
-    if kind is None or not _is_plain_context() or _has_hooks(call.cell):
+    if kind is None or not is_plain_context() or _has_hooks(call.cell):
         return None
     weights = weights_of(call.cell)
     H, rows = call.states[0].shape[1], weights[0].shape[0]
@@ -111,6 +111,37 @@ def preference(call: Call) -> str | None:
     return f"PyTorch's kernel is faster for so few steps (T={T})"
 
 
+def run_cell(cell: nn.Module, x: Tensor, hx: State | None, batch_first: bool) -> tuple[Tensor, State] | None:
+    """Run a layer of one cell in one direction as `preference` says: its results; None where that is None.
+
+    Args:
+        cell: The cell.
+        x: The input, plain, (T, B, I), or (B, T, I) with batch_first; what surrounds the call is plain, too.
+        hx: The initial state in the layer's form, (1, B, H) or a pair of these; None for zeros.
+        batch_first: See x.
+    """
+    first, second, features = x.shape
+    T, B = (second, first) if batch_first else (first, second)
+    if T > _MOST_STEPS or type(cell) not in _CELLS or x.dtype is not _DTYPE:
+        return None
+    kernel = kernel_of(cell)
+    if kernel is None or _has_hooks(cell):
+        return None
+    weights = [w for w in cell._parameters.values() if w is not None]
+    if len(weights) not in (2, 4) or not all(map(_is_plain, weights)):
+        return None
+    (rows, width), (gates, H), *biases = (w.shape for w in weights)
+    if width != features or gates != rows or any(shape != (rows,) for shape in biases):
+        return None
+    states = _states(kernel, hx, x, (1, B, H), True)
+    if states is None or not is_faster(kernel, T, B, H, _is_training((x, *states, *weights))):
+        return None
+    output, *new = _FUNCTIONS[kernel](
+        x, states if kernel == "lstm" else states[0], weights, bool(biases), 1, 0.0, True, False, batch_first
+    )
+    return output, tuple(new) if kernel == "lstm" else new[0]
+
+
 def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Tensor, State] | None:
     """Run a layer by one call of PyTorch's kernel: its results; None where `preference` would be None.
 
@@ -119,7 +150,7 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
         x: The input of the call: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or anything else.
         hx: The initial state of the call; None for zeros.
     """
-    if not isinstance(x, Tensor) or not _is_plain_context() or not _is_plain(x):
+    if not isinstance(x, Tensor) or not is_plain_context() or not _is_plain(x):
         return None
     batched, batch_first = x.dim() == 3, layer.batch_first
     if not batched:
@@ -195,7 +226,7 @@ def _is_plain(t: object) -> bool:
     )
 
 
-def _is_plain_context() -> bool:
+def is_plain_context() -> bool:
     """Whether nothing is active around a call that changes what operations do, or wants to see every step of a cell."""
     return not (
         _is_autocast("cpu")

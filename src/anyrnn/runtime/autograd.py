@@ -16,7 +16,7 @@ from anyrnn.runtime.gradients import ForwardPass, backward, backward_by_autograd
 from anyrnn.runtime.loop import Loop, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
@@ -64,18 +64,21 @@ class _LoopFunction(torch.autograd.Function):
         results, residuals = forward(loop, layout, backend, dict(zip(loop.inputs, tensors, strict=True)), training=True)
         ctx.loop, ctx.layout, ctx.backend, ctx.from_zero, ctx.sums = loop, layout, backend, from_zero, sums
         ctx.residuals = tuple(residuals)
-        ctx.forms = [_form(t) for t in (*tensors, *residuals.values())]
-        ctx.save_for_backward(*tensors, *residuals.values())
+        saved = (*tensors, *residuals.values())
+        ctx.forms = [_form(t) for t in saved] if _is_hooked() else None
+        ctx.places = [t.data_ptr() for t in saved]
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         needed = frozenset(itertools.compress(loop.inputs, ctx.needs_input_grad[_OTHERS:]))
         unreached = loop.paths.unreached(needed, len(layout.rows), layout.is_ragged)
-        ctx.mark_non_differentiable(*(results[name] for name in unreached))
+        if unreached:
+            ctx.mark_non_differentiable(*(results[name] for name in unreached))
         return tuple(results[name] for name in (*loop.outputs, *loop.states))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, layout, names = ctx.loop, ctx.layout, ctx.loop.inputs
-        tensors = [_as_saved(t, form) for t, form in zip(ctx.saved_tensors, ctx.forms, strict=True)]
+        tensors = _saved(ctx)
         inputs = dict(zip(names, tensors, strict=False))
         residuals = dict(zip(ctx.residuals, tensors[len(names) :], strict=True))
         grads_out = {n: g for n, g in zip((*loop.outputs, *loop.states), grads, strict=True) if g is not None}
@@ -124,12 +127,29 @@ def of_piece(
 _OTHERS = 5  # arguments of the function before the tensors
 
 
+def _is_hooked() -> bool:
+    """Whether hooks are asked for tensors that are saved now."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def _saved(ctx: Any) -> Sequence[Tensor]:
+    """The tensors that were saved, as they were: hooks on saved tensors may hand back equal numbers in another form."""
+    tensors: Sequence[Tensor] = ctx.saved_tensors
+    if ctx.forms is not None:
+        return [_as_saved(t, form) for t, form in zip(tensors, ctx.forms, strict=True)]
+    if [t.data_ptr() for t in tensors] == ctx.places:
+        return tensors
+    # Somebody has put hooks on single tensors, later: of these all that is known is that their numbers are equal.
+    dtype = tensors[0].dtype
+    return [t.to_dense().to(dtype).resolve_neg().contiguous() for t in tensors]
+
+
 def _form(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.layout
 
 
 def _as_saved(tensor: Tensor, form: tuple[Any, ...]) -> Tensor:
-    """Return a tensor as it was saved: hooks on saved tensors may hand back equal numbers in another form."""
+    """Return a tensor as it was saved."""
     shape, stride, dtype, device, layout = form
     tensor = tensor if tensor.layout is layout else tensor.to_dense()
     if tensor.__class__ in PLAIN and _form(tensor) == form and not tensor.is_neg():

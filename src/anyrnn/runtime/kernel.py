@@ -84,8 +84,8 @@ class Bound(Protocol):
     """A kernel with the arrays that it reads and writes."""
 
     @property
-    def totals(self) -> Tensor:
-        """What its sums are added up in."""
+    def totals(self) -> Tensor | None:
+        """What its sums are added up in; None if it has none."""
 
     def launch(self) -> Mapping[str, Tensor]:
         """Run all steps; returns the sums, by name. It may be launched once."""

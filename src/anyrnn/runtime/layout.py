@@ -150,7 +150,7 @@ class Layout:
         return rows.new_zeros(self.T * self.B, rows.shape[1]).index_copy_(0, self.packed_index, rows)
 
     def with_steps(self, rows: Tensor) -> Tensor:
-        """A tensor (B, ...) with a copy of a row that has steps in the place of those without, which nothing reads.
+        """The rows of a context (B, ...); those of length 0, which no step reads, are copies of one that has steps.
 
         What they hold, such as NaN, would come back by the gradients of weights: zero times NaN is NaN.
         """

@@ -59,7 +59,10 @@ class Loop:
         return GradientPaths(self.program)
 
     def settled(self, kind: str) -> Program:
-        """The program of a pass, "inference", "training", "step" or "backward", with all its arrays in their places."""
+        """The program of a pass with all its arrays in their places, as a backend compiles it.
+
+        The passes are "inference", "training" and "backward"; and "step", one step at a time, which a stream runs.
+        """
         if kind == "backward":
             return self.derivative.backward
         if kind == "step":  # one at a time: no memory for all steps, and an output is not the state that goes on
@@ -111,7 +114,10 @@ class Loop:
 
     @functools.cached_property
     def contracted(self) -> Mapping[str, str]:
-        """The vectors whose gradients are contractions, which nobody should compute in vain, and those gradients."""
+        """Of the vectors whose gradients are contractions, the names of those gradients.
+
+        They are as much work as products with a matrix: a backward pass leaves out those that nobody wants.
+        """
         derivative = self.derivative
         pairs = ((a.name, derivative.gradients[a.name]) for a in self.program.of("vector"))
         nodes = {name: derivative.backward.results[gradient] for name, gradient in pairs}

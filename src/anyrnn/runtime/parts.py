@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from anyrnn.compiler.trace import part_of
+from anyrnn.compiler.trace import member_of
 from anyrnn.runtime import autograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from anyrnn.compiler.graph import Ref
-    from anyrnn.compiler.split import Ops
+    from anyrnn.compiler.torch_ops import Ops
     from anyrnn.runtime.kernel import Backend
     from anyrnn.runtime.layout import Layout
     from anyrnn.runtime.plans import Plan
@@ -187,9 +187,9 @@ def _weight(cell: nn.Module, path: tuple[str, ...], attribute: str) -> Tensor | 
     """The present tensor of a name: a parameter, a buffer or another attribute."""
     module: Any = cell
     for name in path:
-        module = (module._modules.get(name) if isinstance(module, nn.Module) else None) or part_of(module, name)
+        module = (module._modules.get(name) if isinstance(module, nn.Module) else None) or member_of(module, name)
     found: Tensor | float | None = module._parameters.get(attribute) if isinstance(module, nn.Module) else None
-    return found if found is not None else part_of(module, attribute)
+    return found if found is not None else member_of(module, attribute)
 
 
 def _run_rows(ops: Ops, tensors: dict[Ref, Tensor], batch: Layout) -> None:

@@ -94,8 +94,8 @@ class _Fields:
         inputs = dict(zip(self.inputs, rest, strict=False))
         states = [*itertools.islice(rest, self.states)]
         constants = dict(zip(self.constants, rest, strict=False))
-        tensors = dict(zip(self.tensors, rest, strict=False))
-        return Given(inputs, constants, tensors, dict(zip(self.rows, rest, strict=True))), states
+        weights = dict(zip(self.tensors, rest, strict=False))
+        return Given(inputs, constants, weights, dict(zip(self.rows, rest, strict=True))), states
 
     @property
     def of_states(self) -> slice:

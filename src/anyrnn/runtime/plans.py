@@ -21,7 +21,8 @@ from anyrnn.cells.base import origin_of
 from anyrnn.compiler.lower import MOST_SEGMENTS
 from anyrnn.compiler.node import TooManyValuesError
 from anyrnn.compiler.reach import Reach, Sight
-from anyrnn.compiler.split import Ops, Split, split
+from anyrnn.compiler.split import Split, split
+from anyrnn.compiler.torch_ops import Ops
 from anyrnn.compiler.trace import check_one_row, trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import outside_inference_mode
@@ -50,7 +51,8 @@ class Plan:
         split: The four parts.
         loop: The loop, ready to run.
         weights: Of each tensor of the cell that is used: the path of its module, its name there, and its number.
-        arrays: The tensor that each array of the loop is given, and its role; a matrix as it is stored.
+        arrays: Of each array that the loop is given: its name, the number of its tensor, and its role. Of a matrix that
+            is a transposed weight the tensor is the weight (`Loop.transposed`).
         once, rows, before, after: What PyTorch runs: for weights, and for the rows of a call, of all steps, and of all
             steps after the loop.
         inputs_read, rows_read: Which tensors with one for each step, and which with one for each row, `before` and
@@ -64,23 +66,28 @@ class Plan:
         self.split, self.series = parts, parts.series
         graph, program, tensors = parts.graph, parts.program, parts.tensors
         matrices = {tensors[a.name] for a in program.of("matrix")}
-        # A weight that is only transposed, as in every linear layer, is read where it is.
-        turned = {s.outputs[0]: s.args[0] for s in parts.once if s.name == "t.default" and s.outputs[0] in matrices}
+        # A matrix that is a weight, transposed, as in every linear layer, is not computed: the loop is given the weight
+        # itself, and told that it is the transposed one. `turned` has the weight by its transposed one.
+        turned = {
+            op.outputs[0]: op.args[0] for op in parts.once if op.name == "t.default" and op.outputs[0] in matrices
+        }
         read = [(a.name, tensors[a.name], a.role) for a in program.of("stream", "row", "vector", "matrix")]
-        self.arrays = tuple((n, turned.get(r, r) if role == "matrix" else r, role) for n, r, role in read)
+        self.arrays = tuple((n, turned.get(ref, ref) if role == "matrix" else ref, role) for n, ref, role in read)
+        self.loop = Loop(program, [n for n, ref, role in read if role == "matrix" and ref in turned])
+        # What PyTorch has to compute, which is not the transposed one unless something else reads that, too.
         outside = (*parts.once, *parts.rows, *parts.before, *parts.after)
-        needed = {r for s in outside for r in s.inputs} | {r for _, r, role in read if role != "matrix"}
+        needed = {r for op in outside for r in op.inputs} | {ref for _, ref, role in read if role != "matrix"}
+        once = [op for op in parts.once if op.outputs[0] not in turned or op.outputs[0] in needed]
+        ops = (once, parts.rows, parts.before, parts.after)
+        self.once, self.rows, self.before, self.after = (Ops(part, graph) for part in ops)
         used = needed | {ref for _, ref, _ in self.arrays}
         self.weights = tuple((*_path(name), ref) for name, ref in graph.weights.items() if ref in used)
-        once = [s for s in parts.once if s.outputs[0] not in turned or s.outputs[0] in needed]
-        ops = (once, parts.rows, parts.before, parts.after)
-        self.once, self.rows, self.before, self.after = (Ops(s, graph) for s in ops)
-        self.loop = Loop(program, [n for n, r, role in read if role == "matrix" and r in turned])
         # What PyTorch reads of the tensors that have one for each step, or for each row: these are spread over steps.
-        read_outside = {r for s in (*parts.before, *parts.after) for r in s.inputs}.union(self.series)
+        read_outside = {r for op in (*parts.before, *parts.after) for r in op.inputs}.union(self.series)
         self.inputs_read = tuple(r for r in graph.inputs if r in read_outside)
         self.rows_read = tuple(r for r in parts.of_rows if r in read_outside)
         self.has_flat_states = all(len(graph.shapes[r]) == 2 for r in graph.states)
+        # Where one output of the loop is all that is returned, nothing has to be packed and unpacked around it.
         (first, *others) = self.series
         found = [name for name in self.loop.outputs if tensors[name] == first]
         bare = not (parts.before or parts.after or others) and found and graph.dtypes[first].is_floating_point
@@ -136,7 +143,7 @@ class _Recent:
     """What a cell was at its last call, and what was found for it.
 
     Attributes:
-        form: The form of the call.
+        form: The form of the call, with the default type and device of the moment.
         sight: What the cell looked like.
         plan: Its plan, or why there is none.
         changes: How often it looked as no cell did before, and was traced anew.
@@ -159,14 +166,14 @@ _recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
 _refused: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
 
 
-def plan_of(cell: nn.Module, call: CallForm) -> Plan | str:
+def plan_of(cell: nn.Module, call_form: CallForm) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
         return HOOKED
     origin = origin_of(cell)
     # What a step makes anew has the defaults of the call.
     device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
-    form = call, torch.get_default_dtype(), device
+    form = call_form, torch.get_default_dtype(), device
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
@@ -177,6 +184,16 @@ def plan_of(cell: nn.Module, call: CallForm) -> Plan | str:
         return refused[1]
     with LOCK:
         return _looked_up(cell, origin, form, recent if recent is not None and recent.form == form else None)
+
+
+def last_plan_of(cell: nn.Module) -> Plan | str | None:
+    """The plan of a cell at its last call, or why it had none; None if that is not remembered."""
+    origin = origin_of(cell)
+    recent = _recent.get(origin)
+    if recent is not None:
+        return recent.plan
+    refused = _refused.get(origin)
+    return None if refused is None else refused[1]
 
 
 def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent: _Recent | None) -> Plan | str:
@@ -193,7 +210,7 @@ def _looked_up(cell: nn.Module, origin: nn.Module, form: tuple[Any, ...], recent
             why = f"what it reads differs at every call: {recent.sight.changed(cell) or 'the forms of its tensors'}"
             return _remembered(origin, _Recent(form, Sight(cell, recent.sight.reach), why, changes))
         changes += recent is not None
-        plan, reach = _made(cell, form, _changed_numbers(cell, recent))
+        plan, reach = _new_plan(cell, form, _changed_numbers(cell, recent))
         if reach not in reaches:
             reaches.append(reach)
         sight = Sight(cell, reach)
@@ -230,7 +247,11 @@ def _changed_numbers(cell: nn.Module, recent: _Recent | None) -> frozenset[tuple
     return recent.sight.changed_numbers(cell)
 
 
-def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
+def _new_plan(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, str]]) -> tuple[Plan | str, Reach]:
+    """Trace a cell and make its plan, or say why not; and where the code that ran could look.
+
+    `inputs` are numbers, by (module, attribute), that the plan reads anew in each call.
+    """
     call: CallForm = form[0]
     ran: set[CodeType] = set()
     try:
@@ -244,7 +265,7 @@ def _made(cell: nn.Module, form: tuple[Any, ...], inputs: frozenset[tuple[str, s
         return "its step is too long a chain of operations", Reach.of(ran)
     except AnyRNNError as reason:
         if inputs:  # it does more with them than to compute
-            return _made(cell, form, frozenset())
+            return _new_plan(cell, form, frozenset())
         # Before anything ran, the reason may lie in any attribute.
         return str(reason), Reach.of(ran) if ran else Reach(frozenset(), frozenset(), indirect=True)
     return plan, Reach.of(ran, inputs)
@@ -254,6 +275,8 @@ def has_hooks(cell: nn.Module) -> bool:
     """Whether anybody is called when a module of the cell is."""
     if any(_GLOBAL_HOOKS):
         return True
+    if not cell._modules:  # to list the modules takes as long as all else here
+        return bool(cell._forward_hooks or cell._forward_pre_hooks or cell._backward_hooks or cell._backward_pre_hooks)
     return any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in cell.modules()
     )

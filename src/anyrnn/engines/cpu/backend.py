@@ -181,14 +181,15 @@ class CpuKernel:
         like = next(iter(arrays.values()))
         shares = self.shares(layout)
         # First the matrices, then room for each row.
-        *packed, end = self.packed_offsets
+        end = self.packed_offsets[-1]
         rows_end = end + layout.B * self.schedule.scratch * self.precision.itemsize
         size = rows_end // self.precision.itemsize + self.schedule.uniform_width + self.lanes
         workspace = empty(like, size)
-        if totals is None:
+        if totals is None and self.schedule.total_width:
             totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
-        values = [*layout.slots(self.backward), layout.bounds(shares), address + end, totals.data_ptr()]
+        values = [*layout.slots(self.backward), layout.bounds(shares), address + end]
+        values.append(0 if totals is None else totals.data_ptr())
         for name, role in self.arguments:
             tensor = arrays[name]
             place = tensor.data_ptr()
@@ -201,7 +202,7 @@ class CpuKernel:
                 values += (initial[name].data_ptr(), place)
             else:
                 values.append(place)
-        values += [address + place for place in packed]
+        values += [address + place for place in self.packed_offsets[:-1]]
         if self.schedule.uniform:
             values.append(address + rows_end)
         return CpuBound(self, array("q", values), shares, totals, workspace)
@@ -225,7 +226,7 @@ class CpuBound:
     kernel: CpuKernel
     slots: array[int]
     shares: int
-    totals: Tensor
+    totals: Tensor | None
     workspace: Tensor
 
     def launch(self) -> Mapping[str, Tensor]:
@@ -236,16 +237,15 @@ class CpuBound:
         else:
             self.pack()
             threads.parallel(kernel.main, pointer, self.shares)
-        ranges = kernel.sums
-        return dict(self._sums(ranges)) if ranges else {}
+        return {} if self.totals is None else dict(self._sums(self.totals, kernel.sums))
 
     def pack(self) -> None:
         """Copy the matrices, and arrange what is the same for all rows."""
         if self.kernel.packed or self.kernel.schedule.uniform:
             threads.parallel(self.kernel.pack, self.slots.buffer_info()[0], self.shares)
 
-    def _sums(self, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
-        total = self.totals[0] if self.shares == 1 else self.totals.sum(0)
+    def _sums(self, totals: Tensor, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
+        total = totals[0] if self.shares == 1 else totals.sum(0)
         for name, places in ranges.items():
             # A copy even of one piece: two biases may have one sum.
             pieces = [total.narrow_copy(0, start, end - start) for start, end in places]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.compiler.ops import REDUCTIONS
-from anyrnn.engines.cpu.loops import Loops
+from anyrnn.engines.cpu.loops import StridedLoops
 from anyrnn.engines.cpu.products import Block, Products, strides_of
 from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM, Group
-from anyrnn.engines.cpu.slots import packed_of
+from anyrnn.engines.cpu.slots import STATE_SLOTS, packed_of
 from anyrnn.engines.cpu.tile import Tile
 from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
 from anyrnn.runtime.layout import STEP_TABLES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anyrnn.engines.cpu.machine import Machine
-    from anyrnn.engines.cpu.schedule import Schedule
+    from anyrnn.engines.cpu.schedule import ArrayKey, Schedule
     from anyrnn.runtime.kernel import Precision
 
 _SECOND_CACHE = 1 << 19  # bytes of it that the values of some rows may take
@@ -38,10 +38,9 @@ def emit(schedule: Schedule, machine: Machine, precision: Precision) -> str:
     return str(_Emitter(schedule, machine, precision).module)
 
 
-#: The slots that have the addresses of an array, where it is not one of the same kind.
-_STATE = "initial", "sequence"
+#: The slots from which `run` has the address of an array of a kind (`ArrayKey`); else one that is called as the kind.
 _SLOTS_OF: Mapping[str, tuple[str, ...]] = {
-    "state": _STATE, "previous": _STATE, "current": ("sequence",), "total": ()
+    "state": STATE_SLOTS, "previous": STATE_SLOTS, "current": ("sequence",), "total": ()
 }  # fmt: skip
 
 
@@ -49,7 +48,7 @@ _SLOTS_OF: Mapping[str, tuple[str, ...]] = {
 class _Addresses:
     """What the entry `run` has read from its slots: the address of each array, and of each packed matrix."""
 
-    arrays: dict[tuple[str, str], ir.Value]
+    arrays: dict[ArrayKey, ir.Value]
     packed: list[ir.Value]
 
 
@@ -63,7 +62,7 @@ class _Emitter(LoopWriter):
         self._emit_run()
         self._emit_serial()
 
-    def _arrays_of(self, group: Group) -> list[tuple[str, str]]:
+    def _arrays_of(self, group: Group) -> list[ArrayKey]:
         """The arrays that a group reads or writes."""
         inside = set(group.nodes)
         args = [a for n in group.nodes if n.op not in REDUCTIONS for a in n.args]
@@ -110,8 +109,8 @@ class _Emitter(LoopWriter):
         for node in self.schedule.uniform:
             arrays = [self.array_of(arg)[0] for arg in node.args]
             bases |= {array: self.pointer(b, slots, *array) for array in arrays if array not in bases}
-            group = Group(0, node.width, loops=node)
-            Loops(self, group, bases).emit_once(b, self.schedule.locations[node].first)
+            group = Group(0, node.width, strided=node)
+            StridedLoops(self, group, bases).emit_once(b, self.schedule.locations[node].first)
 
     def _emit_copy(self) -> ir.Function:
         """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
@@ -178,7 +177,7 @@ class _Emitter(LoopWriter):
         low, high = self.element(b, bounds, part), self.element(b, bounds, b.add(part, I64(1)))
         tables = {kind: self.pointer(b, slots, kind) for kind in STEP_TABLES}
         total = self.at(b, self.pointer(b, slots, "total"), b.mul(part, I64(self.schedule.total_width)))
-        arrays: dict[tuple[str, str], ir.Value] = {("total", ""): total, ("order", ""): self.pointer(b, slots, "order")}
+        arrays: dict[ArrayKey, ir.Value] = {("total", ""): total, ("order", ""): self.pointer(b, slots, "order")}
         for kind, name in (array for _, arguments in self.groups for array in arguments):
             for each in _SLOTS_OF.get(kind, (kind,)):
                 arrays[each, name] = self.pointer(b, slots, each, name)
@@ -210,7 +209,7 @@ class _Emitter(LoopWriter):
         `at` holds the step's entries of the tables of a `Layout`; rows that begin read the initial states.
         """
 
-        def base(array: tuple[str, str]) -> ir.Value:
+        def base(array: ArrayKey) -> ir.Value:
             kind, name = array
             if kind in ("state", "previous"):
                 if begins:
@@ -246,7 +245,7 @@ class _Emitter(LoopWriter):
 
     def _rows_at_once(self, groups: Sequence[Group]) -> int:
         """For how many rows groups are computed before the next rows: fewer, where these are long."""
-        if all(group.loops is None for group in groups):
+        if all(group.strided is None for group in groups):
             return _FEW
         row = sum(n.width for group in groups for n in group.nodes) * self.bytes
         return max(1, min(_FEW, _SECOND_CACHE // row))
@@ -268,7 +267,7 @@ class _Emitter(LoopWriter):
 
     # ---- Groups ----
 
-    def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[tuple[str, str]]]:
+    def _emit_group(self, number: int, group: Group) -> tuple[ir.Function, list[ArrayKey]]:
         """The function of a group for some rows, and the arrays that are its arguments."""
         arrays = self._arrays_of(group)
         count = len(group.operands)
@@ -279,8 +278,8 @@ class _Emitter(LoopWriter):
             arg.add_attribute("noalias")
         start, end, order, *pointers = function.args
         bases = dict(zip(arrays, pointers[count:], strict=True)) | {("order", ""): order}
-        if group.loops is not None:
-            Loops(self, group, bases).emit(b, start, end)
+        if group.strided is not None:
+            StridedLoops(self, group, bases).emit(b, start, end)
             b.ret_void()
             return function, arrays
         tile = Tile(self, group, bases)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from anyrnn.compiler.node import Node
-    from anyrnn.engines.cpu.schedule import Group
+    from anyrnn.engines.cpu.schedule import ArrayKey, Group
     from anyrnn.engines.cpu.writer import LoopWriter
 
 _TALL = 8  # numbers of a tile along a dimension: each has an address
@@ -62,13 +62,13 @@ class _Nest:
     op: str
 
 
-class Loops:
+class StridedLoops:
     """Writes the function of a group whose value is computed by loops."""
 
-    def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, str], ir.Value]) -> None:
+    def __init__(self, writer: LoopWriter, group: Group, bases: dict[ArrayKey, ir.Value]) -> None:
         self.e, self.group, self.bases = writer, group, bases
-        assert group.loops is not None
-        self.node: Node = group.loops
+        assert group.strided is not None
+        self.node: Node = group.strided
 
     def emit(self, b: ir.IRBuilder, start: ir.Value, end: ir.Value) -> None:
         """Write the loops for some rows: the value is stored where it belongs, and added to totals."""
@@ -96,7 +96,7 @@ class Loops:
         """Write the loops for numbers that are the same for all rows."""
         self._arrange(b, self.e.at(b, self.bases[UNIFORM], first), I64(0))
 
-    def _address(self, b: ir.IRBuilder, array: tuple[str, str], first: int, row: ir.Value) -> ir.Value:
+    def _address(self, b: ir.IRBuilder, array: ArrayKey, first: int, row: ir.Value) -> ir.Value:
         """The address of a number of a row of an array."""
         if array[0] == "vector" or array == UNIFORM:
             return self.e.at(b, self.bases[array], first)

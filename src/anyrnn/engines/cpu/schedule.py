@@ -8,7 +8,7 @@ needs all units of a row. So does what reads values by strides (`STRIDED`), each
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from anyrnn.compiler.node import count_uses
 from anyrnn.compiler.ops import REDUCTIONS
@@ -20,18 +20,26 @@ if TYPE_CHECKING:
     from anyrnn.compiler.node import Node
     from anyrnn.compiler.program import Program
 
+#: An array as the code of a group reads or writes it: a kind, and the name of an array of the program (or "").
+#: "stream", "row", "vector": as its role.
+#: "state", "previous": a kept state before the step, of the forward program and of a history; "current": that after it.
+#: "sequence": a kept state, where it is written; "carry": a carried one, where it is read and written.
+#: "output": outputs and residuals. "total": what is summed over rows and steps. "order": that of the rows.
+#: "scratch" and "uniform" are memory of the kernel's own.
+ArrayKey: TypeAlias = tuple[str, str]
+
 #: The array that has, for each row, the values that later groups of the same step read.
-SCRATCH = ("scratch", "")
+SCRATCH: ArrayKey = ("scratch", "")
 
 #: The array that has what is arranged of weights alone, the same for all rows and steps: computed once a call.
-UNIFORM = ("uniform", "")
+UNIFORM: ArrayKey = ("uniform", "")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a value is in memory: the array, such as ("stream", "x"), and the first number in a row of it."""
+    """Where a value is in memory: the array, such as ("output", "y"), and the first number in a row of it."""
 
-    array: tuple[str, str]
+    array: ArrayKey
     first: int
 
 
@@ -46,7 +54,7 @@ class Group:
         stores: The values that are written, and where.
         partial: Reductions, the values here that each accumulates, and whether it is the first group to do so.
         totals: Values that are summed over rows and steps, and the first number of the sum among the totals.
-        loops: The value, if it is a single one, computed by loops over inner dimensions.
+        strided: The value, if it is a single one of `STRIDED`, which is computed by loops over inner dimensions.
     """
 
     stage: int
@@ -55,7 +63,7 @@ class Group:
     stores: list[tuple[Node, Location]] = field(default_factory=list)
     partial: list[tuple[Node, list[Node], bool]] = field(default_factory=list)
     totals: list[tuple[Node, int]] = field(default_factory=list)
-    loops: Node | None = None
+    strided: Node | None = None
 
     @property
     def dots(self) -> list[Node]:
@@ -112,6 +120,16 @@ def schedule(program: Program, lanes: int) -> Schedule:
 
 
 class _Scheduler:
+    """A schedule in the making.
+
+    Attributes:
+        stage: The stage that computes each value.
+        groups: By stage, width, and the value if it is one of `STRIDED`.
+        home: The group of each value: see `_home_of`.
+        addends: Of what is summed over rows and steps, the values whose sums are added up to it.
+        order: The groups in the order in which they run.
+    """
+
     def __init__(self, program: Program, lanes: int) -> None:
         self.program = program
         self.lanes = lanes
@@ -142,7 +160,7 @@ class _Scheduler:
             for addend in self.addends[node]:
                 home = self._home_of(addend)
                 home.totals.append((addend, first))
-                if home.loops is not None and addend.op != "contract" and not home.stores:
+                if home.strided is not None and addend.op != "contract" and not home.stores:
                     home.stores.append((addend, Location(SCRATCH, self._scratch(addend.width))))  # added from there
             starts[node] = first
             first += node.width
@@ -164,7 +182,7 @@ class _Scheduler:
 
     def _assign(self, node: Node) -> None:
         """Assign a value to a stage and a group."""
-        args = [self._ready(a) for a in node.args]
+        args = [self._stage_of_numbers(a) for a in node.args]
         if node.is_strided and is_fixed(node):
             self.stage[node] = 0
             self.uniform.append(node)
@@ -175,39 +193,39 @@ class _Scheduler:
             for arg in node.args:
                 self._reader_of(arg)
         elif node.op in ("dot", "part") or node.is_strided:
-            self.stage[node] = max(map(self._readable, node.args), default=0)
+            self.stage[node] = max(map(self._stage_of_whole, node.args), default=0)
         else:
             self.stage[node] = max(args, default=0)
-        if not self._is_there(node) and node.op not in ("constant", "part"):
+        if not self._is_in_memory(node) and node.op not in ("constant", "part"):
             self._home_of(node).nodes.append(node)
         elif node in self.program.roots:
             self._home_of(node)
 
-    def _is_there(self, node: Node) -> bool:
-        """Whether a value is in memory before a step begins."""
+    def _is_in_memory(self, node: Node) -> bool:
+        """Whether a value is in memory already when a step begins."""
         return node.is_leaf or (node.is_strided and is_fixed(node))
 
-    def _ready(self, node: Node) -> int:
-        """The stage in which a value can be used, number by number."""
-        return self.stage[node] + (node.is_strided and not self._is_there(node))
+    def _stage_of_numbers(self, node: Node) -> int:
+        """The first stage that can read a value number by number, each where it computes its own."""
+        return self.stage[node] + (node.is_strided and not self._is_in_memory(node))
 
-    def _readable(self, node: Node) -> int:
-        """The stage in which a value is in memory as a whole."""
-        return 0 if self._is_there(node) else self.stage[node] + (node.op != "part")
+    def _stage_of_whole(self, node: Node) -> int:
+        """The first stage in which all of a value is in memory."""
+        return 0 if self._is_in_memory(node) else self.stage[node] + (node.op != "part")
 
     def _home_of(self, node: Node) -> Group:
-        """The group that computes a value; for one that comes from memory, the one that uses it first."""
+        """The group that computes a value; for one that comes from memory, the first of its width that can read it."""
         if node not in self.home:
-            loops = node if node.is_strided and not self._is_there(node) else None
-            key = (self.stage[node], node.width, loops)
-            self.home[node] = self.groups.setdefault(key, Group(*key[:2], loops=loops))
+            strided = node if node.is_strided and not self._is_in_memory(node) else None
+            key = (self.stage[node], node.width, strided)
+            self.home[node] = self.groups.setdefault(key, Group(*key[:2], strided=strided))
         return self.home[node]
 
     def _reader_of(self, node: Node) -> Group:
-        """The group in which a reduction meets a value."""
-        if not node.is_strided or self._is_there(node):
+        """The group in which a reduction reads a value."""
+        if not node.is_strided or self._is_in_memory(node):
             return self._home_of(node)
-        key = (self._ready(node), node.width, None)
+        key = (self._stage_of_numbers(node), node.width, None)
         return self.groups.setdefault(key, Group(*key[:2]))
 
     def _scratch(self, width: int) -> int:
@@ -230,11 +248,11 @@ class _Scheduler:
             self._store(self.program.results[output.name], ("output", output.name), 0)
         return copies
 
-    def _store(self, pieces: tuple[Node, ...], array: tuple[str, str], first: int) -> None:
+    def _store(self, pieces: tuple[Node, ...], array: ArrayKey, first: int) -> None:
         for piece in pieces:
             location = Location(array, first)
             self._home_of(piece).stores.append((piece, location))
-            if not self._is_there(piece) and piece.op not in ("constant", "part"):
+            if not self._is_in_memory(piece) and piece.op not in ("constant", "part"):
                 self.locations.setdefault(piece, location)
             first += piece.width
 
@@ -281,7 +299,7 @@ class _Scheduler:
                 for n in group.nodes
                 if n.op not in REDUCTIONS
                 for a in n.args
-                if n.op == "dot" or n.is_strided or self._is_else(a, group)
+                if n.op == "dot" or n.is_strided or self.home.get(a) is not group
             ]
             self._store_all(read)
         reduced = [a for n in self.program.nodes if n.op in REDUCTIONS for a in n.args]
@@ -294,9 +312,6 @@ class _Scheduler:
             if node not in self.locations and not node.is_leaf and node.op != "constant":
                 self.locations[node] = Location(SCRATCH, self._scratch(node.width))
                 self.home[node].stores.append((node, self.locations[node]))
-
-    def _is_else(self, node: Node, group: Group) -> bool:
-        return self.home.get(node) is not group
 
 
 def _joined(pieces: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -66,8 +66,9 @@ def packed_of(schedule: Schedule) -> tuple[Packed, ...]:
     )
 
 
-#: The arguments for an array of each role. Of a state: the initial one, that of all steps, and the one that is carried.
-_STATE = "initial", "sequence"
+#: The arguments for a state that has memory for all steps: the states before the first one, and those after each.
+STATE_SLOTS = "initial", "sequence"
+#: The arguments for an array of each role. Of a state also "carry": where it is, if it is carried.
 ARRAY_SLOTS: Mapping[str, tuple[str, ...]] = {
     **{
         "stream": ("stream",),
@@ -77,7 +78,7 @@ ARRAY_SLOTS: Mapping[str, tuple[str, ...]] = {
         "residual": ("output",),
         "sum": (),
     },
-    **{"history": _STATE, "state": (*_STATE, "carry"), "matrix": ("matrix", "row_stride", "column_stride")},
+    **{"history": STATE_SLOTS, "state": (*STATE_SLOTS, "carry"), "matrix": ("matrix", "row_stride", "column_stride")},
 }
 
 

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.products import Block, Products
-    from anyrnn.engines.cpu.schedule import Group, Location
+    from anyrnn.engines.cpu.schedule import ArrayKey, Group, Location
     from anyrnn.engines.cpu.writer import LoopWriter
 
 
 class Tile:
     """Writes the arithmetic of a group, from its products to its stores; it stands at a row and a vector of units."""
 
-    def __init__(self, writer: LoopWriter, group: Group, bases: dict[tuple[str, str], ir.Value]) -> None:
+    def __init__(self, writer: LoopWriter, group: Group, bases: dict[ArrayKey, ir.Value]) -> None:
         self.e, self.group, self.bases = writer, group, bases
 
     def store_row_addresses(self, b: ir.IRBuilder, products: Products, block: Block) -> None:
@@ -70,7 +70,7 @@ class Tile:
         self.sorted_row = row
         self.batch_row = self.e.element(b, self.bases["order", ""], row)
 
-    def _row_of(self, array: tuple[str, str]) -> ir.Value:
+    def _row_of(self, array: ArrayKey) -> ir.Value:
         """The address of this row of an array."""
         row = self.batch_row if self.e.is_padded(array) else self.sorted_row
         return self.e.at(self.b, self.bases[array], self.b.mul(row, I64(self.e.stride(array))))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from anyrnn.compiler.node import Node
     from anyrnn.engines.cpu.machine import Machine
-    from anyrnn.engines.cpu.schedule import Schedule
+    from anyrnn.engines.cpu.schedule import ArrayKey, Schedule
     from anyrnn.runtime.kernel import Precision
 
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
@@ -173,15 +173,15 @@ class LoopWriter(Writer):
         self.program = schedule.program
         self.slots = slots_of(schedule)
 
-    def stride(self, array: tuple[str, str]) -> int:
+    def stride(self, array: ArrayKey) -> int:
         """The length of a row of an array."""
         return self.schedule.scratch if array == SCRATCH else self.program[array[1]].width
 
-    def is_padded(self, array: tuple[str, str]) -> bool:
+    def is_padded(self, array: ArrayKey) -> bool:
         """Whether the rows of an array lie as in the batch, not sorted by length."""
         return array != SCRATCH and (array[0] not in ("stream", "output") or self.program[array[1]].place == "padded")
 
-    def array_of(self, node: Node) -> tuple[tuple[str, str], int]:
+    def array_of(self, node: Node) -> tuple[ArrayKey, int]:
         """The array that a value is read from, by the kind of its address, and its first number there."""
         if node.is_leaf:
             name, first = node.attr
