@@ -12,7 +12,22 @@ LENGTHS = [6, 0, 2, 5]
 ENGINES = ("reference", "cpu")
 SMALL = 0.05
 
+
+class Parts(nn.Module):
+    """Reads its state as a whole, and parts of it that overlap."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.hidden_size = H
+        self.W, self.U = nn.Linear(size, H), nn.Linear(H, H)
+
+    def forward(self, x, h):
+        gate = torch.sigmoid(h[:, 1:3]).sum(1, keepdim=True) - h[:, :2].prod(1, keepdim=True)
+        return 0.5 * h + torch.tanh(self.W(x) + gate * self.U(h))
+
+
 CELLS = {
+    "Parts": Parts,
     "LSTM": lambda size: anyrnn.LSTMCell(size, H),
     "nn.GRUCell": lambda size: nn.GRUCell(size, H),
     "MixedSizes": lambda size: MixedSizes(size, H),
@@ -76,6 +91,19 @@ def test_limits_are_those_of_a_loop_with_hooks(name, limits, two):
     if limits != "states":  # the limits are met, or nothing would have been tested
         mine, other = gradients[0], torch.autograd.grad(plain(x, lengths=LENGTHS)[0].sum(), x)[0]
         assert not torch.allclose(mine, other)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("make", [anyrnn.LSTM, anyrnn.GRU], ids=lambda make: make.__name__)
+def test_limits_where_part_of_the_output_is_the_next_x(make, limits):
+    """The compiler computes that part as it does the whole, and the limit is on the gradient of both together."""
+    layer = make(I, H, **LIMITS[limits]).double()
+    x, found = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True), []
+    for engine in ENGINES:
+        with anyrnn.engine(engine):
+            output, _ = layer(x, feedback=lambda y: y[:, 1 : 1 + I], forced=2)
+        found.append([output, *torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])])
+    close(*found)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

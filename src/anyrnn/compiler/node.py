@@ -102,6 +102,10 @@ class Node:
         return f"{self.op}{list(self.attr) if self.attr else ''}:{self.width}"
 
 
+#: What they limit is the gradient of a value from all who read it, whole or in parts: so they are not cut.
+_LIMITING = frozenset({"clip_gradient", "clip_gradient_norm"})
+
+
 @dataclass
 class Builder:
     """Makes nodes: equal ones once (hash-consing), constants folded, ranges pushed down to leaves and products."""
@@ -201,7 +205,7 @@ class Builder:
         """Return a range of a value. Only leaves and products are cut; other values are computed from ranges."""
         if node.width == 1 or (start == 0 and width == node.width):
             return node
-        if node.is_strided or node.op == "part":
+        if node.is_strided or node.op == "part" or node.op in _LIMITING:
             return self.part(node, start, width)
         if node.op == "constant":
             return self.node("constant", (), width, node.attr)
