@@ -26,7 +26,6 @@ from anyrnn.scan import scan as scan
 from anyrnn.states import detach as detach
 from anyrnn.states import reset as reset
 from anyrnn.states import select as select
-from anyrnn.truncated import Chunk as Chunk
 from anyrnn.truncated import Truncated as Truncated
 from anyrnn.truncated import chunks as chunks
 from anyrnn.zoo import GRU as GRU
