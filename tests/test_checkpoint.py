@@ -289,6 +289,7 @@ def test_below_torch_compile():
     (expected,) = torch.autograd.grad(model(x), x)
     (found,) = torch.autograd.grad(torch.compile(model, backend="aot_eager")(x), x)
     torch.testing.assert_close(found, expected)
+    torch._dynamo.reset()
     with pytest.raises(Exception, match="checkpoint_every=6 in a graph"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(x)
 
