@@ -141,7 +141,7 @@ def combinations(draw):
     made["num_layers"] = layers
     made["bidirectional"] = draw(st.booleans())
     made["batch_first"] = draw(st.booleans())
-    for option, value in (
+    options = (
         ("learn_initial_state", True),
         ("clip", 0.3),
         ("clip_gradient", 0.2),
@@ -150,9 +150,8 @@ def combinations(draw):
         ("recurrent_dropout", 0.3 if kind.first else (0.0, 0.3)),
         ("zoneout", draw(st.sampled_from((0.3, (0.2,) * kind.states)))),
         ("weight_dropout", draw(st.sampled_from((0.3, {kind.weight: 0.3})))),
-    ):
-        if maybe():
-            made[option] = value
+    )
+    made.update({option: value for option, value in options if maybe()})
     if layers == 2 and maybe():
         made["dropout"] = 0.3
     steps = draw(st.sampled_from((T, T, T, 1)))

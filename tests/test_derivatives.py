@@ -60,6 +60,7 @@ OPTIONS = {
     "weight_dropout": Option({"weight_dropout": 0.4}, draws=True),
     "record": Option(called={"record": True}),
     "states": Option(called={"return_states": True}),
+    "checkpoint": Option(called={"checkpoint_every": 2}),
     "several": Option(
         {"learn_initial_state": True, "clip": 0.3, "recurrent_dropout": 0.3, "zoneout": 0.2},
         {"reset": RESET, "record": True}, draws=True,
@@ -130,14 +131,30 @@ def test_gradients_of_gradients(name, option):
     layer, options = made(name, option)
     names, weights = zip(*layer.named_parameters(), strict=True)
     if "reset" in options:
-        options["reset"] = RESET[1:, :2]
+        options["reset"] = RESET[1:, 1:2]
 
     def run(x, *given):
         found = seeded(called, layer, x, dict(zip(names, given, strict=True)), **options)
         return tuple(t for t in found if t.requires_grad)
 
-    point = [t.detach().clone().requires_grad_() for t in (x_of(3, 2), *weights)]
+    point = [t.detach().clone().requires_grad_() for t in (x_of(3, 1), *weights)]
     assert torch.autograd.gradgradcheck(run, point, fast_mode=True, atol=1e-4)
+
+
+@some
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=str)
+def test_gradients_of_gradients_of_a_call_in_pieces(name, lengths):
+    """A piece that goes on from another one has sums of its own here."""
+    layer, _ = made(name, "none", bidirectional=True)
+    found = []
+    for engine in ENGINES:
+        x = x_of(T, B).requires_grad_()
+        leaves = [x, *layer.parameters()]
+        with anyrnn.engine(engine):
+            results = called(layer, x, lengths=lengths, checkpoint_every=1)
+            first = torch.autograd.grad(loss_of(*results), leaves, create_graph=True)
+            found.append([*first, *gradients(leaves, loss_of(*first).square())])
+    close(*found, atol=1e-8)
 
 
 @some

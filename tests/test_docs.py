@@ -23,6 +23,7 @@ import torch
 import typer
 
 import anyrnn
+from anyrnn.arguments import LayerOptions
 from anyrnn.engines.cpu.machine import Machine
 from anyrnn.workbench.cli import app
 
@@ -162,6 +163,10 @@ def test_a_public_name_has_a_docstring_with_its_arguments_errors_and_an_example(
         parameters = [
             str(p).partition(":")[0].partition("=")[0] for p in inspect.signature(PUBLIC[name]).parameters.values()
         ]
+        if name == "Recurrent":  # whose options are described one by one: those of every layer
+            assert parameters.pop() == "**options"
+            described, options = described[: len(parameters)], described[len(parameters) :]
+            assert sorted(options) == sorted(LayerOptions.__annotations__)
         assert described == parameters
     assert "Example" not in expected or ">>> " in sections["Example"]
 

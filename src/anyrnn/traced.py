@@ -143,7 +143,33 @@ def _weight(cell: nn.Module, registered: dict[str, Tensor], name: str, x: Tensor
     return found if isinstance(found, Tensor) else torch.ones((), dtype=x.dtype, device=x.device) * found
 
 
+class ApartEngine:
+    """Leaves the graph for a call that runs pieces of it again: what is kept within the graph, its compiler decides."""
+
+    name = "apart"
+
+    def refusal(self, call: Call) -> None:
+        """Never refuse here: `run` does, where the graph has to be whole."""
+
+    def anatomy(self, call: Call) -> None:
+        """Take the cell as it is."""
+
+    def run(self, call: Call) -> Result:
+        """Run the call as ever, between two graphs."""
+        msg = (
+            f"{type(call.cell).__name__}: got checkpoint_every={call.checkpoint_every} in a graph of torch.compile or "
+            f"torch.export, which decides by itself what is kept for the backward pass; expected none, or the layer "
+            f"below torch.compiler.disable"
+        )
+        if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+            raise AnyRNNError(msg)
+        if _prepared():
+            torch._dynamo.graph_break(msg=msg)
+        return _WATCHES.eagerly(call)
+
+
 _OPERATOR = select.Choice(OperatorEngine(), "PyTorch traces this call", {})
+_APART = select.Choice(ApartEngine(), "PyTorch traces around this call", {})
 _STEP_BY_STEP = select.Choice(select.ENGINES["reference"], "PyTorch traces this call step by step", {})
 
 
@@ -151,6 +177,8 @@ def choose(call: Call) -> select.Choice:
     """Choose the engine for a call: as `anyrnn.engines.select` does, but where PyTorch traces, an operator."""
     if not torch.compiler.is_compiling():
         return select.choose(call)
+    if call.checkpoint_every is not None:
+        return _APART
     if not _step_by_step():
         return _OPERATOR
     if call.lengths is not None:
@@ -406,6 +434,12 @@ def _prepare() -> None:
     """Tell PyTorch of what it meets in here, when it does: this loads torch._dynamo, which takes seconds."""
     register_opaque_type(_Watch, typ="reference", guard_fn=_Watch.state)
     _WATCHES.eagerly = torch.compiler.disable(_eagerly)
+
+
+@constant_to_dynamo
+def _prepared() -> bool:
+    _prepare()
+    return True
 
 
 # ---- A cell that cannot be recorded ----

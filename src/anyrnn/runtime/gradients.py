@@ -70,7 +70,9 @@ def backward(
         needed: The inputs whose gradients are wanted; those of others may be missing.
         sums: If this is a piece of a sequence, the sums over those after it; they are updated. What is returned of
             rows, vectors and matrices are then the sums so far, complete with the piece that the sequence begins with.
+            If None, they are those of this piece alone.
     """
+    is_last = sums is None or not saved.layout.is_continued
     sums = Sums() if sums is None else sums
     loop, layout, derivative = saved.loop, saved.layout, saved.loop.derivative
     like = saved.inputs[loop.states[0]]
@@ -101,11 +103,11 @@ def backward(
         grad = arrays[group[0].gradient]
         for term in group:
             if term.matrix in needed:
-                _add_weight_gradient(saved, term, grad, sums)
+                _add_weight_gradient(saved, term, grad, sums, is_last)
         operand = group[0].operand
         if operand in needed and derivative.forward[operand].role == "stream":
             grads_in[operand] = _stream_gradient(saved, group, grad, grads_in.get(operand))
-    if loop.apart and not layout.is_continued:
+    if loop.apart and is_last:
         _add_apart(loop, sums)
     grads_in.update(sums.matrices)
     for name in needed:
@@ -122,13 +124,12 @@ def _shaped(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor if tensor.shape == shape else tensor.view(shape)
 
 
-def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, sums: Sums) -> None:
+def _add_weight_gradient(saved: ForwardPass, term: Term, grad: Tensor, sums: Sums, is_last: bool) -> None:
     """Add a product's share to the gradient of its matrix: its operand, transposed, times the product's gradient."""
     product = sums.products.get(term)
     if product is None:
         product = sums.products[term] = _new_product(saved, term, sums)
     rows, starts = _paired_rows(saved, term, grad)
-    is_last = not saved.layout.is_continued
     if term.matrix in saved.loop.transposed:
         rows, starts = rows[::-1], starts[::-1]
     product.add_rows(rows, is_last)

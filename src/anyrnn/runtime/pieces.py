@@ -94,8 +94,8 @@ class _Fields:
         inputs = dict(zip(self.inputs, rest, strict=False))
         states = [*itertools.islice(rest, self.states)]
         constants = dict(zip(self.constants, rest, strict=False))
-        tensors = dict(zip(self.tensors, rest, strict=False))
-        return Given(inputs, constants, tensors, dict(zip(self.rows, rest, strict=True))), states
+        weights = dict(zip(self.tensors, rest, strict=False))
+        return Given(inputs, constants, weights, dict(zip(self.rows, rest, strict=True))), states
 
     @property
     def of_states(self) -> slice:
@@ -277,7 +277,7 @@ def _at_once(
     count, again = len(work.plan.series), torch.is_grad_enabled()
     results: list[Tensor] = []
     grads_out: list[Tensor | None] = []
-    with torch.enable_grad():
+    with _no_hooks(), torch.enable_grad():
         inputs = [t.view_as(t) for t in tensors]  # one tensor may be two of them
         states = inputs[work.fields.of_states]
         for piece, random in zip(work.pieces, ctx.random, strict=True):
