@@ -277,6 +277,7 @@ def test_what_is_no_number_of_steps_is_refused(every):
         anyrnn.LSTM(3, 5)(torch.randn(9, 2, 3), checkpoint_every=every)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch's, of its own look
 def test_below_torch_compile():
     torch._dynamo.reset()
     layer, x = anyrnn.GRU(3, 5), torch.randn(20, 2, 3, requires_grad=True)
@@ -287,6 +288,7 @@ def test_below_torch_compile():
     (expected,) = torch.autograd.grad(model(x), x)
     (found,) = torch.autograd.grad(torch.compile(model, backend="aot_eager")(x), x)
     torch.testing.assert_close(found, expected)
+    torch._dynamo.reset()
     with pytest.raises(Exception, match="checkpoint_every=6 in a graph"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(x)
 
