@@ -116,6 +116,11 @@ class Combination:
         return self.training and any(name in self.made for name in names)
 
 
+def following(y: Tensor) -> Tensor:
+    """The next x, made of an output."""
+    return torch.cat((y, -y), -1)[..., :I]
+
+
 #: What is refused, as options of a call that change those of a combination.
 MISTAKES = {
     "a start without resets": lambda layer, x: {"reset": None, "reset_to": layer.initial_state(B)},
@@ -123,7 +128,7 @@ MISTAKES = {
     "resets of another shape": lambda layer, x: {"reset": torch.zeros(x.shape[0] + 1, x.shape[1], dtype=torch.bool)},
     "resets and feedback": lambda layer, x: {
         "reset": torch.zeros(x.shape[:2], dtype=torch.bool),
-        "feedback": lambda y: y[..., :I],
+        "feedback": following,
     },
     "no interval": lambda layer, x: {"checkpoint_every": 0},
     "too many lengths": lambda layer, x: {"lengths": [1] * (B + 1)},
@@ -163,6 +168,8 @@ def combinations(draw):
         called["return_states"] = True
     if maybe(2):
         called["checkpoint_every"] = draw(st.integers(1, 6))
+    if maybe(5):  # which goes with few of the others
+        called |= {"feedback": following, "forced": 2}
     return Combination(
         name, made, draw(st.booleans()), steps, lengths, draw(st.booleans()),
         draw(st.sampled_from((None, "initial", "other"))), called,
