@@ -55,6 +55,8 @@ bench: $(READY)  ## measure, side by side, what the README claims about speed
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/controls.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

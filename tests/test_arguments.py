@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 from typing import NamedTuple
 
 import pytest
@@ -724,3 +725,11 @@ def test_feedback_below_torch_compile(layers):
     torch.testing.assert_close(compiled(x, forced), run(x, forced))
     layer.weight_ih_l0 = nn.Parameter(-layer.weight_ih_l0.detach())
     torch.testing.assert_close(compiled(x, forced), run(x, forced))
+
+
+def test_explain_shows_what_is_run_once_a_row():
+    layer = anyrnn.Recurrent(Static().double())
+    context = normal(B, K)
+    text = str(anyrnn.explain(layer, normal(T, B, I), context=context))
+    assert re.search(r"rows +addmm, i = sigmoid", text)
+    assert "rows " not in str(anyrnn.explain(anyrnn.GRU(I, H), torch.randn(T, B, I)))

@@ -1,12 +1,17 @@
 """checkpoint_every: the values and gradients of the call without it, to the bit, in less memory."""
 
+from weakref import finalize
+
 import pytest
 import torch
 from torch import nn
 
 import anyrnn
 from anyrnn.compiler.derive import Term
+from anyrnn.engines.cpu import backend
+from anyrnn.runtime import gradients, layout, loop, pieces
 from anyrnn.runtime.kernel import Rows
+from anyrnn.runtime.memory import empty
 from anyrnn.runtime.sums import Product
 
 
@@ -103,15 +108,15 @@ def assert_equal(found, expected, exactly):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("lengths", [None, [203, 0, 120, 17, 200]], ids=["full", "ragged"])
+@pytest.mark.parametrize("lengths", [None, [103, 0, 60, 17, 100]], ids=["full", "ragged"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_values_and_gradients_have_the_same_bits(name, lengths, dtype):
     make, exactly = LAYERS[name]
     torch.manual_seed(0)
-    layer, x = make().to(dtype), torch.randn(203, 5, 5, dtype=dtype, requires_grad=True)
+    layer, x = make().to(dtype), torch.randn(103, 5, 5, dtype=dtype, requires_grad=True)
     with anyrnn.engine("cpu"):
         expected = results_of(layer, x, None, lengths=lengths)
-        for every in (100, 64, 7):
+        for every in (64, 7):
             found = results_of(layer, x, every, lengths=lengths)
             assert_equal(found, expected, exactly)
 
@@ -272,6 +277,8 @@ def test_what_is_no_number_of_steps_is_refused(every):
         anyrnn.LSTM(3, 5)(torch.randn(9, 2, 3), checkpoint_every=every)
 
 
+# PyTorch says this of itself, where it goes on behind a break of the graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_below_torch_compile():
     torch._dynamo.reset()
     layer, x = anyrnn.GRU(3, 5), torch.randn(20, 2, 3, requires_grad=True)
@@ -282,29 +289,38 @@ def test_below_torch_compile():
     (expected,) = torch.autograd.grad(model(x), x)
     (found,) = torch.autograd.grad(torch.compile(model, backend="aot_eager")(x), x)
     torch.testing.assert_close(found, expected)
+    torch._dynamo.reset()
     with pytest.raises(Exception, match="checkpoint_every=6 in a graph"):
         torch.compile(model, backend="aot_eager", fullgraph=True)(x)
 
 
-def test_memory_is_that_of_a_piece():
-    """The most that is allocated at a time, beside the output and the gradient of x."""
+def test_memory_is_that_of_a_piece(monkeypatch):
+    """The most that is in use at a time of what the passes allocate, beside the output."""
     layer, x = anyrnn.LSTM(4, 32), torch.randn(4000, 2, 4, requires_grad=True)
-    upstream = torch.randn(4000, 2, 32)
+    live, most = 0, 0
 
-    def step(every):
-        output, _ = layer(x, checkpoint_every=every)
-        return output, torch.autograd.grad(output, [x, *layer.parameters()], upstream)
+    def counted(like, *shape):
+        nonlocal live, most
+        tensor = empty(like, *shape)
+        live += tensor.nbytes
+        most = max(most, live)
+        finalize(tensor, freed, tensor.nbytes)
+        return tensor
+
+    def freed(size):
+        nonlocal live
+        live -= size
+
+    for module in (backend, gradients, layout, loop, pieces):
+        monkeypatch.setattr(module, "empty", counted)
 
     def peak(every):
-        step(every)
-        with torch.profiler.profile(profile_memory=True) as profile:
-            step(every)
-        changes = [(e.time_range.start, e.cpu_memory_usage) for e in profile.events() if e.name == "[memory]"]
-        total = most = 0
-        for _, change in sorted(changes, key=lambda pair: pair[0]):
-            total += change
-            most = max(most, total)
-        return most - upstream.nbytes - x.nbytes
+        nonlocal live, most
+        live = most = 0
+        with anyrnn.engine("cpu"):
+            output, _ = layer(x, checkpoint_every=every)
+        torch.autograd.grad(output, [x, *layer.parameters()], torch.ones_like(output))
+        return most - output.nbytes
 
     assert 10 * peak(40) < peak(None)
 
@@ -313,15 +329,13 @@ def test_memory_is_that_of_a_piece():
 @pytest.mark.parametrize("cuts", [[1000], [400, 600], [7, 303, 1, 689], [100] * 10, [304, 304, 392]])
 def test_products_in_pieces_are_formed_of_the_same_blocks(cuts, last_first):
     """The sum of blocks, as a backend forms them, does not depend on where the pieces end."""
-    from anyrnn.engines.cpu.backend import CpuBackend  # noqa: PLC0415
-
     torch.manual_seed(0)
     left, right = torch.randn(1000, 9), torch.randn(1000, 21)
-    backend, expected = CpuBackend.host(), torch.empty(9, 21)
+    cpu, expected = backend.CpuBackend.host(), torch.empty(9, 21)
     rows = [Rows(t, t.shape[1], 0, t.shape[1], 0, 1000) for t in (left, right)]
-    backend.add_outer(expected, 0, 0, *rows, False, last_first)
+    cpu.add_outer(expected, 0, 0, *rows, False, last_first)
     out = torch.empty(9, 21)
-    product, at = Product(backend, out, 0, 0, False, last_first), 0
+    product, at = Product(cpu, out, 0, 0, False, last_first), 0
     for k, count in enumerate(cuts):
         first = 1000 - at - count if last_first else at
         product.add_rows(tuple(r.part(first, count) for r in rows), k == len(cuts) - 1)

@@ -147,7 +147,6 @@ PUBLIC = {k: v for k, v in vars(anyrnn).items() if not k.startswith("_") and not
 WITHOUT = {
     "AnyRNNError": ("Args", "Raises", "Example"),  # not called by users
     "Explanation": ("Args", "Raises", "Example"),  # made by `explain`
-    "Chunk": ("Args", "Raises", "Example"),  # made by `chunks`
     "Stream": ("Args", "Raises", "Example"),  # made by `layer.stream`
     "restore": ("Example",),  # `accelerate` has both
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import anyrnn
-from anyrnn.engines.attempt import failure
+from anyrnn.engines.low_precision import failure
 from zoo import CASES, FEW, LAYER_PAIRS, PAIRS, I, close, flat, gradients, ids, layer_state, loss_of, state_of, x_of
 
 # PyTorch's own remark on torch.nn's cells under vmap.

@@ -29,7 +29,6 @@ from anyrnn.states import reset as reset
 from anyrnn.states import select as select
 from anyrnn.stepwise import stepwise as stepwise
 from anyrnn.stream import Stream as Stream
-from anyrnn.truncated import Chunk as Chunk
 from anyrnn.truncated import Truncated as Truncated
 from anyrnn.truncated import chunks as chunks
 from anyrnn.zoo import GRU as GRU

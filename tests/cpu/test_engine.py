@@ -16,7 +16,7 @@ from anyrnn.engines import select
 from anyrnn.engines.cpu import backend, threads
 from anyrnn.engines.cpu.backend import CpuBackend
 from anyrnn.engines.cpu.machine import Machine
-from anyrnn.runtime.autograd import run
+from anyrnn.runtime.autograd import run_loop
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.loop import Loop
 from zoo import CASES, close, ids
@@ -203,7 +203,7 @@ def test_every_operation_of_a_program_is_emitted(width, dtype):
     rows = len(numbers) ** 2
     streams = [t.reshape(-1, 1).repeat(1, width).contiguous() for t in torch.meshgrid(numbers, numbers, indexing="ij")]
     given = dict(zip("abh", [*streams, torch.zeros(rows, 1, dtype=dtype)], strict=True))
-    got = run(Loop(program), layout(1, rows, None, False), CpuBackend.host(), given)
+    got = run_loop(Loop(program), layout(1, rows, None, False), CpuBackend.host(), given)
     known = dict(zip(leaves, streams, strict=True))
     evaluate([n for n in program.nodes if not n.is_leaf], known)
     for k, node in enumerate(every):

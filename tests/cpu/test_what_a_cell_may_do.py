@@ -66,7 +66,8 @@ class Row:
         remark: What the table says where nothing is to be explained.
         change: What becomes of the cell between two calls.
         below: What both calls are below.
-        draws: Whether there are random numbers that an engine draws in an order of its own.
+        draws: Whether there are random numbers that an engine draws in an order of its own, or what memory happens to
+            hold.
     """
 
     words: str
@@ -155,7 +156,8 @@ TABLE = {
             lambda c, x, h: leaky(c, x, h) * (1 if h.requires_grad else 2)),
         Row("decides by `is_contiguous()` or `stride()`", lambda c, x, h: leaky(c, x, h) * (1 + x.is_contiguous())),
         Row("reads memory that nobody has written (`torch.empty`)",
-            lambda c, x, h: leaky(c, x, h) + 0 * torch.empty_like(h).fill_(1.0)[:, :1] + 0 * torch.empty_like(h)),
+            lambda c, x, h: leaky(c, x, h) + 0 * torch.empty_like(h).fill_(1.0)[:, :1] + 0 * torch.empty_like(h),
+            draws=True),
     ],
     "Sizes": [
         Row("makes tensors for the batch: `x.new_zeros(x.shape[0], 3)`",

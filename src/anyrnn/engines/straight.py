@@ -18,7 +18,7 @@ from anyrnn.engines.select import wanted_name
 from anyrnn.protocol import placement
 from anyrnn.runtime.call import CallForm
 from anyrnn.runtime.layout import layout
-from anyrnn.runtime.parts import run as run_parts
+from anyrnn.runtime.parts import run_parts
 from anyrnn.runtime.plans import last_plan_of, plan_of
 
 if TYPE_CHECKING:

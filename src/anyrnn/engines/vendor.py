@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from anyrnn import cells
-from anyrnn.engines.attempt import LowPrecision, failure
 from anyrnn.engines.checkpoint import run_checkpointed
+from anyrnn.engines.low_precision import LowPrecision, failure
 from anyrnn.runtime.call import NO_REQUEST, Result, SeriesForm
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ class Anatomy:
 
     Attributes:
         once: The operations on weights alone, run once a call by PyTorch.
+        rows: Those on what is one for a row, `context=`, run once a call for all rows by PyTorch.
         before: Those on the input, run for all steps at once by PyTorch. (Products of the input with a weight matrix
             are computed within the loop.)
         products: The products of the loop, with a weight matrix each.
@@ -43,6 +44,7 @@ class Anatomy:
     """
 
     once: tuple[str, ...]
+    rows: tuple[str, ...]
     before: tuple[str, ...]
     products: int
     loop: tuple[str, ...]
@@ -72,6 +74,7 @@ class Anatomy:
         loop = ", ".join([f"{self.products} product{'s' if self.products != 1 else ''} with a matrix", *self.loop])
         lines = [
             f"once    {', '.join(self.once) or '-'}",
+            *([f"rows    {', '.join(self.rows)}"] if self.rows else ()),
             f"before  {', '.join(self.before) or '-'}",
             f"loop    {loop}; {self.stages} stage{'s' if self.stages > 1 else ''}",
             f"after   {', '.join(self.after) or '-'}",
@@ -100,6 +103,7 @@ def anatomy_of(plan: Plan, backend: Backend, like: Tensor, kind: str) -> Anatomy
     written = sum(a.width for a in program.of("state", "output"))
     return Anatomy(
         _listed(plan.split.once, plan),
+        _listed(plan.split.rows, plan),
         _listed(plan.split.before, plan),
         len(dots),
         tuple(f"{count} {op}" for op, count in counted.items()),

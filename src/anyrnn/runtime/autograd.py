@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anyrnn.runtime.sums import Sums
 
 
-def run(
+def run_loop(
     loop: Loop, layout: Layout, backend: Backend, inputs: Mapping[str, Tensor], from_zero: bool = False,
     sums: Sums | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip

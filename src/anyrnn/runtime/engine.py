@@ -14,7 +14,7 @@ from anyrnn.runtime.anatomy import Anatomy, anatomy_of
 from anyrnn.runtime.autograd import without_autocast
 from anyrnn.runtime.call import Result
 from anyrnn.runtime.layout import layout
-from anyrnn.runtime.parts import run
+from anyrnn.runtime.parts import run_parts
 from anyrnn.runtime.plans import Plan, plan_of
 from anyrnn.runtime.stepping import CompiledSteps
 
@@ -115,7 +115,7 @@ class CompiledEngine:
             parts = plan, self._backend(), call.cell, batch, x, states, extras, call.from_zero
             every = call.checkpoint_every
             if every is None or every >= len(batch.rows):
-                series, finals = run(*parts)
+                series, finals = run_parts(*parts)
             else:
                 series, finals = pieces.run(*parts, every)
         if own != dtype or call.states[0].dtype != dtype:

@@ -38,7 +38,7 @@ class Given:
     rows: dict[Ref, Tensor]
 
 
-def run(
+def run_parts(
     plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor],
     extras: Sequence[Tensor], from_zero: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
@@ -60,7 +60,7 @@ def run(
     given = prepare(plan, cell, batch, x, extras, batch.total)
 
     def run_loop(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return autograd.run(plan.loop, batch, backend, inputs, from_zero)
+        return autograd.run_loop(plan.loop, batch, backend, inputs, from_zero)
 
     return run_steps(plan, given, batch, states, run_loop)
 

@@ -44,7 +44,7 @@ def run(
     plan: Plan, backend: Backend, cell: nn.Module, batch: Layout, x: Tensor, states: Sequence[Tensor],
     extras: Sequence[Tensor], from_zero: bool, every: int,
 ) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
-    """Run the four parts of a cell, `every` so many steps a piece: as `parts.run`, which see."""
+    """Run the four parts of a cell, `every` so many steps a piece: as `parts.run_parts`, which see."""
     pieces = [*_pieces(batch, every)]
     given = prepare(plan, cell, batch, x, extras, max(piece.layout.total for piece in pieces))
     fields = _Fields(tuple(given.inputs), len(states), tuple(given.constants), tuple(given.tensors), tuple(given.rows))
@@ -147,7 +147,7 @@ class _Work:
 
         def run_loop(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if training is None:
-                return autograd.run(plan.loop, batch, self.backend, inputs, from_zero, sums)
+                return autograd.run_loop(plan.loop, batch, self.backend, inputs, from_zero, sums)
             return forward(plan.loop, batch, self.backend, inputs, training)[0]
 
         return run_steps(plan, Given(given.inputs, given.constants, own, given.rows), batch, states, run_loop)

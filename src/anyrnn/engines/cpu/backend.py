@@ -116,31 +116,31 @@ class CpuKernel:
         return [itemsize * n for n in itertools.accumulate(sizes, initial=0)]
 
     @functools.cached_property
-    def pack(self) -> int:
-        """The entry that copies the matrices."""
+    def pack_address(self) -> int:
+        """The address of the entry that copies the matrices."""
         return self.code.address("pack")
 
     @functools.cached_property
-    def main(self) -> int:
-        """The entry that runs the steps."""
+    def run_address(self) -> int:
+        """The address of the entry that runs the steps."""
         return self.code.address("run")
 
     @functools.cached_property
-    def serial(self) -> Callable[[int], None]:
-        """Both, in the calling thread."""
+    def call_serial(self) -> Callable[[int], None]:
+        """Calls the entry that is both in one part, in the calling thread."""
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.code.address("serial"))
 
     @functools.cached_property
-    def alone(self) -> Callable[..., None]:
-        """The entry that runs the steps, in the calling thread; its arguments are objects of `ctypes`.
+    def call_run(self) -> Callable[..., None]:
+        """Calls the entry that runs the steps, in the calling thread; its arguments are objects of `ctypes`.
 
         The interpreter's lock is free meanwhile, so that streams of several threads run at once: that is some 30 ns of
         the 250 that a call takes from Python (`ctypes.PYFUNCTYPE`, which keeps the lock, was measured beside it).
         """
-        return ctypes.CFUNCTYPE(None)(self.main)
+        return ctypes.CFUNCTYPE(None)(self.run_address)
 
     @functools.cached_property
-    def backward(self) -> bool:
+    def is_backward(self) -> bool:
         """It runs from the last step to the first."""
         return bool(self.schedule.program.of("history"))
 
@@ -150,7 +150,7 @@ class CpuKernel:
         return sum(_work_of(n) for n in self.schedule.program.nodes if not n.is_leaf)
 
     def shares(self, layout: Layout) -> int:
-        """How many threads pay: each for two rows, which take hardly longer than one, and for enough work."""
+        """How many parts are worth a thread each: of two rows, which take hardly longer than one, and of some work."""
         return max(1, min(threads.count(), layout.B // 2, layout.source.total * self.work // _SMALL))
 
     @functools.cached_property
@@ -188,7 +188,7 @@ class CpuKernel:
         if totals is None and self.schedule.total_width:
             totals = like.new_zeros(shares, self.schedule.total_width)
         address = workspace.data_ptr()
-        values = [*layout.slots(self.backward), layout.bounds(shares), address + end]
+        values = [*layout.slots(self.is_backward), layout.bounds(shares), address + end]
         values.append(0 if totals is None else totals.data_ptr())
         for name, role in self.arguments:
             tensor = arrays[name]
@@ -233,16 +233,16 @@ class CpuBound:
         """Run all steps; returns the sums, by name."""
         kernel, pointer = self.kernel, self.slots.buffer_info()[0]
         if self.shares == 1:
-            kernel.serial(pointer)
+            kernel.call_serial(pointer)
         else:
             self.pack()
-            threads.parallel(kernel.main, pointer, self.shares)
+            threads.parallel(kernel.run_address, pointer, self.shares)
         return {} if self.totals is None else dict(self._sums(self.totals, kernel.sums))
 
     def pack(self) -> None:
         """Copy the matrices, and arrange what is the same for all rows."""
         if self.kernel.packed or self.kernel.schedule.uniform:
-            threads.parallel(self.kernel.pack, self.slots.buffer_info()[0], self.shares)
+            threads.parallel(self.kernel.pack_address, self.slots.buffer_info()[0], self.shares)
 
     def _sums(self, totals: Tensor, ranges: Mapping[str, tuple[tuple[int, int], ...]]) -> Iterator[tuple[str, Tensor]]:
         total = totals[0] if self.shares == 1 else totals.sum(0)
@@ -268,9 +268,9 @@ class CpuRepeated:
         self._slots = bound.slots
         pointer = self._slots.buffer_info()[0]
         launch = (
-            functools.partial(kernel.alone, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
+            functools.partial(kernel.call_run, ctypes.c_void_p(pointer), ctypes.c_int64(0), ctypes.c_int64(1))
             if bound.shares == 1
-            else functools.partial(threads.parallel, kernel.main, pointer, bound.shares)
+            else functools.partial(threads.parallel, kernel.run_address, pointer, bound.shares)
         )
         # All whose addresses the code knows lives as long as the function, which may outlive this object.
         self._kept: list[object] = [self._slots, layout, kernel, *self._read(arrays), bound]
