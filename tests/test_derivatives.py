@@ -69,7 +69,7 @@ OPTIONS = {
 
 each = pytest.mark.parametrize("option", OPTIONS)
 every = pytest.mark.parametrize("name", CELLS)
-some = pytest.mark.parametrize("name", ["LSTM", "ConcatLSTM", "MixedSizes"])
+some = pytest.mark.parametrize("name", ["LSTM", "MixedSizes"])
 limited = [key for key, option in OPTIONS.items() if option.limits]
 unlimited = [key for key, option in OPTIONS.items() if not option.limits]
 

@@ -456,7 +456,7 @@ def test_a_wild_cell_that_once_failed(name):
 
 
 @settings(
-    max_examples=int(EXAMPLES or 36),
+    max_examples=int(EXAMPLES or 30),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
