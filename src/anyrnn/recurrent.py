@@ -108,7 +108,8 @@ class Recurrent(Layer):
         every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
         Gradients pass through all of them;
         checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
-        each piece again: long sequences in little memory, the same results, about a third more time.
+        each piece again: long sequences in little memory, the same results. It takes the forward pass once more, and a
+        millisecond or two a piece.
 
     Example:
         >>> import torch, anyrnn
