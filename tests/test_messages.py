@@ -682,3 +682,23 @@ def test_a_layer_is_one_node_in_a_graph_of_torch_fx(make):
 def test_a_layer_with_a_forward_of_its_own_is_no_node_which_would_run_it_twice():
     text = message(lambda: torch.fx.symbolic_trace(nn.Sequential(Own(I, H))))
     assert text.startswith("Own: got torch.fx.symbolic_trace of a layer whose `forward` is not this package's own")
+
+
+def test_a_step_with_an_output_and_a_further_argument_waits_for_it():
+    class Timed(nn.Module):
+        hidden_size = 4
+
+        def __init__(self):
+            super().__init__()
+            self.U, self.W = nn.Linear(4, 4), nn.Linear(3, 4)
+
+        def forward(self, x, h, dt):
+            h = torch.tanh(self.W(x) + dt * self.U(h))
+            return 2 * h, h
+
+    layer, x, dt = anyrnn.Recurrent(Timed(), 3), torch.randn(5, 2, 3), torch.rand(5, 2, 1)
+    with pytest.raises(anyrnn.AnyRNNError, match="expected `dt` by inputs="):
+        layer(x)
+    output, h = layer(x, inputs=dt)
+    assert h.shape == (1, 2, 4)
+    torch.testing.assert_close(output[-1], 2 * h[0])

@@ -402,14 +402,19 @@ def _check_order(cell: nn.Module, states: Sequence[Tensor], variables: Mapping[s
     """
     _, *names = _called(cell).parameters
     names = names[: len(states)]
-    for k, (name, value) in enumerate(zip(names, states, strict=False)):
-        others = [n for n in names if n != name and variables.get(n) is value]
-        if others and variables.get(name) is not value:
-            msg = (
-                f"returned `{others[0]}` as state {k}, which it takes as `{name}`; expected the order "
-                f"({', '.join(names)}): change it in forward, or by step=lambda m, x, s: ..."
-            )
-            raise WrongOrderError(msg)
+    # For each state that is returned, as which it is taken: what another name holds.
+    taken = [next((n for n in names if variables.get(n) is value), None) for value in states]
+    for k, (name, other) in enumerate(zip(names, taken, strict=False)):
+        if other is None or variables.get(name) is states[k]:
+            continue
+        if taken[0] is None:  # an output and a state, it seems, of a step that takes further arguments
+            msg = f"returned `{other}` as state {k}, which it takes as `{name}`"
+            raise _OtherStructureError(msg)
+        msg = (
+            f"returned `{other}` as state {k}, which it takes as `{name}`; expected the order "
+            f"({', '.join(names)}): change it in forward, or by step=lambda m, x, s: ..."
+        )
+        raise WrongOrderError(msg)
 
 
 def _lead(size: Size) -> str:
