@@ -49,6 +49,7 @@ class Stack(Protocol):
 
 
 _DTYPE = torch.float32  # the type of the measurements
+_MEASURED = frozenset({_DTYPE})
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _is_autocast, _tracing_state = torch.is_autocast_enabled, torch._C._get_tracing_state
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
@@ -106,7 +107,7 @@ def preference(call: Call) -> str | None:
     ):
         return None
     tensors = (call.x, *call.states, *weights)
-    if not all(map(_is_plain, tensors)) or not is_faster(kind, T, B, H, _is_training(tensors)):
+    if not all(map(is_plain, tensors)) or not is_faster(kind, T, B, H, _is_training(tensors)):
         return None
     return f"PyTorch's kernel is faster for so few steps (T={T})"
 
@@ -128,7 +129,7 @@ def run_cell(cell: nn.Module, x: Tensor, hx: State | None, batch_first: bool) ->
     if kernel is None or _has_hooks(cell):
         return None
     weights = [w for w in cell._parameters.values() if w is not None]
-    if len(weights) not in (2, 4) or not all(map(_is_plain, weights)):
+    if len(weights) not in (2, 4) or not all(map(is_plain, weights)):
         return None
     (rows, width), (gates, H), *biases = (w.shape for w in weights)
     if width != features or gates != rows or any(shape != (rows,) for shape in biases):
@@ -150,7 +151,7 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
         x: The input of the call: (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or anything else.
         hx: The initial state of the call; None for zeros.
     """
-    if not isinstance(x, Tensor) or not is_plain_context() or not _is_plain(x):
+    if not isinstance(x, Tensor) or not is_plain_context() or not is_plain(x):
         return None
     batched, batch_first = x.dim() == 3, layer.batch_first
     if not batched:
@@ -171,7 +172,7 @@ def run(layer: Stack, x: Tensor | PackedSequence, hx: State | None) -> tuple[Ten
     parameters, weights, training = layer._parameters, [], x.requires_grad
     for key, shape in layer._shapes.items():
         weight: Any = parameters.get(key)
-        # `_is_plain`, written out: this is most of what a call costs.
+        # `is_plain`, written out: this is most of what a call costs.
         if type(weight) not in _TENSORS or weight.shape != shape or weight.dtype is not _DTYPE:
             return None
         if not weight.is_cpu or weight.layout is not torch.strided:
@@ -204,7 +205,7 @@ def _states(
     if hx is None:
         return (x.new_zeros(shape),) * count
     states: Any = (hx,) if count == 1 else hx
-    if type(states) is not tuple or len(states) != count or not all(map(_is_plain, states)):
+    if type(states) is not tuple or len(states) != count or not all(map(is_plain, states)):
         return None
     if not batched:
         states = tuple(s.unsqueeze(1) for s in states)
@@ -215,11 +216,11 @@ def _is_training(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def _is_plain(t: object) -> bool:
-    """Whether a value is a tensor with numbers in the memory of this machine, of the type that was measured."""
+def is_plain(t: object, types: frozenset[torch.dtype] = _MEASURED) -> bool:
+    """Whether a value is a tensor with numbers in the memory of this machine, of one of these types."""
     return (
         type(t) in _TENSORS
-        and t.dtype is _DTYPE  # type: ignore[attr-defined]
+        and t.dtype in types  # type: ignore[attr-defined]
         and t.is_cpu  # type: ignore[attr-defined]
         and t.layout is torch.strided  # type: ignore[attr-defined]
         and not t.is_nested  # type: ignore[attr-defined]

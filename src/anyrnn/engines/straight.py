@@ -45,7 +45,6 @@ class Straight(Protocol):
     def _has_controls(self) -> bool: ...
 
 
-_TENSORS = frozenset({Tensor, nn.Parameter})
 _TYPES = frozenset({torch.float32, torch.float64})
 
 
@@ -57,7 +56,7 @@ def run(layer: Straight, x: object, state: State | None) -> tuple[Tensor, State]
         x: The input of the call.
         state: The initial state of the call; None for zeros.
     """
-    if layer.num_layers != 1 or layer.bidirectional or not _is_plain(x) or x.dim() != 3:  # type: ignore[attr-defined]
+    if layer.num_layers != 1 or layer.bidirectional or not short.is_plain(x, _TYPES) or x.dim() != 3:  # type: ignore[attr-defined]
         return None
     assert isinstance(x, Tensor)
     first, second, features = x.shape
@@ -104,17 +103,6 @@ def _states(signature: Signature, state: State | None, x: Tensor, B: int) -> lis
     if type(given) is not tuple or signature.kind is not tuple or len(given) != len(shapes):
         return None
     for tensor, shape in zip(given, shapes, strict=True):
-        if not _is_plain(tensor) or tensor.dtype is not x.dtype or tensor.shape != (1, *shape):
+        if not short.is_plain(tensor, _TYPES) or tensor.dtype is not x.dtype or tensor.shape != (1, *shape):
             return None
     return [tensor.unbind(0)[0] for tensor in given]
-
-
-def _is_plain(tensor: object) -> bool:
-    """Whether a value is a tensor with numbers in the memory of this machine, of a type in which kernels compute."""
-    return (
-        type(tensor) in _TENSORS
-        and tensor.dtype in _TYPES  # type: ignore[attr-defined]
-        and tensor.is_cpu  # type: ignore[attr-defined]
-        and tensor.layout is torch.strided  # type: ignore[attr-defined]
-        and not tensor.is_nested  # type: ignore[attr-defined]
-    )
