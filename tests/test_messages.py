@@ -702,3 +702,44 @@ def test_a_step_with_an_output_and_a_further_argument_waits_for_it():
     output, h = layer(x, inputs=dt)
     assert h.shape == (1, 2, 4)
     torch.testing.assert_close(output[-1], 2 * h[0])
+
+
+@pytest.mark.parametrize("is_warned", [True, False])
+def test_two_arguments_behind_x_are_not_taken_for_states_in_silence(is_warned):
+    class Timed(nn.Module):
+        hidden_size = 4
+
+        def __init__(self):
+            super().__init__()
+            self.U, self.W = nn.Linear(4, 4), nn.Linear(3, 4)
+
+        def forward(self, x, h, dt):
+            new = torch.tanh(self.W(x) + dt * self.U(h))
+            y = 2 * new
+            return y, new
+
+    x, dt = torch.randn(5, 2, 3), torch.rand(5, 2, 1)
+    if is_warned:
+        with pytest.warns(UserWarning, match=r"taken for the states `h`, `dt`.*state_sizes=4 and give what else"):
+            anyrnn.Recurrent(Timed(), 3)(x)
+        return
+    output, h = anyrnn.Recurrent(Timed(), 3, state_sizes=4)(x, inputs=dt)
+    torch.testing.assert_close(output[-1], 2 * h[0])
+    anyrnn.Recurrent(Timed(), 3, state_sizes=(4, 4))(x)  # who says so is not warned
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "h, c): h, c = x + h, c + h; return h, c",
+        "h, c): new_h, new_c = x + h, c + h; return new_h, new_c",
+        "hx, cx): hy, cy = x + hx, cx + hx; return hy, cy",
+        "h, c): c = c + h; return torch.tanh(c), c",
+        "h, c): return x + h, c + h",
+    ],
+)
+def test_states_that_are_returned_under_a_name_like_theirs_are_no_guess(step):
+    namespace = {"torch": torch}
+    exec(f"class Pair(torch.nn.Module):\n    hidden_size = 4\n    def forward(self, x, {step}", namespace)
+    _, state = anyrnn.Recurrent(namespace["Pair"](), 4)(torch.randn(5, 2, 4))
+    assert len(state) == 2

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import typing
+import warnings
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -200,7 +201,37 @@ def _adopted(probe: _Probe, candidate: _Candidate, signature: Signature) -> Sign
         _materialize(probe, candidate)
     if signature.kind is not tuple or signature.output_kind is not tuple:
         _kinds[probe.cell] = signature.kind, signature.output_kind
+    if candidate.spread and not candidate.stated and not signature.has_output and len(candidate.sizes) > 1:
+        _warn_of_guess(probe, candidate)
     return signature
+
+
+def _warn_of_guess(probe: _Probe, candidate: _Candidate) -> None:
+    """Warn where ``forward(x, h, dt)``, which returns an output and h, is taken for ``forward(x, h, c)``.
+
+    Each returns as many tensors as it takes behind x. Only names tell them apart: what is returned as c is called like
+    it (c_new, cy, new_c), if it has a name.
+    """
+    _, result, variables = _one_step(probe, candidate, 0.0)
+    states = _parts_of(result, len(candidate.sizes), candidate.bare).states
+    _, *names = parameters = [*_called(probe.cell).parameters]
+    pairs = zip(names, states, strict=False)
+    called = [(name, [k for k, v in variables.items() if v is value]) for name, value in pairs]
+    if not any(others for _, others in called) or any(_is_alike(name, k) for name, others in called for k in others):
+        return
+    size = candidate.sizes[0]
+    warnings.warn(
+        f"{type(probe.cell).__name__}: forward takes ({', '.join(parameters)}) and returned {len(states)} tensors, "
+        f"which are taken for the states {', '.join(f'`{n}`' for n in names[: len(states)])}. If that is right, say "
+        f"state_sizes={candidate.sizes}; if it is an output and the state `{names[0]}`, say state_sizes={size} and "
+        f"give what else it takes {_BY_EXTRAS}",
+        stacklevel=2,
+    )
+
+
+def _is_alike(name: str, other: str) -> bool:
+    """Whether two names are those of one variable before and after a step: c and c_new, cx and cy, prev_h and h."""
+    return name[0] == other[0] or not set(name.split("_")).isdisjoint(other.split("_"))
 
 
 def _failure_message(probe: _Probe, failures: Mapping[str, Exception]) -> str:
@@ -306,12 +337,21 @@ def _parameters(cell: nn.Module) -> list[inspect.Parameter] | None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A structure, with sizes, that the state of a cell may have."""
+    """A structure, with sizes, that the state of a cell may have.
+
+    Attributes:
+        sizes: The size of each state variable.
+        bare: It is one tensor, not a tuple.
+        kind: The class of the tuple.
+        spread: Each variable is an argument of its own.
+        stated: The cell or its user has said how many variables there are; otherwise it is tried.
+    """
 
     sizes: tuple[Size, ...]
     bare: bool
     kind: type[tuple[Any, ...]] = tuple
     spread: bool = False
+    stated: bool = True
 
     @property
     def form(self) -> Form:
@@ -352,11 +392,11 @@ def _structures(cell: nn.Module, state_sizes: Sizes | None, form: Form | None) -
         yield _Candidate((size,) * len(named._fields), False, named)  # type: ignore[attr-defined]
         return
     # The pair comes first: a cell that indexes its state would take the rows of a bare tensor for its states.
-    yield _Candidate((size, size), False)
-    yield _Candidate((size,), True)
-    yield _Candidate((size,) * 3, False)
-    yield _Candidate((size,) * 4, False)
-    yield _Candidate((size,), False)
+    yield _Candidate((size, size), False, stated=False)
+    yield _Candidate((size,), True, stated=False)
+    yield _Candidate((size,) * 3, False, stated=False)
+    yield _Candidate((size,) * 4, False, stated=False)
+    yield _Candidate((size,), False, stated=False)
 
 
 def _declared_kind(cell: nn.Module) -> type[tuple[Any, ...]] | None:
