@@ -254,10 +254,12 @@ def test_numbers_of_any_size_are_trained_saved_and_shown(here: Path, scale: floa
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(tmp_path: Path, name: str) -> None:
     arguments = ("compare", "japanese-vowels", "--hidden", "6", "--seeds", "1", "--out", "run", "--epochs", "15")
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # it is inherited, and nohup has SIGHUP ignored
     process = subprocess.Popen(
         [SCRIPT, *arguments, "--cells", "rnn,lstm,peephole-lstm"],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    signal.signal(getattr(signal, name), before)
     try:
         while not process.stdout.readline().startswith("[2/3] LSTM"):
             assert process.poll() is None, process.stderr.read()
