@@ -31,6 +31,7 @@ extensions = [
 ]
 exclude_patterns = ["hooks"]
 nitpicky = True
+smartquotes_action = "D"  # dashes, but no other quotes: "last" in a text is what one types
 
 # --- Markdown
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -52,7 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-default_role = "py:obj"  # `Recurrent` in a docstring is a link where there is such a name, and code where there is none
+default_role = "py:name"  # `Recurrent` in a docstring is a link, `weight_ih_l0` is code (hooks/names.py)
 add_module_names = False
 python_display_short_literal_types = True
 
@@ -68,6 +69,7 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#7fc1ee", "color-brand-content": "#7fc1ee"},
 }
 pygments_style = "friendly"
+pygments_dark_style = "github-dark"
 
 # MathJax comes with the site: one file, whose output is SVG, so that no font has to be loaded (which browsers refuse to
 # pages opened from disk). The package has no name that `import` would take, and is only a folder to us.

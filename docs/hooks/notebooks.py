@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
 from docutils import nodes
 from myst_nb.core.read import read_myst_markdown_notebook
+
+from hooks.plain import plain_code, plain_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -28,29 +29,15 @@ HIDDEN = {
 }
 
 
-def plain(text: str) -> str:
-    """Return Markdown without what only the site understands: roles become their text, and so do links to its pages."""
-    text = re.sub(r"\{\w+\}`([^`<]+?)(?:\s*<[^>`]*>)?`", r"\1", text)
-    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https:)[^)]*\)", r"\1", text)
-    return re.sub(r"^\s*(`{3,}|:{3,})\{\w[\w-]*\}.*?$(.*?)^\s*\1\s*$", _quoted, text, flags=re.MULTILINE | re.DOTALL)
-
-
-def _quoted(directive: re.Match[str]) -> str:
-    """Return what is in a directive, such as a note, as a quotation."""
-    lines = [line for line in directive[2].strip().splitlines() if not re.match(r":\w[\w-]*:", line)]
-    return "\n".join(f"> {line}".rstrip() for line in lines)
-
-
 def notebook_of(source: str, version: str) -> NotebookNode:
     """Return a chapter's source as a notebook without outputs."""
     notebook = read_myst_markdown_notebook(source)
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(NEEDS.format(version=version)))
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
-        if cell.cell_type == "markdown":
-            cell.source = plain(cell.source)
-        for tag in cell.metadata.get("tags", ()):
-            cell.metadata.setdefault("jupyter", {}).update(HIDDEN.get(tag, {}))
+        cell.source = plain_text(cell.source) if cell.cell_type == "markdown" else plain_code(cell.source)
+        for tag in HIDDEN.keys() & cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = HIDDEN[tag]
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.validate(notebook)
     return notebook
