@@ -44,8 +44,8 @@ nb_execution_timeout = 300  # seconds a cell: a minute is what an author aims at
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True  # what a cell prints is one block
-nb_code_prompt_show = "Show the code of this figure"
-nb_code_prompt_hide = "Hide the code"
+nb_render_error_lexer = "text"  # an error is shown by its last line, which is not code
+nb_code_prompt_hide = "Hide the code"  # what it says before the click: hooks/notebooks.py
 
 # --- API pages: from the docstrings, which describe types in words.
 autodoc_typehints = "none"

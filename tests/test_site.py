@@ -19,7 +19,7 @@ CHAPTER = DOCS / "chapters" / "1-a-chapter.md"
         # From the README, which is a page by way of another: to a page, to a place in it, to another included file.
         ("docs/meaning.md", README, WRAPPER, "../meaning.md"),
         ("docs/own-cells.md#checkpoints", README, WRAPPER, "../own-cells.md#checkpoints"),
-        ("benchmarks/README.md#targets", README, WRAPPER, "benchmarks.md#targets"),
+        ("benchmarks/README.md#a", README, WRAPPER, "benchmarks.md#a"),
         # To a file without a page: to the file, which is then copied.
         ("docs/images/report.png", README, WRAPPER, "../images/report.png"),
         ("examples/lem.py", README, WRAPPER, "../../examples/lem.py"),
@@ -28,7 +28,8 @@ CHAPTER = DOCS / "chapters" / "1-a-chapter.md"
         ("../README.md#install", DOCS / "index.md", DOCS / "index.md", "project/readme.md#install"),
         ("../../README.md", CHAPTER, CHAPTER, "../project/readme.md"),
         ("../own-cells.md", CHAPTER, CHAPTER, "../own-cells.md"),
-        # What is not a path stays.
+        # What is not a path stays, and so does what is not there: Sphinx will say so.
+        ("nowhere.md", README, WRAPPER, "nowhere.md"),
         ("#a-heading", README, WRAPPER, "#a-heading"),
         ("https://arxiv.org/abs/1", README, WRAPPER, "https://arxiv.org/abs/1"),
     ],
