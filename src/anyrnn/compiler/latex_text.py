@@ -27,7 +27,8 @@ AROUND = {
     **{"sqrt": (r"\sqrt{", "}"), "rsqrt": (r"\frac{1}{\sqrt{", "}}"), "reciprocal": (r"\frac{1}{", "}")},
 }
 
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega"
+# Without sigma, which is the logistic function here.
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho tau phi chi psi omega"
 _LETTERS = {
     **{letter: rf"\{letter}" for letter in _GREEK.split()},
     **{letter.title(): rf"\{letter.title()}" for letter in "gamma delta theta lambda xi phi psi omega".split()},  # noqa: SIM905
@@ -70,8 +71,6 @@ def total(terms: Iterable[tuple[int, Tex]]) -> Tex:
     flat = [(sign * inner, term) for sign, part in terms for inner, term in part.terms or ((1, part),)]
     if any(term.level == MATRIX for _, term in flat):
         flat.sort(key=lambda each: each[1].is_bias)
-    if flat[0][0] < 0:
-        flat.sort(key=lambda each: each[0] < 0 and each[1].is_bias == flat[0][1].is_bias)
     text = ""
     for sign, term in flat:
         joint = (" - " if sign < 0 else " + ") if text else ("-" if sign < 0 else "")
@@ -98,7 +97,8 @@ def number(value: complex) -> Tex:
 
 def named(name: str) -> str:
     r"""A name of the author's code as a symbol: ``f``, ``W_xf`` as W_{xf}, ``h_tilde`` with a tilde, ``alpha``."""
-    head, _, rest = name.strip("_").partition("_")
+    name = name.strip("_").removesuffix("_t")
+    head, _, rest = name.partition("_")
     if rest in _ACCENTS:
         return rf"\{rest}{{{_letter(head)}}}"
     digits = re.fullmatch(r"([A-Za-z]+)(\d+)", head)
@@ -123,11 +123,6 @@ def _word(text: str) -> str:
     return rf"\mathrm{{{escaped(text)}}}"
 
 
-def side_by_side(a: str, b: str) -> str:
-    """A matrix and what it multiplies; words need a space between them."""
-    return f"{a}\\, {b}" if r"\mathrm" in (a[:7], b[:7]) else f"{a} {b}"
-
-
 def seen(text: str) -> int:
     """About how many characters of a text are seen."""
     return len(re.sub(r"\\(left|right|operatorname|mathrm|begin|end|text|frac)\b|[{}_^\s]", "", text).replace("\\", ""))
@@ -140,15 +135,19 @@ def escaped(text: str) -> str:
 
 def indexed(symbol: str, index: str) -> str:
     """A symbol with one more index."""
-    inner = re.fullmatch(r"(.*?)_(?:\{(.*)\}|(\w))", symbol)
-    if inner and not symbol.startswith(r"\mathrm"):
-        return f"{inner[1]}_{{{inner[2] or inner[3]},{index}}}"
+    core = symbol.rstrip("'")
+    primes = symbol[len(core) :]
+    inner = re.fullmatch(r"(.*?)_(?:\{(.*)\}|(\w))", core)
+    if inner and not core.startswith(r"\mathrm"):
+        return f"{inner[1]}{primes}_{{{inner[2] or inner[3]},{index}}}"
     return f"{symbol}_{index}" if len(index) == 1 else f"{symbol}_{{{index}}}"
 
 
 def of_parameter(name: str, in_full: bool = False) -> str:
     """The symbol of a parameter by its dotted name: ``weight_ih`` is W_{ih}, ``new.bias`` b_{new}, ``U`` U."""
     *owners, last = [part for part in name.split(".") if part != "parametrizations"]
+    while owners[:1] in (["module"], ["cell"]):  # what is around a cell calls it so
+        owners = owners[1:]
     if last.startswith("original") and owners:  # of a parametrized tensor
         return indexed(of_parameter(".".join(owners), in_full), last.removeprefix("original") or "0")
     kind, _, rest = last.partition("_")
