@@ -10,7 +10,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,10 +38,14 @@ if TYPE_CHECKING:
 
     from anyrnn.checks import Lengths
     from anyrnn.layers import Layer
+    from anyrnn.workbench import Results
+    from anyrnn.workbench.verdict import Comparison, Standing
 
 #: Blue, vermilion and green of Okabe and Ito's palette, a purple and black: told apart by the colour-blind, and each at
 #: least 3:1 against white. A sixth line is dashed.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#8A2A82", "#1A1A1A")
+
+_DASHES = ("-", "--", ":")  # of the lines after those of all colours
 
 #: For `matplotlib.pyplot.style.use`: what these functions draw with. A figure is 6 inches wide, so that on a telephone,
 #: 390 pixels wide, its text has 10 pixels.
@@ -65,7 +69,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": f"cycler(linestyle=['-', '--', ':']) * cycler(color={list(COLOURS)})",
+    "axes.prop_cycle": f"cycler(linestyle={list(_DASHES)}) * cycler(color={list(COLOURS)})",
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.8,
     "xtick.labelsize": 11,
@@ -82,7 +86,7 @@ STYLE: dict[Any, Any] = {
 
 _LABEL = "anyrnn-label"  # marks the texts of `label_lines`
 _GATE, _STATE = "Blues", "RdBu_r"  # low to high; negative, zero, positive
-_PADDED = "#D9D9D9"
+_PADDED, _GREY = "#D9D9D9", "#6E6E6E"
 _LINE = 1.25  # the height of a line of text, in font sizes
 _WIDE, _HALF = 48, 22  # characters of a title over a panel, and over one of two side by side
 _FEW = 12  # as many units are numbered one by one
@@ -241,9 +245,12 @@ def gates(
     chosen = _chosen(record, names)
     panels = [_panels(name, record[name], row, units, lengths, layer) for name in chosen]
     columns = 2 if all(len(each) % 2 == 0 for each in panels) else 1
+    width = _HALF if columns == 2 else _WIDE
+    panels = [[replace(panel, title=_wrapped(panel.title, width)) for panel in each] for each in panels]
     heights = [len(each) // columns for each in panels]
+    lines = sum(height * (1 + each[0].title.count("\n")) for each, height in zip(panels, heights, strict=True))
     with _style(figure):
-        figure = _figure(figure, (6.0, 0.7 + 1.6 * sum(heights)))
+        figure = _figure(figure, (6.0, 0.7 + 1.4 * sum(heights) + 0.2 * lines))
         grid = figure.subplots(sum(heights), columns, sharex=True, squeeze=False)
         first = 0
         for each, height in zip(panels, heights, strict=True):
@@ -330,7 +337,7 @@ def _places(name: str, value: object, layer: Layer | None) -> list[tuple[str, Te
 def _titles(count: int, layer: Layer | None) -> list[str]:
     """What to call the layers and directions."""
     if layer is None or not layer.bidirectional:
-        return [f"layer {k}" for k in range(count)] if layer is not None else [f"place {k}" for k in range(count)]
+        return [f"layer {k}" for k in range(count)] if layer is not None else [f"cell {k}" for k in range(count)]
     return [f"layer {k // 2} {('forward', 'backward')[k % 2]}" for k in range(count)]
 
 
@@ -381,12 +388,13 @@ def _draw_block(figure: Figure | SubFigure, block: Sequence[Axes], panels: Seque
     for axes, panel in zip(block, panels, strict=True):
         T, count = panel.values.shape
         image = axes.imshow(
-            panel.values.T, cmap=_GATE if is_gate else _STATE, norm=scale, aspect="auto",
+            np.ma.masked_invalid(panel.values.T), cmap=_GATE if is_gate else _STATE, norm=scale, aspect="auto",
             extent=(-0.5, T - 0.5, count - 0.5, -0.5),
         )  # fmt: skip
+        axes.set_facecolor(_PADDED)  # behind what is no number
         axes.grid(visible=False)
-        axes.set_title("\n".join(textwrap.wrap(panel.title, _HALF if columns == 2 else _WIDE)), loc="left")
-        axes.xaxis.set_major_locator(_whole(6))
+        axes.set_title(panel.title, loc="left")
+        _count(axes, T)
         _number_units(axes, panel.units)
         if panel.length < T:
             axes.axvspan(panel.length - 0.5, T - 0.5, facecolor=_PADDED, edgecolor="#A0A0A0", hatch="///", linewidth=0)
@@ -396,6 +404,11 @@ def _draw_block(figure: Figure | SubFigure, block: Sequence[Axes], panels: Seque
     bar.outline.set_visible(False)
     bar.set_label("gate" if is_gate else "value")
     bar.ax.grid(visible=False)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A text in lines, broken at blanks and behind underscores."""
+    return "\n".join(textwrap.wrap(text.replace("_", "_ "), width)).replace("_ ", "_")
 
 
 def _least(values: NDArray[np.float64]) -> float:
@@ -409,6 +422,14 @@ def _most(values: NDArray[np.float64]) -> float:
 def _whole(count: int) -> MaxNLocator:
     """At most so many ticks, at whole numbers."""
     return MaxNLocator(count, integer=True, steps=[1, 2, 5, 10])
+
+
+def _count(axes: Axes, count: int, first: int = 0) -> None:
+    """Number so many steps along an axis."""
+    if count <= 5:
+        axes.set_xticks(range(first, first + count))
+    else:
+        axes.xaxis.set_major_locator(_whole(6))
 
 
 def _number_units(axes: Axes, units: Sequence[int]) -> None:
@@ -472,7 +493,7 @@ def gradient_flow(
             axes.plot(range(len(size)), size.numpy(), label=name or "_", marker="o" if len(size) == 1 else "")
         axes.set_xlabel("steps before the end")
         axes.set_ylabel("gradient, |dL/dh|")
-        axes.xaxis.set_major_locator(_whole(6))
+        _count(axes, max(len(values) for _, values in lines))
         label_lines(axes)
     return _root(axes.get_figure())
 
@@ -484,7 +505,7 @@ def _flows(flow: object, parts: tuple[str, ...], layer: Layer | None) -> Iterato
             yield from _flows(each, (*parts, str(name)), layer)
     elif isinstance(flow, tuple | list):
         for k, each in enumerate(flow):
-            yield from _flows(each, (*parts, f"part {k}") if len(flow) > 1 else parts, layer)
+            yield from _flows(each, (*parts, f"state {k}") if len(flow) > 1 else parts, layer)
     elif isinstance(flow, Tensor) and flow.dim() == 1 and len(flow):
         yield parts, flow
     elif isinstance(flow, Tensor) and flow.dim() == 2 and flow.numel():
@@ -494,6 +515,142 @@ def _flows(flow: object, parts: tuple[str, ...], layer: Layer | None) -> Iterato
         got = f"a tensor {tuple(flow.shape)}" if isinstance(flow, Tensor) else f"a {type(flow).__name__}"
         msg = f"plot.gradient_flow: got {got}, expected what anyrnn.gradient_flow returns: (L*D, T), or a tuple of such"
         raise AnyRNNError(msg)
+
+
+def compare(results: Results | Mapping[str, Any], *, figure: Figure | SubFigure | None = None) -> Figure:
+    """Draw how networks compare: the score of each seed with their mean beside the baselines, and learning curves.
+
+    The best one is at the top. A curve is the mean over the seeds, the band around it the lowest and the highest.
+
+    Args:
+        results: What `anyrnn.workbench.compare` returns, or the dictionary in the results.json of a run.
+        figure: Where to draw, in the present style; a new figure in `STYLE` if None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        AnyRNNError: for something else, and without the packages of `anyrnn[workbench]`.
+
+    Example:
+        >>> from anyrnn import plot, workbench
+        >>> quick = workbench.Settings(hidden_size=8, epochs=2)
+        >>> results = workbench.compare(workbench.load("japanese-vowels"), ["rnn", "gru"], seeds=2, settings=quick)
+        >>> scores, curves = plot.compare(results).axes
+        >>> scores.get_xlabel(), curves.get_xlabel()
+        ('test accuracy (%)', 'epoch')
+    """
+    found = results if isinstance(results, Mapping) else getattr(results, "to_dict", dict)()
+    if not isinstance(found, Mapping) or not found.get("models"):
+        msg = (
+            f"plot.compare: got a {type(results).__name__}, expected results of networks: "
+            f"what anyrnn.workbench.compare returns, or the dictionary in a results.json"
+        )
+        raise AnyRNNError(msg)
+    try:
+        from anyrnn.workbench.verdict import Comparison  # noqa: PLC0415 - its packages are another extra
+    except ModuleNotFoundError as missing:
+        msg = f"plot.compare: {missing.name} is not installed: pip install 'anyrnn[workbench]'"
+        raise AnyRNNError(msg) from missing
+    c = Comparison(found)
+    names = [*map(_name, c.models), *(_wrapped(name, _HALF) for name, _ in c.baselines)]
+    rows = len(names) * (0.2 + 0.19 * (1 + max(name.count("\n") for name in names)))
+    with _style(figure):
+        figure = _figure(figure, (6.0, 3.6 + rows))
+        scores, curves = figure.subplots(2, 1, height_ratios=(rows + 0.6, 2.6))
+        _draw_scores(scores, c, names)
+        _draw_curves(curves, c)
+    return _root(figure)
+
+
+def _scale(c: Comparison) -> tuple[float, str]:
+    """By what a score is multiplied, and what to call it with its unit."""
+    return (100.0, "test accuracy (%)") if c.metric == "accuracy" else (1.0, f"test {c.metric}")
+
+
+def _name(model: Standing) -> str:
+    """What stands beside the row of a network."""
+    lost = sum(not math.isfinite(_number(run["score"])) for run in model.runs)
+    return _wrapped(model.title, _HALF) + (f"\n({lost} of {len(model.runs)} diverged)" if lost else "")
+
+
+def _draw_scores(axes: Axes, c: Comparison, names: Sequence[str]) -> None:
+    """A row for each network, with a dot for each seed and a stroke for their mean; a line for each baseline."""
+    factor, label = _scale(c)
+    colours = _colours(len(c.models))
+    for row, model in enumerate(c.models):
+        values = [factor * number for run in model.runs if math.isfinite(number := _number(run["score"]))]
+        axes.plot(values, [row] * len(values), "o", color=colours[row], alpha=0.75, linestyle="none")
+        if math.isfinite(model.mean):
+            axes.plot([factor * model.mean], [row], "|", color=colours[row], markersize=16, markeredgewidth=2.5)
+    low, high = _room([factor * x for x in _scores(c)], [factor * score for _, score in c.baselines[:1]])
+    axes.set_xlim(low, high)
+    for k, (_, score) in enumerate(c.baselines):
+        row, x = len(c.models) + k, factor * score
+        if low <= x <= high:
+            axes.axvline(x, color=_GREY, linewidth=1.2, linestyle="--", zorder=1)
+            axes.plot([x], [row], "D", color=_GREY, markersize=5)
+        elif math.isfinite(x):  # far off, where it would leave the networks no room
+            text, side = (
+                (f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {x:.3g}", 0.01)
+                if x < low
+                else (f"{x:.3g} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", 0.99)
+            )
+            axes.text(
+                side,
+                row,
+                text,
+                transform=axes.get_yaxis_transform(),
+                color=_GREY,
+                va="center",
+                ha="left" if x < low else "right",
+            )
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(label)
+
+
+def _scores(c: Comparison) -> list[float]:
+    """The finite scores of all runs."""
+    found = (_number(run["score"]) for model in c.models for run in model.runs)
+    return [score for score in found if math.isfinite(score)]
+
+
+def _room(scores: Sequence[float], baselines: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis for scores, and for baselines that are not far off."""
+    inner = list(scores) or list(baselines) or [0.0]
+    width = max(inner) - min(inner) or abs(inner[0]) or 1.0
+    near = [b for b in baselines if min(inner) - 2 * width <= b <= max(inner) + 2 * width]
+    low, high = min([*inner, *near]), max([*inner, *near])
+    pad = 0.08 * ((high - low) or width)
+    return low - pad, high + pad
+
+
+def _draw_curves(axes: Axes, c: Comparison) -> None:
+    """The learning curve of each network."""
+    factor, label = _scale(c)
+    for k, (model, colour) in enumerate(zip(c.models, _colours(len(c.models)), strict=True)):
+        points = c.curve(model, "test_score")
+        if points:
+            epochs, mean, low, high = zip(*points, strict=True)
+            marker = "o" if len(points) == 1 else ""
+            axes.plot(epochs, [factor * y for y in mean], color=colour, linestyle=_DASHES[k // len(COLOURS) % len(_DASHES)], label=_wrapped(model.title, 16), marker=marker)
+            axes.fill_between(epochs, [factor * y for y in low], [factor * y for y in high], color=colour, alpha=0.15)
+    _count(axes, c.epochs, first=1)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    label_lines(axes)
+
+
+def _colours(count: int) -> list[str]:
+    """A colour for each; after the last one the first again."""
+    return [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+
+def _number(value: float | None) -> float:
+    """A number that JSON may have as null."""
+    return math.nan if value is None else float(value)
 
 
 def _style(given: object) -> Any:

@@ -22,14 +22,14 @@ from typer.core import TyperGroup
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.bench import PEERS, Setting, bench
-from anyrnn.workbench.compare import Progress, Results, compare, fit
+from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
 from anyrnn.workbench.models import NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
-from anyrnn.workbench.progress import shown
+from anyrnn.workbench.progress import Progress, shown
 from anyrnn.workbench.runs import check_destination, open_run
 from anyrnn.workbench.terminal import Output, outlive
 from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
