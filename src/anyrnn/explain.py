@@ -78,7 +78,7 @@ class Part:
         return head if self.anatomy is None else f"{head}\n{textwrap.indent(str(self.anatomy), '  ')}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """How a call of a layer would run: one part for each layer and direction.
 
@@ -96,6 +96,10 @@ class Explanation:
         if self.show is None:
             return "\n".join([self.layer, *(textwrap.indent(str(part), "  ") for part in self.parts)])
         return "\n\n".join(f"# {part.place}: {part.cell}, {self.show}\n{self._shown(part)}" for part in self.parts)
+
+    def __repr__(self) -> str:
+        """The text, too: that of the fields would hold every product of the compiler."""
+        return str(self)
 
     def _shown(self, part: Part) -> str:
         """What `show` asks for, of a part."""

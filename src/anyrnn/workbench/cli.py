@@ -397,13 +397,7 @@ def _dataset(
         task=task,
         missing=None if missing is None else _listed(missing),
     )
-    lengths = [len(x) for part in (dataset.train, dataset.test) for x in part.x]
-    steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
-    question = "a number" if dataset.classes is None else f"{len(dataset.classes)} classes"
-    _say(
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test sequences of {steps} steps, "
-        f"{len(dataset.features)} features, target {dataset.target!r} ({question})"
-    )
+    _say(str(dataset))
     for note in (f"Split: {dataset.split}", *dataset.notes):
         _say(note, style="dim")
     return dataset

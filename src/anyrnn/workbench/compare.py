@@ -73,7 +73,7 @@ class Entry:
         return statistics.mean(run.seconds for run in self.runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
 
@@ -182,6 +182,10 @@ class Results:
         }
 
     def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        """The table, too: that of the fields would hold the whole dataset."""
         return self.table()
 
     def _repr_html_(self) -> str:
