@@ -592,9 +592,9 @@ def _draw_scores(axes: Axes, c: Comparison, names: Sequence[str]) -> None:
             axes.plot([x], [row], "D", color=_GREY, markersize=5)
         elif math.isfinite(x):  # far off, where it would leave the networks no room
             text, side = (
-                (f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {x:.3g}", 0.01)
+                (f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {x:.4g}", 0.01)
                 if x < low
-                else (f"{x:.3g} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", 0.99)
+                else (f"{x:.4g} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}", 0.99)
             )
             axes.text(
                 side,
