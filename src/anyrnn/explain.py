@@ -11,7 +11,6 @@ import torch
 
 from anyrnn import markup
 from anyrnn.arguments import Options
-from anyrnn.compiler.latex import Equations, equations
 from anyrnn.compiler.trace import trace
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from anyrnn.checks import Context, Extras, Lengths
     from anyrnn.compiler.graph import Graph
+    from anyrnn.compiler.latex import Equations
     from anyrnn.protocol import State
     from anyrnn.runtime.anatomy import Anatomy
     from anyrnn.runtime.call import CallForm
@@ -68,6 +68,8 @@ class Part:
     @functools.cached_property
     def equations(self) -> Equations | None:
         """The equations of a step, as LaTeX, with the cell's own names; None if it cannot be recorded."""
+        from anyrnn.compiler.latex import equations  # noqa: PLC0415 - for which `import anyrnn` need not wait
+
         try:
             return equations(self.step())
         except AnyRNNError:
