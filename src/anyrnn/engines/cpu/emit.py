@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.engines.cpu.emit_copy import declared_copy
 from anyrnn.engines.cpu.loops import StridedLoops
 from anyrnn.engines.cpu.products import Block, Products, strides_of
 from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM, Group
 from anyrnn.engines.cpu.slots import STATE_SLOTS, packed_of
 from anyrnn.engines.cpu.tile import Tile
-from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
+from anyrnn.engines.cpu.writer import I64, PTR, LoopWriter
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class _Emitter(LoopWriter):
 
     def _emit_pack(self) -> None:
         """Copy each product's columns of each matrix; of a transposed matrix, squares of numbers at a time."""
-        copy = self._emit_copy()
         function, b = self.function("pack", [PTR, I64, I64])
         slots, part, parts = function.args
         groups = [group for group in self.schedule.groups for _ in group.operands]
+        copy = declared_copy(self.module) if groups else None
         for number, (packed, group) in enumerate(zip(self.packed, groups, strict=True)):
             target = self.pointer(b, slots, "packed", str(number))
             lines = -(-packed.width // self.line)
@@ -111,61 +112,6 @@ class _Emitter(LoopWriter):
             bases |= {array: self.pointer(b, slots, *array) for array in arrays if array not in bases}
             group = Group(0, node.width, strided=node)
             StridedLoops(self, group, bases).emit_once(b, self.schedule.locations[node].first)
-
-    def _emit_copy(self) -> ir.Function:
-        """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
-
-        Its strides: `down` and `along` a row of the matrix, `per_line` and `per_row` of the copy.
-        """
-        function, b = self.function("copy", [PTR, PTR, *[I64] * 8])
-        function.linkage = "internal"
-        base, target, down, along, rows, width, per_line, per_row, first, last = function.args
-        n, size = self.lanes, self.line
-        with self.loop(b, first, last, 1) as line, self.loop(b, I64(0), I64(size), n) as vector:
-            column = b.add(b.mul(line.index, I64(size)), vector.index)
-            source = self.at(b, base, b.mul(column, along))
-            sink = self.at(b, target, b.add(b.mul(line.index, per_line), vector.index))
-            inside = b.sub(width, column)
-            whole = b.icmp_signed(">=", inside, I64(n))
-            vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
-            squares = b.and_(whole, b.icmp_signed("==", down, I64(1)))
-            with b.if_else(vectors) as (near, far):
-                with near, self.loop(b, I64(0), rows, 1) as row:
-                    value = self.load(b, self.at(b, source, b.mul(row.index, down)), None)
-                    self.store(b, value, self.at(b, sink, b.mul(row.index, per_row)), None)
-                with far:
-                    done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
-                    with self.loop(b, I64(0), done, n) as row:
-                        lines = [self.at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
-                        for k, value in enumerate(self._transposed(b, [self.load(b, x, None) for x in lines])):
-                            at = b.mul(b.add(row.index, I64(k)), per_row)
-                            self.store(b, value, self.at(b, sink, at), None)
-                    with self.loop(b, done, rows, 1) as row, self.loop(b, I64(0), I64(n), 1) as lane:
-                        exists = b.icmp_signed("<", lane.index, inside)
-                        at = b.add(b.mul(row.index, down), b.mul(b.select(exists, lane.index, I64(0)), along))
-                        # Where there is no column any more, not even the first one of the line may be read.
-                        at = b.select(exists, at, I64(0))
-                        place = b.select(exists, source, base)
-                        value = b.load(self.at(b, place, at), typ=self.real)
-                        value = b.select(exists, value, ir.Constant(self.real, 0.0))
-                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, per_row), lane.index)))
-        b.ret_void()
-        return function
-
-    def _transposed(self, b: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
-        """Transpose a square of numbers in registers, swapping quarters of halves of halves."""
-        n = self.lanes
-        half = 1
-        while half < n:
-            for k in range(n):
-                if not k & half:
-                    low = [p if not p & half else n + p - half for p in range(n)]
-                    high = [p + half if not p & half else n + p for p in range(n)]
-                    pair = lines[k], lines[k + half]
-                    for at, order in ((k, low), (k + half, high)):
-                        lines[at] = b.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, n), order))
-            half *= 2
-        return lines
 
     # ---- Entry: run ----
 
