@@ -40,9 +40,10 @@ class Tile:
         """Write the arithmetic of some rows and columns, on their products, if the group has any."""
         lanes = self.e.lanes
         whole = block.columns // lanes
-        with self.e.loop(b, I64(0), I64(whole), 1) as v:
-            self._go_to(b, block.row, b.add(block.column, b.mul(v.index, I64(lanes))), None)
-            self._emit_vector(block, products, v.index)
+        if whole:
+            with self.e.loop(b, I64(0), I64(whole), 1) as v:
+                self._go_to(b, block.row, b.add(block.column, b.mul(v.index, I64(lanes))), None)
+                self._emit_vector(block, products, v.index)
         if block.columns % lanes:
             self._go_to(b, block.row, b.add(block.column, I64(whole * lanes)), self.e.mask(block.columns % lanes))
             self._emit_vector(block, products, I64(whole))
