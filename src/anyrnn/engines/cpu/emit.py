@@ -228,19 +228,21 @@ class _Emitter(LoopWriter):
             StridedLoops(self, group, bases).emit(b, start, end)
             b.ret_void()
             return function, arrays
-        tile = Tile(self, group, bases)
         if group.dots:
-            self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])
+            self._product_tiles(b, number, group, bases, (start, b.sub(end, start)), pointers[:count])
         else:
-            tile.emit(b, Block(start, b.sub(end, start), I64(0), group.width))
+            Tile(self, group, bases).emit(b, Block(start, b.sub(end, start), I64(0), group.width))
         b.ret_void()
         return function, arrays
 
     def _product_tiles(
-        self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
-    ) -> None:
+        self, b: ir.IRBuilder, number: int, group: Group, bases: Mapping[ArrayKey, ir.Value],
+        rows: tuple[ir.Value, ir.Value], packed: list[ir.Value],
+    ) -> None:  # fmt: skip
         """The loops over lines of columns, several at once, and over rows: tiles of pairs, then a last row."""
-        products = Products(self, b, tile.group, f"group{number}_products")
+        start, count = rows
+        products = Products(self, b, group, f"group{number}_products")
+        rows_of, epilogues = Tile(self, group, bases), {}
         shapes = (1, products.lines_of_one), (products.rows, products.lines)
         pairs = b.sdiv(count, I64(2))
         with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
@@ -249,7 +251,7 @@ class _Emitter(LoopWriter):
                     per_tile = max(1, most // 2)
                     tiles = b.sdiv(b.add(pairs, I64(per_tile - 1)), I64(per_tile))  # of nearly equal heights
                     several = I64(1) if most == 1 else b.add(tiles, b.srem(count, I64(2)))
-                    for first, last, at_once, columns in self._edges(tile.group.width, lines):
+                    for first, last, at_once, columns in self._edges(group.width, lines):
                         with self.loop(b, I64(first), I64(last), at_once) as line:
                             products.store_weight_addresses(b, packed, line.index)
                             column = b.mul(line.index, I64(self.line))
@@ -260,9 +262,27 @@ class _Emitter(LoopWriter):
                                     high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
                                     row, height = b.add(start, low), b.sub(high, low)
                                 block = Block(row, height, column, at_once * columns, at_once)
-                                tile.store_row_addresses(b, products, block)
+                                rows_of.store_row_addresses(b, products, block)
                                 products.emit(b, block, most, t.index, tiles)
-                                tile.emit(b, block, products)
+                                key = block.columns, block.lines
+                                if key not in epilogues:
+                                    name = f"group{number}_epilogue_{len(epilogues)}"
+                                    epilogues[key] = self._epilogue(name, group, bases, products, *key)
+                                b.call(epilogues[key], [row, height, column, products.sums, *bases.values()])
+
+    def _epilogue(
+        self, name: str, group: Group, bases: Mapping[ArrayKey, ir.Value], products: Products, columns: int, lines: int
+    ) -> ir.Function:
+        """A function of the arithmetic on the products of a tile: one for all tiles of so many columns, of any height."""
+        function, b = self.function(name, [I64, I64, I64, PTR, *[PTR] * len(bases)])
+        function.linkage = "internal"
+        for arg in function.args[3:]:
+            arg.add_attribute("noalias")
+        row, height, column, sums, *pointers = function.args
+        tile = Tile(self, group, dict(zip(bases, pointers, strict=True)))
+        tile.emit(b, Block(row, height, column, columns, lines), products, sums)
+        b.ret_void()
+        return function
 
     def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
         """The first row of a tile: the tiles before it have their shares of the pairs; the last row is by itself."""
