@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,23 @@ def test_constants_and_the_c_library_are_reached():
     fill = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(compiled.address("fill"))
     fill(ctypes.addressof(numbers), 4 * 999)
     assert list(numbers) == [1.5, -2.0, 3.25, 4.0, *[0.0] * 995, 9.0]
+
+
+def test_code_calls_other_code_which_lives_as_long_also_when_it_comes_from_the_cache():
+    text = "declare i64 @answer() define i64 @twice() { %x = call i64 @answer() %y = shl i64 %x, 1 ret i64 %y }"
+    for answer in (21, 4):  # the second time from the disk, linked with what is there now
+        program = Program(answer)
+        used = jit.load(program.text, program.build, Machine.host())
+        used_until = weakref.ref(used)
+        code = jit.load("twice", lambda: text, Machine.host(), uses=[used])
+        jit._compiled.clear()
+        del used
+        gc.collect()
+        assert used_until() is not None
+        assert ctypes.CFUNCTYPE(ctypes.c_int64)(code.address("twice"))() == 2 * answer
+        del code
+        gc.collect()
+        assert used_until() is None
 
 
 @linux

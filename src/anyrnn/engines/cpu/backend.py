@@ -57,8 +57,10 @@ class CpuBackend:
 
             return emit(groups, self.machine, precision)
 
-        code = jit.load(f"{nameless}\n{precision}", build, self.machine)
-        return CpuKernel(program, groups, packed_of(groups), code, self.machine, precision)
+        packed = packed_of(groups)
+        uses = [_copy(precision, self.machine)] if packed else []
+        code = jit.load(f"{nameless}\n{precision}", build, self.machine, uses=uses)
+        return CpuKernel(program, groups, packed, code, self.machine, precision)
 
     def add_outer(
         self, out: Tensor, row: int, column: int, left: Rows, right: Rows, add: bool, last_first: bool
@@ -70,6 +72,18 @@ class CpuBackend:
 @functools.cache
 def _of(machine: Machine) -> CpuBackend:
     return CpuBackend(machine)
+
+
+@functools.cache
+def _copy(precision: Precision, machine: Machine) -> Compiled:
+    """The code that copies matrices, for all kernels."""
+
+    def build() -> str:
+        from anyrnn.engines.cpu.emit_copy import emit_copy  # noqa: PLC0415 - LLVM's builder is needed on a miss only
+
+        return emit_copy(machine, precision)
+
+    return jit.load(f"copy {precision}", build, machine)
 
 
 @dataclass(frozen=True)

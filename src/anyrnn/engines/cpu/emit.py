@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from llvmlite import ir
 
 from anyrnn.compiler.ops import REDUCTIONS
+from anyrnn.engines.cpu.emit_copy import declared_copy
 from anyrnn.engines.cpu.loops import StridedLoops
 from anyrnn.engines.cpu.products import Block, Products, strides_of
 from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM, Group
 from anyrnn.engines.cpu.slots import STATE_SLOTS, packed_of
 from anyrnn.engines.cpu.tile import Tile
-from anyrnn.engines.cpu.writer import I32, I64, PTR, LoopWriter
+from anyrnn.engines.cpu.writer import I64, PTR, LoopWriter
 from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class _Emitter(LoopWriter):
 
     def _emit_pack(self) -> None:
         """Copy each product's columns of each matrix; of a transposed matrix, squares of numbers at a time."""
-        copy = self._emit_copy()
         function, b = self.function("pack", [PTR, I64, I64])
         slots, part, parts = function.args
         groups = [group for group in self.schedule.groups for _ in group.operands]
+        copy = declared_copy(self.module) if groups else None
         for number, (packed, group) in enumerate(zip(self.packed, groups, strict=True)):
             target = self.pointer(b, slots, "packed", str(number))
             lines = -(-packed.width // self.line)
@@ -111,61 +112,6 @@ class _Emitter(LoopWriter):
             bases |= {array: self.pointer(b, slots, *array) for array in arrays if array not in bases}
             group = Group(0, node.width, strided=node)
             StridedLoops(self, group, bases).emit_once(b, self.schedule.locations[node].first)
-
-    def _emit_copy(self) -> ir.Function:
-        """A function that copies lines of columns of a matrix: (row, column) to [line][row][column of the line].
-
-        Its strides: `down` and `along` a row of the matrix, `per_line` and `per_row` of the copy.
-        """
-        function, b = self.function("copy", [PTR, PTR, *[I64] * 8])
-        function.linkage = "internal"
-        base, target, down, along, rows, width, per_line, per_row, first, last = function.args
-        n, size = self.lanes, self.line
-        with self.loop(b, first, last, 1) as line, self.loop(b, I64(0), I64(size), n) as vector:
-            column = b.add(b.mul(line.index, I64(size)), vector.index)
-            source = self.at(b, base, b.mul(column, along))
-            sink = self.at(b, target, b.add(b.mul(line.index, per_line), vector.index))
-            inside = b.sub(width, column)
-            whole = b.icmp_signed(">=", inside, I64(n))
-            vectors = b.and_(whole, b.icmp_signed("==", along, I64(1)))
-            squares = b.and_(whole, b.icmp_signed("==", down, I64(1)))
-            with b.if_else(vectors) as (near, far):
-                with near, self.loop(b, I64(0), rows, 1) as row:
-                    value = self.load(b, self.at(b, source, b.mul(row.index, down)), None)
-                    self.store(b, value, self.at(b, sink, b.mul(row.index, per_row)), None)
-                with far:
-                    done = b.select(squares, b.sub(rows, b.srem(rows, I64(n))), I64(0))
-                    with self.loop(b, I64(0), done, n) as row:
-                        lines = [self.at(b, source, b.add(row.index, b.mul(I64(k), along))) for k in range(n)]
-                        for k, value in enumerate(self._transposed(b, [self.load(b, x, None) for x in lines])):
-                            at = b.mul(b.add(row.index, I64(k)), per_row)
-                            self.store(b, value, self.at(b, sink, at), None)
-                    with self.loop(b, done, rows, 1) as row, self.loop(b, I64(0), I64(n), 1) as lane:
-                        exists = b.icmp_signed("<", lane.index, inside)
-                        at = b.add(b.mul(row.index, down), b.mul(b.select(exists, lane.index, I64(0)), along))
-                        # Where there is no column any more, not even the first one of the line may be read.
-                        at = b.select(exists, at, I64(0))
-                        place = b.select(exists, source, base)
-                        value = b.load(self.at(b, place, at), typ=self.real)
-                        value = b.select(exists, value, ir.Constant(self.real, 0.0))
-                        b.store(value, self.at(b, sink, b.add(b.mul(row.index, per_row), lane.index)))
-        b.ret_void()
-        return function
-
-    def _transposed(self, b: ir.IRBuilder, lines: list[ir.Value]) -> list[ir.Value]:
-        """Transpose a square of numbers in registers, swapping quarters of halves of halves."""
-        n = self.lanes
-        half = 1
-        while half < n:
-            for k in range(n):
-                if not k & half:
-                    low = [p if not p & half else n + p - half for p in range(n)]
-                    high = [p + half if not p & half else n + p for p in range(n)]
-                    pair = lines[k], lines[k + half]
-                    for at, order in ((k, low), (k + half, high)):
-                        lines[at] = b.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, n), order))
-            half *= 2
-        return lines
 
     # ---- Entry: run ----
 
@@ -282,19 +228,21 @@ class _Emitter(LoopWriter):
             StridedLoops(self, group, bases).emit(b, start, end)
             b.ret_void()
             return function, arrays
-        tile = Tile(self, group, bases)
         if group.dots:
-            self._product_tiles(b, number, tile, start, b.sub(end, start), pointers[:count])
+            self._product_tiles(b, number, group, bases, (start, b.sub(end, start)), pointers[:count])
         else:
-            tile.emit(b, Block(start, b.sub(end, start), I64(0), group.width))
+            Tile(self, group, bases).emit(b, Block(start, b.sub(end, start), I64(0), group.width))
         b.ret_void()
         return function, arrays
 
     def _product_tiles(
-        self, b: ir.IRBuilder, number: int, tile: Tile, start: ir.Value, count: ir.Value, packed: list[ir.Value]
-    ) -> None:
+        self, b: ir.IRBuilder, number: int, group: Group, bases: Mapping[ArrayKey, ir.Value],
+        rows: tuple[ir.Value, ir.Value], packed: list[ir.Value],
+    ) -> None:  # fmt: skip
         """The loops over lines of columns, several at once, and over rows: tiles of pairs, then a last row."""
-        products = Products(self, b, tile.group, f"group{number}_products")
+        start, count = rows
+        products = Products(self, b, group, f"group{number}_products")
+        rows_of, epilogues = Tile(self, group, bases), {}
         shapes = (1, products.lines_of_one), (products.rows, products.lines)
         pairs = b.sdiv(count, I64(2))
         with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
@@ -303,7 +251,7 @@ class _Emitter(LoopWriter):
                     per_tile = max(1, most // 2)
                     tiles = b.sdiv(b.add(pairs, I64(per_tile - 1)), I64(per_tile))  # of nearly equal heights
                     several = I64(1) if most == 1 else b.add(tiles, b.srem(count, I64(2)))
-                    for first, last, at_once, columns in self._edges(tile.group.width, lines):
+                    for first, last, at_once, columns in self._edges(group.width, lines):
                         with self.loop(b, I64(first), I64(last), at_once) as line:
                             products.store_weight_addresses(b, packed, line.index)
                             column = b.mul(line.index, I64(self.line))
@@ -314,9 +262,27 @@ class _Emitter(LoopWriter):
                                     high = self._edge(b, b.add(t.index, I64(1)), tiles, pairs, count)
                                     row, height = b.add(start, low), b.sub(high, low)
                                 block = Block(row, height, column, at_once * columns, at_once)
-                                tile.store_row_addresses(b, products, block)
+                                rows_of.store_row_addresses(b, products, block)
                                 products.emit(b, block, most, t.index, tiles)
-                                tile.emit(b, block, products)
+                                key = block.columns, block.lines
+                                if key not in epilogues:
+                                    name = f"group{number}_epilogue_{len(epilogues)}"
+                                    epilogues[key] = self._epilogue(name, group, bases, products, *key)
+                                b.call(epilogues[key], [row, height, column, products.sums, *bases.values()])
+
+    def _epilogue(
+        self, name: str, group: Group, bases: Mapping[ArrayKey, ir.Value], products: Products, columns: int, lines: int
+    ) -> ir.Function:
+        """A function of the arithmetic on the products of a tile: one for all tiles of so many columns, of any height."""
+        function, b = self.function(name, [I64, I64, I64, PTR, *[PTR] * len(bases)])
+        function.linkage = "internal"
+        for arg in function.args[3:]:
+            arg.add_attribute("noalias")
+        row, height, column, sums, *pointers = function.args
+        tile = Tile(self, group, dict(zip(bases, pointers, strict=True)))
+        tile.emit(b, Block(row, height, column, columns, lines), products, sums)
+        b.ret_void()
+        return function
 
     def _edge(self, b: ir.IRBuilder, t: ir.Value, tiles: ir.Value, pairs: ir.Value, count: ir.Value) -> ir.Value:
         """The first row of a tile: the tiles before it have their shares of the pairs; the last row is by itself."""

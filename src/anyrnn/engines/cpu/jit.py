@@ -29,7 +29,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.runtime.lock import LOCK, collector_off
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from anyrnn.engines.cpu.machine import Machine
 
@@ -65,7 +65,7 @@ class Compiled:
     """
 
     addresses: Mapping[str, int]
-    _keep: object  # LLVM's tracker frees the code when it is collected
+    _keep: object  # LLVM's tracker, which frees the code when it is collected, and all code that this one calls
 
     def address(self, name: str) -> int:
         """Return where an entry point is, for instance for a ctypes function type.
@@ -80,7 +80,10 @@ _compiled: dict[str, Compiled] = {}  # never emptied: an address that was handed
 _library_numbers = itertools.count()
 
 
-def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Settings = Settings()) -> Compiled:
+def load(
+    key_text: str, build: Callable[[], str], machine: Machine, settings: Settings = Settings(),
+    uses: Sequence[Compiled] = (),
+) -> Compiled:  # fmt: skip
     """Return machine code: from this process's memory, from the disk cache, or by compiling, in this order.
 
     Args:
@@ -88,6 +91,7 @@ def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Se
         build: Makes the IR; called only when the code is found nowhere.
         machine: What to compile for.
         settings: How to optimise.
+        uses: Code whose entry points it may call; what they do is part of anyrnn's sources, or of the text.
 
     Raises:
         AnyRNNError: if this processor cannot run code for `machine`.
@@ -106,7 +110,7 @@ def load(key_text: str, build: Callable[[], str], machine: Machine, settings: Se
                     text = build()
                 payload = _compile(text, machine, settings)
                 _store(key, payload)
-            _compiled[key] = _link(payload)
+            _compiled[key] = _link(payload, uses)
         return _compiled[key]
 
 
@@ -165,15 +169,18 @@ def _target(machine: Machine) -> Any:
     )
 
 
-def _link(payload: bytes) -> Compiled:
+def _link(payload: bytes, uses: Sequence[Compiled]) -> Compiled:
     names, _, code = payload.partition(b"\0")
     library = llvm().JITLibraryBuilder().add_object_img(code)
     library.add_current_process()  # LLVM may turn a loop of stores into a call of memset
+    for code_used in uses:
+        for name, address in code_used.addresses.items():
+            library.import_symbol(name, address)
     entry_points = names.decode().split("\n")
     for name in entry_points:
         library.export_symbol(name)
     tracker = library.link(_linker(), f"anyrnn {next(_library_numbers)}")
-    return Compiled({name: tracker[name] for name in entry_points}, tracker)
+    return Compiled({name: tracker[name] for name in entry_points}, (tracker, *uses))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from anyrnn.engines.cpu.schedule import SCRATCH, UNIFORM
 from anyrnn.engines.cpu.writer import I32, I64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from llvmlite import ir
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Tile:
     """Writes the arithmetic of a group, from its products to its stores; it stands at a row and a vector of units."""
 
-    def __init__(self, writer: LoopWriter, group: Group, bases: dict[ArrayKey, ir.Value]) -> None:
+    def __init__(self, writer: LoopWriter, group: Group, bases: Mapping[ArrayKey, ir.Value]) -> None:
         self.e, self.group, self.bases = writer, group, bases
 
     def store_row_addresses(self, b: ir.IRBuilder, products: Products, block: Block) -> None:
@@ -36,25 +36,30 @@ class Tile:
                 array, first = e.array_of(operand)
                 products.store_row_address(b, k, r.index, e.at(b, self._row_of(array), first))
 
-    def emit(self, b: ir.IRBuilder, block: Block, products: Products | None = None) -> None:
-        """Write the arithmetic of some rows and columns, on their products, if the group has any."""
+    def emit(
+        self, b: ir.IRBuilder, block: Block, products: Products | None = None, sums: ir.Value | None = None
+    ) -> None:
+        """Write the arithmetic of some rows and columns, on their products, if the group has any: these are at `sums`."""
         lanes = self.e.lanes
         whole = block.columns // lanes
-        with self.e.loop(b, I64(0), I64(whole), 1) as v:
-            self._go_to(b, block.row, b.add(block.column, b.mul(v.index, I64(lanes))), None)
-            self._emit_vector(block, products, v.index)
+        if whole:
+            with self.e.loop(b, I64(0), I64(whole), 1) as v:
+                self._go_to(b, block.row, b.add(block.column, b.mul(v.index, I64(lanes))), None)
+                self._emit_vector(block, products, sums, v.index)
         if block.columns % lanes:
             self._go_to(b, block.row, b.add(block.column, I64(whole * lanes)), self.e.mask(block.columns % lanes))
-            self._emit_vector(block, products, I64(whole))
+            self._emit_vector(block, products, sums, I64(whole))
 
-    def _emit_vector(self, block: Block, products: Products | None, vector: ir.Value) -> None:
+    def _emit_vector(
+        self, block: Block, products: Products | None, sums: ir.Value | None, vector: ir.Value
+    ) -> None:
         """Write the arithmetic of a vector of all rows."""
         e, b, group = self.e, self.b, self.group
         with e.loop(b, I64(0), block.height, 1, [e.constant(0.0)] * len(group.totals)) as r:
             self._go_to(b, b.add(block.row, r.index), self.unit, self.mask)
             values = {}
             if products is not None:
-                at = e.at(b, products.sums, b.mul(b.add(b.mul(vector, I64(products.rows)), r.index), I64(e.lanes)))
+                at = e.at(b, sums, b.mul(b.add(b.mul(vector, I64(products.rows)), r.index), I64(e.lanes)))
                 for k, dot in enumerate(group.dots):
                     values[dot] = e.load(b, e.at(b, at, products.offset(k, block.lines, 0, 0)), None)
             self._arithmetic(values)

@@ -118,7 +118,7 @@ DOUBLE = Format(
 # fmt: on
 
 
-class _Splat(ir.Constant):  # type: ignore[misc]  # llvmlite has no types
+class Splat(ir.Constant):  # type: ignore[misc]  # llvmlite has no types
     """A vector constant written once: ir.Constant would spell it out for every lane."""
 
     def _get_reference(self) -> str:
@@ -160,7 +160,7 @@ class Vector:
 
     def like(self, other: Vector | float) -> Vector:
         """Spread a number over as many lanes, in the same type."""
-        return other if isinstance(other, Vector) else Vector(self.builder, _Splat(self.value.type, other))
+        return other if isinstance(other, Vector) else Vector(self.builder, Splat(self.value.type, other))
 
     def cast(self, instruction: str, element: ir.Type) -> Vector:
         """Convert its elements by an instruction of LLVM's."""

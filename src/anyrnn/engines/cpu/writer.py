@@ -11,6 +11,7 @@ from llvmlite import ir
 
 from anyrnn.engines.cpu.schedule import SCRATCH
 from anyrnn.engines.cpu.slots import LINE, slots_of
+from anyrnn.engines.cpu.vectors import Splat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,7 @@ class Writer:
     def splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
         """Broadcast a number to all lanes."""
         one = b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, I32(0))
-        zeros = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        zeros = Splat(ir.VectorType(I32, self.lanes), 0)
         return b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros)
 
     def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -93,7 +94,7 @@ class Writer:
 
     def constant(self, number: float) -> ir.Value:
         """Return a constant in all lanes."""
-        return ir.Constant(self.vector, [number] * self.lanes)
+        return Splat(self.vector, number)
 
     def intrinsic(self, name: str, result: ir.Type, args: Sequence[ir.Type]) -> ir.Function:
         """Declare an intrinsic of LLVM's, once."""
