@@ -8,8 +8,8 @@ data, in the same order, for the same seed. It takes some ten minutes in one thr
 * adding: T=50 steps of a number and a mark; the sum of the two marked numbers is asked for (Hochreiter and Schmidhuber,
   1997, with two marked numbers in place of their markers' values). Scored: the mean squared error on new
   sequences, and after how many updates it was below 0.01 for the first time. Guessing the mean gives 1/6.
-* counting: words of n times a and n times b (Gers and Schmidhuber, 2001; Weiss, Goldberg and Yahav, 2018), n up to 40 in
-  training. At each b the network says whether the word is complete. Scored: the largest n, up to 256, to which it makes
+* counting: words of n times a and n times b (Gers and Schmidhuber, 2001; Weiss, Goldberg and Yahav, 2018), n up to 40
+  in training. At each b the network says whether the word is complete. Scored: the largest n, up to 256, to which it makes
   no mistake.
 * vowels: japanese-vowels, as the workbench trains it. Scored: the accuracy on the test part.
 """
