@@ -38,10 +38,10 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4  # as GitHub makes them
 myst_links_external_new_tab = False
 
-# --- Chapters: every one is executed in each build, in an empty folder; an error in a cell ends the build.
+# --- Chapters: every one is executed in each build, in an empty folder.
 nb_execution_mode = "force"
 nb_execution_timeout = 300  # seconds a cell: a minute is what an author aims at, on a machine that does nothing else
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # an error is a warning of the build, which fails of it after all chapters were run
 nb_execution_in_temp = True
 nb_merge_streams = True  # what a cell prints is one block
 nb_render_error_lexer = "text"  # an error is shown by its last line, which is not code

@@ -30,6 +30,8 @@ import pytest
 import torch
 import yaml
 
+from test_docs import anchors
+
 ROOT = Path(__file__).parents[1]
 CHAPTERS = {path.stem: path for path in sorted((ROOT / "docs" / "chapters").glob("*.md"))}
 FULL = os.environ.get("ANYRNN_CHAPTERS") == "full"
@@ -253,6 +255,19 @@ def test_every_term_that_a_chapter_links_to_is_in_the_glossary():
     for name in CHAPTERS:
         used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", read(name).text)
         assert not {term for term in used if term.strip().lower() not in terms}, name
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_links_of_a_chapter_lead_somewhere_and_its_commands_are_there(name):
+    text = FENCE.sub("", read(name).text)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (CHAPTERS[name].parent / path) if path else CHAPTERS[name]
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+    for program in re.findall(r"\bpython ((?:benchmarks|examples)/[\w/]+\.py)", read(name).text):
+        assert (ROOT / program).is_file(), program
 
 
 CODE = "```{{code-cell}} ipython3\n{}\n```\n\n"

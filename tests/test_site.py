@@ -63,7 +63,7 @@ def test_a_notebook_has_no_markup_that_only_the_site_understands(text, expected)
 
 
 def test_a_notebook_shows_a_figure_once():
-    assert plain_code("fig, ax = plt.subplots()\nax.plot(x)\nfig") == "fig, ax = plt.subplots()\nax.plot(x)"
+    assert plain_code("fig, ax = plt.subplots()\nax.plot(x)\nfig") == "fig, ax = plt.subplots()\nax.plot(x)\nplt.show()"
     assert plain_code("fig = plot.gates(record)\nfig") == "fig = plot.gates(record)\nfig"  # no figure of pyplot
 
 

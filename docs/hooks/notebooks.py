@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,21 @@ def add_link(app: Sphinx, doctree: nodes.document) -> None:
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download"]))
 
 
+def describe(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each figure of a chapter a text for who cannot see it: the first sentence behind it, which is about it."""
+    if not app.env.docname.startswith(CHAPTERS):
+        return
+    figures: list[nodes.image] = []
+    for node in doctree.findall(lambda node: isinstance(node, nodes.image | nodes.paragraph)):
+        if isinstance(node, nodes.image):
+            figures.append(node)
+        elif figures:
+            sentence = re.split(r"(?<=\.)\s", node.astext())[0]
+            for figure in figures:
+                figure["alt"] = f"A figure. {sentence}"
+            figures = []
+
+
 def write_notebooks(app: Sphinx, error: Exception | None) -> None:
     """Write the notebooks beside the pages."""
     if error or app.builder.format != "html":
@@ -90,6 +106,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("doctree-read", add_link)
     app.connect("doctree-read", label)
+    app.connect("doctree-read", describe)
     app.connect("build-finished", write_notebooks)
     app.connect("env-before-read-docs", share_out)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,8 +25,8 @@ def _quotation(directive: re.Match[str]) -> str:
 
 
 def plain_code(code: str) -> str:
-    """Return a cell without the name of its figure in the last line.
+    """Return a cell that ends with `plt.show()` where it ends with the name of its figure.
 
     Jupyter shows a figure of pyplot at the end of its cell of itself, and would show it once more as the last value.
     """
-    return re.sub(r"(\bplt\.(?:subplots|figure)\(.*)\nfig\s*\Z", r"\1", code, flags=re.DOTALL)
+    return re.sub(r"(\bplt\.(?:subplots|figure)\(.*\n)fig\s*\Z", r"\1plt.show()", code, flags=re.DOTALL)
