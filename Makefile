@@ -6,6 +6,10 @@ RUN ?= runs/japanese-vowels
 BIN := $(VENV)/bin
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY := $(VENV)/.ready-$(VERSION)
+READY_DOCS := $(VENV)/.ready-docs-$(VERSION)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
+# A broken link, an unknown name, an error in a chapter: all of them are said, and the build fails.
+SPHINX := $(BIN)/sphinx-build --builder html --quiet --fail-on-warning --keep-going --nitpicky --fresh-env --jobs 2
 # Each process keeps to neighbouring tests, which share fixtures and compiled cells; who is done takes from the other.
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
@@ -19,7 +23,7 @@ ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_machine
 EXAMPLES ?= 1000
 MINUTES ?= 10
 
-.PHONY: demo test test-all test-avx2 test-torch check format bench clean
+.PHONY: demo test test-all test-avx2 test-torch docs docs-quick check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -41,15 +45,28 @@ test-torch:  ## run every test with another PyTorch, in an environment of its ow
 	@[ -n "$(TORCH)" ] || { echo "Which PyTorch? Try: make test-torch TORCH=2.14.1"; exit 1; }
 	$(MAKE) test VENV=.venv-torch-$(TORCH) TORCH=$(TORCH)
 
-check: $(READY)  ## lint, format, types, import direction
+docs: $(READY_DOCS)  ## run every chapter, and build the documentation: build/site/index.html
+	rm -rf build/site
+	$(SPHINX) --doctree-dir build/doctrees docs build/site
+	$(BIN)/python docs/check_links.py build/site
+	@echo "Open build/site/index.html"
+
+docs-quick: $(READY_DOCS)  ## build the documentation without running the chapters, to see that names and links are right
+	rm -rf build/site-quick
+	$(SPHINX) --define nb_execution_mode=off --doctree-dir build/doctrees-quick docs build/site-quick
+	$(BIN)/python docs/check_links.py build/site-quick
+
+check: $(READY)  ## lint, format, types, import direction, names and links in the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs-quick
 
 format: $(READY)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tests/test_chapters.py --format
 
 bench: $(READY)  ## measure, side by side, what the README claims about speed
 	$(BIN)/python benchmarks/layers.py
@@ -64,8 +81,12 @@ $(READY): pyproject.toml constraints.txt
 	@[ -e $(BIN)/python$(VERSION) ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	sed '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 clean:  ## remove the environments and everything that was built

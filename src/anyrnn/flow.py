@@ -31,7 +31,7 @@ def gradient_flow(
     context: Context | None = None,
     loss: Callable[[Any, State], Tensor] | None = None,
 ) -> State:
-    """Measure the gradient of a loss with respect to the states that lie ever farther from it: |d loss / d h_t|.
+    """Measure the gradient of a loss with respect to the states that lie ever farther from it: ``|d loss / d h_t|``.
 
     Where it falls by a factor each step, the layer cannot learn what is more than some steps apart; where it grows, the
     training diverges (Bengio, Simard and Frasconi, 1994, doi:10.1109/72.279181; Pascanu, Mikolov and Bengio, 2013,
