@@ -8,7 +8,6 @@ for github.com/karpathy/char-rnn, in the public domain; the weights have this pr
 
 import argparse
 import itertools
-import json
 import math
 import time
 from pathlib import Path
@@ -70,9 +69,11 @@ def main() -> None:
     train(model, text[:cut], args.epochs)
     DATA.mkdir(exist_ok=True)
     halves = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(halves, DATA / "characters.safetensors", metadata={"alphabet": json.dumps(alphabet)})
+    halves["alphabet"] = torch.tensor([ord(character) for character in alphabet])
+    save_file(halves, DATA / "characters.safetensors")
     (DATA / "characters.txt").write_text(characters[cut : cut + EXCERPT], encoding="utf-8")
-    model.load_state_dict({name: value.float() for name, value in load_file(DATA / "characters.safetensors").items()})
+    rounded = load_file(DATA / "characters.safetensors")
+    model.load_state_dict({name: rounded[name].float() for name in model.state_dict()})
     loss = evaluate(model, text[cut:])
     print(f"{loss:.3f} nats a character on the last 5 %, after {time.perf_counter() - begin:.0f} s")
 
