@@ -249,11 +249,12 @@ def open_run(folder: str | Path, *, cells: Collection[str] = ()) -> RunFolder:
         raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
     results = read_json(path / "results.json")
     names = model_names(results)
-    if results.get("kind") == "text":
-        raise AnyRNNError(
-            f"{path}: this is the run of a text, whose models write: anyrnn generate {path} "
-            "(anyrnn.workbench.language.open_text_run)"
-        )
+    kinds = {
+        "text": "a text, whose models write: anyrnn generate DIR (anyrnn.workbench.language.open_text_run)",
+        "forecast": "forecasts (anyrnn.workbench.forecast.open_forecast_run)",
+    }
+    if results.get("kind") in kinds:
+        raise AnyRNNError(f"{path}: this is the run of {kinds[results['kind']]}")
     if names is None:
         raise AnyRNNError(f"{path / 'results.json'}: it does not list its models; expected {MADE_BY}")
     return RunFolder(path, results, names, (cells,) if isinstance(cells, str) else tuple(cells))

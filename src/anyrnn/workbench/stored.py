@@ -83,7 +83,8 @@ def load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> Mo
             raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
         found = permitted(name, cells, run)
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
-            _check_size(found, fields, weights, weights_path)
+            sizes = {"hidden_size": fields["hidden_size"]}
+            check_size(found, lambda: _built(found, fields), sizes, weights, weights_path)
             module = _built(found, fields)
         model = Model(module=module, **{**fields, "network": found})
     except AnyRNNError as cause:
@@ -140,17 +141,28 @@ def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     )
 
 
-def _check_size(found: Network, fields: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a network that is larger than its weights before any memory is taken for it."""
+def check_size(
+    found: Network, make: Callable[[], nn.Module], sizes: Mapping[str, int], weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Refuse a network that is larger than its weights before any memory is taken for it.
+
+    Args:
+        found: The network.
+        make: Makes the module that has these weights.
+        sizes: Numbers of a description by name, none of which can be larger than the largest weight is long.
+        weights: Those of the file.
+        path: The file.
+    """
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    if fields["hidden_size"] > largest:
-        raise AnyRNNError(
-            f"got hidden_size={fields['hidden_size']}, but no weight of {path.name} has more than {largest} rows or "
-            f"columns; expected {MADE_BY}"
-        )
+    for name, size in sizes.items():
+        if size > largest:
+            raise AnyRNNError(
+                f"got {name}={size}, but no weight of {path.name} has more than {largest} rows or columns; expected "
+                f"{MADE_BY}"
+            )
     try:
         with torch.device("meta"):  # sizes without memory
-            expected = _built(found, fields).state_dict()
+            expected = make().state_dict()
     except Exception:
         if found.name in NETWORKS:
             raise

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.language.model import LanguageModel, TrainedText, build
@@ -19,6 +18,7 @@ from anyrnn.workbench.parsed import did_you_mean
 from anyrnn.workbench.runs import save_files
 from anyrnn.workbench.stored import (
     check_fit,
+    check_size,
     field_of,
     is_int,
     is_names,
@@ -127,8 +127,9 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
         if fields["network"] != name:
             raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
         found = permitted(name, cells, run)
-        _check_size(fields, weights, weights_path)
+        sizes = {name: fields[name] for name in ("hidden_size", "embedding_size")}
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
+            check_size(found, lambda: _built(found, fields), sizes, weights, weights_path)
             module = _built(found, fields)
     except AnyRNNError as cause:
         place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
@@ -144,17 +145,6 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
 
 def _built(found: Network, fields: Mapping[str, Any]) -> LanguageModel:
     return build(found, len(fields["vocabulary"]), fields["hidden_size"], fields["embedding_size"], 0.0)
-
-
-def _check_size(fields: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a network that is larger than its weights before any memory is taken for it."""
-    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    for name in ("hidden_size", "embedding_size"):
-        if fields[name] > largest:
-            raise AnyRNNError(
-                f"got {name}={fields[name]}, but no weight of {path.name} has more than {largest} rows or columns; "
-                f"expected {MADE_BY}"
-            )
 
 
 def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
