@@ -151,13 +151,13 @@ def strip(
             arrow, at, anchor = ("◂", x.start - 6, "") if x(score) < x.start else ("▸", x.end + 6, "end")
             mark = Markup('<text class="t {}" x="{:.1f}" y="{:.1f}">{}<title>{}</title></text>')
             parts.append(mark.format(anchor, at, middle + 4, arrow, text))
-    return _svg(_STRIP, _STRIP_HEIGHT, label, parts)
+    return svg(_STRIP, _STRIP_HEIGHT, label, parts)
 
 
 def strip_ticks(x: Axis) -> Markup:
     """Draw the numbers under the strips."""
     text = Markup('<text class="t mid" x="{:.1f}" y="14">{}</text>')
-    return _svg(_STRIP, 20, "scale of the scores above", [text.format(x(tick), name) for tick, name in x.ticks(4)])
+    return svg(_STRIP, 20, "scale of the scores above", [text.format(x(tick), name) for tick, name in x.ticks(4)])
 
 
 def curves(
@@ -226,7 +226,7 @@ def curves(
         parts.append(lead.format(_style(line), cut, end_x, end_y, right + 12, label_y))
         text = Markup('<text class="t name" x="{}" y="{:.1f}">{}<title>{}</title></text>')
         parts.append(text.format(right + 16, label_y + 4, short(line.title, 18), line.title))
-    return _svg(_WIDTH, bottom + 44, label, parts)
+    return svg(_WIDTH, bottom + 44, label, parts)
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
@@ -269,7 +269,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup
                 size = min(13, 0.6 * cell, 1.4 * cell / len(str(count)))
                 on = " on" if share > 0.5 else ""
                 parts.append(number.format(on, x + cell / 2, y + cell / 2 + 0.36 * size, size, count))
-    return _svg(width, top + cell * K + 4, "Confusion matrix: rows are true classes, columns are predicted ones", parts)
+    return svg(width, top + cell * K + 4, "Confusion matrix: rows are true classes, columns are predicted ones", parts)
 
 
 def scatter(points: Sequence[tuple[str, float, float]], form: Callable[[float], str]) -> Markup:
@@ -287,7 +287,7 @@ def scatter(points: Sequence[tuple[str, float, float]], form: Callable[[float], 
         parts.append(dot.format(x(true), y(predicted), f"{name}: true {form(true)}, predicted {form(predicted)}"))
     parts.append(Markup('<text class="t mid" x="{}" y="{}">true</text>').format((left + right) / 2, bottom + 38))
     parts.append(Markup('<text class="t" x="{}" y="{}">predicted</text>').format(left + 6, top + 12))
-    return _svg(_WIDTH, bottom + 46, "Predicted against true value of each test sequence", parts)
+    return svg(_WIDTH, bottom + 46, "Predicted against true value of each test sequence", parts)
 
 
 def heat_map(values: Tensor, low: float, high: float, label: str, rows: Sequence[str] = ()) -> Markup:
@@ -323,7 +323,7 @@ def heat_map(values: Tensor, low: float, high: float, label: str, rows: Sequence
             text = f"step {t + 1}: mean {column.mean():.2f}, from {column.min():.2f} to {column.max():.2f}"
             cover = Markup('<rect class="hover" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>')
             parts.append(cover.format(left + step * t, top, step, size, text))
-    return _svg(width, top + size + 20, label, parts)
+    return svg(width, top + size + 20, label, parts)
 
 
 def order(matrices: Sequence[Tensor]) -> Tensor:
@@ -343,7 +343,8 @@ def order(matrices: Sequence[Tensor]) -> Tensor:
     return torch.argsort(loadings * torch.sign(component[component.abs().argmax()]), stable=True)
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str]) -> Markup:
+def svg(width: float, height: float, label: str, parts: Sequence[str]) -> Markup:
+    """Give a drawing of this size from its parts, with what it is for those who do not see it."""
     start = Markup('<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}" style="--w:{:.0f}px">')
     return start.format(width, height, label, width) + Markup("\n").join(parts) + Markup("</svg>")
 

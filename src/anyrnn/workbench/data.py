@@ -286,7 +286,7 @@ def _parsed(
         return dataclasses.replace(parsed, features=features, target="speaker")
     path = Path(source)
     try:
-        path = _existing(path)
+        path = existing(path)
         if path.suffix.lower() == ".ts":
             return parse_ts(path.read_bytes(), str(path), missing)
         return read_table(path, columns, need_target=need_target, owner=owner, missing=missing)
@@ -294,7 +294,8 @@ def _parsed(
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """A path of a file that can be read; a user's home in it is found."""
     if not path.exists() and path.parts[:1] and path.parts[0].startswith("~"):
         with suppress(RuntimeError):  # nobody's home
             path = path.expanduser()

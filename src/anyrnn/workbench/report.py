@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 from torch import Tensor
 
@@ -81,9 +81,7 @@ def render(
     """
     comparison = Comparison(results)
     rows, scale = _rows(comparison)
-    template = resources.files("anyrnn.workbench").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return page("report.html.j2").render(
         results=results,
         comparison=comparison,
         answer=answer(comparison),
@@ -101,6 +99,15 @@ def render(
         panels=_panels(gates, comparison.features) if gates else (),
         palettes={"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     )
+
+
+def page(name: str) -> Template:
+    """The template of a page: a file of this package."""
+    loader = FunctionLoader(lambda file: (resources.files("anyrnn.workbench") / file).read_text(encoding="utf-8"))
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def _notes(c: Comparison) -> list[str]:

@@ -8,7 +8,7 @@ knows the files.
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -93,6 +93,24 @@ def save_run(
     Raises:
         AnyRNNError: if the place will not do (see `check_destination`), or the disk is full or fails.
     """
+
+    def save(models_folder: Path) -> None:
+        for model in models:
+            save_model(models_folder, model)
+
+    return save_files(folder, results, save, report, overwrite=overwrite, numbered=numbered)
+
+
+def save_files(
+    folder: Path,
+    results: Mapping[str, Any],
+    save_models: Callable[[Path], None],
+    report: str,
+    *,
+    overwrite: bool = False,
+    numbered: bool = False,
+) -> Path:
+    """Write a run folder, whole or not at all, by a function that writes the models into a folder; see `save_run`."""
     if not numbered:
         check_destination(folder, overwrite)
     target = folder.resolve()
@@ -110,8 +128,7 @@ def save_run(
         new.mkdir()
         write_json(new / "results.json", results)
         (new / "models").mkdir()
-        for model in models:
-            save_model(new / "models", model)
+        save_models(new / "models")
         (new / "report.html").write_text(report, encoding="utf-8", errors="backslashreplace")
         if fill:
             _exchange(new, target, Path(temporary, "old"))
@@ -232,6 +249,12 @@ def open_run(folder: str | Path, *, cells: Collection[str] = ()) -> RunFolder:
         raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
     results = read_json(path / "results.json")
     names = model_names(results)
+    kinds = {
+        "text": "a text, whose models write: anyrnn generate DIR (anyrnn.workbench.language.open_text_run)",
+        "forecast": "forecasts (anyrnn.workbench.forecast.open_forecast_run)",
+    }
+    if results.get("kind") in kinds:
+        raise AnyRNNError(f"{path}: this is the run of {kinds[results['kind']]}")
     if names is None:
         raise AnyRNNError(f"{path / 'results.json'}: it does not list its models; expected {MADE_BY}")
     return RunFolder(path, results, names, (cells,) if isinstance(cells, str) else tuple(cells))

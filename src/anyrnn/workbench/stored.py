@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
@@ -34,16 +34,7 @@ def file_names(name: str) -> tuple[str, str]:
 
 def save_model(folder: Path, model: Model) -> None:
     """Write the two files of a model."""
-    # Cloned: safetensors refuses tensors that share memory, which a cell with tied weights has.
-    weights = {name: tensor.detach().clone().contiguous() for name, tensor in model.module.state_dict().items()}
-    data = safetensors.torch.save(weights)
-    description_name, weights_name = file_names(model.network.name)
-    (folder / weights_name).write_bytes(data)
     description = {
-        "format": FORMAT,
-        "anyrnn": anyrnn.__version__,
-        "torch": torch.__version__,
-        "network": model.network.name,
         "layer": repr(model.layer),
         "hidden_size": model.hidden_size,
         "pool": model.pool,
@@ -55,10 +46,21 @@ def save_model(folder: Path, model: Model) -> None:
         "scaler": model.scaler.to_dict(),
         "target_scale": None if model.target_scale is None else list(model.target_scale),
         "seed": model.seed,
-        "weights": {name: list(tensor.shape) for name, tensor in weights.items()},
-        "sha256": hashlib.sha256(data).hexdigest(),
     }
-    write_json(folder / description_name, description)
+    write_weights(folder, model.network.name, model.module, description)
+
+
+def write_weights(folder: Path, name: str, module: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write the weights of a network's model, and beside them its description."""
+    # Cloned: safetensors refuses tensors that share memory, which a cell with tied weights has.
+    weights = {key: tensor.detach().clone().contiguous() for key, tensor in module.state_dict().items()}
+    data = safetensors.torch.save(weights)
+    description_name, weights_name = file_names(name)
+    (folder / weights_name).write_bytes(data)
+    about = {"format": FORMAT, "anyrnn": anyrnn.__version__, "torch": torch.__version__, "network": name}
+    shapes = {key: list(tensor.shape) for key, tensor in weights.items()}
+    checksum = hashlib.sha256(data).hexdigest()
+    write_json(folder / description_name, {**about, **description, "weights": shapes, "sha256": checksum})
 
 
 def load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> Model:
@@ -74,6 +76,32 @@ def load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> Mo
         AnyRNNError: if the files are damaged or do not belong together, if the weights do not fit the network, or if
             the network is not one of ours and not in `cells`.
     """
+    description, weights, description_path, weights_path = read_weights(folder, name)
+    try:
+        fields = _fields(description)
+        if fields["network"] != name:
+            raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
+        found = permitted(name, cells, run)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
+            sizes = {"hidden_size": fields["hidden_size"]}
+            check_size(found, lambda: _built(found, fields), sizes, weights, weights_path)
+            module = _built(found, fields)
+        model = Model(module=module, **{**fields, "network": found})
+    except AnyRNNError as cause:
+        place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
+        raise AnyRNNError(f"{place}{cause}") from cause
+    check_fit(weights, module.state_dict(), found, weights_path)
+    module.load_state_dict(weights)
+    module.eval()
+    return model
+
+
+def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor], Path, Path]:
+    """Read the two files of a network's model: its description, its weights, and the paths of both.
+
+    Raises:
+        AnyRNNError: if they are damaged or do not belong together, or if a weight is not finite.
+    """
     description_path, weights_path = (folder / each for each in file_names(name))
     description = read_json(description_path)
     data = _read(weights_path, "the weights cannot be read")
@@ -88,28 +116,13 @@ def load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> Mo
         raise AnyRNNError(
             f"{weights_path}: its content is damaged ({type(cause).__name__}: {cause}); expected {MADE_BY}"
         ) from cause
-    try:
-        fields = _fields(description)
-        if fields["network"] != name:
-            raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
-        found = _permitted(name, cells, run)
-        with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
-            _check_size(found, fields, weights, weights_path)
-            module = _built(found, fields)
-        model = Model(module=module, **{**fields, "network": found})
-    except AnyRNNError as cause:
-        place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
-        raise AnyRNNError(f"{place}{cause}") from cause
-    _check_fit(weights, module.state_dict(), found, weights_path)
     broken = next((each for each, tensor in weights.items() if not tensor.isfinite().all()), None)
     if broken is not None:
         raise AnyRNNError(f"{weights_path}: {broken} holds NaN or infinity, expected finite weights; train again")
-    module.load_state_dict(weights)
-    module.eval()
-    return model
+    return description, weights, description_path, weights_path
 
 
-def _permitted(name: str, cells: Collection[str], run: Path) -> Network:
+def permitted(name: str, cells: Collection[str], run: Path) -> Network:
     """Find the network, importing it only if the caller has named it, and never from the folder of the run."""
     if name in NETWORKS:
         return NETWORKS[name]
@@ -128,25 +141,36 @@ def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     )
 
 
-def _check_size(found: Network, fields: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a network that is larger than its weights before any memory is taken for it."""
+def check_size(
+    found: Network, make: Callable[[], nn.Module], sizes: Mapping[str, int], weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Refuse a network that is larger than its weights before any memory is taken for it.
+
+    Args:
+        found: The network.
+        make: Makes the module that has these weights.
+        sizes: Numbers of a description by name, none of which can be larger than the largest weight is long.
+        weights: Those of the file.
+        path: The file.
+    """
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    if fields["hidden_size"] > largest:
-        raise AnyRNNError(
-            f"got hidden_size={fields['hidden_size']}, but no weight of {path.name} has more than {largest} rows or "
-            f"columns; expected {MADE_BY}"
-        )
+    for name, size in sizes.items():
+        if size > largest:
+            raise AnyRNNError(
+                f"got {name}={size}, but no weight of {path.name} has more than {largest} rows or columns; expected "
+                f"{MADE_BY}"
+            )
     try:
         with torch.device("meta"):  # sizes without memory
-            expected = _built(found, fields).state_dict()
+            expected = make().state_dict()
     except Exception:
         if found.name in NETWORKS:
             raise
         return  # a cell of someone's own may look at its numbers, which "meta" has not
-    _check_fit(weights, expected, found, path)
+    check_fit(weights, expected, found, path)
 
 
-def _check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], found: Network, path: Path) -> None:
+def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], found: Network, path: Path) -> None:
     """Name the first weight that differs in name, shape or dtype."""
     for name in [*expected, *weights]:
         here = f"{tuple(expected[name].shape)} {expected[name].dtype}" if name in expected else "absent"
@@ -165,34 +189,44 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Model` but for its module, each checked; `network` is still a name."""
 
     def field(name: str, holds: Callable[[Any], bool], expected: str) -> Any:
-        if name not in description:
-            raise AnyRNNError(f"it has no {name!r}; expected {expected}, as in {MADE_BY}")
-        value = description[name]
-        if not holds(value):
-            raise AnyRNNError(f"got {name}={_short(value)}, expected {expected}")
-        return value
+        return field_of(description, name, holds, expected)
 
     def optional(name: str) -> Any:  # which a run of an older anyrnn did not note
         return None if name not in description else field(name, _is_text_or_none, "the name of a column, or null")
 
-    classes = field("classes", lambda v: v is None or _is_names(v), "different names, or null")
+    classes = field("classes", lambda v: v is None or is_names(v), "different names, or null")
     scale = field("target_scale", lambda v: v is None or _is_scale(v), "null, or a mean and a deviation above 0")
     return {
         "network": field("network", is_network_name, "the name of a network"),
-        "hidden_size": field("hidden_size", lambda v: _is_int(v) and 0 < v < 2**31, "a whole number above 0"),
+        "hidden_size": field("hidden_size", lambda v: is_int(v) and 0 < v < 2**31, "a whole number above 0"),
         "pool": field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
-        "features": tuple(field("features", _is_names, "different names")),
+        "features": tuple(field("features", is_names, "different names")),
         "classes": None if classes is None else tuple(classes),
         "target": field("target", lambda v: isinstance(v, str), "a name"),
         "scaler": Scaler.from_dict(field("scaler", _is_scaler, "means and deviations of the features")),
         "target_scale": None if scale is None else (float(scale[0]), float(scale[1])),
-        "seed": field("seed", _is_int, "a whole number"),
+        "seed": field("seed", is_int, "a whole number"),
         "id_column": optional("id_column"),
         "time_column": optional("time_column"),
     }
 
 
-def _is_int(value: Any) -> TypeGuard[int]:
+def field_of(description: Mapping[str, Any], name: str, holds: Callable[[Any], bool], expected: str) -> Any:
+    """A field of a description.
+
+    Raises:
+        AnyRNNError: if it is not there, or does not hold what is expected.
+    """
+    if name not in description:
+        raise AnyRNNError(f"it has no {name!r}; expected {expected}, as in {MADE_BY}")
+    value = description[name]
+    if not holds(value):
+        raise AnyRNNError(f"got {name}={_short(value)}, expected {expected}")
+    return value
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    """Whether a value of JSON is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -204,7 +238,8 @@ def _is_text_or_none(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def _is_names(value: Any) -> bool:
+def is_names(value: Any) -> bool:
+    """Whether a value of JSON is a list of different texts, and there are some."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -265,7 +300,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as cause:
         raise AnyRNNError(f"{path}: it is not JSON ({cause}); expected {MADE_BY}") from cause
     found = content.get("format") if isinstance(content, dict) else None
-    if not _is_int(found) or found != FORMAT or not isinstance(content, dict):
+    if not is_int(found) or found != FORMAT or not isinstance(content, dict):
         raise AnyRNNError(
             f"{path}: its format is {_short(found)}, but anyrnn {anyrnn.__version__} reads format {FORMAT}; "
             f"use the version of anyrnn that wrote it, or train again"

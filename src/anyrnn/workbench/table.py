@@ -22,7 +22,7 @@ from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
-_ROW = "\0row"  # our own column beside the file's: no text file can hold this name
+ROW = "\0row"  # our own column beside the file's: no text file can hold this name
 # What polars takes off by default, and marks that no eye can see.
 _BLANKS = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\u2060\ufeff" + "".join(
     map(chr, range(0x2000, 0x200B))
@@ -47,7 +47,9 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class _Roles:
+class Roles:
+    """Which column is what."""
+
     id: str
     time: str | None
     target: str | None
@@ -66,8 +68,8 @@ def read_table(
         owner: Whose features `columns.features` are, for the message that one of them is not there.
         missing: What stands for a missing value and becomes NaN. None: a missing feature is refused.
     """
-    roles = _roles(path, _column_names(path), columns, need_target=need_target, owner=owner)
-    table = _Table(path, roles, _frame(path, roles), missing, trained=not need_target)
+    roles = _roles(path, column_names(path), columns, need_target=need_target, owner=owner)
+    table = Table(path, roles, frame_of(path, roles), missing, trained=not need_target)
     rows, lengths = table.order()
     matrix = np.stack([table.feature(name) for name in roles.features], axis=1)[rows]  # (rows, I)
     ends = np.cumsum(lengths)
@@ -84,7 +86,7 @@ def read_table(
         targets=targets,
         task=None,
         notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
-        rows=tuple(np.split(table.frame[_ROW].to_numpy()[rows], ends[:-1])),
+        rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
     )
 
 
@@ -97,7 +99,8 @@ def _unsorted(columns: Columns) -> str:
     )
 
 
-def _column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a file, without blanks around them."""
     try:
         if path.suffix.lower() == ".parquet":
             check_parquet(path)
@@ -132,7 +135,7 @@ def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
     )
 
 
-def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> _Roles:
+def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
     unsaid = []
     if columns.id is None:
         unsaid.append("which column names the sequence of a row (id_column, --id)")
@@ -150,7 +153,7 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
             if name == columns.id and not need_target:  # that of the training, unless the user said another
                 whose = ", the id (id_column, --id),"
             raise AnyRNNError(
-                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{_likely(name, names)}"
+                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{likely(name, names)}"
             )
     taken = [name for name in (columns.id, time, target) if name is not None]
     if len(set(taken)) < len(taken):
@@ -173,10 +176,10 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
         if name in {columns.id, target}:
             part = "names the sequence" if name == columns.id else "is what is to be predicted"
             raise AnyRNNError(f"{path}: column {name!r} {part}; it cannot be a feature as well")
-    return _Roles(columns.id, time, target, features)
+    return Roles(columns.id, time, target, features)
 
 
-def _likely(name: str, names: list[str]) -> str:
+def likely(name: str, names: list[str]) -> str:
     """The end of the message that a column is not there."""
     split = next((each for each in names if "," in each and name in map(str.strip, each.split(","))), None)
     if split is not None:
@@ -184,26 +187,27 @@ def _likely(name: str, names: list[str]) -> str:
     return did_you_mean(name, names) or first_line_hint(names)
 
 
-def _frame(path: Path, roles: _Roles) -> pl.DataFrame:
+def frame_of(path: Path, roles: Roles) -> pl.DataFrame:
+    """The rows of a file that are not blank, with their numbers beside them."""
     try:
         if path.suffix.lower() == ".parquet":
             frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
         else:
-            frame = _csv(path, roles.id)
+            frame = _csv(path, None if roles.id == ROW else roles.id)
     except _FAILURES as error:
         raise _unreadable(path, error) from error
-    frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(_ROW))
-    frame = frame.filter(~pl.all_horizontal(pl.exclude(_ROW).is_null()))  # blank lines
+    frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(ROW))
+    frame = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))  # blank lines
     if frame.is_empty():
         raise AnyRNNError(f"{path}: there is no row below the header, expected one for each step of each sequence")
     return frame
 
 
-def _csv(path: Path, id_column: str) -> pl.DataFrame:
+def _csv(path: Path, id_column: str | None) -> pl.DataFrame:
     """The whole file decides a column's type, and ids stay as they are written: 007 is not 7."""
     written = pl.read_csv(path, glob=False, n_rows=0).columns
     names = _without_blanks(written)
-    as_text = {written[names.index(id_column)]: pl.String}
+    as_text = {} if id_column is None else {written[names.index(id_column)]: pl.String}
     while True:
         try:
             frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides=as_text)
@@ -223,14 +227,14 @@ def _without_blanks(names: list[str]) -> list[str]:
     return stripped if len(set(stripped)) == len(names) else names
 
 
-class _Table:
+class Table:
     """The rows of one file, with what a message needs to name a place in it.
 
     `trained` is whether it is for a trained model, which needs all of its features, and no target.
     """
 
     def __init__(
-        self, path: Path, roles: _Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+        self, path: Path, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
     ) -> None:
         self.path = path
         self.roles = roles
@@ -245,7 +249,7 @@ class _Table:
         """Where a message points: "train.csv: data row 17 (id 'a', t 3)"; the header is no data row."""
         time = self.frame[self.roles.time][row] if self.roles.time else None
         when = "" if time is None else f", {self.roles.time} {time}"
-        return f"{self.path}: data row {self.frame[_ROW][row]} (id {self.ids[row]!r}{when})"
+        return f"{self.path}: data row {self.frame[ROW][row]} (id {self.ids[row]!r}{when})"
 
     def _ids(self) -> pl.Series:
         column = self.frame[self.roles.id]
@@ -261,7 +265,7 @@ class _Table:
         if missing is not None:
             written = f" ({text[missing]!r})" if text[missing] else ""
             raise AnyRNNError(
-                f"{self.path}: data row {self.frame[_ROW][missing]}: the id {column.name!r} is missing{written}; "
+                f"{self.path}: data row {self.frame[ROW][missing]}: the id {column.name!r} is missing{written}; "
                 "every row needs the id of its sequence"
             )
         self._note_blanks("id", text, ids)
@@ -278,13 +282,13 @@ class _Table:
         if row is not None:
             count = (before != after).sum()
             self.notes.append(
-                f"{what} {before[row]!r} of data row {self.frame[_ROW][row]} is read as {after[row]!r}: blanks at the "
+                f"{what} {before[row]!r} of data row {self.frame[ROW][row]} is read as {after[row]!r}: blanks at the "
                 f"ends do not count ({count} row{'s' if count > 1 else ''})"
             )
 
     def _times(self) -> pl.Series:
         if self.roles.time is None:
-            return self.frame[_ROW]
+            return self.frame[ROW]
         column = self.frame[self.roles.time]
         if column.dtype == pl.String:
             column = self._read_times(column)
@@ -333,7 +337,7 @@ class _Table:
         frame = frame.with_columns(first=pl.col("row").min().over("id")).sort("first", "time", "row")
         twice = _first((frame["first"] == frame["first"].shift()) & (frame["time"] == frame["time"].shift()))
         if twice is not None:
-            earlier = self.frame[_ROW][frame["row"][twice - 1]]
+            earlier = self.frame[ROW][frame["row"][twice - 1]]
             raise AnyRNNError(
                 f"{self.place(frame['row'][twice])}: this id has the same time in data row {earlier}; "
                 "keep one row for each id and time"
@@ -385,7 +389,7 @@ class _Table:
             if row is not None:
                 self.notes.append(
                     f"feature {column.name!r} holds whole numbers beyond 2**53, which are rounded: {column[row]} in "
-                    f"data row {self.frame[_ROW][row]} is read as {int(numbers[row])}; take a constant off them if "
+                    f"data row {self.frame[ROW][row]} is read as {int(numbers[row])}; take a constant off them if "
                     "the last digits matter"
                 )
 

@@ -129,7 +129,7 @@ def train(
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
-    with _seeded(seed), using_threads(settings.thread_count):
+    with seeded(seed), using_threads(settings.thread_count):
         return _train(network, dataset, settings, seed, on_epoch or (lambda _: None))
 
 
@@ -246,7 +246,8 @@ def using_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from this seed inside a ``with`` block; what was drawn from outside goes on as if nothing had been."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -1,0 +1,62 @@
+"""How good forecasts are. y and forecasts are (N, h), quantiles (N, h, Q)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anyrnn.workbench.forecast.series import Forecasting, Origins
+
+Array = NDArray[np.float64]
+
+#: Of each metric, what it is.
+METRICS = {
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "mase": "mean absolute error, of each series over that of seasonal naive forecasts of one step in its training "
+    "part (Hyndman and Koehler, 2006)",
+    "smape": "200 |y - f| / (|y| + |f|), the mean, in percent, as in the M4 competition; 0 where both are 0",
+    "wape": "the sum of absolute errors over the sum of absolute values",
+    "pinball": "mean quantile loss, twice, so that at the median it is the absolute error",
+    "coverage": "the share of values between the lowest and the highest quantile",
+}
+
+
+def point_metrics(y: Array, forecast: Array, scales: Array) -> dict[str, float]:
+    """The metrics of forecasts of one number each.
+
+    Args:
+        y: What came.
+        forecast: What was said.
+        scales: What MASE divides by (N,), see `mase_scales`; NaN for series that have none, which are left out.
+    """
+    error = np.abs(y - forecast)
+    both = np.abs(y) + np.abs(forecast)
+    total = np.abs(y).sum()
+    scaled = error.mean(1) / scales
+    return {
+        "mae": float(error.mean()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "mase": float(scaled[np.isfinite(scaled)].mean()) if np.isfinite(scaled).any() else float("nan"),
+        "smape": float(np.divide(200 * error, both, out=np.zeros_like(error), where=both > 0).mean()),
+        "wape": float(error.sum() / total) if total else float("nan"),
+    }
+
+
+def quantile_metrics(y: Array, quantiles: Array, levels: Sequence[float]) -> dict[str, float]:
+    """The metrics of quantiles (N, h, Q) at these levels, which rise."""
+    error = y[..., None] - quantiles
+    level = np.asarray(levels)
+    loss = 2 * np.maximum(level * error, (level - 1) * error)
+    inside = (y >= quantiles[..., 0]) & (y <= quantiles[..., -1])
+    return {"pinball": float(loss.mean()), "coverage": float(inside.mean())}
+
+
+def mase_scales(data: Forecasting, origins: Origins) -> Array:
+    """For each window the mean absolute change over a season in the training part of its series; NaN if it is 0."""
+    scales = []
+    for series in data.series:
+        y = series.y[: data.train_end(series)]
+        change = float(np.abs(y[data.season :] - y[: -data.season]).mean())
+        scales.append(change if change > 0 else float("nan"))
+    return np.array(scales)[origins.series]

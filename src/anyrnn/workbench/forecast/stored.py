@@ -1,0 +1,191 @@
+"""The run folder of forecasts: `results.json`, `models/NAME.safetensors` beside `models/NAME.json`, `report.html`.
+
+As in `anyrnn.workbench.stored`, every name and number of a file is checked before it is used: it may come from anyone.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.forecast.model import HEADS, Form, TrainedForecaster, build, check_levels
+from anyrnn.workbench.models import is_network_name
+from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.runs import save_files
+from anyrnn.workbench.stored import (
+    check_fit,
+    check_size,
+    field_of,
+    is_int,
+    model_names,
+    permitted,
+    read_json,
+    read_weights,
+    write_weights,
+)
+
+MADE_BY = "a folder that `anyrnn fit` or `anyrnn compare` wrote for forecasts (--horizon)"
+
+
+def save_forecast_run(
+    folder: Path,
+    results: Mapping[str, Any],
+    models: Sequence[TrainedForecaster],
+    report: str,
+    *,
+    overwrite: bool = False,
+    numbered: bool = False,
+) -> Path:
+    """Write a run folder, whole or not at all: as `anyrnn.workbench.runs.save_run`, which see."""
+
+    def save(models_folder: Path) -> None:
+        for model in models:
+            _save_model(models_folder, model)
+
+    return save_files(folder, results, save, report, overwrite=overwrite, numbered=numbered)
+
+
+def _save_model(folder: Path, model: TrainedForecaster) -> None:
+    form = asdict(model.module.form)
+    write_weights(
+        folder,
+        model.network.name,
+        model.module,
+        {
+            "kind": "forecast",
+            "layer": repr(model.module.layer),
+            "hidden_size": model.hidden_size,
+            "context": model.context,
+            "form": {**form, "levels": list(model.module.form.levels)},
+            "target": model.target,
+            "names": [list(names) for names in model.names],
+            "scale": [list(row) for row in model.scale],
+            "seed": model.seed,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class ForecastRunFolder:
+    """A run of forecasts that was saved, and its models ready to forecast.
+
+    Attributes:
+        path: The folder.
+        results: The content of `results.json`.
+        names: The names of its models.
+        cells: The names of the form "module:Class" that may be imported.
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+    names: tuple[str, ...]
+    cells: tuple[str, ...] = ()
+
+    def model(self, name: str | None = None) -> TrainedForecaster:
+        """Load a model; the best one of the run if no name is given.
+
+        Raises:
+            AnyRNNError: if there is no such model, if its files are damaged, or if it is a cell that may not be
+                imported.
+        """
+        name = self.results["best"] if name is None else name
+        if name not in self.names:
+            raise AnyRNNError(
+                f"{self.path}: there is no model {name!r}; the models are {', '.join(self.names)}."
+                f"{did_you_mean(str(name), self.names)}"
+            )
+        return _load_model(self.path / "models", name, self.cells, self.path)
+
+
+def open_forecast_run(folder: str | Path, *, cells: Collection[str] = ()) -> ForecastRunFolder:
+    """Open the run folder of forecasts. No code of it is run.
+
+    Args:
+        folder: What `anyrnn fit --horizon` or `ForecastResults.save` wrote.
+        cells: The cells of your own, "module:Class", that its models may have.
+
+    Raises:
+        AnyRNNError: if it is not there, is damaged, or is no run of forecasts.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
+    results = read_json(path / "results.json")
+    names = model_names(results)
+    if results.get("kind") != "forecast" or names is None:
+        raise AnyRNNError(f"{path}: this is no run of forecasts; expected {MADE_BY}")
+    return ForecastRunFolder(path, results, names, (cells,) if isinstance(cells, str) else tuple(cells))
+
+
+def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> TrainedForecaster:
+    description, weights, description_path, weights_path = read_weights(folder, name)
+    try:
+        fields = _fields(description)
+        if fields.pop("network") != name:
+            raise AnyRNNError(f"this is the model {description['network']!r}, expected {name!r}, as the file is named")
+        found, form = permitted(name, cells, run), fields.pop("form")
+        with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
+            sizes = {"hidden_size": fields["hidden_size"]}
+            check_size(found, lambda: build(found, form, fields["hidden_size"]), sizes, weights, weights_path)
+            module = build(found, form, fields["hidden_size"])
+    except AnyRNNError as cause:
+        place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
+        raise AnyRNNError(f"{place}{cause}") from cause
+    check_fit(weights, module.state_dict(), found, weights_path)
+    module.load_state_dict(dict(weights))
+    return TrainedForecaster(network=found, module=module.eval(), **fields)
+
+
+_MOST = 100_000  # steps of a horizon, of a context, or covariates: more than anybody has, less than memory
+
+
+def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
+    def size(value: Any) -> bool:
+        return is_int(value) and 0 < value <= _MOST
+
+    def names(value: Any) -> bool:
+        lists = isinstance(value, list) and len(value) == 3 and all(isinstance(each, list) for each in value)
+        return lists and all(isinstance(name, str) for each in value for name in each)
+
+    given = field_of(description, "form", lambda value: isinstance(value, dict), "what the forecaster reads and says")
+    form = _form(given)
+    called = field_of(description, "names", names, "three lists of names")
+    if [len(each) for each in called] != [form.past, form.future, form.static]:
+        raise AnyRNNError(f"got names of {[len(each) for each in called]} covariates, expected {MADE_BY}")
+    count = form.past + form.future + form.static
+
+    def scale(value: Any) -> bool:
+        rows = isinstance(value, list) and len(value) == 2 and all(isinstance(row, list) for row in value)
+        fine = rows and all(isinstance(v, int | float) and math.isfinite(v) for row in value for v in row)
+        return fine and [len(row) for row in value] == [count, count] and all(v > 0 for v in value[1])
+
+    mean, std = field_of(description, "scale", scale, f"{count} means and positive deviations")
+    return {
+        "network": field_of(description, "network", is_network_name, "the name of a network"),
+        "form": form,
+        "hidden_size": field_of(description, "hidden_size", size, "a whole number above 0"),
+        "context": field_of(description, "context", size, "a whole number above 0"),
+        "target": field_of(description, "target", lambda value: isinstance(value, str), "a name"),
+        "names": tuple(tuple(each) for each in called),
+        "scale": (tuple(map(float, mean)), tuple(map(float, std))),
+        "seed": field_of(description, "seed", is_int, "a whole number"),
+    }
+
+
+def _form(given: Mapping[str, Any]) -> Form:
+    def count(value: Any) -> bool:
+        return is_int(value) and 0 <= value <= _MOST
+
+    def levels(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(each, int | float) for each in value)
+
+    horizon = field_of(given, "horizon", lambda value: count(value) and value > 0, "a whole number above 0")
+    numbers = {name: field_of(given, name, count, "a whole number") for name in ("past", "future", "static", "season")}
+    found = tuple(map(float, field_of(given, "levels", levels, "the levels of quantiles")))
+    check_levels(found)
+    head = field_of(given, "head", lambda value: isinstance(value, str) and value in HEADS, f"one of {HEADS}")
+    return Form(horizon=horizon, levels=found, head=head, **numbers)
