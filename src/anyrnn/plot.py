@@ -121,8 +121,7 @@ def label_lines(axes: Axes) -> None:
     """
     for old in [text for text in axes.texts if text.get_gid() == _LABEL]:
         old.remove()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = _root(axes.get_figure())
     figure.draw_without_rendering()  # the layout gives the axes their height
     ends = sorted(_ends(axes), key=lambda end: end.height)
     size = float(axes.xaxis.label.get_fontsize())
@@ -151,8 +150,7 @@ class _End:
 
 def _ends(axes: Axes) -> Iterator[_End]:
     left, right = sorted(axes.get_xlim())
-    figure = axes.get_figure(root=True)
-    assert figure is not None
+    figure = _root(axes.get_figure())
     for line in axes.lines:
         label = str(line.get_label())
         if label.startswith("_") or not line.get_visible():
@@ -663,7 +661,8 @@ def _figure(figure: Figure | SubFigure | None, size: tuple[float, float]) -> Fig
 
 
 def _root(figure: Figure | SubFigure | None) -> Figure:
+    """The whole figure that something is part of."""
     while isinstance(figure, SubFigure):
-        figure = figure.get_figure(root=True)
+        figure = figure.figure  # get_figure(root=True), from matplotlib 3.10 on
     assert figure is not None
     return figure
