@@ -143,6 +143,10 @@ def test_the_code_of_a_chapter_runs_and_what_it_asserts_holds(name, tmp_path):
         run(chapter if FULL else shortened(chapter))
 
 
+def test_the_chapters_are_numbered_from_one_on():
+    assert [int(name.partition("-")[0]) for name in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+
+
 def sections(chapter: Chapter) -> dict[str, str]:
     """Return the text of each section, by its heading (without numbers); what is below a deeper heading is in it."""
     text = FRONT.sub("", chapter.text)
