@@ -11,8 +11,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llvmlite import ir
-
 from anyrnn.compiler.ops import REDUCTIONS
 from anyrnn.engines.cpu.emit_copy import declared_copy
 from anyrnn.engines.cpu.loops import StridedLoops
@@ -25,6 +23,8 @@ from anyrnn.runtime.layout import STEP_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from llvmlite import ir
 
     from anyrnn.engines.cpu.machine import Machine
     from anyrnn.engines.cpu.schedule import ArrayKey, Schedule
@@ -242,7 +242,8 @@ class _Emitter(LoopWriter):
         """The loops over lines of columns, several at once, and over rows: tiles of pairs, then a last row."""
         start, count = rows
         products = Products(self, b, group, f"group{number}_products")
-        rows_of, epilogues = Tile(self, group, bases), {}
+        rows_of = Tile(self, group, bases)
+        epilogues: dict[tuple[int, int], ir.Function] = {}  # by columns and lines
         shapes = (1, products.lines_of_one), (products.rows, products.lines)
         pairs = b.sdiv(count, I64(2))
         with b.if_else(b.icmp_signed("==", count, I64(1))) as branches:
@@ -273,7 +274,7 @@ class _Emitter(LoopWriter):
     def _epilogue(
         self, name: str, group: Group, bases: Mapping[ArrayKey, ir.Value], products: Products, columns: int, lines: int
     ) -> ir.Function:
-        """A function of the arithmetic on the products of a tile: one for all tiles of so many columns, of any height."""
+        """The arithmetic on the products of a tile: one function for all tiles of so many columns, of any height."""
         function, b = self.function(name, [I64, I64, I64, PTR, *[PTR] * len(bases)])
         function.linkage = "internal"
         for arg in function.args[3:]:

@@ -39,7 +39,7 @@ class Tile:
     def emit(
         self, b: ir.IRBuilder, block: Block, products: Products | None = None, sums: ir.Value | None = None
     ) -> None:
-        """Write the arithmetic of some rows and columns, on their products, if the group has any: these are at `sums`."""
+        """Write the arithmetic of some rows and columns, on their products at `sums`, if the group has any."""
         lanes = self.e.lanes
         whole = block.columns // lanes
         if whole:
@@ -50,9 +50,7 @@ class Tile:
             self._go_to(b, block.row, b.add(block.column, I64(whole * lanes)), self.e.mask(block.columns % lanes))
             self._emit_vector(block, products, sums, I64(whole))
 
-    def _emit_vector(
-        self, block: Block, products: Products | None, sums: ir.Value | None, vector: ir.Value
-    ) -> None:
+    def _emit_vector(self, block: Block, products: Products | None, sums: ir.Value | None, vector: ir.Value) -> None:
         """Write the arithmetic of a vector of all rows."""
         e, b, group = self.e, self.b, self.group
         with e.loop(b, I64(0), block.height, 1, [e.constant(0.0)] * len(group.totals)) as r:

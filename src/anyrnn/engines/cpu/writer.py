@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 PTR = ir.PointerType()
 
+_FIRST = I32(0)
+
 #: The LLVM type of each dtype.
 REALS = {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}
 
@@ -48,6 +50,8 @@ class Writer:
         self.vector = ir.VectorType(self.real, self.lanes)
         self.line = LINE // self.bytes
         self.module = ir.Module("anyrnn")
+        self._undefined = ir.Constant(self.vector, ir.Undefined)
+        self._firsts = Splat(ir.VectorType(I32, self.lanes), 0)
 
     def at(self, b: ir.IRBuilder, base: ir.Value, index: ir.Value | int) -> ir.Value:
         """Return the address of an element of an array."""
@@ -64,9 +68,7 @@ class Writer:
 
     def splat(self, b: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
         """Broadcast a number to all lanes."""
-        one = b.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, I32(0))
-        zeros = Splat(ir.VectorType(I32, self.lanes), 0)
-        return b.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), zeros)
+        return b.shuffle_vector(b.insert_element(self._undefined, scalar, _FIRST), self._undefined, self._firsts)
 
     def least(self, b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
         """The smaller one of two integers."""
@@ -130,10 +132,23 @@ class Writer:
     def loop(
         self, b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int, carried: Sequence[ir.Value] = ()
     ) -> Iterator[Loop]:
-        """``for (i = start; i < stop; i += step)``, with values that are carried from iteration to iteration."""
+        """``for (i = start; i < stop; i += step)``, with values that are carried from iteration to iteration.
+
+        Nothing asks whether a loop between numbers begins, nor whether it goes on where it runs once: of each question
+        there would be one more value for each carried one.
+        """
+        known = isinstance(start, ir.Constant) and isinstance(stop, ir.Constant) and start.constant < stop.constant
+        if known and start.constant + step >= stop.constant:
+            loop = Loop(start, list(carried))
+            yield loop
+            loop.results = list(loop.values)
+            return
         before = b.block
         body, after = b.append_basic_block("body"), b.append_basic_block("after")
-        b.cbranch(b.icmp_signed("<", start, stop), body, after)
+        if known:
+            b.branch(body)
+        else:
+            b.cbranch(b.icmp_signed("<", start, stop), body, after)
         b.position_at_end(body)
         index = b.phi(I64)
         index.add_incoming(start, before)
@@ -151,6 +166,9 @@ class Writer:
             phi.add_incoming(value, end)
         b.cbranch(b.icmp_signed("<", next_index, stop), body, after)
         b.position_at_end(after)
+        if known:
+            loop.results = list(loop.values)
+            return
         results = []
         for initial, value in zip(carried, loop.values, strict=True):
             phi = b.phi(value.type)
