@@ -31,20 +31,21 @@ extensions = [
 ]
 exclude_patterns = ["hooks"]
 nitpicky = True
+smartquotes_action = "D"  # dashes, but no other quotes: "last" in a text is what one types
 
 # --- Markdown
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4  # as GitHub makes them
 myst_links_external_new_tab = False
 
-# --- Chapters: every one is executed in each build, in an empty folder; an error in a cell ends the build.
+# --- Chapters: every one is executed in each build, in an empty folder.
 nb_execution_mode = "force"
 nb_execution_timeout = 300  # seconds a cell: a minute is what an author aims at, on a machine that does nothing else
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # an error is a warning of the build, which fails of it after all chapters were run
 nb_execution_in_temp = True
 nb_merge_streams = True  # what a cell prints is one block
-nb_code_prompt_show = "Show the code of this figure"
-nb_code_prompt_hide = "Hide the code"
+nb_render_error_lexer = "text"  # an error is shown by its last line, which is not code
+nb_code_prompt_hide = "Hide the code"  # what it says before the click: hooks/notebooks.py
 
 # --- API pages: from the docstrings, which describe types in words.
 autodoc_typehints = "none"
@@ -52,7 +53,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-default_role = "py:obj"  # `Recurrent` in a docstring is a link where there is such a name, and code where there is none
+default_role = "py:name"  # `Recurrent` in a docstring is a link, `weight_ih_l0` is code (hooks/names.py)
 add_module_names = False
 python_display_short_literal_types = True
 
@@ -67,7 +68,8 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1b5e8c", "color-brand-content": "#1b5e8c"},
     "dark_css_variables": {"color-brand-primary": "#7fc1ee", "color-brand-content": "#7fc1ee"},
 }
-pygments_style = "friendly"
+pygments_style = "default"
+pygments_dark_style = "github-dark"
 
 # MathJax comes with the site: one file, whose output is SVG, so that no font has to be loaded (which browsers refuse to
 # pages opened from disk). The package has no name that `import` would take, and is only a folder to us.

@@ -46,7 +46,7 @@ def rewritten(text: str, source: Path, page: Path, pages: dict[Path, Path]) -> s
             return match[0]
         path, _, anchor = match[3].partition("#")
         target = (source.parent / path).resolve()
-        if not target.is_relative_to(ROOT) or target.is_dir():
+        if not target.is_relative_to(ROOT) or not target.is_file():
             return match[0]  # which Sphinx then refuses
         relative = os.path.relpath(pages.get(target, target), page.parent)
         if target not in pages and target.suffix == ".md":  # Sphinx would look for a page

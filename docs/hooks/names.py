@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from docutils import nodes
+from sphinx.domains.python import PyXRefRole
 
 if TYPE_CHECKING:
     from sphinx.addnodes import pending_xref
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
 
 TORCH = "https://docs.pytorch.org/docs/stable/generated/"
+
+
+class Name(PyXRefRole):
+    """What single backticks are in a docstring: a name of the package, if there is one."""
+
+    def process_link(
+        self, env: BuildEnvironment, refnode: nodes.Element, has_explicit_title: bool, title: str, target: str
+    ) -> tuple[str, str]:
+        """Look for the name as one of the module, not of the class, whose arguments often are named as its methods."""
+        title, target = super().process_link(env, refnode, has_explicit_title, title, target)
+        refnode["reftype"], refnode["py:class"] = "obj", None
+        return title, target
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element) -> nodes.Element | None:
@@ -25,7 +38,16 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.
     return None
 
 
+def keep_colon(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading the first words of "The state: a copy" as the type of an attribute."""
+    if what in ("attribute", "property", "data") and ": " in lines[0]:
+        start, end = lines[0].split(": ", 1)
+        lines[:1] = [f"{start}:", end]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
+    app.add_role_to_domain("py", "name", Name())
     app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)  # before napoleon, which is at 500
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from docutils import nodes
 from myst_nb.core.read import read_myst_markdown_notebook
+
+from hooks.plain import plain_code, plain_text
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -28,29 +30,15 @@ HIDDEN = {
 }
 
 
-def plain(text: str) -> str:
-    """Return Markdown without what only the site understands: roles become their text, and so do links to its pages."""
-    text = re.sub(r"\{\w+\}`([^`<]+?)(?:\s*<[^>`]*>)?`", r"\1", text)
-    text = re.sub(r"(?<!!)\[([^\]]+)\]\((?!https:)[^)]*\)", r"\1", text)
-    return re.sub(r"^\s*(`{3,}|:{3,})\{\w[\w-]*\}.*?$(.*?)^\s*\1\s*$", _quoted, text, flags=re.MULTILINE | re.DOTALL)
-
-
-def _quoted(directive: re.Match[str]) -> str:
-    """Return what is in a directive, such as a note, as a quotation."""
-    lines = [line for line in directive[2].strip().splitlines() if not re.match(r":\w[\w-]*:", line)]
-    return "\n".join(f"> {line}".rstrip() for line in lines)
-
-
 def notebook_of(source: str, version: str) -> NotebookNode:
     """Return a chapter's source as a notebook without outputs."""
     notebook = read_myst_markdown_notebook(source)
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(NEEDS.format(version=version)))
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
-        if cell.cell_type == "markdown":
-            cell.source = plain(cell.source)
-        for tag in cell.metadata.get("tags", ()):
-            cell.metadata.setdefault("jupyter", {}).update(HIDDEN.get(tag, {}))
+        cell.source = plain_text(cell.source) if cell.cell_type == "markdown" else plain_code(cell.source)
+        for tag in HIDDEN.keys() & cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = HIDDEN[tag]
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     nbformat.validate(notebook)
     return notebook
@@ -65,6 +53,29 @@ def add_link(app: Sphinx, doctree: nodes.document) -> None:
     title = next(doctree.findall(nodes.title))
     link = nodes.reference("", "Download this chapter as a notebook", refuri=name, internal=False)
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download"]))
+
+
+def load_mathjax(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document
+) -> None:
+    """Have MathJax loaded by every chapter: what a cell shows may hold equations, of which Sphinx knows nothing."""
+    if pagename.startswith(CHAPTERS):
+        context["has_maths_elements"] = True
+
+
+def describe(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each figure of a chapter a text for who cannot see it: the first sentence behind it, which is about it."""
+    if not app.env.docname.startswith(CHAPTERS):
+        return
+    figures: list[nodes.image] = []
+    for node in doctree.findall(lambda node: isinstance(node, nodes.image | nodes.paragraph)):
+        if isinstance(node, nodes.image):
+            figures.append(node)
+        elif figures:
+            sentence = re.split(r"(?<=\.)\s", node.astext())[0]
+            for figure in figures:
+                figure["alt"] = f"A figure. {sentence}"
+            figures = []
 
 
 def write_notebooks(app: Sphinx, error: Exception | None) -> None:
@@ -103,6 +114,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("doctree-read", add_link)
     app.connect("doctree-read", label)
+    app.connect("doctree-read", describe)
+    app.connect("html-page-context", load_mathjax, priority=400)  # before Sphinx decides whether to, at 500
     app.connect("build-finished", write_notebooks)
     app.connect("env-before-read-docs", share_out)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

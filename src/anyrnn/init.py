@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from anyrnn.cells import Cell
 
-#: Each gate's recurrent matrix is drawn orthogonal, which keeps the norm of the state (A. M. Saxe, J. L. McClelland
-#: and S. Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", ICLR 2014).
+#: Each gate's recurrent matrix is drawn orthogonal, which keeps the norm of the state: A. M. Saxe, J. L. McClelland
+#: and S. Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", ICLR 2014.
 orthogonal: Mapping[str, Callable[[Tensor], Any]] = {"weight_hh": torch.nn.init.orthogonal_}
 
 

@@ -85,31 +85,31 @@ class Recurrent(Layer):
             or lengths of another form.
 
     Shapes, D being 2 if bidirectional and L the number of layers:
-        x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
-        state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched; where the layers' states differ in
-        size or number, a tuple of L states, each as that of one layer, (D, B, size) or a tuple of them;
-        lengths: (B,) integers from 0 to T, in any order;
-        inputs: what else the cells get at each step, (T, B, ...): one tensor, several in a tuple, or in a dict by the
-        names of arguments of the cell's `forward`; in the order of x, (B, T, ...) with batch_first;
-        context: what they get that is the same at every step, (B, ...), likewise; ``anyrnn.shared(A)`` for a tensor
-        that has no batch. All cells of a stack get the same, behind x and the state: first inputs, then context;
-        feedback: a function, or a module, that makes the x (B, ...) of the next step of an output (B, ...);
-        forced: with feedback, the steps that read x nevertheless: (T, B) true or false, or the number of first steps;
-        reset: (T, B) true or false, (B, T) with batch_first: before a step at which it is true, the row's state becomes
-        the initial one of this call, and no gradient passes; as if the pieces were run apart. A second direction has
-        the same pieces;
-        reset_to: the state that it becomes instead, of the form of `state`: ``layer.initial_state(B)`` where the call
-        goes on from a state of other sequences;
-        record: names of local variables of the cell's `forward`, or of its methods that this calls: see `names`;
-        output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the
-        cell returns it; the state after each row's last valid step. With `record`, then a dict of what these variables
-        hold when their method returns, zero at padded steps: (T, B, ...) for one layer in one direction, else
-        (L*D, T, B, ...), or a tuple of L*D where the layers differ. With `return_states=True`, then the states after
-        every step, (L*D, T, B, size), (L*D, B, T, size) if batch_first.
-        Gradients pass through all of them;
-        checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
-        each piece again: long sequences in little memory, the same results. It takes the forward pass once more, and a
-        millisecond or two a piece.
+
+    * x (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched, or a `PackedSequence`;
+    * state: a tensor (L*D, B, size), or a tuple of them, without B if unbatched; where the layers' states differ in
+      size or number, a tuple of L states, each as that of one layer, (D, B, size) or a tuple of them;
+    * lengths: (B,) integers from 0 to T, in any order;
+    * inputs: what else the cells get at each step, (T, B, ...): one tensor, several in a tuple, or in a dict by the
+      names of arguments of the cell's `forward`; in the order of x, (B, T, ...) with batch_first;
+    * context: what they get that is the same at every step, (B, ...), likewise; ``anyrnn.shared(A)`` for a tensor that
+      has no batch. All cells of a stack get the same, behind x and the state: first inputs, then context;
+    * feedback: a function, or a module, that makes the x (B, ...) of the next step of an output (B, ...);
+    * forced: with feedback, the steps that read x nevertheless: (T, B) true or false, or the number of first steps;
+    * reset: (T, B) true or false, (B, T) with batch_first: before a step at which it is true, the row's state becomes
+      the initial one of this call, and no gradient passes; as if the pieces were run apart. A second direction has the
+      same pieces;
+    * reset_to: the state that it becomes instead, of the form of `state`: ``layer.initial_state(B)`` where the call
+      goes on from a state of other sequences;
+    * record: names of local variables of the cell's `forward`, or of its methods that this calls, of `Recurrent.names`;
+    * checkpoint_every: with k, the layer keeps the states between pieces of k steps only, and the backward pass runs
+      each piece again: long sequences in little memory, the same results. It takes the forward pass once more, and a
+      millisecond or two a piece;
+    * output (T, B, D*O), or (T, B, O) if directions are added, zero at padded steps, in the structure in which the cell
+      returns it; the state after each row's last valid step. With `record`, then a dict of what these variables hold
+      when their method returns, zero at padded steps: (T, B, ...) for one layer in one direction, else (L*D, T, B,
+      ...), or a tuple of L*D where the layers differ. With `return_states=True`, then the states after every step,
+      (L*D, T, B, size), (L*D, B, T, size) if batch_first. Gradients pass through all of them.
 
     Example:
         >>> import torch, anyrnn

@@ -115,7 +115,7 @@ class Results:
 
     @property
     def metric(self) -> str:
-        """What is scored, "accuracy", which is better when higher, or "rmse", better when lower."""
+        """What is scored: "accuracy", which is better when higher, or "rmse", better when lower."""
         return "rmse" if self.dataset.classes is None else "accuracy"
 
     @property
@@ -126,7 +126,7 @@ class Results:
 
     @property
     def verdict(self) -> str:
-        """The answer in a sentence, the one at the head of the report."""
+        """The answer in a sentence: the one at the head of the report."""
         return str(answer(Comparison(self.to_dict())))
 
     def table(self) -> str:
