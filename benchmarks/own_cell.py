@@ -1,4 +1,4 @@
-"""How coRNN learns the adding problem, explicit and implicit, beside an LSTM: chapter 8's functions, longer, more seeds.
+"""How coRNN learns the adding problem, explicit and implicit, beside an LSTM: chapter 8's functions, longer.
 
 `python benchmarks/own_cell.py` takes the functions of docs/chapters/8-your-own-cell.md as they stand there, and writes
 own_cell.json beside itself after every seed.
@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+
 from variants import functions
 
 HERE = Path(__file__).parent
