@@ -743,3 +743,16 @@ def test_states_that_are_returned_under_a_name_like_theirs_are_no_guess(step):
     exec(f"class Pair(torch.nn.Module):\n    hidden_size = 4\n    def forward(self, x, {step}", namespace)
     _, state = anyrnn.Recurrent(namespace["Pair"](), 4)(torch.randn(5, 2, 4))
     assert len(state) == 2
+
+
+@pytest.mark.parametrize("asked", ["names", "output_size"])
+def test_what_depends_on_the_input_is_refused_before_its_size_is_known(asked):
+    class Bare(nn.Module):
+        hidden_size = 4
+
+        def forward(self, x, h):
+            return torch.tanh(x + h)
+
+    layer = anyrnn.Recurrent(Bare())
+    text = "Recurrent: the size of its input is not known before the first call; pass input_size="
+    assert message(lambda: getattr(layer, asked)) == text

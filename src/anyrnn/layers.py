@@ -237,8 +237,9 @@ class Layer(Regularised):
         return tuple(dict.fromkeys(found))
 
     def _names_of(self, layer: int, reverse: bool) -> tuple[str, ...]:
+        signature = self._signature(layer, reverse)
         size = size_of([operator.index(n) for n in shape_of(self._input_width(layer))])
-        return names_of(self._cell(layer, reverse), self._signature(layer, reverse), size, self._forms_of(layer))
+        return names_of(self._cell(layer, reverse), signature, size, self._forms_of(layer))
 
     def _forms_of(self, layer: int) -> tuple[ExtraForm, ...]:
         """The forms of further arguments of a cell, as far as they are known."""
