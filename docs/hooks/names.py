@@ -41,10 +41,10 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.
 def keep_colon(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     """Keep napoleon from reading "The state" in "The state: a copy" as the type of an attribute.
 
-    It does so with the first line.
+    It looks for a colon in the first line only, so that line gets the first word for itself.
     """
-    if what in ("attribute", "property", "data"):
-        lines.insert(0, "")
+    if what in ("attribute", "property", "data") and " " in lines[0]:
+        lines[:1] = lines[0].split(" ", 1)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
