@@ -68,7 +68,7 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1b5e8c", "color-brand-content": "#1b5e8c"},
     "dark_css_variables": {"color-brand-primary": "#7fc1ee", "color-brand-content": "#7fc1ee"},
 }
-pygments_style = "friendly"
+pygments_style = "default"
 pygments_dark_style = "github-dark"
 
 # MathJax comes with the site: one file, whose output is SVG, so that no font has to be loaded (which browsers refuse to

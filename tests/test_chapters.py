@@ -9,8 +9,6 @@ out. A cell tagged `raises-exception` has to raise. `make docs` runs everything 
     python tests/test_chapters.py --format                         # rewrite the code of all chapters as ruff has it
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -19,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Collection
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from functools import cache
@@ -144,6 +143,10 @@ def test_the_code_of_a_chapter_runs_and_what_it_asserts_holds(name, tmp_path):
         run(chapter if FULL else shortened(chapter))
 
 
+def test_the_chapters_are_numbered_from_one_on():
+    assert [int(name.partition("-")[0]) for name in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+
+
 def sections(chapter: Chapter) -> dict[str, str]:
     """Return the text of each section, by its heading (without numbers); what is below a deeper heading is in it."""
     text = FRONT.sub("", chapter.text)
@@ -166,20 +169,35 @@ def test_a_chapter_has_three_exercises_whose_hidden_solutions_are_tests(name):
     chapter = read(name)
     parts = sections(chapter)
     assert "Exercises" in parts, f"{chapter.path}: there is no section '## Exercises'"
+    checks = checks_of(chapter)
     exercises = re.split(r"^### ", parts["Exercises"], flags=re.MULTILINE)[1:]
     assert len(exercises) == 3, f"{chapter.path}: '## Exercises' has {len(exercises)} parts '### ...', expected 3"
     for exercise in exercises:
         title = exercise.partition("\n")[0]
         solutions = [cell for cell in map(cell_of, CELL.finditer(exercise)) if "hide-cell" in cell.tags]
         assert solutions, f"{chapter.path}: exercise '{title}' has no solution tagged hide-cell"
-        asserts = (node for cell in solutions for node in ast.walk(ast.parse(cell.code)) if is_a_check(node))
-        assert any(asserts), f"{chapter.path}: the solution of exercise '{title}' asserts nothing"
+        nodes = (node for cell in solutions for node in ast.walk(ast.parse(cell.code)))
+        assert any(is_a_check(node, checks) for node in nodes), (
+            f"{chapter.path}: the solution of exercise '{title}' asserts nothing"
+        )
 
 
-def is_a_check(node: ast.AST) -> bool:
-    """Whether a statement can fail: assert, torch.testing.assert_close, torch.autograd.gradcheck (which raises)."""
-    called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
-    return isinstance(node, ast.Assert) or called in ("assert_close", "assert_allclose", "gradcheck")
+def checks_of(chapter: Chapter) -> frozenset[str]:
+    """Return the names that raise where something is not so: known ones, aliases of them, functions that assert."""
+    names = {"assert_close", "assert_allclose", "gradcheck"}
+    for node in (node for cell in chapter.cells for node in ast.walk(ast.parse(cell.code))):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).rpartition(".")[2] in names:
+            names.update(map(ast.unparse, node.targets))
+        elif isinstance(node, ast.FunctionDef) and any(is_a_check(each, names) for each in ast.walk(node)):
+            names.add(node.name)
+    return frozenset(names)
+
+
+def is_a_check(node: ast.AST, names: Collection[str]) -> bool:
+    """Whether a statement can fail: assert, or a call of one of the names that `checks_of` finds."""
+    return isinstance(node, ast.Assert) or (
+        isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in names
+    )
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -287,6 +305,27 @@ def test_a_cell_that_should_raise_and_does_not_is_seen():
     run(made_up(CODE.format(":tags: [raises-exception]\n1 / 0")))
     with pytest.raises(AssertionError, match=r"made-up\.md:3: this cell does not raise"):
         run(made_up(CODE.format(":tags: [raises-exception]\n1 / 1")))
+
+
+@pytest.mark.parametrize(
+    ("code", "checks"),
+    [
+        ("x = 1\nprint(x)", False),
+        ("assert x", True),
+        ("torch.testing.assert_close(a, b)", True),
+        ("same(a, b)", True),
+        ("compare(a, b)", True),
+        ("show(a, b)", False),
+    ],
+)
+def test_what_counts_as_a_test_in_a_solution(code, checks):
+    names = checks_of(
+        made_up(
+            CODE.format("same = torch.testing.assert_close\ndef compare(a, b):\n    same(a, b)")
+            + CODE.format("def show(a, b):\n    print(a, b)")
+        )
+    )
+    assert any(is_a_check(node, names) for node in ast.walk(ast.parse(code))) == checks
 
 
 def test_the_short_values_take_the_place_of_the_full_ones():

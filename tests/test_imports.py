@@ -29,6 +29,8 @@ LATER = {
     "typer": "workbench",
     "rich": "workbench",
     "jinja2": "workbench",
+    "matplotlib": "figures",
+    "IPython": "notebooks",
     "sympy": "two seconds that torch spends on symbolic shapes",
 }
 

@@ -39,10 +39,12 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.
 
 
 def keep_colon(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Keep napoleon from reading the first words of "The state: a copy" as the type of an attribute."""
-    if what in ("attribute", "property", "data") and ": " in lines[0]:
-        start, end = lines[0].split(": ", 1)
-        lines[:1] = [f"{start}:", end]
+    """Keep napoleon from reading "The state" in "The state: a copy" as the type of an attribute.
+
+    It looks for a colon in the first line only, so that line gets the first word for itself.
+    """
+    if what in ("attribute", "property", "data") and " " in lines[0]:
+        lines[:1] = lines[0].split(" ", 1)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

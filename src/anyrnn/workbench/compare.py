@@ -5,7 +5,8 @@ Everything shown or saved later, by the table, the report and the run folder, is
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 import anyrnn
+from anyrnn import markup
 from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
 from anyrnn.workbench.baselines import Baseline, baselines
@@ -24,6 +26,7 @@ from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
+from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
@@ -33,27 +36,6 @@ from anyrnn.workbench.verdict import Comparison, answer
 _SEEDS = 2**63  # what torch takes
 _COSTS = ("parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a comparison is, told after each epoch.
-
-    Attributes:
-        network: The network in training.
-        seed: The seed of this training run.
-        run: Which of all the training runs this is, from 1.
-        runs: How many there are.
-        epoch: The epoch just ended.
-        epochs: How many a training run has.
-    """
-
-    network: Network
-    seed: int
-    run: int
-    runs: int
-    epoch: Epoch
-    epochs: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ class Entry:
         return statistics.mean(run.seconds for run in self.runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
 
@@ -202,6 +184,25 @@ class Results:
     def __str__(self) -> str:
         return self.table()
 
+    def __repr__(self) -> str:
+        """The table, too: that of the fields would hold the whole dataset."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, the table, and under which conditions."""
+        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
+        best = [style.startswith("bold") for _, style in self._rows()]
+        data, settings = self.dataset, self.settings
+        conditions = (
+            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
+            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
+        )
+        return markup.page(
+            markup.line(self.verdict),
+            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
+            markup.line(conditions),
+        )
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
         rows = self._rows()
@@ -254,6 +255,7 @@ def compare(
     command: str = "anyrnn.workbench.compare",
     on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[Results], None] | None = None,
+    progress: bool | None = None,
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -265,6 +267,8 @@ def compare(
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
         on_network: Called with the results so far when a network has had all its runs.
+        progress: Whether to show how far it is: a bar that is updated in place in a notebook or on a terminal,
+            elsewhere a line for each run on the standard output. If None, in a notebook only.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; and if a training run diverges.
@@ -279,7 +283,9 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(dataset, cells, tuple(range(seeds)), settings or Settings(), command, on_epoch, on_network)
+    arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
+    with _told(dataset, progress, on_epoch) as tell:
+        return _compare(*arguments, tell, on_network)
 
 
 def fit(
@@ -290,9 +296,29 @@ def fit(
     settings: Settings | None = None,
     command: str = "anyrnn.workbench.fit",
     on_epoch: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    return _compare(dataset, [cell], (seed,), settings or Settings(), command, on_epoch, None)
+    with _told(dataset, progress, on_epoch) as tell:
+        return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
+
+
+@contextmanager
+def _told(
+    dataset: Dataset, progress: bool | None, on_epoch: Callable[[Progress], None] | None
+) -> Iterator[Callable[[Progress], None] | None]:
+    """What is told after each epoch: the caller, and who looks on."""
+    if progress is False or (progress is None and notebook_display() is None):
+        yield on_epoch
+        return
+    with shown(Console(), dataset) as show:
+
+        def tell(now: Progress) -> None:
+            show(now)
+            if on_epoch is not None:
+                on_epoch(now)
+
+        yield tell
 
 
 def _compare(

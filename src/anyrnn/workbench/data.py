@@ -41,7 +41,7 @@ _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read
 Source = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """A question to a recurrent network: predict `target` from `features`.
 
@@ -94,6 +94,16 @@ class Dataset:
                 f"{self.name}: feature {self.features[int(never.int().argmax())]!r} is missing in every step of the "
                 "training part; name the features without it (feature_columns, --features)"
             )
+
+    def __repr__(self) -> str:
+        """What is asked of how many sequences, in a sentence; the numbers themselves would fill the screen."""
+        lengths = [len(x) for part in (self.train, self.test) for x in part.x]
+        steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
+        question = "a number" if self.classes is None else f"{len(self.classes)} classes"
+        return (
+            f"{self.name}: {len(self.train)} training and {len(self.test)} test sequences of {steps} steps, "
+            f"{len(self.features)} features, target {self.target!r} ({question})"
+        )
 
     @cached_property
     def scaler(self) -> Scaler:

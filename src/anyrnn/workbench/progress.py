@@ -1,20 +1,54 @@
-"""The progress of a comparison: a bar on a terminal, lines elsewhere."""
+"""The progress of a comparison: one bar on a terminal and in a notebook, lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 from rich import progress
 from rich.console import Console
 from rich.table import Column
 
-from anyrnn.workbench.compare import Progress
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.models import Network
+from anyrnn.workbench.train import Epoch
+
+_PAUSE = 0.2  # seconds between two updates of a bar in a notebook, each of which is a message to the browser
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a comparison is, told after each epoch.
+
+    Attributes:
+        network: The network in training.
+        seed: The seed of this training run.
+        run: Which of all the training runs this is, from 1.
+        runs: How many there are.
+        epoch: The epoch just ended.
+        epochs: How many a training run has.
+    """
+
+    network: Network
+    seed: int
+    run: int
+    runs: int
+    epoch: Epoch
+    epochs: int
+
+    @property
+    def share(self) -> float:
+        """How much of all epochs of all runs is done."""
+        return (self.run - 1 + self.epoch.epoch / self.epochs) / self.runs
 
 
 @contextmanager
 def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], None]]:
-    """Show the progress of a comparison: a bar on a terminal, elsewhere a line for each training run."""
+    """Show the progress of a comparison: a bar in a notebook or on a terminal, elsewhere a line for each run."""
+    display = notebook_display()
     metric = "rmse" if dataset.classes is None else "accuracy"
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
@@ -23,22 +57,89 @@ def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], N
             scores[now.run] = f": {metric} {now.epoch.test_score:.4g}"
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
 
-    if console.is_terminal and not console.is_dumb_terminal:
-        columns = (
-            progress.TextColumn("{task.description}", table_column=Column(min_width=min(40, console.width // 2))),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("training", total=None)
-
-            def tell(now: Progress) -> None:
-                done = (now.run - 1) * now.epochs + now.epoch.epoch
-                bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
-
+    if display is not None:
+        with _in_notebook(display, text) as tell:
             yield tell
-        return
+    elif console.is_terminal and not console.is_dumb_terminal:
+        with _on_terminal(console, text) as tell:
+            yield tell
+    else:
+        yield _lines(console, text)
+
+
+def notebook_display() -> Callable[..., Any] | None:
+    """What shows a value below a cell, where this runs in a notebook: Jupyter's, Colab's, VS Code's; else None."""
+    ipython = sys.modules.get("IPython")  # a notebook has imported it
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or getattr(shell, "kernel", None) is None:  # IPython on a terminal has none
+        return None
+    display: Callable[..., Any] = sys.modules["IPython.display"].display
+    return display
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A bar and a text, as a notebook shows them."""
+
+    share: float
+    text: str
+
+    def __repr__(self) -> str:
+        return f"{self.share:4.0%} {self.text}"
+
+    def _repr_html_(self) -> str:
+        style = "width: 20em; max-width: 100%; vertical-align: middle"
+        bar = f'<progress value="{self.share:.3f}" max="1" style="{style}" aria-label="training"></progress>'
+        return f"<div>{bar} {self.share:.0%} {escape(self.text)}</div>"
+
+
+@contextmanager
+def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+    """One output of the cell, updated in place; at the end it says how long it took."""
+    start = last = time.monotonic()
+    handle = display(_Bar(0.0, "training"), display_id=True)
+    now: Progress | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal last, now
+        now = progress
+        moment = time.monotonic()
+        if moment - last >= _PAUSE:
+            last = moment
+            left = (moment - start) * (1 / now.share - 1)
+            handle.update(_Bar(now.share, f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left"))
+        else:
+            text(now)
+
+    try:
+        yield tell
+    finally:
+        if now is not None:
+            done = "trained" if now.share == 1 else "stopped in"
+            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {time.monotonic() - start:.0f} s"))
+
+
+@contextmanager
+def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+    """A bar that is gone at the end."""
+    columns = (
+        progress.TextColumn("{task.description}", table_column=Column(min_width=min(40, console.width // 2))),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=None)
+
+        def tell(now: Progress) -> None:
+            done = (now.run - 1) * now.epochs + now.epoch.epoch
+            bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
+
+        yield tell
+
+
+def _lines(console: Console, text: Callable[[Progress], str]) -> Callable[[Progress], None]:
+    """A line for each training run."""
     start = time.monotonic()
 
     def line(now: Progress) -> None:
@@ -46,4 +147,4 @@ def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], N
             left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)
 
-    yield line
+    return line

@@ -17,7 +17,7 @@ _REACHES = 10.0  # see `bulk`
 _FLOATS = (torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inputs:
     """Sequences to predict for: `x` (T_i, I) each; `y` None, or the targets if the file has them.
 
@@ -47,8 +47,14 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        """How many there are; the numbers themselves would fill the screen."""
+        lengths = sorted(map(len, self.x))
+        features = self.x[0].shape[1]
+        return f"{type(self).__name__}: {len(self)} of {lengths[0]} to {lengths[-1]} steps, {features} features"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Sequences(Inputs):
     """Sequences with their targets: `y` (N,) is int64 (the index of a class), or float64 or float32 (a number)."""
 
