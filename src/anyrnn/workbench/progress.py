@@ -34,7 +34,7 @@ def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], N
             task = bar.add_task("training", total=None)
 
             def tell(now: Progress) -> None:
-                done = (now.run - 1) * now.epochs + now.epoch.epoch
+                done = (now.run - 1) * now.epochs + (now.epochs if now.ended else now.epoch.epoch)
                 bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
 
             yield tell
@@ -42,7 +42,7 @@ def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], N
     start = time.monotonic()
 
     def line(now: Progress) -> None:
-        if now.epoch.epoch == now.epochs:
+        if now.ended:
             left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)
 
