@@ -422,8 +422,8 @@ def test_an_option_that_does_not_fit_the_table(folder: Path, case: str) -> None:
 def test_columns_cannot_be_named_where_there_are_none(folder: Path, source: str) -> None:
     (folder / "x.ts").write_text(TS)
     assert message(load, source, time_column="t") == (
-        f"{source}: a .ts file has no columns to name; leave out --id, --time, --target and --features "
-        "(id_column and the like), which are for tables"
+        f"{source}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
+        "--group (id_column and the like), which are for tables"
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from anyrnn.workbench.baselines import baselines, summary_statistics
 from anyrnn.workbench.data import Dataset, Inputs, Sequences, load
 
-VOWELS = load("japanese-vowels")
+VOWELS = load("japanese-vowels", validation=0)
 NEIGHBOUR = "1-nearest neighbour on summary statistics"
 
 

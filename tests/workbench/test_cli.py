@@ -93,14 +93,15 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
     )
     assert (result.returncode, result.stderr) == (0, "")
     out = result.stdout
-    assert "270 training and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker' (9 classes)" in out
+    sizes = "216 training, 54 validation and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker'"
+    assert f"{sizes} (9 classes)" in out
     assert re.findall(r"^\[(\d)/4\] (\w+), seed (\d): accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE) == [
         ("1", "GRU", "0"),
         ("2", "GRU", "1"),
         ("3", "Mine", "0"),
         ("4", "Mine", "1"),
     ]
-    rows = r"^(GRU|Mine) +0\.\d{3} ± 0\.\d{3} +[\d,]+ +\d+\.\d s +\d+\.\d(?:  best)?$"
+    rows = r"^(GRU|Mine) +0\.\d{3} ± 0\.\d{3} +1(?:, 1)? +[\d,]+ +\d+\.\d s +\d+\.\d(?:  best|  tie)?$"
     assert re.findall(rows, out, re.MULTILINE) == ["GRU", "Mine"]
     assert re.findall(r"^(majority class|1-nearest .*?)  +0\.\d{3} +baseline$", out, re.MULTILINE)
     assert out.count("  best\n") == 1
@@ -147,17 +148,31 @@ def test_every_option_reaches_the_training(here: Path) -> None:
     result = invoke(
         "fit", table(here / "train.csv"), "--test", table(here / "test.csv", first=24), *COLUMNS, "--target", "y",
         "--features", "b, a", "--task", "classification", "--cell", "peephole-lstm", "--seed", 7, "--hidden", 5,
-        "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--threads", 2, "--out", "run",
+        "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--threads", 2,
+        "--schedule", "cosine", "--out", "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     results = open_run("run").results
     assert results["settings"] == {
         "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 1.0, "pool": "max",
-        "threads": 2,
+        "threads": 2, "schedule": "cosine", "patience": None,
     }  # fmt: skip
     assert (results["dataset"]["train"], results["dataset"]["test"]) == (24, 24)
     assert results["dataset"]["features"] == ["b", "a"]
     assert (results["seeds"], results["best"]) == ([7], "peephole-lstm")
+
+
+def test_groups_validation_and_patience_are_options(here: Path) -> None:
+    rows = [f"{k},0,{k % 7},{k // 6},{'uv'[k % 2]}" for k in range(120)]
+    (here / "d.csv").write_text("\n".join(["id,t,a,site,y", *rows, ""]))
+    options = ("--group", "site", "--validation", "0.5", "--patience", 1, "--schedule", "constant", "--hidden", 3)
+    result = invoke("compare", "d.csv", *COLUMNS, "--target", "y", *options, "--cells", "rnn", "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    assert "42 training, 42 validation and 36 test sequences of 1 steps, 1 features" in result.stdout
+    results = open_run("runs/d").results
+    assert (results["settings"]["patience"], results["dataset"]["group_column"]) == (1, "site")
+    (run,) = results["models"][0]["runs"]
+    assert len(run["history"]) == run["epoch"] + 1
 
 
 # predict

@@ -18,7 +18,7 @@ from anyrnn.workbench.data import Inputs, Scaler, Sequences, batch, load, load_f
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
 
-VOWELS = load("japanese-vowels")
+VOWELS = load("japanese-vowels", validation=0)
 ROLES = {"id_column": "id", "time_column": "t", "target_column": "y"}
 unhurried = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -115,7 +115,7 @@ def test_the_seed_decides_the_split(tmp_path: Path) -> None:
     path = two_classes(tmp_path / "x.csv")
     first, same, other = (load(path, **ROLES, seed=seed) for seed in (3, 3, 4))
     assert first.test.ids == same.test.ids != other.test.ids
-    assert first.split == (
+    assert first.split.split(";")[0] == (
         "6 of 20 sequences, drawn at random in the proportions of the classes (seed 3), are the test part"
     )
 
@@ -226,7 +226,7 @@ def test_the_test_file_beside_a_training_file_is_respected(tmp_path: Path, train
     data = load(tmp_path / train)
     assert data.classes == ("a", "c")  # b is declared, but nobody has seen one
     assert (data.train.y.tolist(), data.test.y.tolist()) == ([1, 0, 1], [1])
-    assert data.split == f"the test part is {test}, which lies beside the training file"
+    assert data.split.split(";")[0] == f"the test part is {test}, which lies beside the training file"
 
 
 def test_a_ts_file_alone_is_split(tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_given_test_file_is_respected(tmp_path: Path) -> None:
     data = load(train, test=test, **ROLES)
     assert (len(data.train), data.test.ids, data.test.y.tolist()) == (20, ("k",), [1])
     assert data.test.x[0].tolist() == [[4, 1], [5, 0]]
-    assert data.split == f"the test part is {test}, as asked for"
+    assert data.split.split(";")[0] == f"the test part is {test}, as asked for"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class Baseline:
 
 
 def baselines(dataset: Dataset) -> tuple[Baseline, ...]:
-    """Score the simplest answers on the test part, fitted on the training part.
+    """Score the simplest answers on the test part, fitted on all that is not the test part: they choose no epoch.
 
     The majority class (or the mean target) says what knowing nothing about a sequence gives. The nearest neighbour
     on summary statistics (per feature: mean, standard deviation, minimum, maximum, first and last value; and the
@@ -41,12 +41,12 @@ def baselines(dataset: Dataset) -> tuple[Baseline, ...]:
     else:
         models = {"mean": DummyRegressor(strategy="mean"), neighbour: KNeighborsRegressor(n_neighbors=1)}
     # What the networks get: with the offset of a Unix time left in, its deviation would be lost in the squares.
-    scaler = dataset.scaler
+    scaler, fitted = dataset.scaler, dataset.train_and_validation
     seen, unseen = (
-        summary_statistics(replace(part, x=tuple(scaler(x) for x in part.x))) for part in (dataset.train, dataset.test)
+        summary_statistics(replace(part, x=tuple(scaler(x) for x in part.x))) for part in (fitted, dataset.test)
     )
-    mean, std = (0.0, 1.0) if dataset.classes is not None else moments(dataset.train.y.double().numpy())
-    y = dataset.train.y if dataset.classes is not None else (dataset.train.y.double() - mean) / std
+    mean, std = (0.0, 1.0) if dataset.classes is not None else moments(fitted.y.double().numpy())
+    y = fitted.y if dataset.classes is not None else (fitted.y.double() - mean) / std
     scores: list[Baseline] = []
     for name, model in models.items():
         predicted = make_pipeline(StandardScaler(), model).fit(seen, y.numpy()).predict(unseen)

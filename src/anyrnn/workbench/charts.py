@@ -39,11 +39,23 @@ Point = tuple[int, float, float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A learning curve."""
+    """A learning curve.
+
+    Attributes:
+        title: Whose it is.
+        colour: Its number.
+        points: What is drawn.
+        marks: Where it has a ring: epoch, value, and whose it is.
+        is_cut: Whether it ends early since what it shows is no longer finite: it ends in a cross then.
+        is_beside: Whether it stands beside another line of the same title: dashed, without a name and a range.
+    """
 
     title: str
     colour: int
     points: tuple[Point, ...]
+    marks: tuple[tuple[int, float, str], ...] = ()
+    is_cut: bool = False
+    is_beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,13 +184,13 @@ def curves(
     """Draw learning curves: means as lines, the range over the runs as bands, names at the ends of the lines.
 
     Args:
-        lines: One a model; one that ends before the others, since its runs diverged, ends in a cross.
+        lines: One a model, and more beside them.
         label: What the drawing is, for those who do not see it.
         log: A logarithmic value axis; values that are not positive have no place on it and are left out.
-        best: `min` or `max`: put a ring where the mean of each line is best, and leave out the worse range that only
-            the first quarter of the epochs visits, so that the ends can be told apart.
+        best: `min` or `max`: put a ring where the mean of each line without marks is best, and leave out the worse
+            range that only the first quarter of the epochs visits, so that the ends can be told apart.
         percent: Values are shares, written in percent.
-        along: What is counted from left to right. If it is not epochs, no line ends too early.
+        along: What is counted from left to right.
     """
     left, right, top, bottom = 52, _WIDTH - 130, 12, 290
     kept = [(line, [p for p in line.points if p[2] > 0 or not log]) for line in lines]
@@ -187,12 +199,17 @@ def curves(
         return Markup('<p class="soft">No run has a finite value.</p>')
     first, last = min(points[0][0] for _, points in kept), max(points[-1][0] for _, points in kept)
     visited = [v for _, points in kept for e, *vs in points if not best or e >= first + (last - first) / 4 for v in vs]
-    peaks: list[tuple[Line, int, float]] = []
+    rings = [
+        (line, e, value, f"{line.title}, {whose}: epoch {e}") for line, _ in kept for e, value, whose in line.marks
+    ]
     if best is not None:
         for line, points in kept:
             value = best(mean for _, mean, *_ in points)
-            peaks.append((line, next(e for e, mean, *_ in points if mean == value), value))
-    visited += [value for *_, value in peaks]  # which may lie in the first quarter: it is what one looks for
+            e = next(e for e, mean, *_ in points if mean == value)
+            if not line.marks:
+                rings.append((line, e, value, f"{line.title}: best after epoch {e}"))
+            visited.append(value)
+    visited += [value for _, _, value, _ in rings]  # which may lie in the first quarter: it is what one looks for
     y = Axis(*(_log_span(visited) if log else span(visited, 0.05, percent=percent)), bottom, top, log, percent)
     x = Axis(first, max(last, first + 1), left, right)
     parts = [_horizontal_axis_grid(y, left, right)]
@@ -208,17 +225,20 @@ def curves(
     for line, points in kept:
         pixels = [(x(e), y(mean), y(low), y(high)) for e, mean, low, high in _thin(points)]
         band = _path([(e, high) for e, _, _, high in pixels] + [(e, low) for e, _, low, _ in reversed(pixels)])
-        parts.append(Markup('<path class="{} band" d="{}Z"/>').format(_style(line), band))
-        mean = Markup('<path class="{} line" d="{}h0"><title>{}</title></path>')
-        parts.append(mean.format(_style(line), _path([(e, m) for e, m, _, _ in pixels]), line.title))
+        if not line.is_beside:
+            parts.append(Markup('<path class="{} band" d="{}Z"/>').format(_style(line), band))
+        mean = Markup('<path class="{} line{}" d="{}h0"><title>{}</title></path>')
+        beside = " beside" if line.is_beside else ""
+        parts.append(mean.format(_style(line), beside, _path([(e, m) for e, m, _, _ in pixels]), line.title))
     parts.append(Markup("</g>"))
-    for line, e, value in peaks:
+    for line, e, value, text in rings:
         ring = Markup('<circle class="{} ring" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}</title></circle>')
-        parts.append(ring.format(_style(line), x(e), y(value), f"{line.title}: best after epoch {e}"))
-    ends = [(min(max(y(points[-1][1]), top), bottom), x(points[-1][0]), line) for line, points in kept]
+        parts.append(ring.format(_style(line), x(e), y(value), text))
+    named = [(line, points) for line, points in kept if not line.is_beside]
+    ends = [(min(max(y(points[-1][1]), top), bottom), x(points[-1][0]), line) for line, points in named]
     ends.sort(key=lambda end: (end[0], end[2].colour))
     for (end_y, end_x, line), label_y in zip(ends, _spread([end[0] for end in ends], 15, bottom + 4), strict=True):
-        is_cut = end_x < right - 1 and along == "epoch"
+        is_cut = end_x < right - 1 and line.is_cut
         if is_cut:
             parts.append(Markup('<text class="bad mid" x="{:.1f}" y="{:.1f}">✕</text>').format(end_x, end_y + 4))
         lead = Markup('<path class="{}{} lead" d="M{:.1f} {:.1f}L{} {:.1f}"/>')

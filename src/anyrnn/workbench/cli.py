@@ -31,6 +31,7 @@ from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.progress import Progress, shown
 from anyrnn.workbench.runs import check_destination, open_run
+from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.terminal import Output, outlive
 from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
 from anyrnn.workbench.written import check_file, csv_text, write_file
@@ -121,7 +122,34 @@ Epochs = Annotated[
 ]
 Hidden = Annotated[int, typer.Option(help="Units of each layer and direction.")]
 BatchSize = Annotated[int, typer.Option(help="Sequences an update.")]
-LearningRate = Annotated[float, typer.Option(help="Peak of Adam's one-cycle schedule.")]
+LearningRate = Annotated[float, typer.Option(help="Adam's, the highest of the schedule.")]
+ScheduleOption = Annotated[
+    Schedule,
+    typer.Option(
+        help="Of the learning rate: up and down to nothing, or down, over all epochs; halved where the validation "
+        "loss falls no more; the same throughout."
+    ),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="End after so many epochs without a better validation score.  [default: 10 for plateau and constant]"
+    ),
+]
+Validation = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the training part, set aside to choose the epoch by; 0: none, and the last epoch it is.",
+    ),
+]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        "--group",
+        help="Tables: the column with the engine, patient or site of a sequence, whose sequences stay in one part.",
+    ),
+]
 PoolOption = Annotated[
     Pool, typer.Option(help="What the classifier sees of a sequence: the last output, or the mean or max of all.")
 ]
@@ -185,6 +213,10 @@ def compare_command(
     features: Features = None,
     task: TaskOption = None,
     missing: MissingOption = None,
+    group: GroupOption = None,
+    validation: Validation = 0.2,
+    schedule: ScheduleOption = _DEFAULT.schedule,
+    patience: Patience = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -199,8 +231,17 @@ def compare_command(
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
-    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    settings = Settings(
+        hidden,
+        epochs,
+        batch_size,
+        learning_rate,
+        pool=pool,
+        threads=threads,
+        schedule=schedule,
+        patience=patience,
+    )
 
     def train(tell: Callable[[Progress], None], on_network: Callable[[Results], None]) -> Results:
         return compare(
@@ -234,6 +275,10 @@ def fit_command(
     features: Features = None,
     task: TaskOption = None,
     missing: MissingOption = None,
+    group: GroupOption = None,
+    validation: Validation = 0.2,
+    schedule: ScheduleOption = _DEFAULT.schedule,
+    patience: Patience = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -244,8 +289,17 @@ def fit_command(
       anyrnn fit japanese-vowels --cell gru --out runs/vowels
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing)
-    settings = Settings(hidden, epochs, batch_size, learning_rate, pool=pool, threads=threads)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    settings = Settings(
+        hidden,
+        epochs,
+        batch_size,
+        learning_rate,
+        pool=pool,
+        threads=threads,
+        schedule=schedule,
+        patience=patience,
+    )
 
     def train(tell: Callable[[Progress], None], _: Callable[[Results], None]) -> Results:
         return fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
@@ -386,6 +440,8 @@ def _dataset(
     features: str | None,
     task: Task | None,
     missing: str | None,
+    group: str | None,
+    validation: float,
 ) -> Dataset:
     dataset = load(
         data,
@@ -396,6 +452,8 @@ def _dataset(
         feature_columns=None if features is None else _listed(features),
         task=task,
         missing=None if missing is None else _listed(missing),
+        validation=validation,
+        group_column=group,
     )
     _say(str(dataset))
     for note in (f"Split: {dataset.split}", *dataset.notes):
@@ -444,7 +502,8 @@ def _show(results: Results) -> None:
     else:
         _say(results.table())
     console.print()
-    _say(results.verdict)
+    for sentence in (results.verdict, *results.remarks):
+        _say(sentence)
 
 
 def _keep(finished: Results, folder: Path) -> str:

@@ -31,10 +31,11 @@ from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
-from anyrnn.workbench.verdict import Comparison, answer
+from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
 _SEEDS = 2**63  # what torch takes
-_COSTS = ("parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
+_COSTS = ("epoch", "parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
+_LISTED = 3  # epochs in a cell of the table
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
@@ -68,6 +69,14 @@ class Entry:
         return statistics.stdev(run.score for run in self.runs) if len(self.runs) > 1 else None
 
     @property
+    def epochs(self) -> str:
+        """The epochs whose weights were kept, of the runs from the first to the last."""
+        found = [run.epoch for run in self.runs]
+        if len(set(found)) == 1:
+            return str(found[0])
+        return ", ".join(map(str, found)) if len(found) <= _LISTED else f"{min(found)} to {max(found)}"
+
+    @property
     def train_seconds(self) -> float:
         """The mean over the seeds."""
         return statistics.mean(run.seconds for run in self.runs)
@@ -79,7 +88,7 @@ class Results:
 
     Attributes:
         dataset: What was learned.
-        settings: With which budget; nothing in it is None.
+        settings: With which recipe; nothing in it is left open.
         seeds: The seeds of the runs.
         entries: One for each network that was finished, in the order asked for.
         baselines: What to beat.
@@ -110,6 +119,11 @@ class Results:
     def verdict(self) -> str:
         """The answer in a sentence: the one at the head of the report."""
         return str(answer(Comparison(self.to_dict())))
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else the curves say, a sentence each: which networks are overfitting."""
+        return tuple(overfitting(Comparison(self.to_dict())))
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -143,7 +157,7 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""
         data = self.dataset
-        steps = [len(x) for part in (data.train, data.test) for x in part.x]
+        steps = [len(x) for part in data.parts for x in part.x]
         return {
             "format": FORMAT,
             "anyrnn": anyrnn.__version__,
@@ -159,6 +173,7 @@ class Results:
                 "features": list(data.features),
                 "classes": None if data.classes is None else list(data.classes),
                 "train": len(data.train),
+                "validation": 0 if data.validation is None else len(data.validation),
                 "test": len(data.test),
                 "shortest": min(steps),
                 "longest": max(steps),
@@ -166,6 +181,7 @@ class Results:
                 "attribution": data.attribution,
                 "id_column": data.id_column,
                 "time_column": data.time_column,
+                "group_column": data.group_column,
             },
             "settings": asdict(self.settings),
             "metric": {
@@ -178,6 +194,7 @@ class Results:
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
+            "test_groups": None if data.test.groups is None else list(data.test.groups),
             "best": self.best.model.network.name,
         }
 
@@ -231,7 +248,12 @@ class Results:
         for entry in self.entries:
             mark = comparison.mark(entry.model.network.name)
             score = self._text(entry.score_mean, entry.score_std)
-            costs = (f"{entry.parameters:,}", f"{entry.train_seconds:.1f} s", f"{entry.step_microseconds:.1f}")
+            costs = (
+                entry.epochs,
+                f"{entry.parameters:,}",
+                f"{entry.train_seconds:.1f} s",
+                f"{entry.step_microseconds:.1f}",
+            )
             style = "bold green" if mark == "best" else ""
             rows.append(((entry.model.network.title, score, mark, *costs), style))
         none = ("",) * len(_COSTS)
@@ -338,20 +360,20 @@ def _compare(
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
             build(each, len(dataset.features), settings.hidden_size, 1, settings.pool)
-    epochs, threads = settings.epochs_for(len(dataset.train)), settings.thread_count
-    settings = replace(settings, epochs=epochs, threads=threads)
+    settings = settings.resolved(dataset)
+    epochs = settings.epochs_for(len(dataset.train))
     results = Results(dataset, settings, seeds, (), baselines(dataset), tuple(cells), command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
         for seed in seeds:
             run = len(results.entries) * len(seeds) + len(trained) + 1
 
-            def tell(epoch: Epoch, *, seed: int = seed, each: Network = each, run: int = run) -> None:
+            def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
                 if on_epoch is not None:
-                    on_epoch(Progress(each, seed, run, len(networks) * len(seeds), epoch, epochs))
+                    on_epoch(Progress(each, seed, run, len(networks) * len(seeds), epoch, epochs, ended))
 
             trained.append(train(each, dataset, settings, seed, tell))
-        with using_threads(threads):
+        with using_threads(settings.thread_count):
             entry = _entry(trained, len(dataset.features))
         results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
         if on_network is not None:

@@ -1,4 +1,4 @@
-"""People's sequences, read, checked, and split into a training and a test part.
+"""People's sequences, read, checked, and split into a training, a validation and a test part.
 
 `load` reads the shipped Japanese Vowels, a .ts file or a long CSV/Parquet table (`ts.py` and `table.py` know the
 formats) and decides here what is independent of the format: classes or a number, and which sequence is in which
@@ -23,7 +23,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
-from anyrnn.workbench.split import split
+from anyrnn.workbench.split import split, split_validation
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
 from anyrnn.workbench.unseen import Unseen, unseen
@@ -58,6 +58,8 @@ class Dataset:
         id_column: The column of the table that names the sequence of a row; None if the file is no table.
         time_column: The column that sorts the rows of a sequence; None if none does.
         missing: The values that were read as missing, which are NaN in the sequences; None: none may be missing.
+        validation: What chooses the epoch whose weights are kept; nothing is fitted to it. None: the last epoch it is.
+        group_column: The column of the table that says which sequences are in one part; None if none does.
     """
 
     name: str
@@ -72,9 +74,11 @@ class Dataset:
     id_column: str | None = None
     time_column: str | None = None
     missing: tuple[str, ...] | None = None
+    validation: Sequences | None = None
+    group_column: str | None = None
 
     def __post_init__(self) -> None:
-        for part in (self.train, self.test):
+        for part in self.parts:
             if part.x[0].shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.name}: got sequences of {part.x[0].shape[1]} features, expected {len(self.features)}: "
@@ -88,6 +92,13 @@ class Dataset:
                     )
             if part.y.is_floating_point() and not part.y.isfinite().all():
                 raise AnyRNNError(f"{self.name}: a target is NaN or infinite, expected finite numbers")
+        if self.validation is not None:
+            both = set(self.train.groups or ()) & set(self.validation.groups or ())
+            if both:
+                raise AnyRNNError(
+                    f"{self.name}: group {min(both)!r} is in the training and in the validation part, expected each "
+                    "group in one part"
+                )
         never = torch.cat(self.train.x).isnan().all(0)
         if never.any():
             raise AnyRNNError(
@@ -95,13 +106,24 @@ class Dataset:
                 "training part; name the features without it (feature_columns, --features)"
             )
 
+    @property
+    def parts(self) -> tuple[Sequences, ...]:
+        """The training part, the validation part if there is one, and the test part."""
+        return (self.train, self.test) if self.validation is None else (self.train, self.validation, self.test)
+
+    @property
+    def train_and_validation(self) -> Sequences:
+        """All that is not the test part."""
+        return self.train if self.validation is None else self.train + self.validation
+
     def __repr__(self) -> str:
         """What is asked of how many sequences, in a sentence; the numbers themselves would fill the screen."""
-        lengths = [len(x) for part in (self.train, self.test) for x in part.x]
+        lengths = [len(x) for part in self.parts for x in part.x]
         steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
+        also = "" if self.validation is None else f", {len(self.validation)} validation"
         return (
-            f"{self.name}: {len(self.train)} training and {len(self.test)} test sequences of {steps} steps, "
+            f"{self.name}: {len(self.train)} training{also} and {len(self.test)} test sequences of {steps} steps, "
             f"{len(self.features)} features, target {self.target!r} ({question})"
         )
 
@@ -128,12 +150,14 @@ def load(
     test_fraction: float = 0.3,
     seed: int = 0,
     missing: str | float | Sequence[str | float] | None = None,
+    validation: float = 0.2,
+    group_column: str | None = None,
 ) -> Dataset:
-    """Read sequences and what to predict for each, and split them into a training and a test part.
+    """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
     >>> data = load("japanese-vowels")
-    >>> len(data.train), len(data.test), len(data.features), data.classes
-    (270, 370, 12, ('1', '2', '3', '4', '5', '6', '7', '8', '9'))
+    >>> len(data.train), len(data.validation), len(data.test), len(data.features), data.classes
+    (216, 54, 370, 12, ('1', '2', '3', '4', '5', '6', '7', '8', '9'))
 
     A table has a row for each step of each sequence. Its target, the same in all rows of a sequence, is read as
     classes if it is text, true/false, or whole numbers with few distinct values (at most 20, and at most half as
@@ -154,6 +178,10 @@ def load(
         missing: The value, or the values, that stand for "missing" in features and target, such as -9999. Given it,
             missing features are NaN in the result, empty cells and NaN among them; a network gets the last value of
             the sequence in their place, or the training mean where there is none yet. Without it they are refused.
+        validation: The share of the training part that is set aside to choose the epoch of each network by; 0: none,
+            and networks are trained for all their epochs. With fewer than 50 sequences, or 10 groups, there is none.
+        group_column: Tables: the column that says what sequences have in common (an engine, a patient, a site). The
+            sequences of one group are all in one part, where we split. It is no feature.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
@@ -162,6 +190,8 @@ def load(
         raise AnyRNNError(f"load: got task={task!r}, expected 'classification', 'regression' or None")
     if not 0 < test_fraction < 1:
         raise AnyRNNError(f"load: got test_fraction={test_fraction}, expected a share between 0 and 1, such as 0.3")
+    if not 0 <= validation < 1:
+        raise AnyRNNError(f"load: got validation={validation}, expected a share from 0 to below 1, such as 0.2")
     if not 0 <= seed < 1 << 32:
         raise AnyRNNError(f"load: got seed={seed}, expected a whole number from 0 to 2**32 - 1")
     source, absent = _source(source), Missing.named(missing)
@@ -169,12 +199,16 @@ def load(
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
-        id_column, time_column, target_column, None if feature_columns is None else tuple(feature_columns)
+        id_column,
+        time_column,
+        target_column,
+        None if feature_columns is None else tuple(feature_columns),
+        group=group_column,
     )
     if columns != Columns() and (source == JAPANESE_VOWELS or Path(source).suffix.lower() == ".ts"):
         raise AnyRNNError(
-            f"{source}: a .ts file has no columns to name; leave out --id, --time, --target and --features "
-            "(id_column and the like), which are for tables"
+            f"{source}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
+            "--group (id_column and the like), which are for tables"
         )
     own = _parsed(source, columns, missing=absent)
     if len(own.x) < 2:
@@ -197,6 +231,7 @@ def load(
     else:
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
+    train, chosen_by, how_validated = split_validation(train, classes, validation, seed)
     shipped = source == JAPANESE_VOWELS
     dataset = Dataset(
         name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", Path(source).stem, flags=re.IGNORECASE),
@@ -205,17 +240,19 @@ def load(
         target=own.target,
         train=train,
         test=held_out,
-        split=how,
+        split=f"{how}; {how_validated}",
         attribution=_ATTRIBUTION if shipped else None,
         id_column=id_column,
         time_column=time_column,
         missing=None if absent is None else absent.texts,
+        validation=chosen_by,
+        group_column=group_column,
     )
     if classes is not None:
         notes = (*notes, *notes_on_classes(own, classes))
     of_test = () if given is None else tuple(note for note in given.notes if note not in own.notes)
     files = (own,) if given is None else (own, given)
-    notes = (*own.notes, *of_test, *notes, *notes_on_sequences(files, train, held_out, dataset.scaler))
+    notes = (*own.notes, *of_test, *notes, *notes_on_sequences(files, train, chosen_by, held_out, dataset.scaler))
     return dataclasses.replace(dataset, notes=notes)
 
 
@@ -447,7 +484,8 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
     """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
     values = _targets(parsed)
     if classes is None:
-        return Sequences(parsed.x, torch.tensor(_numbers(parsed, values), dtype=torch.float64), parsed.ids)
+        numbers = torch.tensor(_numbers(parsed, values), dtype=torch.float64)
+        return Sequences(parsed.x, numbers, parsed.ids, parsed.groups)
     index = {label: i for i, label in enumerate(classes)}
     for value, place in zip(values, parsed.where, strict=True):
         if _label(value) not in index:
@@ -456,7 +494,7 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
                 "no network can predict a class that it was not trained on: leave the sequence out, or add some of "
                 "its class to the training part"
             )
-    return Sequences(parsed.x, torch.tensor([index[_label(value)] for value in values]), parsed.ids)
+    return Sequences(parsed.x, torch.tensor([index[_label(value)] for value in values]), parsed.ids, parsed.groups)
 
 
 def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:

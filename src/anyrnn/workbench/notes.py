@@ -1,6 +1,7 @@
 """What the reader of a table should know about their data before they trust a score, a sentence each."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
@@ -12,6 +13,8 @@ from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk
 from anyrnn.workbench.split import alike, spelling
 
 _FILLED = "a network gets the last value of the sequence before them, or the training mean where there is none"
+_PIECE = re.compile(r"(.*\w)[ _./:#-]+(\d{1,9})")  # 12_1, anna-03
+_NEARLY_ALL = 0.9
 _MOST_FEATURES = 5  # a note each; that there are more is said in one
 
 
@@ -31,12 +34,15 @@ def notes_on_classes(own: Parsed, classes: Collection[str]) -> Iterator[str]:
             )
 
 
-def notes_on_sequences(files: Sequence[Parsed], train: Sequences, test: Sequences, scaler: Scaler) -> Iterator[str]:
-    """Lengths, ids, missing values, copies, and cells far from all others.
+def notes_on_sequences(
+    files: Sequence[Parsed], train: Sequences, validation: Sequences | None, test: Sequences, scaler: Scaler
+) -> Iterator[str]:
+    """Lengths, ids, groups, missing values, copies, and cells far from all others.
 
     Args:
         files: The file that was split, or the training and the test file.
         train: The training part.
+        validation: The validation part, if there is one.
         test: The test part.
         scaler: Fitted on the training part.
     """
@@ -48,11 +54,13 @@ def notes_on_sequences(files: Sequence[Parsed], train: Sequences, test: Sequence
         )
     if own.rows is not None:
         yield from _ids(files)
-    yield from _copies(train, test)
+        yield from _groups(files)
+    seen = train if validation is None else train + validation
+    yield from _copies(seen, test)
     yield from _missing(files, scaler)
     yield from _far_cells(files, train, scaler)
     if train.y.is_floating_point():
-        yield from _far_targets(files, train, test)
+        yield from _far_targets(files, seen, test)
 
 
 def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> Iterator[str]:
@@ -104,6 +112,39 @@ def _ids(files: Sequence[Parsed]) -> Iterator[str]:
                 + f"{_more(len(both) - 1, 'such id')}; if they are pieces of the same sequences, the test part is not "
                 "new to the network"
             )
+
+
+def _groups(files: Sequence[Parsed]) -> Iterator[str]:
+    own = files[0]
+    if own.groups is None:
+        pieces = _running_numbers(own.ids)
+        if pieces:
+            yield (
+                f"{_quoted(pieces)} look like pieces of one engine, patient or recording, and so do the other ids: if "
+                "they are, pieces of one are in several parts, and the score flatters; name the column that says which "
+                "one a piece is of (group_column, --group)"
+            )
+    elif len(files) > 1 and files[1].groups is not None:
+        known = set(map(spelling, own.groups))
+        both = [group for group in dict.fromkeys(files[1].groups) if spelling(group) in known]
+        if both:
+            yield (
+                f"group {both[0]!r} of the test file is in the training file, too{_more(len(both) - 1, 'such group')}: "
+                "the score says nothing about groups that the network has not seen"
+            )
+
+
+def _running_numbers(ids: Sequence[str]) -> tuple[str, ...]:
+    """Two ids that seem to be pieces of one thing, if nearly all do: several names, several numbers in a row each."""
+    numbers: dict[str, list[int]] = {}
+    names: dict[str, list[str]] = {}
+    for match in filter(None, map(_PIECE.fullmatch, ids)):
+        numbers.setdefault(match[1], []).append(int(match[2]))
+        names.setdefault(match[1], []).append(match[0])
+    runs = [name for name, found in numbers.items() if len(found) > 1 and max(found) - min(found) < len(found)]
+    if len(runs) < 2 or sum(len(names[name]) for name in runs) < _NEARLY_ALL * len(ids):
+        return ()
+    return tuple(names[runs[0]][:2])
 
 
 def _copies(train: Sequences, test: Sequences) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Parsed:
     classes: tuple[str, ...] = ()  # in the order in which the file declares them, if it does
     notes: tuple[str, ...] = ()
     rows: tuple[NDArray[np.int64], ...] | None = None  # of a table: the data row of each step
+    groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
 
     def cell(self, sequence: int, step: int, feature: int) -> str:
         """Where a note points: "x.csv: data row 17 (id 'a')" or "x.ts:17, step 3 of channel 2"."""

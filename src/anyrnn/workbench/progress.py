@@ -29,7 +29,8 @@ class Progress:
         run: Which of all the training runs this is, from 1.
         runs: How many there are.
         epoch: The epoch just ended.
-        epochs: How many a training run has.
+        epochs: How many a training run has at most.
+        ended: Whether the run ended with it.
     """
 
     network: Network
@@ -38,11 +39,12 @@ class Progress:
     runs: int
     epoch: Epoch
     epochs: int
+    ended: bool
 
     @property
     def share(self) -> float:
         """How much of all epochs of all runs is done."""
-        return (self.run - 1 + self.epoch.epoch / self.epochs) / self.runs
+        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
 
 
 @contextmanager
@@ -132,8 +134,7 @@ def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[
         task = bar.add_task("training", total=None)
 
         def tell(now: Progress) -> None:
-            done = (now.run - 1) * now.epochs + now.epoch.epoch
-            bar.update(task, description=text(now), completed=done, total=now.runs * now.epochs)
+            bar.update(task, description=text(now), completed=now.share, total=1.0)
 
         yield tell
 
@@ -143,7 +144,7 @@ def _lines(console: Console, text: Callable[[Progress], str]) -> Callable[[Progr
     start = time.monotonic()
 
     def line(now: Progress) -> None:
-        if now.epoch.epoch == now.epochs:
+        if now.ended:
             left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)
 

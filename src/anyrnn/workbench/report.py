@@ -16,7 +16,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
-from anyrnn.workbench.verdict import Comparison, answer, number
+from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
@@ -90,6 +90,7 @@ def render(
         scale=scale,
         tie=_tie(comparison),
         loss=_curves(comparison, "train_loss"),
+        validation=_curves(comparison, "validation_score") if comparison.validated else None,
         score=_curves(comparison, "test_score"),
         scored=_scored(comparison),
         mistakes=_mistakes(comparison),
@@ -119,7 +120,8 @@ def _notes(c: Comparison) -> list[str]:
             notes.append(f"The best baseline, {name}, reaches {c.score(score)}.")
     if len(c.seeds) == 1:
         notes.append("Each network was trained once, so how much its score varies with the seed is not known.")
-    late = [(m, *c.peak(m)) for m in c.models]
+    notes += overfitting(c)
+    late = [(m, *c.peak(m)) for m in c.models if not c.validated]
     late = [(m, epoch, lead) for m, epoch, lead in late if lead > c.luck]
     if late:
         model, epoch, lead = max(late, key=lambda peak: peak[2])
@@ -163,6 +165,7 @@ def _rows(c: Comparison) -> tuple[list[dict[str, object]], Markup]:
     for m in c.models:
         dots = [(f"seed {run['seed']}: {c.score(number(run['score']))}", number(run["score"])) for run in m.runs]
         row = {
+            "epochs": ", ".join(str(run["epoch"]) for run in m.runs) if c.validated else "",
             "title": m.title,
             "layer": m.layer,
             "colour": m.colour,
@@ -185,10 +188,14 @@ def _rows(c: Comparison) -> tuple[list[dict[str, object]], Markup]:
 
 def _curves(c: Comparison, key: str) -> Markup:
     """Draw a learning curve of every model: over its runs whose value is finite, their mean and range."""
-    lines = [charts.Line(m.title, m.colour, c.curve(m, key)) for m in c.models]
+    lines = [
+        charts.Line(m.title, m.colour, c.curve(m, key), c.chosen(m, key), is_cut=bool(m.diverged)) for m in c.models
+    ]
     if key == "train_loss":
-        return charts.curves(lines, "Training loss by epoch, a line for each model", log=True)
-    label = "Score on the test part by epoch, a line for each model"
+        beside = [charts.Line(m.title, m.colour, c.curve(m, "validation_loss"), is_beside=True) for m in c.models]
+        return charts.curves([*lines, *beside], "Loss by epoch, a line for each model", log=True)
+    part = "test" if key == "test_score" else "validation"
+    label = f"Score on the {part} part by epoch, a line for each model"
     return charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
 
 

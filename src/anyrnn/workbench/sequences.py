@@ -56,12 +56,22 @@ class Inputs:
 
 @dataclass(frozen=True, repr=False)
 class Sequences(Inputs):
-    """Sequences with their targets: `y` (N,) is int64 (the index of a class), or float64 or float32 (a number)."""
+    """Sequences with their targets.
+
+    Attributes:
+        y: (N,) int64 (the index of a class), or float64 or float32 (a number).
+        groups: The group of each sequence (its engine, patient or site); None: each is a group of its own.
+    """
 
     y: Tensor
+    groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.groups is not None and len(self.groups) != len(self.x):
+            raise AnyRNNError(
+                f"sequences: got {len(self.groups)} groups of {len(self.x)} sequences, expected one for each"
+            )
         if self.y.dtype not in {torch.int64, *_FLOATS}:
             raise AnyRNNError(
                 f"sequences: got targets of {self.y.dtype}, expected torch.int64 for classes, or torch.float64 or "
@@ -71,7 +81,17 @@ class Sequences(Inputs):
     def subset(self, indices: Iterable[int]) -> "Sequences":
         """The sequences at these places, in this order."""
         places = list(indices)
-        return Sequences(tuple(self.x[i] for i in places), self.y[places], tuple(self.ids[i] for i in places))
+        return Sequences(
+            tuple(self.x[i] for i in places),
+            self.y[places],
+            tuple(self.ids[i] for i in places),
+            None if self.groups is None else tuple(self.groups[i] for i in places),
+        )
+
+    def __add__(self, other: "Sequences") -> "Sequences":
+        """These sequences, and then the others."""
+        groups = None if self.groups is None or other.groups is None else (*self.groups, *other.groups)
+        return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups)
 
 
 @dataclass(frozen=True)

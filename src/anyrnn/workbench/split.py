@@ -1,4 +1,4 @@
-"""Whole sequences into a training and a test part. scikit-learn draws; this says what belongs together."""
+"""Whole sequences into training, validation and test part. scikit-learn draws; this says what belongs together."""
 
 import re
 import unicodedata
@@ -12,15 +12,18 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.parsed import Parsed
 from anyrnn.workbench.sequences import Sequences
 
+_LEAST_SEQUENCES = 50  # of a training part: a fifth of fewer are less than ten, which tell no epoch from another
+_LEAST_GROUPS = 10  # likewise: a fifth of fewer is one
 _NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
 
 
 def split(
     whole: Sequences, classes: tuple[str, ...] | None, own: Parsed, test_fraction: float, seed: int
 ) -> tuple[Sequences, Sequences, str]:
-    """Two parts, such that training has every class; and a sentence about them.
+    """A training and a test part, such that training has every class; and a sentence about them.
 
-    Sequences whose ids differ in spelling only, as p7 and P7, may be pieces of one: they stay in one part.
+    Sequences of one group stay in one part, and so do those whose ids differ in spelling only, as p7 and P7: they may
+    be pieces of one.
     """
     count = len(whole)
     if classes is not None and len(classes) == count:
@@ -29,31 +32,77 @@ def split(
             "that some sequences share; is this the column to predict? Numbers are read with task='regression' "
             "(--task regression)"
         )
-    places: dict[str, list[int]] = {}
-    for place, id_ in enumerate(whole.ids):
-        places.setdefault(spelling(id_), []).append(place)
-    groups = [np.array(group) for group in places.values()]
-    if len(groups) < 2:
+    pieces = _pieces(whole)
+    if len(pieces) < 2 and whole.groups is not None:
+        raise AnyRNNError(
+            f"{own.path}: all sequences are of one group ({whole.groups[0]!r}), expected at least two groups, to train "
+            "on one and test on another"
+        )
+    if len(pieces) < 2:
         raise AnyRNNError(
             f"{own.path}: all ids differ in spelling only ({whole.ids[0]!r}, {whole.ids[1]!r}), so they may be one "
             "sequence in pieces; expected at least two sequences, to train on one and test on another"
         )
-    first = np.array([group[0] for group in groups])
-    y = None if classes is None else whole.y.numpy()
-    train, test, how = _drawn(len(groups), None if y is None else y[first], test_fraction, seed)
-    train, test = (np.concatenate([np.array([], dtype=int), *(groups[k] for k in part)]) for part in (train, test))
-    if y is not None and len(groups) < count:  # the other pieces of a group may be of a class that training lacks
-        lacking = np.setdiff1d(y, y[train])
-        moved = [group for group in groups if group[0] in test and np.isin(y[group], lacking).any()]
-        train = np.concatenate([train, *moved])
-        test = np.setdiff1d(test, train)
+    train, test, how = _drawn(whole, pieces, classes is not None, test_fraction, seed)
     if not len(test):
+        apart = "groups" if whole.groups is not None else "ids that differ in spelling only"
         raise AnyRNNError(
-            f"{own.path}: no sequence is left for the test part: ids that differ in spelling only stay together, and "
+            f"{own.path}: no sequence is left for the test part: {apart} stay together, and "
             "training needs every class; write the ids of a sequence one way, or give a test file"
         )
-    sentence = f"{len(test)} of {count} sequences, drawn at random{how} (seed {seed}), are the test part"
-    return whole.subset(sorted(train.tolist())), whole.subset(sorted(test.tolist())), sentence
+    sentence = f"{_amount(whole, test)}, drawn at random{how} (seed {seed}), are the test part"
+    return whole.subset(train), whole.subset(test), sentence
+
+
+def split_validation(
+    train: Sequences, classes: tuple[str, ...] | None, share: float, seed: int
+) -> tuple[Sequences, Sequences | None, str]:
+    """What is left to train on, and the validation part taken from it, if there is enough; and a sentence about it."""
+    if share == 0:
+        return train, None, "no validation part was asked for: each network is trained for all its epochs"
+    pieces, fixed = _pieces(train), "each network is trained for all its epochs"
+    few = "are too few for a validation part (fewer than"
+    if len(train) < _LEAST_SEQUENCES:
+        return train, None, f"{len(train)} sequences to train on {few} {_LEAST_SEQUENCES}): {fixed}"
+    if train.groups is not None and len(pieces) < _LEAST_GROUPS:
+        return train, None, f"{len(pieces)} groups to train on {few} {_LEAST_GROUPS}): {fixed}"
+    rest, validation, how = _drawn(train, pieces, classes is not None, share, seed)
+    if not len(validation):
+        return train, None, f"training needs every class, and no sequence is left for a validation part: {fixed}"
+    amount = f"{_amount(train, validation)} of the training part"
+    sentence = f"{amount}, drawn at random{how} (seed {seed}), are the validation part"
+    return train.subset(rest), train.subset(validation), sentence
+
+
+def _amount(whole: Sequences, part: list[int]) -> str:
+    if whole.groups is None:
+        return f"{len(part)} of {len(whole)} sequences"
+    groups = len({spelling(whole.groups[k]) for k in part})
+    return (
+        f"{groups} of {len({spelling(group) for group in whole.groups})} groups with {len(part)} of {len(whole)} "
+        "sequences"
+    )
+
+
+def _pieces(whole: Sequences) -> list[NDArray[np.intp]]:
+    """The places of sequences that belong in one part: of one group, or of ids that are spelled alike."""
+    above = list(range(len(whole)))  # for each sequence itself or an earlier one of the same piece
+
+    def top(place: int) -> int:
+        while above[place] != place:
+            place = above[place]
+        return place
+
+    first: dict[tuple[str, str], int] = {}  # to have a name
+    groups = whole.groups or ()
+    for kind, names in (("id", whole.ids), ("group", groups)):
+        for place, name in enumerate(names):
+            one, other = top(place), top(first.setdefault((kind, spelling(name)), place))
+            above[max(one, other)] = min(one, other)
+    pieces: dict[int, list[int]] = {}
+    for place in range(len(whole)):
+        pieces.setdefault(top(place), []).append(place)
+    return [np.array(piece) for piece in pieces.values()]
 
 
 def spelling(text: str) -> str:
@@ -72,15 +121,26 @@ def alike(names: Iterable[str]) -> Mapping[str, list[str]]:
 
 
 def _drawn(
-    count: int, y: NDArray[Any] | None, test_fraction: float, seed: int
-) -> tuple[NDArray[Any], NDArray[Any], str]:
+    whole: Sequences, pieces: list[NDArray[np.intp]], has_classes: bool, share: float, seed: int
+) -> tuple[list[int], list[int], str]:
+    """The places of two parts, of which the first has every class; and how they were drawn."""
     from sklearn.model_selection import train_test_split  # noqa: PLC0415 - it takes a second to load
 
-    size = min(max(1, round(count * test_fraction)), count - 1)
-    if y is not None:
-        return _class_split(y, size, seed)
-    train, test = train_test_split(np.arange(count), test_size=size, random_state=seed)
-    return train, test, ""
+    count, y = len(pieces), whole.y.numpy()
+    size = min(max(1, round(count * share)), count - 1)
+    if has_classes:
+        usual = np.array([np.bincount(y[piece]).argmax() for piece in pieces])
+        first, second, how = _class_split(usual, size, seed)
+    else:
+        first, second = train_test_split(np.arange(count), test_size=size, random_state=seed)
+        how = ""
+    train, test = (np.concatenate([np.array([], dtype=int), *(pieces[k] for k in part)]) for part in (first, second))
+    if has_classes and count < len(whole):  # a piece may hold the only sequences of a class that is not its usual one
+        lacking = np.setdiff1d(y, y[train])
+        moved = [pieces[k] for k in second if np.isin(y[pieces[k]], lacking).any()]
+        train = np.concatenate([train, *moved])
+        test = np.setdiff1d(test, train)
+    return sorted(train.tolist()), sorted(test.tolist()), how
 
 
 def _class_split(y: NDArray[Any], size: int, seed: int) -> tuple[NDArray[Any], NDArray[Any], str]:

@@ -22,7 +22,10 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, build, is_network_name, network
 from anyrnn.workbench.sequences import Scaler
 
-FORMAT = 1  # of results.json and of models/*.json; raised when an older anyrnn could not read what we write
+# Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
+# 2: networks may have layers, directions and cells that a format of 1 has no place for.
+FORMAT = 2
+_READ = (1, 2)
 MADE_BY = "a folder that `anyrnn compare` or `anyrnn fit` wrote"
 
 
@@ -300,9 +303,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as cause:
         raise AnyRNNError(f"{path}: it is not JSON ({cause}); expected {MADE_BY}") from cause
     found = content.get("format") if isinstance(content, dict) else None
-    if not is_int(found) or found != FORMAT or not isinstance(content, dict):
+    if not is_int(found) or found not in _READ or not isinstance(content, dict):
         raise AnyRNNError(
-            f"{path}: its format is {_short(found)}, but anyrnn {anyrnn.__version__} reads format {FORMAT}; "
+            f"{path}: its format is {_short(found)}, but anyrnn {anyrnn.__version__} reads formats 1 to {FORMAT}; "
             f"use the version of anyrnn that wrote it, or train again"
         )
     return content

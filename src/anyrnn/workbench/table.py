@@ -36,7 +36,8 @@ _NAMELESS = {"", "Unnamed: 0", "__index_level_0__"}  # how pandas writes its row
 class Columns:
     """What the caller says about the columns; None: not said. Without features, all columns left over are.
 
-    `usual_time` is that of another file: it is the time if it is there and no time was named.
+    `usual_time` is that of another file: it is the time if it is there and no time was named. `group` names what
+    several sequences may share (an engine, a patient, a site).
     """
 
     id: str | None = None
@@ -44,6 +45,7 @@ class Columns:
     target: str | None = None
     features: tuple[str, ...] | None = None
     usual_time: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Roles:
     time: str | None
     target: str | None
     features: tuple[str, ...]
+    group: str | None
 
 
 def read_table(
@@ -87,6 +90,7 @@ def read_table(
         task=None,
         notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
+        groups=table.groups(first_rows) if roles.group else None,
     )
 
 
@@ -147,7 +151,8 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
     target = columns.target if need_target or columns.target in names else None
     usual = columns.usual_time if columns.usual_time in names and columns.usual_time != columns.id else None
     time = columns.time or usual
-    for name in (columns.id, time, target, *(columns.features or ())):
+    group = None if owner and columns.group not in names else columns.group  # a test file may do without
+    for name in (columns.id, time, target, group, *(columns.features or ())):
         if name is not None and name not in names:
             whose = f", a feature of {owner}," if owner and name in (columns.features or ()) else ""
             if name == columns.id and not need_target:  # that of the training, unless the user said another
@@ -155,9 +160,10 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
             raise AnyRNNError(
                 f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{likely(name, names)}"
             )
-    taken = [name for name in (columns.id, time, target) if name is not None]
+    taken = [name for name in (columns.id, time, target, group) if name is not None]
     if len(set(taken)) < len(taken):
-        raise AnyRNNError(f"{path}: id, time and target must be different columns, got {listed(taken)}")
+        what = "id, time and target" if group is None else "id, time, target and group"
+        raise AnyRNNError(f"{path}: {what} must be different columns, got {listed(taken)}")
     features = columns.features
     if features is None:
         features = tuple(name for name in names if name not in taken)
@@ -173,10 +179,11 @@ def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool,
     for name in features:
         if features.count(name) > 1:
             raise AnyRNNError(f"{path}: feature {name!r} is named twice; name each feature once")
-        if name in {columns.id, target}:
-            part = "names the sequence" if name == columns.id else "is what is to be predicted"
+        if name in {columns.id, target, group}:
+            parts = {columns.id: "names the sequence", target: "is what is to be predicted", group: "names the group"}
+            part = parts[name]
             raise AnyRNNError(f"{path}: column {name!r} {part}; it cannot be a feature as well")
-    return Roles(columns.id, time, target, features)
+    return Roles(columns.id, time, target, features, group)
 
 
 def likely(name: str, names: list[str]) -> str:
@@ -253,13 +260,7 @@ class Table:
 
     def _ids(self) -> pl.Series:
         column = self.frame[self.roles.id]
-        try:
-            text = column.cast(pl.String)
-            is_name = not (column.dtype.is_nested() or column.dtype == pl.Binary)
-        except pl.exceptions.PolarsError:  # a duration, and whatever else has no name
-            is_name = False
-        if not is_name:
-            raise AnyRNNError(f"{self.path}: id column {column.name!r} holds {column.dtype}, expected text or numbers")
+        text = self._names(column, "id")
         ids = text.str.strip_chars(_BLANKS)
         missing = _first(ids.is_null() | ids.is_in(NOT_A_NAME))
         if missing is not None:
@@ -276,6 +277,37 @@ class Table:
                 "means that the id is missing, leave these rows out"
             )
         return ids
+
+    def _names(self, column: pl.Series, what: str) -> pl.Series:
+        """A column of names, such as ids, as text."""
+        try:
+            text = column.cast(pl.String)
+            is_name = not (column.dtype.is_nested() or column.dtype == pl.Binary)
+        except pl.exceptions.PolarsError:  # a duration, and whatever else has no name
+            is_name = False
+        if not is_name:
+            raise AnyRNNError(
+                f"{self.path}: {what} column {column.name!r} holds {column.dtype}, expected text or numbers"
+            )
+        return text
+
+    def groups(self, first_rows: list[int]) -> tuple[str, ...]:
+        """The group of each id, after checking that all of its rows are of one."""
+        column = self.frame[self.roles.group or ""]
+        names = self._names(column, "group").str.strip_chars(_BLANKS)
+        missing = _first(names.is_null() | names.is_in(NOT_A_NAME))
+        if missing is not None:
+            raise AnyRNNError(f"{self.place(missing)}: the group {column.name!r} is missing; every row needs one")
+        pairs = pl.DataFrame({"id": self.ids, "group": names})
+        pairs = pairs.with_columns(expected=pl.col("group").first().over("id"))
+        row = _first(pairs["group"] != pairs["expected"])
+        if row is not None:
+            got, expected = pairs.row(row)[1:]
+            raise AnyRNNError(
+                f"{self.place(row)}: group {column.name!r} is {got!r}, but {expected!r} in the first row of this id; a "
+                "sequence is of one group: give the pieces different ids"
+            )
+        return tuple(names.gather(first_rows))
 
     def _note_blanks(self, what: str, before: pl.Series, after: pl.Series) -> None:
         row = _first(before != after)

@@ -1,8 +1,9 @@
-"""Train one network once: one seed, a fixed budget, the same recipe for every network.
+"""Train one network once: one seed, the same recipe for every network.
 
-The recipe: Adam with a one-cycle learning rate, gradients clipped, mini-batches shuffled by a generator of their
-own, cross entropy for classes and the mean squared error of the standardised target for numbers. The weights are
-those after the last epoch; the test part is scored on the way for the learning curve, and decides nothing.
+The recipe: Adam with a schedule of its rate, gradients clipped, mini-batches shuffled by a generator of their own,
+cross entropy for classes and the mean squared error of the standardised target for numbers. With a validation part
+the weights are those of the epoch that is best on it, else those of the last one. The test part is scored on the way
+for the learning curve, and decides nothing.
 """
 
 import math
@@ -11,19 +12,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.models import POOLS, Model, Network, Pool, build, outputs
+from anyrnn.workbench.metrics import metric, spread
+from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, build, outputs
+from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Sequences, batch, moments
 
 # On five folds of the training part of japanese-vowels RNN, LSTM and GRU reach 0.96-0.97 with 20 epochs as with 30,
 # and 0.93-0.95 with 10; a peak of 0.005 does as well as 0.01, and better than 0.003 and below.
 LEAST_EPOCHS = 20
+# Where the rate does not fall by plan, patience ends the training, not the budget.
+_MORE_EPOCHS = 5
+_PATIENCE = 10
 _LEAST_UPDATES = 200  # what 20 epochs are there: a few dozen sequences would leave a network untrained
 # Sharing the work of a small step costs more than it saves, and ten times the time where cores are busy otherwise.
 _ONE_THREAD_UP_TO = 256  # units
@@ -33,16 +41,23 @@ _TIMING_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """The budget of a training run, the same for every network of a comparison.
+    """The recipe of a training run, the same for every network of a comparison.
 
     Attributes:
         hidden_size: H, the units of each layer and direction.
-        epochs: Passes over the training sequences. None: 20, or as many as make 200 updates if that is more.
+        epochs: Passes over the training sequences, at most. None: 20, or as many as make 200 updates if that is more;
+            five times as many where patience ends the training.
         batch_size: Sequences an update.
-        learning_rate: The peak of the one-cycle schedule.
+        learning_rate: The highest of the schedule.
         clip_norm: The norm that gradients are cut to.
         pool: How the head summarises the steps: "last", "mean" or "max".
         threads: CPU threads. None: 1 up to 256 units, where more do not pay, else as many as PyTorch would take.
+        schedule: Of the learning rate. "one-cycle" rises to it and falls to nothing, "cosine" falls to nothing, both
+            over all epochs; "plateau" halves it when the validation loss has not fallen for a third of the patience;
+            "constant" keeps it.
+        patience: Epochs without a better validation score after which training ends. None: 10 for "plateau" and
+            "constant"; never for the others, whose last epochs, with their small rates, gain most. Either way the
+            weights are those of the best epoch, and without a validation part those of the last one.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or an unknown pool.
@@ -55,11 +70,13 @@ class Settings:
     clip_norm: float = 1.0
     pool: Pool = "last"
     threads: int | None = None
+    schedule: Schedule = "one-cycle"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "epochs", "batch_size", "threads"):
+        for name in ("hidden_size", "epochs", "batch_size", "threads", "patience"):
             value = getattr(self, name)
-            may_be_none = name in ("epochs", "threads")
+            may_be_none = name in ("epochs", "threads", "patience")
             if (not isinstance(value, int) or value < 1) and not (may_be_none and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
         for name in ("learning_rate", "clip_norm"):
@@ -68,11 +85,32 @@ class Settings:
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected a number above 0")
         if self.pool not in POOLS:
             raise AnyRNNError(f"settings: got pool={self.pool!r}, expected one of {', '.join(POOLS)}")
+        if self.schedule not in SCHEDULES:
+            raise AnyRNNError(f"settings: got schedule={self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
-    def epochs_for(self, sequences: int) -> int:
-        """The number of epochs for so many training sequences."""
+    def resolved(self, dataset: Dataset) -> "Settings":
+        """These settings for a dataset, with nothing left open that it decides.
+
+        Raises:
+            AnyRNNError: if they need a validation part, and it has none.
+        """
+        validated = dataset.validation is not None
+        for what, asked in ((f"schedule={self.schedule!r}", self.schedule == "plateau"), ("patience", self.patience)):
+            if asked and not validated:
+                raise AnyRNNError(f"settings: {what} needs a validation part, and the data have none: {dataset.split}")
+        patience = self.patience or (_PATIENCE if validated and self._has_no_end else None)
+        epochs = self.epochs_for(len(dataset.train), validated=validated)
+        return replace(self, epochs=epochs, patience=patience, threads=self.thread_count)
+
+    def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
+        """The number of epochs for so many training sequences, with a validation part or without."""
         updates = math.ceil(sequences / self.batch_size)
-        return self.epochs or max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
+        usual = max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
+        return self.epochs or usual * (_MORE_EPOCHS if validated and self._has_no_end else 1)
+
+    @property
+    def _has_no_end(self) -> bool:
+        return self.schedule in ENDLESS
 
     @property
     def thread_count(self) -> int:
@@ -86,13 +124,17 @@ class Epoch:
 
     Attributes:
         epoch: Counted from 1.
-        train_loss: Its mean over the sequences.
+        train_loss: Its mean over the sequences, while they were learned from.
         test_score: On the whole test part; None after an epoch in which it was not scored, see `scored_epochs`.
+        validation_loss: After the epoch; None without a validation part.
+        validation_score: Likewise.
     """
 
     epoch: int
     train_loss: float
     test_score: float | None
+    validation_loss: float | None = None
+    validation_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,10 +143,13 @@ class Run:
 
     Attributes:
         seed: Of the initial weights and of the shuffling.
-        score: The accuracy, or the root mean squared error where a number is predicted.
+        score: By the metric, such as the accuracy.
         seconds: Spent on training; reading, scoring and timing are not in it.
-        history: The learning curve; the test score of its last point is `score`.
+        history: The learning curve; the test score of the epoch that was chosen is `score`.
         predictions: The index of the class, or the number, for each test sequence.
+        epoch: Whose weights were kept: the best one by the validation part, or the last one if there is none.
+        decline: By how much the validation score was better then than after the last epoch; None without one.
+        decline_luck: How much of that may be luck: twice its standard error over the validation sequences.
     """
 
     seed: int
@@ -112,6 +157,9 @@ class Run:
     seconds: float
     history: tuple[Epoch, ...]
     predictions: tuple[int, ...] | tuple[float, ...]
+    epoch: int = 0
+    decline: float | None = None
+    decline_luck: float | None = None
 
 
 def train(
@@ -119,78 +167,148 @@ def train(
     dataset: Dataset,
     settings: Settings,
     seed: int,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    on_epoch: Callable[[Epoch, bool], None] | None = None,
 ) -> tuple[Model, Run]:
     """Train a network on the training part of a dataset and score it on the test part.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
     of threads are left as they were.
 
+    Args:
+        network: Which one.
+        dataset: What to learn.
+        settings: How.
+        seed: Of the initial weights and of the shuffling.
+        on_epoch: Called after each epoch with its point of the learning curve, and whether it was the last one.
+
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
+    settings = settings.resolved(dataset)
     with seeded(seed), using_threads(settings.thread_count):
-        return _train(network, dataset, settings, seed, on_epoch or (lambda _: None))
+        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda *_: None))
 
 
-def _train(
-    network: Network, dataset: Dataset, settings: Settings, seed: int, on_epoch: Callable[[Epoch], None]
-) -> tuple[Model, Run]:
-    classes, scaler = dataset.classes, dataset.scaler
-    module = build(network, len(dataset.features), settings.hidden_size, len(classes or (0,)), settings.pool)
-    model = Model(
-        network=network,
-        hidden_size=settings.hidden_size,
-        pool=settings.pool,
-        features=dataset.features,
-        classes=classes,
-        target=dataset.target,
-        scaler=scaler,
-        target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
-        seed=seed,
-        module=module,
-        id_column=dataset.id_column,
-        time_column=dataset.time_column,
-    )
-    part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
-    test = [scaler(x) for x in dataset.test.x]
-    epochs, count = settings.epochs_for(len(part)), len(part)
-    optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
-    updates = epochs * math.ceil(count / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=updates)
-    shuffle = torch.Generator().manual_seed(seed)
-    history: list[Epoch] = []
-    seconds = 0.0
-    scored = scored_epochs(epochs, sum(map(len, part.x)), sum(map(len, test)))
-    for epoch in range(1, epochs + 1):
-        start = time.perf_counter()
+@dataclass
+class _Best:
+    """The best epoch so far by the validation part, with its weights."""
+
+    epoch: int
+    score: float
+    loss: float
+    predictions: Predictions
+    weights: dict[str, Tensor]
+
+
+class _Training:
+    """One training run."""
+
+    def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
+        classes, scaler = dataset.classes, dataset.scaler
+        module = build(network, len(dataset.features), settings.hidden_size, len(classes or (0,)), settings.pool)
+        self.model = Model(
+            network=network,
+            hidden_size=settings.hidden_size,
+            pool=settings.pool,
+            features=dataset.features,
+            classes=classes,
+            target=dataset.target,
+            scaler=scaler,
+            target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
+            seed=seed,
+            module=module,
+            id_column=dataset.id_column,
+            time_column=dataset.time_column,
+        )
+        self.settings, self.seed, self.dataset = settings, seed, dataset
+        self.metric = metric(None, classes=classes is not None)
+        self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
+        self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
+        self.test = [scaler(x) for x in dataset.test.x]
+        self.epochs = settings.epochs_for(len(self.part))
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
+        updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
+        self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
+        self.shuffle = torch.Generator().manual_seed(seed)
+
+    def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[Model, Run]:
+        history: list[Epoch] = []
+        seconds = 0.0
+        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
+        best: _Best | None = None
+        for epoch in range(1, self.epochs + 1):
+            start = time.perf_counter()
+            loss = self._learn()
+            seconds += time.perf_counter() - start
+            on_test = outputs(self.model.module, self.test) if epoch in scored else None
+            on_validation = outputs(self.model.module, self.validation)
+            if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
+                rate = self.settings.learning_rate
+                raise AnyRNNError(
+                    f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
+                    f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
+                )
+            test_score = None if on_test is None else self._score(self.model.read(on_test), self.dataset.test)
+            point = Epoch(epoch, loss, test_score)
+            if self.dataset.validation is not None:
+                answers = self.model.read(on_validation)
+                score = self._score(answers, self.dataset.validation)
+                loss = _loss(self.model, on_validation, self.dataset.validation.y).item()
+                point = replace(point, validation_loss=loss, validation_score=score)
+                if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
+                    best = _Best(epoch, score, loss, answers, _copied(self.model.module))
+                self.rate.after_epoch(loss)
+            history.append(point)
+            patience = self.settings.patience or self.epochs
+            ended = epoch == self.epochs or (best is not None and epoch - best.epoch >= patience)
+            on_epoch(point, ended)
+            if ended:
+                break
+        run = Run(self.seed, math.nan, seconds, (), (), epoch=len(history))
+        if best is not None:
+            self.model.module.load_state_dict(best.weights)
+            decline, luck = self._decline(best, answers)
+            run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
+        answers = self.model.read(outputs(self.model.module, self.test))
+        score = self._score(answers, self.dataset.test)
+        history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
+        return self.model, replace(run, score=score, history=tuple(history), predictions=answers.values)
+
+    def _learn(self) -> float:
+        """One epoch; return the mean loss."""
+        module, count, size = self.model.module, len(self.part), self.settings.batch_size
         module.train()
         total = 0.0
-        order = torch.randperm(count, generator=shuffle)
-        for first in range(0, count, settings.batch_size):
-            indices = order[first : first + settings.batch_size]
-            loss = _loss(model, part, indices)
-            optimizer.zero_grad()
+        order = torch.randperm(count, generator=self.shuffle)
+        for first in range(0, count, size):
+            x, lengths, y = batch(self.part, order[first : first + size])
+            loss = _loss(self.model, module(x, lengths=lengths)[0], y)
+            self.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(indices)
-        seconds += time.perf_counter() - start
-        on_test = outputs(module, test) if epoch in scored else None
-        if not (math.isfinite(total) and (on_test is None or on_test.isfinite().all())):
-            raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {epoch}: the mean loss is {total / count}; "
-                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
-            )
-        found = None
-        if on_test is not None:
-            predictions = model.read(on_test).values
-            found = score(predictions, dataset.test.y, classes)
-        history.append(Epoch(epoch, total / count, found))
-        on_epoch(history[-1])
-    module.eval()
-    return model, Run(seed, score(predictions, dataset.test.y, classes), seconds, tuple(history), predictions)
+            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
+            self.optimizer.step()
+            self.rate.after_update()
+            total += loss.item() * len(y)
+        return total / count
+
+    def _score(self, answers: Predictions, part: Sequences, places: Any = slice(None)) -> float:
+        probabilities = None if answers.probabilities is None else answers.probabilities.double().numpy()[places]
+        return self.metric.compute(part.y.double().numpy()[places], np.array(answers.values)[places], probabilities)
+
+    def _rank(self, score: float, loss: float) -> tuple[float, float]:
+        """What is higher for a better epoch: the validation score decides, of equals the loss."""
+        return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
+
+    def _decline(self, best: _Best, last: Predictions) -> tuple[float, float]:
+        """By how much the validation score fell after the best epoch, and twice the standard error of that."""
+        part = self.dataset.validation
+        if part is None:
+            return 0.0, math.inf
+
+        def fall(places: Any) -> float:
+            return self.metric.sign * (self._score(best.predictions, part, places) - self._score(last, part, places))
+
+        return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
 
 
 def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[int]:
@@ -205,10 +323,8 @@ def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[i
 
 def score(predictions: Sequence[float], y: Tensor, classes: Sequence[str] | None) -> float:
     """Score predictions: the accuracy for classes, or the root mean squared error of numbers (classes None)."""
-    got, expected = torch.tensor(predictions, dtype=torch.float64), y.double()
-    if classes is not None:
-        return (got == expected).double().mean().item()
-    return math.hypot(*(got - expected).tolist()) / math.sqrt(len(got))  # no square of 1e200 or 1e-200
+    usual = metric(None, classes=classes is not None)
+    return usual.compute(y.double().numpy(), np.array(predictions, dtype=np.float64), None)
 
 
 def step_microseconds(layer: nn.Module, input_size: int) -> float:
@@ -225,9 +341,11 @@ def step_microseconds(layer: nn.Module, input_size: int) -> float:
     return statistics.median(seconds) / _TIMED_STEPS * 1e6
 
 
-def _loss(model: Model, part: Sequences, indices: Tensor) -> Tensor:
-    x, lengths, y = batch(part, indices)
-    outputs, _ = model.module(x, lengths=lengths)
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _loss(model: Model, outputs: Tensor, y: Tensor) -> Tensor:
     if model.target_scale is None:
         return F.cross_entropy(outputs, y)
     mean, std = model.target_scale

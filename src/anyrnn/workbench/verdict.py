@@ -83,6 +83,7 @@ class Comparison:
         self.features: list[str] = dataset["features"]
         self.seeds: list[int] = results["seeds"]
         self.unfinished: list[str] = results.get("unfinished", [])
+        self.validated = bool(dataset.get("validation"))  # which an older run had not
         self.sign = 1 if results["metric"]["higher_is_better"] else -1
         self.metric: str = results["metric"]["name"]
         self.models = sorted(
@@ -107,12 +108,32 @@ class Comparison:
         by_epoch: dict[int, list[float]] = {}
         for run in model.runs:
             for point in run["history"]:
-                by_epoch.setdefault(point["epoch"], []).append(number(point[key]))
+                by_epoch.setdefault(point["epoch"], []).append(number(point.get(key)))
         return tuple(
             (epoch, statistics.fmean(finite), min(finite), max(finite))
             for epoch, values in sorted(by_epoch.items())
             if (finite := [v for v in values if math.isfinite(v)])
         )
+
+    def chosen(self, model: Standing, key: str) -> tuple[tuple[int, float, str], ...]:
+        """Give of each run the epoch that the validation part chose, the value of its curve there, and its seed."""
+        if not self.validated:
+            return ()
+        points = [(run, point) for run in model.runs for point in run["history"] if point["epoch"] == run["epoch"]]
+        return tuple(
+            (run["epoch"], value, f"seed {run['seed']}")
+            for run, point in points
+            if math.isfinite(value := number(point.get(key)))
+        )
+
+    def decline(self, model: Standing) -> tuple[float, float]:
+        """Give by how much the validation score fell after the chosen epoch, and how much of it may be luck.
+
+        The mean over the runs, of both: the runs have the same validation part, so its luck is theirs together.
+        """
+        found = [(number(run.get("decline")), number(run.get("decline_luck"))) for run in model.runs]
+        fell, luck = (statistics.fmean(values) for values in zip(*found, strict=True))
+        return fell, luck
 
     def peak(self, model: Standing) -> tuple[int, float]:
         """Give the epoch after which a model's mean score was best, and by how much it led that of the last epoch."""
@@ -223,6 +244,22 @@ def answer(c: Comparison) -> Answer:
     else:
         tail = "; every other network had a run that diverged"
     return Answer(best.title, f" {score}{tail}.")
+
+
+def overfitting(c: Comparison) -> list[str]:
+    """Say of which networks the validation score fell after the chosen epoch by more than luck, a sentence each."""
+    said = []
+    for model in c.models:
+        fell, luck = c.decline(model)
+        if fell > luck:  # false for NaN
+            epochs = sorted({run["epoch"] for run in model.runs})
+            after = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
+            last = max(len(run["history"]) for run in model.runs)
+            said.append(
+                f"{model.title} is overfitting after epoch {after} (of {last}): by the end its validation score is "
+                f"{c.score.gap(fell)} worse, more than luck. The weights of the best epoch are the ones that count."
+            )
+    return said
 
 
 def _listing(c: Comparison) -> str:

@@ -79,7 +79,7 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
                 f"{path}: column {name!r} is named twice; a column is one of id, time, target, past, future and static"
             )
     features = (columns.target, *columns.past, *columns.future, *columns.static)
-    roles = Roles(columns.id or ROW, columns.time, None, features)
+    roles = Roles(columns.id or ROW, columns.time, None, features, None)
     table = Table(path, roles, frame_of(path, roles), Missing(()), trained=False)
     if columns.id is None:
         table.ids = pl.Series([path.stem] * len(table.ids))
