@@ -3,9 +3,10 @@
 Everything shown or saved later, by the table, the report and the run folder, is read from `Results.to_dict()`.
 """
 
+import math
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -211,7 +212,7 @@ class Results:
             "seeds": list(self.seeds),
             "models": [_entry_dict(entry) for entry in self.entries],
             "unfinished": list(self.unfinished),
-            "baselines": [asdict(baseline) for baseline in self.baselines],
+            "baselines": [{**asdict(baseline), "scores": _known(baseline.scores)} for baseline in self.baselines],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
             "test_groups": None if data.test.groups is None else list(data.test.groups),
@@ -382,6 +383,11 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
         "step_microseconds": entry.step_microseconds,
         "runs": [asdict(run) for run in entry.runs],
     }
+
+
+def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores as JSON has them: null where one is not defined."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _width(rows: Sequence[tuple[tuple[str, ...], str]], first: int) -> int:
