@@ -232,7 +232,7 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["settings"] == {
         "hidden_size": 6, "epochs": 2, "batch_size": 32, "learning_rate": 0.005, "clip_norm": 1.0, "pool": "last",
-        "threads": 1, "schedule": "one-cycle", "patience": None,
+        "threads": 1, "schedule": "one-cycle", "patience": None, "metric": "accuracy", "balanced": False,
     }  # fmt: skip
     assert again["dataset"]["classes"] == [str(k) for k in range(1, 10)]
     assert again["dataset"]["train"] == again["dataset"]["test"] == 30

@@ -9,18 +9,16 @@ from rich.console import Console
 from rich.table import Column
 
 from anyrnn.workbench.compare import Progress
-from anyrnn.workbench.data import Dataset
 
 
 @contextmanager
-def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], None]]:
+def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show the progress of a comparison: a bar on a terminal, elsewhere a line for each training run."""
-    metric = "rmse" if dataset.classes is None else "accuracy"
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
     def text(now: Progress) -> str:
         if now.epoch.test_score is not None:
-            scores[now.run] = f": {metric} {now.epoch.test_score:.4g}"
+            scores[now.run] = f": {now.metric} {now.epoch.test_score:.4g}"
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
 
     if console.is_terminal and not console.is_dumb_terminal:
