@@ -155,7 +155,7 @@ def test_every_option_reaches_the_training(here: Path) -> None:
     results = open_run("run").results
     assert results["settings"] == {
         "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 1.0, "pool": "max",
-        "threads": 2, "schedule": "cosine", "patience": None,
+        "threads": 2, "schedule": "cosine", "patience": None, "metric": "accuracy", "balanced": False,
     }  # fmt: skip
     assert (results["dataset"]["train"], results["dataset"]["test"]) == (24, 24)
     assert results["dataset"]["features"] == ["b", "a"]

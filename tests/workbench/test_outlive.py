@@ -368,7 +368,7 @@ def test_each_row_of_a_narrow_table_begins_with_its_name(results: Results, width
     console.print(results)
     lines = console.file.getvalue().splitlines()
     scores = [line for line in lines if re.search(r"\d\.\d{3}", line)]
-    names = ["RNN", "bidirect", "peephole", "majority", "1-neares"]
+    names = ["RNN", "bidirect", "peephole", "majority", "1-neares", "1-neares", "ridge", "ridge"]
     assert [name for name, line in zip(names, scores, strict=True) if line.startswith(name)] == names
 
 

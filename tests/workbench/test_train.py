@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import anyrnn
+from anyrnn.workbench.baselines import MAJORITY, STATISTICS, STEPS, Baseline
 from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load
 from anyrnn.workbench.inspect import flow, gates
@@ -128,7 +129,8 @@ def test_gradients_are_clipped(few: Dataset) -> None:
 def test_an_lstm_reaches_its_known_accuracy_on_japanese_vowels(vowels: Dataset) -> None:
     results = compare(vowels, ["lstm"], seeds=3)
     assert results.entries[0].score_mean >= 0.965
-    assert max(baseline.score for baseline in results.baselines) < results.entries[0].score_mean
+    rivals = {baseline.name: baseline.score for baseline in results.baselines}
+    assert max(rivals[MAJORITY], rivals[STATISTICS], rivals[STEPS]) < results.entries[0].score_mean
 
 
 def test_a_number_is_learned_in_its_own_units(numbers: Dataset) -> None:
@@ -166,11 +168,30 @@ def test_the_verdict_is_the_sentence_at_the_head_of_the_report(
     results = compare(few, ["rnn"], seeds=1, settings=QUICK)
     (entry,), y = results.entries, few.test.y.tolist()
     run = replace(entry.runs[0], score=right / 30, predictions=tuple(y[:right] + [(k + 1) % 9 for k in y[right:]]))
-    baselines = tuple(replace(b, score=s) for b, s in zip(results.baselines, (rival, 0.0), strict=True))
+    baselines = tuple(replace(b, score=s) for b, s in zip(results.baselines, (rival, 0, 0, 0, 0), strict=True))
     results = replace(results, entries=(replace(entry, runs=(run,)),), baselines=baselines)
     said = results.verdict.replace("\N{NO-BREAK SPACE}", " ")
     assert said.startswith(verdict)
     assert results.verdict in re.sub("</?strong>", "", render(results.to_dict(), None))
+
+
+def test_no_network_is_recommended_where_the_nearest_neighbour_is_better(few: Dataset) -> None:
+    """As on GunPoint: 150 test sequences, a network at 0.81, the nearest neighbour on the steps at 0.91."""
+    generator = torch.Generator().manual_seed(0)
+    x = tuple(torch.randn(5, 12, generator=generator) for _ in range(150))
+    test = Sequences(x, torch.arange(150) % 9, tuple(map(str, range(150))))
+    results = compare(replace(few, test=test), ["lstm"], seeds=1, settings=QUICK)
+    (entry,), y = results.entries, test.y.tolist()
+    right = round(0.81 * 150)
+    run = replace(entry.runs[0], score=right / 150, predictions=tuple(y[:right] + [(k + 1) % 9 for k in y[right:]]))
+    results = replace(
+        results, entries=(replace(entry, runs=(run,)),), baselines=(Baseline(MAJORITY, 0.5), Baseline(STEPS, 0.913))
+    )
+    said = results.verdict.replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith(
+        f"No network: the baseline “{STEPS}” wins with 91.3 %; the best network, LSTM, gets 81.3 % of"
+    )
+    assert "baseline" in results.table().splitlines()[-1]
 
 
 def test_the_spread_is_the_sample_standard_deviation_over_the_seeds(few: Dataset) -> None:
@@ -211,7 +232,7 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again["settings"] == {
         "hidden_size": 6, "epochs": 2, "batch_size": 32, "learning_rate": 0.005, "clip_norm": 1.0, "pool": "last",
-        "threads": 1, "schedule": "one-cycle", "patience": None,
+        "threads": 1, "schedule": "one-cycle", "patience": None, "metric": "accuracy", "balanced": False,
     }  # fmt: skip
     assert again["dataset"]["classes"] == [str(k) for k in range(1, 10)]
     assert again["dataset"]["train"] == again["dataset"]["test"] == 30

@@ -26,6 +26,7 @@ from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
+from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
@@ -143,6 +144,17 @@ Validation = Annotated[
         help="Of the training part, set aside to choose the epoch by; 0: none, and the last epoch it is.",
     ),
 ]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"What chooses epochs and networks. For classes: {', '.join(CLASS_METRICS)}; for a number: "
+        f"{', '.join(NUMBER_METRICS)}.  [default: the first]",
+    ),
+]
+Balanced = Annotated[
+    bool, typer.Option("--balanced", help="Weigh classes by the inverse of their frequency: rare ones count as much.")
+]
 GroupOption = Annotated[
     str | None,
     typer.Option(
@@ -217,6 +229,8 @@ def compare_command(
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
     patience: Patience = None,
+    metric: MetricOption = None,
+    balanced: Balanced = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -241,6 +255,8 @@ def compare_command(
         threads=threads,
         schedule=schedule,
         patience=patience,
+        metric=metric,
+        balanced=balanced,
     )
 
     def train(tell: Callable[[Progress], None], on_network: Callable[[Results], None]) -> Results:
@@ -279,6 +295,8 @@ def fit_command(
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
     patience: Patience = None,
+    metric: MetricOption = None,
+    balanced: Balanced = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -299,6 +317,8 @@ def fit_command(
         threads=threads,
         schedule=schedule,
         patience=patience,
+        metric=metric,
+        balanced=balanced,
     )
 
     def train(tell: Callable[[Progress], None], _: Callable[[Results], None]) -> Results:
@@ -472,7 +492,7 @@ def _train_and_save(
     check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
     finished: list[Results] = []
     try:
-        with shown(console, dataset) as tell:
+        with shown(console) as tell:
             finished.append(train(tell, finished.append))
         _show(finished[-1])
         kept = keep(finished[-1], folder, overwrite=overwrite, numbered=numbered)

@@ -3,11 +3,14 @@
 Everything shown or saved later, by the table, the report and the run folder, is read from `Results.to_dict()`.
 """
 
+import math
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import flow, gates
+from anyrnn.workbench.metrics import Metric, metric
 from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
@@ -106,24 +110,32 @@ class Results:
 
     @property
     def metric(self) -> str:
-        """What is scored: "accuracy", which is better when higher, or "rmse", better when lower."""
-        return "rmse" if self.dataset.classes is None else "accuracy"
+        """What is scored, such as "accuracy" or "rmse"."""
+        return self._metric.name
+
+    @property
+    def _metric(self) -> Metric:
+        return metric(self.settings.metric, classes=self.dataset.classes is not None)
 
     @property
     def best(self) -> Entry:
         """The network with the best mean score; of equals, the first."""
-        best: Entry = self._better(self.entries, key=lambda entry: entry.score_mean)
-        return best
+        sign = self._metric.sign
+        return max(self.entries, key=lambda e: sign * e.score_mean if math.isfinite(e.score_mean) else -math.inf)
 
     @property
     def verdict(self) -> str:
         """The answer in a sentence: the one at the head of the report."""
-        return str(answer(Comparison(self.to_dict())))
+        return str(answer(self._comparison))
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What else the curves say, a sentence each: which networks are overfitting."""
-        return tuple(overfitting(Comparison(self.to_dict())))
+        return tuple(overfitting(self._comparison))
+
+    @cached_property
+    def _comparison(self) -> Comparison:
+        return Comparison(self.to_dict())
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -186,12 +198,15 @@ class Results:
             "settings": asdict(self.settings),
             "metric": {
                 "name": self.metric,
-                "higher_is_better": data.classes is not None,
+                "higher_is_better": self._metric.higher_is_better,
+                "percent": self._metric.percent,
             },
             "seeds": list(self.seeds),
-            "models": [_entry_dict(entry) for entry in self.entries],
+            "models": [_entry_dict(entry, data) for entry in self.entries],
             "unfinished": list(self.unfinished),
-            "baselines": [asdict(baseline) for baseline in self.baselines],
+            "baselines": [
+                {"name": b.name, **_known({"score": b.score}), "scores": _known(b.scores)} for b in self.baselines
+            ],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
             "test_groups": None if data.test.groups is None else list(data.test.groups),
@@ -243,7 +258,7 @@ class Results:
 
     def _rows(self) -> list[tuple[tuple[str, ...], str]]:
         """Of each row of the table the name, the score, the mark and the costs; and its style."""
-        comparison = Comparison(self.to_dict())
+        comparison = self._comparison
         rows: list[tuple[tuple[str, ...], str]] = []
         for entry in self.entries:
             mark = comparison.mark(entry.model.network.name)
@@ -259,12 +274,10 @@ class Results:
         none = ("",) * len(_COSTS)
         return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
 
-    @property
-    def _better(self) -> Callable[..., Any]:
-        return min if self.dataset.classes is None else max
-
     def _text(self, mean: float, std: float | None = None) -> str:
-        form = ".4g" if self.dataset.classes is None else ".3f"
+        if not math.isfinite(mean):
+            return "–"
+        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
         return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
 
 
@@ -333,7 +346,7 @@ def _told(
     if progress is False or (progress is None and notebook_display() is None):
         yield on_epoch
         return
-    with shown(Console(), dataset) as show:
+    with shown(Console()) as show:
 
         def tell(now: Progress) -> None:
             show(now)
@@ -361,8 +374,8 @@ def _compare(
         for each in networks:
             build(each, len(dataset.features), settings.hidden_size, 1, settings.pool)
     settings = settings.resolved(dataset)
-    epochs = settings.epochs_for(len(dataset.train))
-    results = Results(dataset, settings, seeds, (), baselines(dataset), tuple(cells), command)
+    epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
+    results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
         for seed in seeds:
@@ -370,7 +383,7 @@ def _compare(
 
             def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
                 if on_epoch is not None:
-                    on_epoch(Progress(each, seed, run, len(networks) * len(seeds), epoch, epochs, ended))
+                    on_epoch(Progress(each, seed, run, runs, epoch, epochs, ended, chosen))
 
             trained.append(train(each, dataset, settings, seed, tell))
         with using_threads(settings.thread_count):
@@ -393,7 +406,9 @@ def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
     )
 
 
-def _entry_dict(entry: Entry) -> dict[str, Any]:
+def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
+    names = entry.runs[0].scores
+    means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
     return {
         "name": entry.model.network.name,
         "title": entry.model.network.title,
@@ -404,8 +419,23 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
         "score_std": entry.score_std,
         "train_seconds": entry.train_seconds,
         "step_microseconds": entry.step_microseconds,
-        "runs": [asdict(run) for run in entry.runs],
+        "scores": _known(means),
+        "per_class": None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist()),
+        "runs": [{**asdict(run), "scores": _known(run.scores)} for run in entry.runs],
     }
+
+
+def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
+    """Of each class how many test sequences there are, and the share of them that is recognised, over the runs."""
+    total = Counter(y)
+    pairs = Counter(true for run in entry.runs for true, got in zip(y, run.predictions, strict=True) if true == got)
+    recall = [pairs[k] / (total[k] * len(entry.runs)) if total[k] else None for k in range(len(classes))]
+    return [{"class": name, "total": total[k], "recall": recall[k]} for k, name in enumerate(classes)]
+
+
+def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores as JSON has them: null where one is not defined."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _width(rows: Sequence[tuple[tuple[str, ...], str]], first: int) -> int:

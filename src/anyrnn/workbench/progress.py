@@ -12,7 +12,6 @@ from rich import progress
 from rich.console import Console
 from rich.table import Column
 
-from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.models import Network
 from anyrnn.workbench.train import Epoch
 
@@ -31,6 +30,7 @@ class Progress:
         epoch: The epoch just ended.
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
+        metric: What its scores are.
     """
 
     network: Network
@@ -40,6 +40,7 @@ class Progress:
     epoch: Epoch
     epochs: int
     ended: bool
+    metric: str = "score"
 
     @property
     def share(self) -> float:
@@ -48,15 +49,14 @@ class Progress:
 
 
 @contextmanager
-def shown(console: Console, dataset: Dataset) -> Iterator[Callable[[Progress], None]]:
+def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show the progress of a comparison: a bar in a notebook or on a terminal, elsewhere a line for each run."""
     display = notebook_display()
-    metric = "rmse" if dataset.classes is None else "accuracy"
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
     def text(now: Progress) -> str:
         if now.epoch.test_score is not None:
-            scores[now.run] = f": {metric} {now.epoch.test_score:.4g}"
+            scores[now.run] = f": {now.metric} {now.epoch.test_score:.4g}"
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
 
     if display is not None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 import torch
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -67,7 +69,7 @@ class Gates:
 
 
 def render(
-    results: Mapping[str, object], gates: Gates | None, flows: Mapping[str, Sequence[charts.Point]] | None = None
+    results: Mapping[str, Any], gates: Gates | None, flows: Mapping[str, Sequence[charts.Point]] | None = None
 ) -> str:
     """Write the report of a comparison as one self-contained HTML page.
 
@@ -94,6 +96,8 @@ def render(
         score=_curves(comparison, "test_score"),
         scored=_scored(comparison),
         mistakes=_mistakes(comparison),
+        metrics=_metrics(results, comparison),
+        recalls=_recalls(comparison),
         diverged=any(m.diverged for m in comparison.models),
         gates=gates,
         flow=_flow(comparison, flows or {}),
@@ -218,6 +222,35 @@ def _scored(c: Comparison) -> int:
     run = c.best.runs[0]["history"]
     scored = sum(point["test_score"] is not None for point in run)
     return scored if 0 < scored < len(run) else 0
+
+
+def _metrics(results: Mapping[str, Any], c: Comparison) -> dict[str, object] | None:
+    """Give every score of every network and baseline, as a table; nothing of an older run, which had one."""
+    found = {each["name"]: each.get("scores") or {} for each in (*results["models"], *results["baselines"])}
+    names = list(found[c.best.name])
+    if len(names) < 2:
+        return None
+    rows = [(m.title, found[m.name]) for m in c.models] + [(name, found[name]) for name, _ in c.baselines]
+    cells = [(title, [_any_score(name, number(own.get(name))) for name in names]) for title, own in rows]
+    return {"names": names, "rows": cells}
+
+
+def _any_score(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    known = {**CLASS_METRICS, **NUMBER_METRICS}[name]
+    return f"{100 * value:.1f}{_NBSP}%" if known.percent else f"{value:.4g}"
+
+
+def _recalls(c: Comparison) -> list[tuple[str, int, str]]:
+    """Give of each class its number of test sequences and the share that the best network recognises, worst first."""
+    if c.classes is None or not math.isfinite(c.best.mean):
+        return []
+    total, right = Counter(c.targets), Counter[float]()
+    for run in c.best.runs:
+        right.update(true for true, got in zip(c.targets, run["predictions"], strict=True) if true == got)
+    shares = [(right[k] / (total[k] * len(c.best.runs)), k) for k in range(len(c.classes)) if total[k]]
+    return [(c.classes[k], total[k], f"{100 * share:.1f}{_NBSP}%") for share, k in sorted(shares)]
 
 
 def _mistakes(c: Comparison) -> dict[str, object] | None:

@@ -9,9 +9,9 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.metrics import metric, spread
+from anyrnn.workbench.metrics import metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, build, outputs
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Sequences, batch, moments
@@ -58,6 +58,10 @@ class Settings:
         patience: Epochs without a better validation score after which training ends. None: 10 for "plateau" and
             "constant"; never for the others, whose last epochs, with their small rates, gain most. Either way the
             weights are those of the best epoch, and without a validation part those of the last one.
+        metric: The name of the score that chooses epochs and networks. None: "accuracy" for classes; others are
+            "balanced-accuracy", "macro-f1", "auc" and "log-loss". "rmse" for a number; others are "mae", "r2", "mape",
+            "nse" and "kge".
+        balanced: Classes weigh in the loss by the inverse of their frequency, so that rare ones count as much.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or an unknown pool.
@@ -72,6 +76,8 @@ class Settings:
     threads: int | None = None
     schedule: Schedule = "one-cycle"
     patience: int | None = None
+    metric: str | None = None
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "epochs", "batch_size", "threads", "patience"):
@@ -92,15 +98,18 @@ class Settings:
         """These settings for a dataset, with nothing left open that it decides.
 
         Raises:
-            AnyRNNError: if they need a validation part, and it has none.
+            AnyRNNError: if they need a validation part or classes, and it has none, or if the metric is not for it.
         """
+        if self.balanced and dataset.classes is None:
+            raise AnyRNNError("settings: balanced weighs classes, but a number is predicted")
         validated = dataset.validation is not None
         for what, asked in ((f"schedule={self.schedule!r}", self.schedule == "plateau"), ("patience", self.patience)):
             if asked and not validated:
                 raise AnyRNNError(f"settings: {what} needs a validation part, and the data have none: {dataset.split}")
         patience = self.patience or (_PATIENCE if validated and self._has_no_end else None)
         epochs = self.epochs_for(len(dataset.train), validated=validated)
-        return replace(self, epochs=epochs, patience=patience, threads=self.thread_count)
+        chosen = metric(self.metric, classes=dataset.classes is not None).name
+        return replace(self, epochs=epochs, patience=patience, threads=self.thread_count, metric=chosen)
 
     def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
         """The number of epochs for so many training sequences, with a validation part or without."""
@@ -150,6 +159,8 @@ class Run:
         epoch: Whose weights were kept: the best one by the validation part, or the last one if there is none.
         decline: By how much the validation score was better then than after the last epoch; None without one.
         decline_luck: How much of that may be luck: twice its standard error over the validation sequences.
+        scores: By every metric, NaN where one is not defined.
+        probabilities: Of the classes, for each test sequence; None unless the metric needs them.
     """
 
     seed: int
@@ -160,6 +171,8 @@ class Run:
     epoch: int = 0
     decline: float | None = None
     decline_luck: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    probabilities: tuple[tuple[float, ...], ...] | None = None
 
 
 def train(
@@ -221,7 +234,8 @@ class _Training:
             time_column=dataset.time_column,
         )
         self.settings, self.seed, self.dataset = settings, seed, dataset
-        self.metric = metric(None, classes=classes is not None)
+        self.metric = metric(settings.metric, classes=classes is not None)
+        self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
         self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
         self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
         self.test = [scaler(x) for x in dataset.test.x]
@@ -253,7 +267,7 @@ class _Training:
             if self.dataset.validation is not None:
                 answers = self.model.read(on_validation)
                 score = self._score(answers, self.dataset.validation)
-                loss = _loss(self.model, on_validation, self.dataset.validation.y).item()
+                loss = self._loss(on_validation, self.dataset.validation.y).item()
                 point = replace(point, validation_loss=loss, validation_score=score)
                 if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
                     best = _Best(epoch, score, loss, answers, _copied(self.model.module))
@@ -270,8 +284,12 @@ class _Training:
             decline, luck = self._decline(best, answers)
             run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
         answers = self.model.read(outputs(self.model.module, self.test))
-        score = self._score(answers, self.dataset.test)
+        y, shares, classes = self.dataset.test.y, answers.probabilities, self.dataset.classes is not None
+        found = scores(y, answers.values, shares, classes=classes, chosen=self.metric.name)
+        score = found[self.metric.name]
         history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
+        kept = tuple(map(tuple, shares.tolist())) if self.metric.of_probabilities and shares is not None else None
+        run = replace(run, scores=found, probabilities=kept)
         return self.model, replace(run, score=score, history=tuple(history), predictions=answers.values)
 
     def _learn(self) -> float:
@@ -282,7 +300,7 @@ class _Training:
         order = torch.randperm(count, generator=self.shuffle)
         for first in range(0, count, size):
             x, lengths, y = batch(self.part, order[first : first + size])
-            loss = _loss(self.model, module(x, lengths=lengths)[0], y)
+            loss = self._loss(module(x, lengths=lengths)[0], y)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
@@ -290,6 +308,12 @@ class _Training:
             self.rate.after_update()
             total += loss.item() * len(y)
         return total / count
+
+    def _loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        if self.model.target_scale is None:
+            return F.cross_entropy(outputs, y, weight=self.class_weights)
+        mean, std = self.model.target_scale
+        return F.mse_loss(outputs[:, 0], ((y.double() - mean) / std).to(outputs.dtype))
 
     def _score(self, answers: Predictions, part: Sequences, places: Any = slice(None)) -> float:
         probabilities = None if answers.probabilities is None else answers.probabilities.double().numpy()[places]
@@ -345,11 +369,9 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def _loss(model: Model, outputs: Tensor, y: Tensor) -> Tensor:
-    if model.target_scale is None:
-        return F.cross_entropy(outputs, y)
-    mean, std = model.target_scale
-    return F.mse_loss(outputs[:, 0], ((y.double() - mean) / std).to(outputs.dtype))
+def _class_weights(y: Tensor, count: int) -> Tensor:
+    """The inverse of the frequency of each class (K,), as scikit-learn's "balanced" has it: 1 where all are alike."""
+    return len(y) / (count * torch.bincount(y, minlength=count).clamp(min=1).float())
 
 
 @contextmanager

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from anyrnn.workbench.metrics import metric, spread
 
 _NBSP = "\N{NO-BREAK SPACE}"
 
@@ -86,6 +90,8 @@ class Comparison:
         self.validated = bool(dataset.get("validation"))  # which an older run had not
         self.sign = 1 if results["metric"]["higher_is_better"] else -1
         self.metric: str = results["metric"]["name"]
+        self.percent: bool = results["metric"].get("percent", self.metric == "accuracy")  # as an older run had it
+        self.test_groups: list[str] | None = results.get("test_groups")
         self.models = sorted(
             (self._model(k, model) for k, model in enumerate(results["models"])), key=lambda m: self.rank(m.mean)
         )
@@ -155,6 +161,9 @@ class Comparison:
         N, score = len(self.targets), self.best.mean
         if N < 2 or not math.isfinite(score):
             return seeds, math.inf
+        if self.test_groups is not None or self.metric not in {"accuracy", "rmse"}:
+            error = self._drawn_error()
+            return seeds, 2 * error if math.isfinite(error) else math.inf
         if self.metric == "accuracy":
             # Agresti and Coull's two more right and two more wrong: all of 20 sequences right is not without error.
             share = (score * N + 2) / (N + 4)
@@ -163,6 +172,24 @@ class Comparison:
         predicted = torch.tensor([run["predictions"] for run in self.best.runs], dtype=torch.float64)
         error = float((predicted - true).square().mean(0).std()) / math.sqrt(N)  # of the mean squared error
         return seeds, error / score if score else 0.0  # its root has an error of 1 / (2 rmse) of that; twice
+
+    def _drawn_error(self) -> float:
+        """Give the standard error of the best network's score over the test sequences, or groups, by the bootstrap."""
+        computed = metric(self.metric, classes=self.classes is not None)
+        y = np.array(self.targets, dtype=np.float64)
+        answers = [
+            (
+                np.array(run["predictions"], dtype=np.float64),
+                np.array(run["probabilities"], dtype=np.float64) if run.get("probabilities") else None,
+            )
+            for run in self.best.runs
+        ]
+
+        def mean(places: NDArray[Any]) -> float:
+            parts = [(y[places], got[places], None if p is None else p[places]) for got, p in answers]
+            return statistics.fmean(computed.compute(*part) for part in parts)
+
+        return spread(mean, len(y), self.test_groups)
 
     def mark(self, name: str) -> str:
         """Give what stands beside a network in a table: "best", "tie" or nothing; nothing too if it is alone."""
@@ -179,7 +206,7 @@ class Comparison:
         return (not math.isfinite(score), -self.sign * score)
 
     def _score(self) -> Score:
-        if self.metric == "accuracy":
+        if self.percent:
             return Score(percent=True, decimals=1 if len(self.targets) < 2000 else 2)
         sizes = [
             abs(s) for s in (*(m.mean for m in self.models), *(s for _, s in self.baselines)) if math.isfinite(s) and s
@@ -224,7 +251,8 @@ def answer(c: Comparison) -> Answer:
     if c.metric == "accuracy":
         score = f"gets {score} of {len(c.targets):,} test sequences right"
     else:
-        score = f"predicts {len(c.targets):,} test sequences with an {c.metric} of {score}"
+        article = "an" if c.metric in {"accuracy", "auc", "rmse", "mae", "r2", "nse"} else "a"
+        score = f"predicts {len(c.targets):,} test sequences with {article} {c.metric} of {score}"
     if c.baselines:
         name, baseline = c.baselines[0]
         lead = c.lead(best.mean, baseline)
