@@ -319,7 +319,7 @@ def compare(
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
     arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
-    with _told(dataset, progress, on_epoch) as tell:
+    with _told(progress, on_epoch) as tell:
         return _compare(*arguments, tell, on_network)
 
 
@@ -334,13 +334,13 @@ def fit(
     progress: bool | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    with _told(dataset, progress, on_epoch) as tell:
+    with _told(progress, on_epoch) as tell:
         return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
 
 
 @contextmanager
 def _told(
-    dataset: Dataset, progress: bool | None, on_epoch: Callable[[Progress], None] | None
+    progress: bool | None, on_epoch: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Progress], None] | None]:
     """What is told after each epoch: the caller, and who looks on."""
     if progress is False or (progress is None and notebook_display() is None):
