@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, build, is_network_name, network
+from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
 from anyrnn.workbench.sequences import Scaler
 
 # Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
@@ -48,8 +49,7 @@ def save_model(folder: Path, model: Model) -> None:
         "torch": torch.__version__,
         "network": model.network.name,
         "layer": repr(model.layer),
-        "hidden_size": model.hidden_size,
-        "pool": model.pool,
+        **asdict(model.structure),
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
@@ -126,18 +126,21 @@ def _permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    return build(
-        found, len(fields["features"]), fields["hidden_size"], 1 if classes is None else len(classes), fields["pool"]
-    )
+    return build(found, len(fields["features"]), 1 if classes is None else len(classes), fields["structure"])
 
 
 def _check_size(found: Network, fields: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
     """Refuse a network that is larger than its weights before any memory is taken for it."""
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    if fields["hidden_size"] > largest:
+    structure: Structure = fields["structure"]
+    if structure.hidden_size > largest:
         raise AnyRNNError(
-            f"got hidden_size={fields['hidden_size']}, but no weight of {path.name} has more than {largest} rows or "
+            f"got hidden_size={structure.hidden_size}, but no weight of {path.name} has more than {largest} rows or "
             f"columns; expected {MADE_BY}"
+        )
+    if structure.layers > len(weights):
+        raise AnyRNNError(
+            f"got layers={structure.layers}, but {path.name} has {len(weights)} weights only; expected {MADE_BY}"
         )
     try:
         with torch.device("meta"):  # sizes without memory
@@ -182,8 +185,14 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
     scale = field("target_scale", lambda v: v is None or _is_scale(v), "null, or a mean and a deviation above 0")
     return {
         "network": field("network", is_network_name, "the name of a network"),
-        "hidden_size": field("hidden_size", lambda v: _is_int(v) and 0 < v < 2**31, "a whole number above 0"),
-        "pool": field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
+        "structure": Structure(
+            hidden_size=field("hidden_size", _is_size, "a whole number above 0"),
+            pool=field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
+            # An older run had one layer and one direction, unless its network said otherwise.
+            layers=field("layers", _is_size, "a whole number above 0") if "layers" in description else 1,
+            bidirectional="bidirectional" in description
+            and field("bidirectional", lambda v: isinstance(v, bool), "true or false"),
+        ),
         "features": tuple(field("features", _is_names, "different names")),
         "classes": None if classes is None else tuple(classes),
         "target": field("target", lambda v: isinstance(v, str), "a name"),
@@ -197,6 +206,10 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_int(value) and 0 < value < 2**31
 
 
 def _is_number(value: Any) -> bool:
