@@ -1,7 +1,7 @@
 """Remaining life of NASA's turbofans (C-MAPSS FD001): tables of windows for the workbench, and its score on them.
 
     python benchmarks/cmapss.py DATA            # the folder with train_FD001.txt, test_FD001.txt and RUL_FD001.txt
-    python benchmarks/cmapss.py DATA --epochs 5 --cells lstm,gru
+    python benchmarks/cmapss.py DATA --batch-size 256 --cells lstm,gru
 
 A window is 30 cycles of one engine; its target the cycles that are left, at most 125. To train on: all windows of the
 training engines; to test on: the last window of each test engine. Published for an LSTM on these: a root mean squared
@@ -27,6 +27,8 @@ from anyrnn.workbench.compare import Progress
 
 STEPS, MOST = 30, 125
 COLUMNS = ("setting_1", "setting_2", "setting_3", *(f"sensor_{k}" for k in range(1, 22)))
+# Of the settings that are left open by default.
+KINDS = {"epochs": int, "threads": int, "patience": int, "metric": str, "clip_gradient": float}
 
 
 def main() -> None:
@@ -37,8 +39,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--validation", type=float, default=0.2)
     for field in fields(Settings):
-        kind = type(field.default) if field.default is not None else int
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        option, kind = f"--{field.name.replace('_', '-')}", KINDS.get(field.name, type(field.default))
+        if kind is bool:
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, type=kind, default=field.default)
     given = parser.parse_args()
     settings = Settings(**{field.name: getattr(given, field.name) for field in fields(Settings)})
     with tempfile.TemporaryDirectory() as temporary:
@@ -62,7 +67,7 @@ def main() -> None:
             print(
                 f"{entry.model.network.title}, seed {run.seed}: rmse {run.score:.2f}, the weights of epoch {run.epoch}"
             )
-    print(results.verdict)
+    print(results.verdict, *results.remarks, sep="\n")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
 

@@ -165,7 +165,9 @@ def counting(contender: Contender, rate: float, seed: int) -> dict[str, Any]:
 def vowels(contender: Contender, rate: float, seed: int) -> dict[str, Any]:
     """Train on japanese-vowels."""
     settings = Settings(hidden_size=contender.hidden("vowels"), learning_rate=rate, threads=1)
-    run = train(Network("gates", contender.name, contender.make), load("japanese-vowels", validation=0), settings, seed)[1]
+    run = train(
+        Network("gates", contender.name, contender.make), load("japanese-vowels", validation=0), settings, seed
+    )[1]
     return {"score": run.score, "curve": [epoch.train_loss for epoch in run.history]}
 
 

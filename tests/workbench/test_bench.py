@@ -19,7 +19,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import bench, peers
 from anyrnn.workbench.bench import Setting, Timing
 from anyrnn.workbench.cli import app
-from anyrnn.workbench.models import NETWORKS
+from anyrnn.workbench.models import COMPARED, NETWORKS
 from anyrnn.workbench.peers import Contender, Problem
 
 SMALL = {"hidden_size": 5, "input_size": 3, "batch_size": 4, "steps": 6, "threads": 1, "seconds": 0.001}
@@ -44,7 +44,7 @@ def installed(*packages: str) -> pytest.MarkDecorator:
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", COMPARED)
 def test_torch_nn_and_the_loop_compute_what_our_layer_does(name: str, ragged: bool) -> None:
     layer = NETWORKS[name].layer(3, 5)
     problem = Problem.draw(6, 4, 3, layer.output_size, ragged=ragged)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import anyrnn
 from anyrnn.workbench.cli import app
-from anyrnn.workbench.models import NETWORKS
+from anyrnn.workbench.models import COMPARED
 from anyrnn.workbench.runs import open_run
 
 SCRIPT = Path(sys.executable).parent / "anyrnn"
@@ -123,7 +123,7 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
 def test_every_network_is_compared_unless_told_otherwise(here: Path) -> None:
     result = invoke("compare", table(here / "d.csv"), *COLUMNS, "--target", "y", *QUICK, "--seeds", 1, "--out", "run")
     assert result.exit_code == 0, result.output
-    assert open_run("run").names == tuple(NETWORKS)
+    assert open_run("run").names == COMPARED
 
 
 def test_two_runs_show_the_same_scores(here: Path) -> None:
@@ -149,13 +149,16 @@ def test_every_option_reaches_the_training(here: Path) -> None:
         "fit", table(here / "train.csv"), "--test", table(here / "test.csv", first=24), *COLUMNS, "--target", "y",
         "--features", "b, a", "--task", "classification", "--cell", "peephole-lstm", "--seed", 7, "--hidden", 5,
         "--epochs", 2, "--batch-size", 4, "--learning-rate", "0.01", "--pool", "max", "--threads", 2,
-        "--schedule", "cosine", "--out", "run",
+        "--schedule", "cosine", "--balanced", "--layers", 2, "--bidirectional", "--dropout", 0.2,
+        "--recurrent-dropout", 0.1, "--weight-decay", 0.01, "--clip-norm", 2, "--clip-gradient", 0.5, "--out", "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     results = open_run("run").results
     assert results["settings"] == {
-        "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 1.0, "pool": "max",
-        "threads": 2, "schedule": "cosine", "patience": None, "metric": "accuracy", "balanced": False,
+        "hidden_size": 5, "epochs": 2, "batch_size": 4, "learning_rate": 0.01, "clip_norm": 2.0, "pool": "max",
+        "threads": 2, "schedule": "cosine", "patience": None, "metric": "accuracy", "balanced": True,
+        "layers": 2, "bidirectional": True, "dropout": 0.2, "recurrent_dropout": 0.1, "weight_decay": 0.01,
+        "clip_gradient": 0.5,
     }  # fmt: skip
     assert (results["dataset"]["train"], results["dataset"]["test"]) == (24, 24)
     assert results["dataset"]["features"] == ["b", "a"]

@@ -49,7 +49,7 @@ def few() -> Dataset:
 
 @pytest.fixture(scope="module")
 def results(few: Dataset) -> Results:
-    return compare(few, seeds=1, settings=QUICK)
+    return compare(few, tuple(NETWORKS), seeds=1, settings=QUICK)
 
 
 @pytest.fixture(scope="module")

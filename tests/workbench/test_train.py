@@ -16,7 +16,7 @@ from anyrnn.workbench.baselines import MAJORITY, STATISTICS, STEPS, Baseline
 from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.models import NETWORKS, network
+from anyrnn.workbench.models import COMPARED, NETWORKS, network
 from anyrnn.workbench.report import render
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.train import Settings, score, step_microseconds, train
@@ -233,6 +233,8 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     assert again["settings"] == {
         "hidden_size": 6, "epochs": 2, "batch_size": 32, "learning_rate": 0.005, "clip_norm": 1.0, "pool": "last",
         "threads": 1, "schedule": "one-cycle", "patience": None, "metric": "accuracy", "balanced": False,
+        "layers": 1, "bidirectional": False,
+        "dropout": 0.0, "recurrent_dropout": 0.0, "weight_decay": 0.0, "clip_gradient": None,
     }  # fmt: skip
     assert again["dataset"]["classes"] == [str(k) for k in range(1, 10)]
     assert again["dataset"]["train"] == again["dataset"]["test"] == 30
@@ -372,7 +374,7 @@ def test_a_prediction_does_not_depend_on_the_sequences_beside_it(few: Dataset) -
     assert torch.allclose(together, alone, atol=1e-6)  # float32: other batch sizes, other order of sums
 
 
-@pytest.mark.parametrize("cell", NETWORKS)
+@pytest.mark.parametrize("cell", COMPARED)
 def test_gates_are_those_that_made_the_output(few: Dataset, cell: str) -> None:
     model = fit(few, cell, settings=QUICK).entries[0].model
     found = gates(model, few.test, 5)
@@ -429,8 +431,8 @@ def test_a_step_of_a_wider_layer_takes_longer() -> None:
 
 
 def test_training_scores_with_dropout_off_and_trains_with_it_on(few: Dataset) -> None:
-    dropping = replace(network("lstm"), layer=lambda i, h: anyrnn.LSTM(i, h, num_layers=2, dropout=0.5))
+    dropping = replace(network("lstm"), layer=lambda i, h, **_: anyrnn.LSTM(i, h, num_layers=2, dropout=0.5))
     model, run = train(dropping, few, QUICK, 0)
-    plain = replace(network("lstm"), layer=lambda i, h: anyrnn.LSTM(i, h, num_layers=2))
+    plain = replace(network("lstm"), layer=lambda i, h, **_: anyrnn.LSTM(i, h, num_layers=2))
     assert train(plain, few, QUICK, 0)[1].history != run.history
     assert model.predict(few.test.x).values == run.predictions

@@ -27,7 +27,7 @@ from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
-from anyrnn.workbench.models import NETWORKS, Pool
+from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.progress import Progress, shown
@@ -155,6 +155,20 @@ MetricOption = Annotated[
 Balanced = Annotated[
     bool, typer.Option("--balanced", help="Weigh classes by the inverse of their frequency: rare ones count as much.")
 ]
+Layers = Annotated[int, typer.Option(help="One upon the other, of networks that do not say so themselves.")]
+Bidirectional = Annotated[
+    bool, typer.Option("--bidirectional", help="A second direction, from the end, in each layer.")
+]
+Dropout = Annotated[float, typer.Option(help="Share of features dropped between layers and before the classifier.")]
+RecurrentDropout = Annotated[
+    float, typer.Option(help="Share of the state dropped where a product takes it, the same at all steps.")
+]
+WeightDecay = Annotated[float, typer.Option(help="Of AdamW, on matrices.")]
+ClipNorm = Annotated[float, typer.Option(help="The norm that the gradient of an update is cut to.")]
+ClipGradient = Annotated[
+    float | None,
+    typer.Option(help="Limit of the gradient of the state between two steps.  [default: none]", show_default=False),
+]
 GroupOption = Annotated[
     str | None,
     typer.Option(
@@ -208,10 +222,10 @@ def compare_command(
     cells: Annotated[
         str,
         typer.Option(
-            help="Networks, with commas. module:Class is a cell of your own, called as Class(input_size, "
-            "hidden_size), in a module that is installed or in the current directory."
+            help=f"Networks, with commas, of {', '.join(NETWORKS)}. module:Class is a cell of your own, called as "
+            "Class(input_size, hidden_size), in a module that is installed or in the current directory."
         ),
-    ] = ",".join(NETWORKS),
+    ] = ",".join(COMPARED),
     seeds: Annotated[int, typer.Option(help="Training runs of each network, for the spread.")] = 3,
     epochs: Epochs = None,
     hidden: Hidden = _DEFAULT.hidden_size,
@@ -231,6 +245,13 @@ def compare_command(
     patience: Patience = None,
     metric: MetricOption = None,
     balanced: Balanced = False,
+    layers: Layers = _DEFAULT.layers,
+    bidirectional: Bidirectional = False,
+    dropout: Dropout = _DEFAULT.dropout,
+    recurrent_dropout: RecurrentDropout = _DEFAULT.recurrent_dropout,
+    weight_decay: WeightDecay = _DEFAULT.weight_decay,
+    clip_norm: ClipNorm = _DEFAULT.clip_norm,
+    clip_gradient: ClipGradient = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -257,6 +278,13 @@ def compare_command(
         patience=patience,
         metric=metric,
         balanced=balanced,
+        layers=layers,
+        bidirectional=bidirectional,
+        dropout=dropout,
+        recurrent_dropout=recurrent_dropout,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        clip_gradient=clip_gradient,
     )
 
     def train(tell: Callable[[Progress], None], on_network: Callable[[Results], None]) -> Results:
@@ -297,6 +325,13 @@ def fit_command(
     patience: Patience = None,
     metric: MetricOption = None,
     balanced: Balanced = False,
+    layers: Layers = _DEFAULT.layers,
+    bidirectional: Bidirectional = False,
+    dropout: Dropout = _DEFAULT.dropout,
+    recurrent_dropout: RecurrentDropout = _DEFAULT.recurrent_dropout,
+    weight_decay: WeightDecay = _DEFAULT.weight_decay,
+    clip_norm: ClipNorm = _DEFAULT.clip_norm,
+    clip_gradient: ClipGradient = None,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -319,6 +354,13 @@ def fit_command(
         patience=patience,
         metric=metric,
         balanced=balanced,
+        layers=layers,
+        bidirectional=bidirectional,
+        dropout=dropout,
+        recurrent_dropout=recurrent_dropout,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        clip_gradient=clip_gradient,
     )
 
     def train(tell: Callable[[Progress], None], _: Callable[[Results], None]) -> Results:

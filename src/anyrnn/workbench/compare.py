@@ -29,7 +29,7 @@ from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.metrics import Metric, metric
-from anyrnn.workbench.models import NETWORKS, Model, Network, build, network
+from anyrnn.workbench.models import COMPARED, Model, Network, network
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
@@ -283,7 +283,7 @@ class Results:
 
 def compare(
     dataset: Dataset,
-    cells: Sequence[str] = tuple(NETWORKS),
+    cells: Sequence[str] = COMPARED,
     *,
     seeds: int = 3,
     settings: Settings | None = None,
@@ -372,7 +372,7 @@ def _compare(
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            build(each, len(dataset.features), settings.hidden_size, 1, settings.pool)
+            settings.build(each, len(dataset.features), 1)
     settings = settings.resolved(dataset)
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
     results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)

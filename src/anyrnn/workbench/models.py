@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,25 +37,47 @@ class Network:
     Attributes:
         name: As given to `--cells`: a key of `NETWORKS`, or "module:Class" for a user's own cell.
         title: As shown in tables.
-        layer: Makes the layer from an input size and a hidden size.
+        layer: Makes the layer from an input size, a hidden size and the options of `anyrnn.Recurrent`, of which its own
+            win.
     """
 
     name: str
     title: str
-    layer: Callable[[int, int], Layer]
+    layer: Callable[..., Layer]
+
+
+def _layer(make: Callable[..., Layer], **own: Any) -> Callable[..., Layer]:
+    """A layer by its constructor, with options that are its own."""
+    return lambda input_size, hidden_size, **options: make(input_size, hidden_size, **{**options, **own})
+
+
+def _wrapped(
+    wrapper: Callable[[nn.Module], nn.Module], cell: Callable[..., nn.Module], **own: Any
+) -> Callable[..., Layer]:
+    """A layer of a cell around a cell."""
+
+    def make(input_size: int, hidden_size: int, **options: Any) -> Layer:
+        return anyrnn.Recurrent(lambda size: wrapper(cell(size, hidden_size)), input_size, **options)
+
+    return make
 
 
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
-        Network("rnn", "RNN", anyrnn.RNN),
-        Network("lstm", "LSTM", anyrnn.LSTM),
-        Network("gru", "GRU", anyrnn.GRU),
-        Network("peephole-lstm", "peephole LSTM", anyrnn.PeepholeLSTM),
-        Network("bilstm", "bidirectional LSTM", partial(anyrnn.LSTM, bidirectional=True)),
-        Network("lstm-2", "two-layer LSTM", partial(anyrnn.LSTM, num_layers=2)),
+        Network("rnn", "RNN", _layer(anyrnn.RNN)),
+        Network("lstm", "LSTM", _layer(anyrnn.LSTM)),
+        Network("gru", "GRU", _layer(anyrnn.GRU)),
+        Network("peephole-lstm", "peephole LSTM", _layer(anyrnn.PeepholeLSTM)),
+        Network("bilstm", "bidirectional LSTM", _layer(anyrnn.LSTM, bidirectional=True)),
+        Network("lstm-2", "two-layer LSTM", _layer(anyrnn.LSTM, num_layers=2)),
+        Network("layernorm-lstm", "layer-normalised LSTM", _wrapped(anyrnn.LayerNormed, anyrnn.LSTMCell)),
+        Network("layernorm-gru", "layer-normalised GRU", _wrapped(anyrnn.LayerNormed, anyrnn.GRUCell)),
+        Network("mi-lstm", "multiplicative LSTM", _wrapped(anyrnn.MultiplicativeIntegration, anyrnn.LSTMCell)),
+        Network("indrnn", "IndRNN", _wrapped(anyrnn.IndependentRecurrence, anyrnn.RNNCell)),
     )
 }
+COMPARED = ("rnn", "lstm", "gru", "peephole-lstm", "bilstm", "lstm-2")  # if nobody says which
 
 
 def is_network_name(name: object) -> bool:
@@ -84,22 +105,85 @@ def network(name: str, *, never_from: Path | None = None) -> Network:
         )
     cell_class = _own_cell_class(name, never_from)
 
-    def layer(input_size: int, hidden_size: int) -> Layer:
+    def make(input_size: int, hidden_size: int) -> nn.Module:
         try:
-            cell = cell_class(input_size, hidden_size)
+            return cell_class(input_size, hidden_size)
         except Exception as cause:  # a user's class may raise anything
             raise AnyRNNError(
                 f"cell {name!r}: {cell_class.__name__}({input_size}, {hidden_size}) failed: {cause}; "
                 f"expected a class that is called as Class(input_size, hidden_size)"
             ) from cause
-        return anyrnn.Recurrent(cell, input_size=input_size)
+
+    def layer(input_size: int, hidden_size: int, **options: Any) -> Layer:
+        if options.keys() & {"num_layers", "bidirectional"}:
+            return anyrnn.Recurrent(lambda size: make(size, hidden_size), input_size, **options)
+        return anyrnn.Recurrent(make(input_size, hidden_size), input_size, **options)
 
     return Network(name, cell_class.__name__, layer)
 
 
-def build(network: Network, input_size: int, hidden_size: int, out_features: int, pool: Pool) -> anyrnn.ManyToOne:
-    """Make the untrained module: the recurrent layer and, on top of it, one linear layer."""
-    return anyrnn.ManyToOne(network.layer(input_size, hidden_size), out_features, pool=pool)
+@dataclass(frozen=True)
+class Structure:
+    """What a network is made of beside its cell.
+
+    Attributes:
+        hidden_size: H, of each layer and direction.
+        pool: How the head summarises the steps.
+        layers: How many, one upon the other, unless the network says so itself.
+        bidirectional: Whether each has a second direction, likewise.
+    """
+
+    hidden_size: int
+    pool: Pool = "last"
+    layers: int = 1
+    bidirectional: bool = False
+
+
+class _DroppingHead(anyrnn.ManyToOne):
+    """With dropout between the layer and the linear layer while training."""
+
+    def __init__(self, layer: Layer, out_features: int, pool: str, dropout: float) -> None:
+        super().__init__(layer, out_features, pool)
+        self.dropout = dropout
+
+    def _pooled(self, output: Tensor, lengths: Any, batch_first: bool) -> Tensor:
+        return nn.functional.dropout(super()._pooled(output, lengths, batch_first), self.dropout, self.training)
+
+
+def build(
+    network: Network,
+    input_size: int,
+    out_features: int,
+    structure: Structure,
+    *,
+    dropout: float = 0.0,
+    recurrent_dropout: float = 0.0,
+    clip_gradient: float | None = None,
+) -> anyrnn.ManyToOne:
+    """Make the untrained module: the recurrent layers and, on top of them, one linear layer.
+
+    Args:
+        network: Which.
+        input_size: I.
+        out_features: Of the linear layer.
+        structure: Of what.
+        dropout: Between two layers, and before the linear layer.
+        recurrent_dropout: Of the state, the same at all steps.
+        clip_gradient: The limit of each number of the gradient of the state between two steps.
+    """
+    asked = {
+        "num_layers": (structure.layers, 1),
+        "bidirectional": (structure.bidirectional, False),
+        "recurrent_dropout": (recurrent_dropout, 0.0),
+        "clip_gradient": (clip_gradient, None),
+    }
+    options = {name: value for name, (value, usual) in asked.items() if value != usual}
+    layer = network.layer(input_size, structure.hidden_size, **options)
+    if not dropout:
+        return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
+    if layer.num_layers > 1:
+        layer.dropout = dropout
+    return _DroppingHead(layer, out_features, structure.pool, dropout)
 
 
 def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
@@ -144,8 +228,7 @@ class Model:
 
     Attributes:
         network: Which one.
-        hidden_size: H.
-        pool: How the head summarises the steps.
+        structure: Of what it is made.
         features: The names of the features, in order.
         classes: The names of the classes; None if a number is predicted.
         target: The name of what is predicted.
@@ -158,8 +241,7 @@ class Model:
     """
 
     network: Network
-    hidden_size: int
-    pool: Pool
+    structure: Structure
     features: tuple[str, ...]
     classes: tuple[str, ...] | None
     target: str

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, build, is_network_name, network
+from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
 from anyrnn.workbench.sequences import Scaler
 
 # Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
@@ -39,8 +40,7 @@ def save_model(folder: Path, model: Model) -> None:
     """Write the two files of a model."""
     description = {
         "layer": repr(model.layer),
-        "hidden_size": model.hidden_size,
-        "pool": model.pool,
+        **asdict(model.structure),
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
@@ -86,7 +86,13 @@ def load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> Mo
             raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
         found = permitted(name, cells, run)
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
-            sizes = {"hidden_size": fields["hidden_size"]}
+            structure: Structure = fields["structure"]
+            if structure.layers > len(weights):
+                raise AnyRNNError(
+                    f"got layers={structure.layers}, but {weights_path.name} has {len(weights)} weights only; expected "
+                    f"{MADE_BY}"
+                )
+            sizes = {"hidden_size": structure.hidden_size}
             check_size(found, lambda: _built(found, fields), sizes, weights, weights_path)
             module = _built(found, fields)
         model = Model(module=module, **{**fields, "network": found})
@@ -139,9 +145,7 @@ def permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    return build(
-        found, len(fields["features"]), fields["hidden_size"], 1 if classes is None else len(classes), fields["pool"]
-    )
+    return build(found, len(fields["features"]), 1 if classes is None else len(classes), fields["structure"])
 
 
 def check_size(
@@ -201,8 +205,14 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
     scale = field("target_scale", lambda v: v is None or _is_scale(v), "null, or a mean and a deviation above 0")
     return {
         "network": field("network", is_network_name, "the name of a network"),
-        "hidden_size": field("hidden_size", lambda v: is_int(v) and 0 < v < 2**31, "a whole number above 0"),
-        "pool": field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
+        "structure": Structure(
+            hidden_size=field("hidden_size", _is_size, "a whole number above 0"),
+            pool=field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
+            # An older run had one layer and one direction, unless its network said otherwise.
+            layers=field("layers", _is_size, "a whole number above 0") if "layers" in description else 1,
+            bidirectional="bidirectional" in description
+            and field("bidirectional", lambda v: isinstance(v, bool), "true or false"),
+        ),
         "features": tuple(field("features", is_names, "different names")),
         "classes": None if classes is None else tuple(classes),
         "target": field("target", lambda v: isinstance(v, str), "a name"),
@@ -231,6 +241,10 @@ def field_of(description: Mapping[str, Any], name: str, holds: Callable[[Any], b
 def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value of JSON is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return is_int(value) and 0 < value < 2**31
 
 
 def _is_number(value: Any) -> bool:

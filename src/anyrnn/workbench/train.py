@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.heads import ManyToOne
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.metrics import metric, scores, spread
-from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, build, outputs
+from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Sequences, batch, moments
 
@@ -62,6 +63,12 @@ class Settings:
             "balanced-accuracy", "macro-f1", "auc" and "log-loss". "rmse" for a number; others are "mae", "r2", "mape",
             "nse" and "kge".
         balanced: Classes weigh in the loss by the inverse of their frequency, so that rare ones count as much.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
+        bidirectional: Each layer has a second direction, that reads from the end.
+        dropout: The probability of dropping a feature between two layers, and before the linear layer.
+        recurrent_dropout: The probability of dropping a feature of the state, the same at all steps of a sequence.
+        weight_decay: Of AdamW, on matrices only: what learning rate x weight decay is taken off with each update.
+        clip_gradient: The limit of each number of the gradient of the state between two steps. None: there is none.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or an unknown pool.
@@ -78,17 +85,29 @@ class Settings:
     patience: int | None = None
     metric: str | None = None
     balanced: bool = False
+    layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_decay: float = 0.0
+    clip_gradient: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "epochs", "batch_size", "threads", "patience"):
+        for name in ("hidden_size", "epochs", "batch_size", "threads", "patience", "layers"):
             value = getattr(self, name)
             may_be_none = name in ("epochs", "threads", "patience")
             if (not isinstance(value, int) or value < 1) and not (may_be_none and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "clip_gradient"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
+            may_be_none = name == "clip_gradient"
+            if not (may_be_none and value is None) and (not isinstance(value, int | float) or not 0 < value < math.inf):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected a number above 0")
+        for name, below in (("dropout", 1.0), ("recurrent_dropout", 1.0), ("weight_decay", math.inf)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < below:
+                end = " and below 1" if below == 1 else ""
+                raise AnyRNNError(f"settings: got {name}={value!r}, expected a number of at least 0{end}")
         if self.pool not in POOLS:
             raise AnyRNNError(f"settings: got pool={self.pool!r}, expected one of {', '.join(POOLS)}")
         if self.schedule not in SCHEDULES:
@@ -120,6 +139,23 @@ class Settings:
     @property
     def _has_no_end(self) -> bool:
         return self.schedule in ENDLESS
+
+    @property
+    def structure(self) -> Structure:
+        """What each network is made of beside its cell."""
+        return Structure(self.hidden_size, self.pool, self.layers, self.bidirectional)
+
+    def build(self, network: Network, input_size: int, out_features: int) -> ManyToOne:
+        """Make an untrained network."""
+        return build(
+            network,
+            input_size,
+            out_features,
+            self.structure,
+            dropout=self.dropout,
+            recurrent_dropout=self.recurrent_dropout,
+            clip_gradient=self.clip_gradient,
+        )
 
     @property
     def thread_count(self) -> int:
@@ -218,11 +254,10 @@ class _Training:
 
     def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
-        module = build(network, len(dataset.features), settings.hidden_size, len(classes or (0,)), settings.pool)
+        module = settings.build(network, len(dataset.features), len(classes or (0,)))
         self.model = Model(
             network=network,
-            hidden_size=settings.hidden_size,
-            pool=settings.pool,
+            structure=settings.structure,
             features=dataset.features,
             classes=classes,
             target=dataset.target,
@@ -240,7 +275,7 @@ class _Training:
         self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
         self.test = [scaler(x) for x in dataset.test.x]
         self.epochs = settings.epochs_for(len(self.part))
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
+        self.optimizer = _optimizer(module, settings)
         updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
         self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
         self.shuffle = torch.Generator().manual_seed(seed)
@@ -363,6 +398,19 @@ def step_microseconds(layer: nn.Module, input_size: int) -> float:
             layer(x)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds) / _TIMED_STEPS * 1e6
+
+
+def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Adam; with weight decay AdamW, of which biases and other vectors are exempt."""
+    if not settings.weight_decay:
+        return torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
+    matrices = [p for p in module.parameters() if p.dim() > 1]
+    vectors = [p for p in module.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
