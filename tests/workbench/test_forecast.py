@@ -396,11 +396,11 @@ def test_times_go_on_as_far_apart_as_before_and_a_short_series_is_read_as_it_is(
 
 def test_runs_of_different_kinds_are_told_apart(results, tmp_path):
     folder = results.save(tmp_path / "run")
-    with pytest.raises(AnyRNNError, match="this is the run of forecasts"):
+    with pytest.raises(AnyRNNError, match=r"another kind, which anyrnn.workbench.forecast.open_forecast_run opens"):
         open_run(folder)
     kept = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**kept, "kind": "text"}))
-    with pytest.raises(AnyRNNError, match="this is no run of forecasts"):
+    with pytest.raises(AnyRNNError, match=r"another kind, which anyrnn.workbench.language.open_text_run opens"):
         open_forecast_run(folder)
 
 

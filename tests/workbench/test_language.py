@@ -259,11 +259,13 @@ def test_a_model_that_was_kept_reads_and_writes_as_before(results, tmp_path):
 
 def test_a_run_of_a_text_and_one_of_sequences_are_told_apart(results, tmp_path):
     folder = results.save(tmp_path / "run")
-    with pytest.raises(AnyRNNError, match=r"this is the run of a text, whose models write: anyrnn generate DIR"):
+    with pytest.raises(
+        AnyRNNError, match=r"a run of another kind, which anyrnn.workbench.language.open_text_run opens"
+    ):
         open_run(folder)
     kept = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**kept, "kind": "sequences"}))
-    with pytest.raises(AnyRNNError, match="this is no run of a text"):
+    with pytest.raises(AnyRNNError, match="it does not list its models"):
         open_text_run(folder)
 
 

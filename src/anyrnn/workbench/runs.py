@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import Model, Predictions
@@ -197,23 +197,28 @@ def _parents(folder: Path) -> Iterator[None]:
         raise
 
 
+M = TypeVar("M")
+
+
 @dataclass(frozen=True)
-class RunFolder:
-    """A run that was saved: its results, and its models ready to predict.
+class Folder(Generic[M]):
+    """A run that was saved: its results, and its models.
 
     Attributes:
         path: The folder.
         results: The content of `results.json`.
         names: The names of its models.
         cells: The names of the form "module:Class" that may be imported.
+        load: Reads a model: from the folder of the models, by its name, with these cells, of the run in a folder.
     """
 
     path: Path
     results: Mapping[str, Any]
     names: tuple[str, ...]
-    cells: tuple[str, ...] = ()
+    cells: tuple[str, ...]
+    load: Callable[[Path, str, Collection[str], Path], M]
 
-    def model(self, name: str | None = None) -> Model:
+    def model(self, name: str | None = None) -> M:
         """Load a model; the best one of the run if no name is given.
 
         Raises:
@@ -226,11 +231,23 @@ class RunFolder:
                 f"{self.path}: there is no model {name!r}; the models are {', '.join(self.names)}."
                 f"{did_you_mean(str(name), self.names)}"
             )
-        return load_model(self.path / "models", name, self.cells, self.path)
+        return self.load(self.path / "models", name, self.cells, self.path)
+
+
+class RunFolder(Folder[Model]):
+    """A run of `compare` or `fit`, ready to predict."""
 
     def predict(self, sequences: Sequence[Any], model: str | None = None) -> Predictions:
         """Predict the class or number of each sequence, (T, I) as read, with the best model or the one named."""
         return self.model(model).predict(sequences)
+
+
+#: By the kind of a run, what opens it; one of sequences has none.
+_OPENED_BY: Mapping[Any, str] = {
+    None: "anyrnn.workbench.open_run",
+    "text": "anyrnn.workbench.language.open_text_run",
+    "forecast": "anyrnn.workbench.forecast.open_forecast_run",
+}
 
 
 def open_run(folder: str | Path, *, cells: Collection[str] = ()) -> RunFolder:
@@ -244,20 +261,28 @@ def open_run(folder: str | Path, *, cells: Collection[str] = ()) -> RunFolder:
     Raises:
         AnyRNNError: if it is not there, is damaged, or is of a format that this version does not read.
     """
+    return RunFolder(*parts_of(folder, cells), load_model)
+
+
+def parts_of(
+    folder: str | Path, cells: Collection[str], kind: str | None = None
+) -> tuple[Path, Mapping[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """What there is to know of the folder of a run of a kind before a model is loaded: see `Folder`.
+
+    Raises:
+        AnyRNNError: if it is not there, is damaged, is of another kind, or of a format that this version does not read.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
     results = read_json(path / "results.json")
     names = model_names(results)
-    kinds = {
-        "text": "a text, whose models write: anyrnn generate DIR (anyrnn.workbench.language.open_text_run)",
-        "forecast": "forecasts (anyrnn.workbench.forecast.open_forecast_run)",
-    }
-    if results.get("kind") in kinds:
-        raise AnyRNNError(f"{path}: this is the run of {kinds[results['kind']]}")
-    if names is None:
+    found = results.get("kind")
+    if found != kind and isinstance(found, str | None) and found in _OPENED_BY:
+        raise AnyRNNError(f"{path}: this is a run of another kind, which {_OPENED_BY[found]} opens")
+    if names is None or found != kind:
         raise AnyRNNError(f"{path / 'results.json'}: it does not list its models; expected {MADE_BY}")
-    return RunFolder(path, results, names, (cells,) if isinstance(cells, str) else tuple(cells))
+    return path, results, names, (cells,) if isinstance(cells, str) else tuple(cells)
 
 
 def _run_in(folder: Path) -> tuple[str, ...] | None:

@@ -1,6 +1,6 @@
 """Forecasts: how series go on, by recurrent networks beside naive forecasts, from one origin after the other.
 
-``anyrnn fit table.csv --horizon 24`` from Python: ``fit(load_series("table.csv", horizon=24, target_column="y"))``.
+``fit(load_series("table.csv", horizon=24, target_column="y"))`` trains a forecaster and scores it.
 """
 
 from anyrnn.workbench.forecast.results import ForecastResults as ForecastResults

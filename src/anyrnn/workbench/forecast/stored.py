@@ -5,7 +5,7 @@ As in `anyrnn.workbench.stored`, every name and number of a file is checked befo
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,18 @@ import torch
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.model import HEADS, Form, TrainedForecaster, build, check_levels
 from anyrnn.workbench.models import is_network_name
-from anyrnn.workbench.parsed import did_you_mean
-from anyrnn.workbench.runs import save_files
+from anyrnn.workbench.runs import Folder, parts_of, save_files
 from anyrnn.workbench.stored import (
     check_fit,
     check_size,
     field_of,
     is_int,
-    model_names,
     permitted,
-    read_json,
     read_weights,
     write_weights,
 )
 
-MADE_BY = "a folder that `anyrnn fit` or `anyrnn compare` wrote for forecasts (--horizon)"
+MADE_BY = "a folder that `ForecastResults.save` wrote"
 
 
 def save_forecast_run(
@@ -69,56 +66,17 @@ def _save_model(folder: Path, model: TrainedForecaster) -> None:
     )
 
 
-@dataclass(frozen=True)
-class ForecastRunFolder:
-    """A run of forecasts that was saved, and its models ready to forecast.
-
-    Attributes:
-        path: The folder.
-        results: The content of `results.json`.
-        names: The names of its models.
-        cells: The names of the form "module:Class" that may be imported.
-    """
-
-    path: Path
-    results: Mapping[str, Any]
-    names: tuple[str, ...]
-    cells: tuple[str, ...] = ()
-
-    def model(self, name: str | None = None) -> TrainedForecaster:
-        """Load a model; the best one of the run if no name is given.
-
-        Raises:
-            AnyRNNError: if there is no such model, if its files are damaged, or if it is a cell that may not be
-                imported.
-        """
-        name = self.results["best"] if name is None else name
-        if name not in self.names:
-            raise AnyRNNError(
-                f"{self.path}: there is no model {name!r}; the models are {', '.join(self.names)}."
-                f"{did_you_mean(str(name), self.names)}"
-            )
-        return _load_model(self.path / "models", name, self.cells, self.path)
-
-
-def open_forecast_run(folder: str | Path, *, cells: Collection[str] = ()) -> ForecastRunFolder:
+def open_forecast_run(folder: str | Path, *, cells: Collection[str] = ()) -> Folder[TrainedForecaster]:
     """Open the run folder of forecasts. No code of it is run.
 
     Args:
-        folder: What `anyrnn fit --horizon` or `ForecastResults.save` wrote.
+        folder: What `ForecastResults.save` wrote.
         cells: The cells of your own, "module:Class", that its models may have.
 
     Raises:
         AnyRNNError: if it is not there, is damaged, or is no run of forecasts.
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
-    results = read_json(path / "results.json")
-    names = model_names(results)
-    if results.get("kind") != "forecast" or names is None:
-        raise AnyRNNError(f"{path}: this is no run of forecasts; expected {MADE_BY}")
-    return ForecastRunFolder(path, results, names, (cells,) if isinstance(cells, str) else tuple(cells))
+    return Folder(*parts_of(folder, cells, "forecast"), _load_model)
 
 
 def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> TrainedForecaster:

@@ -1,6 +1,6 @@
 """Text as a sequence: character and word models, trained, compared, and asked to write.
 
-``anyrnn fit book.txt`` from Python: ``fit(load_text("book.txt"))``.
+``fit(load_text("book.txt"))`` trains a model; ``generate`` has it write.
 """
 
 from anyrnn.workbench.language.generate import generate as generate
