@@ -95,7 +95,9 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
     out = result.stdout
     sizes = "216 training, 54 validation and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker'"
     assert f"{sizes} (9 classes)" in out
-    assert re.findall(r"^\[(\d)/4\] (\w+), seed (\d): accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE) == [
+    assert re.findall(
+        r"^\[(\d)/4\] (\w+), seed (\d): validation accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE
+    ) == [
         ("1", "GRU", "0"),
         ("2", "GRU", "1"),
         ("3", "Mine", "0"),
@@ -166,12 +168,12 @@ def test_every_option_reaches_the_training(here: Path) -> None:
 
 
 def test_groups_validation_and_patience_are_options(here: Path) -> None:
-    rows = [f"{k},0,{k % 7},{k // 6},{'uv'[k % 2]}" for k in range(120)]
+    rows = [f"{k},0,{k % 7},{k // 10},{'uv'[k % 2]}" for k in range(200)]
     (here / "d.csv").write_text("\n".join(["id,t,a,site,y", *rows, ""]))
     options = ("--group", "site", "--validation", "0.5", "--patience", 1, "--schedule", "constant", "--hidden", 3)
     result = invoke("compare", "d.csv", *COLUMNS, "--target", "y", *options, "--cells", "rnn", "--seeds", 1)
     assert result.exit_code == 0, result.output
-    assert "42 training, 42 validation and 36 test sequences of 1 steps, 1 features" in result.stdout
+    assert "70 training, 70 validation and 60 test sequences of 1 steps, 1 features" in result.stdout
     results = open_run("runs/d").results
     assert (results["settings"]["patience"], results["dataset"]["group_column"]) == (1, "site")
     (run,) = results["models"][0]["runs"]

@@ -50,20 +50,20 @@ def noise(train: int, validation: int, test: int = 20) -> Dataset:
 # Which sequences are in it
 
 
-@pytest.mark.parametrize("share, size", [(0.2, 14), (0.5, 35), (0.01, 1)])
+@pytest.mark.parametrize("share, size", [(0.2, 28), (0.5, 70), (0.01, 1)])
 def test_a_share_of_the_training_part_is_set_aside(tmp_path: Path, share: float, size: int) -> None:
-    data = load(table(tmp_path / "d.csv", 100, 1), validation=share, **ROLES)
-    assert [len(part) for part in data.parts] == [70 - size, size, 30]
+    data = load(table(tmp_path / "d.csv", 200, 1), validation=share, **ROLES)
+    assert [len(part) for part in data.parts] == [140 - size, size, 60]
 
 
 def test_the_parts_share_no_sequence_and_lose_none(tmp_path: Path) -> None:
-    data = load(table(tmp_path / "d.csv", 10, 10), **ROLES)
+    data = load(table(tmp_path / "d.csv", 10, 20), **ROLES)
     assert data.validation is not None
     ids = [id_ for part in (data.train, data.validation, data.test) for id_ in part.ids]
-    assert sorted(ids) == sorted(f"g{g}_{k}" for g in range(10) for k in range(10))
-    assert [len(part) for part in data.parts] == [56, 14, 30]
-    assert torch.bincount(data.validation.y).tolist() == [7, 7]
-    assert "14 of 70 sequences of the training part, drawn at random in the proportions of the classes (seed 0)" in (
+    assert sorted(ids) == sorted(f"g{g}_{k}" for g in range(10) for k in range(20))
+    assert [len(part) for part in data.parts] == [112, 28, 60]
+    assert torch.bincount(data.validation.y).tolist() == [14, 14]
+    assert "28 of 140 sequences of the training part, drawn at random in the proportions of the classes (seed 0)" in (
         data.split
     )
 
@@ -98,7 +98,7 @@ def test_a_group_holds_together_ids_and_ids_hold_together_groups(tmp_path: Path)
             60,
             1,
             {},
-            "42 sequences to train on are too few for a validation part (fewer than 50): each network is",
+            "42 sequences to train on are too few for a validation part (fewer than 100): each network is",
         ),
         (
             12,

@@ -179,7 +179,7 @@ def load(
             missing features are NaN in the result, empty cells and NaN among them; a network gets the last value of
             the sequence in their place, or the training mean where there is none yet. Without it they are refused.
         validation: The share of the training part that is set aside to choose the epoch of each network by; 0: none,
-            and networks are trained for all their epochs. With fewer than 50 sequences, or 10 groups, there is none.
+            and networks are trained for all their epochs. With fewer than 100 sequences, or 10 groups, there is none.
         group_column: Tables: the column that says what sequences have in common (an engine, a patient, a site). The
             sequences of one group are all in one part, where we split. It is no feature.
 

@@ -55,7 +55,9 @@ def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
     def text(now: Progress) -> str:
-        if now.epoch.test_score is not None:
+        if now.epoch.validation_score is not None:
+            scores[now.run] = f": validation {now.metric} {now.epoch.validation_score:.4g}"
+        elif now.epoch.test_score is not None:
             scores[now.run] = f": {now.metric} {now.epoch.test_score:.4g}"
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
 

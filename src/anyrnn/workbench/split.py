@@ -12,7 +12,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.parsed import Parsed
 from anyrnn.workbench.sequences import Sequences
 
-_LEAST_SEQUENCES = 50  # of a training part: a fifth of fewer are less than ten, which tell no epoch from another
+_LEAST_SEQUENCES = 100  # of a training part: a fifth of fewer, less than twenty, tell no epoch from another
 _LEAST_GROUPS = 10  # likewise: a fifth of fewer is one
 _NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
 
