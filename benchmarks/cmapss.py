@@ -5,7 +5,7 @@
 
 A window is 30 cycles of one engine; its target the cycles that are left, at most 125. To train on: all windows of the
 training engines; to test on: the last window of each test engine. Published for an LSTM on these: a root mean squared
-error of 16.14 (Zheng, Ristovski, Farahat and Gupta 2017) and 14.93.
+error of 16.14 (Zheng, Ristovski, Farahat and Gupta 2017) and 14.93 (arXiv:2604.27234).
 
 It writes the two tables and then runs what this line does:
 

@@ -69,6 +69,9 @@ AREAS = {
     **dict.fromkeys(("machine", "memory", "threads", "jit"), _HOST),
     **dict.fromkeys(("ts", "table", "data", "sequences"), _READ),
     "runs": "workbench/test_runs.py",
+    "metrics": "workbench/test_metrics.py",
+    "schedules": "workbench/test_validation.py",
+    "convolutions": "workbench/test_baselines.py",
 }
 _PACKAGES = "", "/compiler", "/runtime", "/engines", "/engines/cpu", "/workbench"
 FOLDERS = tuple(f"src/anyrnn{package}" for package in _PACKAGES)

@@ -40,7 +40,7 @@ SETTINGS = Settings(hidden_size=32, threads=1)
 
 @pytest.fixture(scope="module")
 def vowels():
-    return data.load("japanese-vowels")
+    return data.load("japanese-vowels", validation=0)  # rounding shall not choose an epoch
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)

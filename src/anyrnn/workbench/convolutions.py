@@ -1,8 +1,8 @@
 """Random convolutions of sequences as features for a linear model, after ROCKET, in torch's conv1d.
 
-Dempster, Petitjean and Webb 2020, arXiv:1910.13051. Deviations: fewer kernels, whole-number dilations drawn from powers
-of two, and every kernel sees random channels by zeros in its weights. The paper's two features of a kernel stay: the
-largest value of the convolution, and the share of its values above zero.
+Dempster, Petitjean and Webb 2020, arXiv:1910.13051. Deviations: fewer kernels; dilations are powers of two; a kernel
+sees random channels, by zeros in its weights; series are scaled as for the networks, not each by itself. The paper's
+two features of a kernel stay: the largest value of the convolution, and the share of its values above zero.
 """
 
 import math

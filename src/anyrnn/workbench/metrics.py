@@ -162,7 +162,7 @@ def _kge(y: NDArray[Any], got: NDArray[Any], _: object) -> float:
     """The efficiency of Kling and Gupta: 1 - the distance of (r, alpha, beta) from (1, 1, 1).
 
     r is the correlation, alpha the ratio of the standard deviations, beta that of the means, predicted over true
-    (Gupta, Kling, Yilmaz and Martinez 2009, equations 9 and 10).
+    (Gupta, Kling, Yilmaz and Martinez 2009, J. Hydrology 377, 80-91).
     """
     if y.min() == y.max() or not y.mean() or not np.isfinite(got).all():
         return math.nan
