@@ -10,6 +10,9 @@ READY_DOCS := $(VENV)/.ready-docs-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 # A broken link, an unknown name, an error in a chapter: all of them are said, and the build fails.
 SPHINX := $(BIN)/sphinx-build --builder html --quiet --fail-on-warning --keep-going --nitpicky --fresh-env --jobs 2
+# Python keeps its bytecode, also where the environment says otherwise: more than a hundred processes start in the tests,
+# and each would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Each process keeps to neighbouring tests, which share fixtures and compiled cells; who is done takes from the other.
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 
