@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
 import anyrnn
-from anyrnn.workbench import runs
 from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load
 from anyrnn.workbench.models import NETWORKS
@@ -360,7 +360,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     if step == "rename":
         monkeypatch.setattr(Path, "rename", fail_at_the_last_rename)
     else:
-        monkeypatch.setattr(runs, step, fail)
+        monkeypatch.setattr(sys.modules[Results.__module__], step, fail)
     expected, said = (anyrnn.AnyRNNError, "disk full") if isinstance(failure, OSError) else (KeyboardInterrupt, "^$")
     with pytest.raises(expected, match=said):
         one.save(tmp_path / "run", overwrite=True)

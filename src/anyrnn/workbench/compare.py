@@ -33,7 +33,7 @@ from anyrnn.workbench.models import COMPARED, Model, Network, network
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
-from anyrnn.workbench.stored import FORMAT
+from anyrnn.workbench.stored import FORMAT, save_model
 from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
@@ -164,7 +164,7 @@ class Results:
         models = [entry.model for entry in self.entries]
         flows = {model.network.name: flow(model, test) for model in models}
         report = render(results, gates(self.best.model, test, longest), flows)
-        return save_run(Path(folder), results, models, report, overwrite=overwrite, numbered=numbered)
+        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
 
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""

@@ -18,7 +18,9 @@ from typing import Any, Generic, TypeVar
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import Model, Predictions
 from anyrnn.workbench.parsed import did_you_mean
-from anyrnn.workbench.stored import MADE_BY, file_names, load_model, model_names, read_json, save_model, write_json
+from anyrnn.workbench.stored import MADE_BY, file_names, load_model, model_names, read_json, write_json
+
+M = TypeVar("M")  # a trained model
 
 _PARTS = ("models", "report.html", "results.json")  # in the order in which they move in: the last one makes it a run
 
@@ -70,8 +72,9 @@ def _check_writable(folder: Path, place: Path) -> None:
 def save_run(
     folder: Path,
     results: Mapping[str, Any],
-    models: Sequence[Model],
+    models: Sequence[M],
     report: str,
+    save: Callable[[Path, M], None],
     *,
     overwrite: bool = False,
     numbered: bool = False,
@@ -83,6 +86,7 @@ def save_run(
         results: The content of results.json.
         models: The trained networks.
         report: The content of report.html.
+        save: Writes the files of a model into a folder.
         overwrite: Replace a run, and nothing else.
         numbered: Take the first of FOLDER, FOLDER-2, FOLDER-3, ... that is free at the end; two that save at once
             get two.
@@ -93,24 +97,6 @@ def save_run(
     Raises:
         AnyRNNError: if the place will not do (see `check_destination`), or the disk is full or fails.
     """
-
-    def save(models_folder: Path) -> None:
-        for model in models:
-            save_model(models_folder, model)
-
-    return save_files(folder, results, save, report, overwrite=overwrite, numbered=numbered)
-
-
-def save_files(
-    folder: Path,
-    results: Mapping[str, Any],
-    save_models: Callable[[Path], None],
-    report: str,
-    *,
-    overwrite: bool = False,
-    numbered: bool = False,
-) -> Path:
-    """Write a run folder, whole or not at all, by a function that writes the models into a folder; see `save_run`."""
     if not numbered:
         check_destination(folder, overwrite)
     target = folder.resolve()
@@ -128,7 +114,8 @@ def save_files(
         new.mkdir()
         write_json(new / "results.json", results)
         (new / "models").mkdir()
-        save_models(new / "models")
+        for model in models:
+            save(new / "models", model)
         (new / "report.html").write_text(report, encoding="utf-8", errors="backslashreplace")
         if fill:
             _exchange(new, target, Path(temporary, "old"))
@@ -195,9 +182,6 @@ def _parents(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # not there, or not empty: somebody else's by now
                 parent.rmdir()
         raise
-
-
-M = TypeVar("M")
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from anyrnn.workbench.forecast.model import TrainedForecaster, build
 from anyrnn.workbench.forecast.naive import baselines
 from anyrnn.workbench.forecast.report import Example, render
 from anyrnn.workbench.forecast.series import Forecasting
-from anyrnn.workbench.forecast.stored import save_forecast_run
+from anyrnn.workbench.forecast.stored import save_model
 from anyrnn.workbench.forecast.train import ForecastEpoch, ForecastRun, ForecastSettings, form_of, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
 
@@ -249,7 +250,7 @@ class ForecastResults:
         results = self.to_dict()
         report = render(results, self.verdict, self.examples(), self.hardest())
         models = [entry.model for entry in self.entries]
-        return save_forecast_run(Path(folder), results, models, report, overwrite=overwrite, numbered=numbered)
+        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
 
 
 def compare(

@@ -4,7 +4,7 @@ As in `anyrnn.workbench.stored`, every name and number of a file is checked befo
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.model import HEADS, Form, TrainedForecaster, build, check_levels
 from anyrnn.workbench.models import is_network_name
-from anyrnn.workbench.runs import Folder, parts_of, save_files
+from anyrnn.workbench.runs import Folder, parts_of
 from anyrnn.workbench.stored import (
     check_fit,
     check_size,
@@ -28,25 +28,8 @@ from anyrnn.workbench.stored import (
 MADE_BY = "a folder that `ForecastResults.save` wrote"
 
 
-def save_forecast_run(
-    folder: Path,
-    results: Mapping[str, Any],
-    models: Sequence[TrainedForecaster],
-    report: str,
-    *,
-    overwrite: bool = False,
-    numbered: bool = False,
-) -> Path:
-    """Write a run folder, whole or not at all: as `anyrnn.workbench.runs.save_run`, which see."""
-
-    def save(models_folder: Path) -> None:
-        for model in models:
-            _save_model(models_folder, model)
-
-    return save_files(folder, results, save, report, overwrite=overwrite, numbered=numbered)
-
-
-def _save_model(folder: Path, model: TrainedForecaster) -> None:
+def save_model(folder: Path, model: TrainedForecaster) -> None:
+    """Write the two files of a model."""
     form = asdict(model.module.form)
     write_weights(
         folder,

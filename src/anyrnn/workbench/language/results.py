@@ -21,10 +21,11 @@ from anyrnn.workbench.language.generate import generate
 from anyrnn.workbench.language.model import TrainedText, build, surprise
 from anyrnn.workbench.language.ngrams import NGrams
 from anyrnn.workbench.language.report import render
-from anyrnn.workbench.language.stored import save_text_run
+from anyrnn.workbench.language.stored import save_model
 from anyrnn.workbench.language.text import Text
 from anyrnn.workbench.language.train import TextEpoch, TextRun, TextSettings, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
 
@@ -204,7 +205,7 @@ class TextResults:
         results = self.to_dict()
         report = render(results, self.verdict, shown, samples)
         models = [entry.model for entry in self.entries]
-        return save_text_run(Path(folder), results, models, report, overwrite=overwrite, numbered=numbered)
+        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
 
 
 def compare(

@@ -3,7 +3,7 @@
 As in `anyrnn.workbench.stored`, every name and number of a file is checked before it is used: it may come from anyone.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.language.model import LanguageModel, TrainedText, build
 from anyrnn.workbench.language.text import LEVELS, Vocabulary
 from anyrnn.workbench.models import Network, is_network_name
-from anyrnn.workbench.runs import Folder, parts_of, save_files
+from anyrnn.workbench.runs import Folder, parts_of
 from anyrnn.workbench.stored import (
     check_fit,
     check_size,
@@ -28,25 +28,8 @@ from anyrnn.workbench.stored import (
 MADE_BY = "a folder that `TextResults.save` wrote"
 
 
-def save_text_run(
-    folder: Path,
-    results: Mapping[str, Any],
-    models: Sequence[TrainedText],
-    report: str,
-    *,
-    overwrite: bool = False,
-    numbered: bool = False,
-) -> Path:
-    """Write a run folder, whole or not at all: as `anyrnn.workbench.runs.save_run`, which see."""
-
-    def save(models_folder: Path) -> None:
-        for model in models:
-            _save_model(models_folder, model)
-
-    return save_files(folder, results, save, report, overwrite=overwrite, numbered=numbered)
-
-
-def _save_model(folder: Path, model: TrainedText) -> None:
+def save_model(folder: Path, model: TrainedText) -> None:
+    """Write the two files of a model."""
     write_weights(
         folder,
         model.network.name,
