@@ -115,7 +115,7 @@ def _hides_writes() -> bool:
 
 
 def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
-    return torch.stack([*reversed(steps)] if call.reverse else [*steps])
+    return call.in_type_of_x(torch.stack([*reversed(steps)] if call.reverse else [*steps]))
 
 
 Arguments: TypeAlias = "list[tuple[int | str, Tensor]]"
