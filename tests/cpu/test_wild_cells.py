@@ -336,8 +336,8 @@ class Wild(Plain):
 
     def forward(self, x, h):
         values = [x, h]
-        for name, a, b, k in self.recipe.steps:
-            a, b = (self.nudged(values[-1 - n % len(values)], name) for n in (a, b))
+        for name, *counted_back, k in self.recipe.steps:
+            a, b = (self.nudged(values[-1 - n % len(values)], name) for n in counted_back)
             v = PIECES[name](self, a, b, k)
             values.append(v if v.is_floating_point() else v.to(x.dtype))
         new = NEW_STATES[self.recipe.new](fit(rows(values[-1]), H), h)
@@ -469,7 +469,9 @@ FOUND = {
         (("7: a thing of any kind", 0, 0, 0),), calls=(("autocast", "nothing"),), single=True
     ),
     "a sixth that PyTorch rounds": Recipe((("4: U", 0, 0, 0), ("9: hardsigmoid", 0, 0, 0)), shape=(2, 2, None, False)),
-    "a number divided by itself": Recipe((("2: div", 0, 0, 0),), points="extreme", shape=(2, 2, None, True), single=True),
+    "a number divided by itself": Recipe(
+        (("2: div", 0, 0, 0),), points="extreme", shape=(2, 2, None, True), single=True
+    ),
 }
 
 

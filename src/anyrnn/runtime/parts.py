@@ -158,7 +158,7 @@ def weights_of(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Ten
 
 def as_precise(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in a type of floating-point numbers; what is float64, whole numbers or masks stays what it is."""
-    is_lower = tensor.dtype != dtype and tensor.dtype != torch.float64 and tensor.is_floating_point()
+    is_lower = tensor.dtype not in (dtype, torch.float64) and tensor.is_floating_point()
     return tensor.to(dtype) if is_lower else tensor
 
 
