@@ -332,7 +332,7 @@ class Wild(Plain):
         if self.nudges is None or not name.startswith(BINARY_GROUP):
             return v
         generator, little = self.nudges
-        return v * (1 + little * torch.randn(v.shape, generator=generator, dtype=torch.float64).sign().to(v.dtype))
+        return v * (1 + little * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype))
 
     def forward(self, x, h):
         values = [x, h]
@@ -367,7 +367,7 @@ def outcomes(engine, recipe, nudge=0):
     generator, nudges = torch.Generator().manual_seed(T + B), torch.Generator().manual_seed(abs(nudge))
 
     def nudged(v):
-        return v * (1 + little * torch.randn(v.shape, generator=nudges, dtype=torch.float64).sign()) if nudge else v
+        return v * (1 + little * torch.randn(v.shape, generator=nudges, dtype=torch.float64)) if nudge else v
 
     for p in cell.parameters():
         p.data = nudged(p.data).to(dtype)
