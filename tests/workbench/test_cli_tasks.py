@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -143,8 +144,8 @@ def test_every_option_of_a_forecast_reaches_the_training(here: Path) -> None:
         "fit", sold(here / "sold.csv"), *SOLD, "--season", 4, "--past", "price", "--future", "holiday", "--static",
         "size", "--test-steps", 7, "--validation-steps", 6, "--context", 5, "--head", "recursive", "--quantiles",
         "0.2,0.5,0.7", "--hidden", 3, "--layers", 2, "--epochs", 1, "--patience", 2, "--batch-size", 4,
-        "--learning-rate", 0.01, "--clip-norm", 2, "--dropout", 0.1, "--threads", 1, "--metric", "rmse", "--cell", "gru",
-        "--seed", 5, "--out", "run",
+        "--learning-rate", 0.01, "--clip-norm", 2, "--dropout", 0.1, "--threads", 1, "--metric", "rmse",
+        "--cell", "gru", "--seed", 5, "--out", "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     run = forecast.open_forecast_run("run")
@@ -346,12 +347,12 @@ def test_every_word_of_the_python_api_is_an_option(kind, verb: str) -> None:
 
 
 def test_flags_are_the_words_of_python() -> None:
+    odd = {"batch_size": "batch-size", "feature_columns": "features"}
     for options in CONFIGURED.values():
         for option in options:
             if option.flag:
-                assert option.flag == "--" + re.sub("_(size|columns?)$", "", option.name).replace("_", "-") or (
-                    option.name == "batch_size"  # a batch is not its size
-                )
+                plain = re.sub("_(size|columns?)$", "", option.name).replace("_", "-")
+                assert option.word == odd.get(option.name, plain)
                 assert usual_word(option.name) == option.word
     assert {field.name for field in fields(Setting)} == {option.name for option in CONFIGURED["bench"]}
 
@@ -373,7 +374,8 @@ def examples(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_has_examples_that_parse(command: str) -> None:
+def test_every_help_has_examples_that_parse(here: Path, command: str) -> None:
+    (here / "run.toml").write_text("")
     assert len(examples(command)) >= 2
     for example in examples(command):
         assert invoke(*example.split(), "--help").exit_code == 0
@@ -386,7 +388,7 @@ def test_the_commands_of_the_whole_help_are_there() -> None:
     assert re.findall(r"^    anyrnn (\w+)", out, re.MULTILINE) == ["compare", "fit", "fit", "compare"]
 
 
-def test_the_examples_run(here: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(here: Path, runs: Path) -> None:
     """All but those that name what the reader has to have: a file of the UCR archive, and cells of one's own."""
     sold_rows = sold(here / "sold.csv").read_text().splitlines()
     (here / "sold.csv").write_text("\n".join(sold_rows[:61]))  # one series, as the examples have it
@@ -402,8 +404,9 @@ def test_the_examples_run(here: Path, runs: Path, monkeypatch: pytest.MonkeyPatc
         for example in examples(command):
             if command in {"bench", "doctor"} or re.search("japanese-vowels|my_cells|vowels", example):
                 continue  # which other tests run
-            words = re.findall(r'"[^"]*"|\S+', example)
-            words = [word.strip('"') for word in words]
+            words = shlex.split(example)
+            if words == ["init"]:
+                Path("run.toml").unlink()
             more = list(map(str, quick.get(command, [])))
             if "book.txt" not in words and "--steps" in more:
                 del more[more.index("--steps") :]

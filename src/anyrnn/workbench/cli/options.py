@@ -224,7 +224,8 @@ METRIC = Option(
     "metric", "--metric", str, _TRAINING,
     f"What chooses epochs and networks. For classes: {', '.join(CLASS_METRICS)}; for a number: "
     f"{', '.join(NUMBER_METRICS)}; for forecasts, networks alone: {', '.join(CHOICES)}.",
-    metavar="NAME", default="the first; forecasts: mase", example="accuracy", values=(*CLASS_METRICS, *NUMBER_METRICS, *CHOICES),
+    metavar="NAME", default="the first; forecasts: mase", example="accuracy",
+    values=(*CLASS_METRICS, *NUMBER_METRICS, *CHOICES),
 )  # fmt: skip
 BALANCED = Option(
     "balanced", "--balanced", bool, _TRAINING,
