@@ -450,6 +450,28 @@ def test_the_training_of_a_text_ends_with_the_status_of_the_signal(
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "name, options", [("language", ["book.txt"]), ("forecast", ["sold.csv", *SOLD, "--context", 6])]
+)
+def test_an_interrupt_keeps_the_networks_of_a_text_or_a_forecast_that_were_finished(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[object]
+) -> None:
+    sold(here / "sold.csv"), book(here / "book.txt")
+    train = {"language": language.results.train, "forecast": forecast.results.train}[name]
+
+    def twice(network, *others):
+        if network.name == "gru":
+            raise KeyboardInterrupt
+        return train(network, *others)
+
+    monkeypatch.setattr(f"anyrnn.workbench.{name}.results.train", twice)
+    result = invoke("compare", *options, *QUICK, "--cells", "rnn,gru", "--out", "run")
+    kept = "The networks that had all their runs (RNN) are kept in run.partial; nothing else was written."
+    assert (result.exit_code, result.stderr) == (130, f"Interrupted. {kept}\n")
+    results = json.loads((here / "run.partial/results.json").read_text())
+    assert ([model["name"] for model in results["models"]], results["unfinished"]) == (["rnn"], ["gru"])
+
+
 def test_the_help_and_the_page_name_every_exit_status() -> None:
     said = re.findall(r"^    (\d+) ", invoke("--help").stdout, re.MULTILINE)
     assert said == ["0", "1", "2", "130"] == ["0", *map(str, (output.UNWRITTEN, output.REFUSED, output.INTERRUPTED))]
