@@ -61,6 +61,7 @@ class ForecastSettings:
         clip_norm: The norm that gradients are cut to.
         dropout: Between the layer and the head.
         threads: CPU threads. None: 1, since the steps of a forecaster are small.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
 
     Raises:
         AnyRNNError: for a value that is none of these.
@@ -77,9 +78,10 @@ class ForecastSettings:
     clip_norm: float = 1.0
     dropout: float = 0.0
     threads: int | None = None
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads"):
+        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads", "layers"):
             value = getattr(self, name)
             if (not isinstance(value, int) or value < 1) and not (name in ("context", "threads") and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
@@ -214,18 +216,18 @@ def train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None] | None = None,
+    on_epoch: Callable[[ForecastEpoch, bool], None] | None = None,
 ) -> tuple[TrainedForecaster, ForecastRun]:
     """Train a network on the training parts of series, and score it on their test parts.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were.
+    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
     with seeded(seed), using_threads(settings.threads or 1):
-        return _train(network, data, settings, seed, on_epoch or (lambda _: None))
+        return _train(network, data, settings, seed, on_epoch or (lambda epoch, ended: None))
 
 
 def form_of(data: Forecasting, settings: ForecastSettings) -> tuple[Form, str]:
@@ -246,10 +248,11 @@ def _train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None],
+    on_epoch: Callable[[ForecastEpoch, bool], None],
 ) -> tuple[TrainedForecaster, ForecastRun]:
     form, base = form_of(data, settings)
-    module, context = build(network, form, settings.hidden_size, settings.dropout), settings.context_for(data)
+    module = build(network, form, settings.hidden_size, settings.dropout, settings.layers)
+    context = settings.context_for(data)
     ends = [data.train_end(series) for series in data.series]
     scaled = Scaled(data.series, ends)
     validation, test = data.origins("validation"), data.origins("test")
@@ -266,10 +269,11 @@ def _train(
                 f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
         history.append(ForecastEpoch(epoch, loss, score))
-        on_epoch(history[-1])
         if score < best:
             best, kept, weights = score, epoch, copy.deepcopy(module.state_dict())
-        elif epoch - kept >= settings.patience:
+        ended = epoch == settings.epochs or epoch - kept >= settings.patience
+        on_epoch(history[-1], ended)
+        if ended:
             break
     module.load_state_dict(weights)
     module.eval()
@@ -281,7 +285,10 @@ def _train(
         metrics |= quantile_metrics(y, values, settings.quantiles)
     by_step = tuple(np.abs(y - point).mean(0).tolist())
     names = (data.past_names, data.future_names, data.static_names)
-    model = TrainedForecaster(network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed)
+    model = TrainedForecaster(
+        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
+        data.time_column,
+    )  # fmt: skip
     run = ForecastRun(seed, kept, base, metrics, by_step, training.seconds, tuple(history), point, values)
     return model, run
 
