@@ -6,6 +6,7 @@ Everything shown or saved later, by the table, the report and the run folder, is
 import math
 import platform
 import statistics
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,13 +29,22 @@ from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.metrics import Metric, metric
+from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.models import COMPARED, Model, Network, network
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.train import (
+    Epoch,
+    Question,
+    Run,
+    Settings,
+    Trained,
+    step_microseconds,
+    train,
+    using_threads,
+)
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
 _SEEDS = 2**63  # what torch takes
@@ -43,8 +53,13 @@ _LISTED = 3  # epochs in a cell of the table
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
+D = TypeVar("D", bound=Question)
+M = TypeVar("M", bound=Trained)
+R = TypeVar("R", bound="Outcome[Any, Any]")
+
+
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[M]):
     """One network of a comparison, over all seeds.
 
     Attributes:
@@ -56,7 +71,7 @@ class Entry:
         runs: One for each seed.
     """
 
-    model: Model
+    model: M
     parameters: int
     engines: tuple[str, ...]
     step_microseconds: float
@@ -87,8 +102,8 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Results:
-    """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
+class Outcome(ABC, Generic[D, M]):
+    """What came out of training networks of any task: `print` shows the table, `save` writes the run folder.
 
     Attributes:
         dataset: What was learned.
@@ -100,13 +115,31 @@ class Results:
         command: What was run.
     """
 
-    dataset: Dataset
+    dataset: D
     settings: Settings
     seeds: tuple[int, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry[M], ...]
     baselines: tuple[Baseline, ...]
     unfinished: tuple[str, ...]
     command: str
+
+    @abstractmethod
+    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
+        """Write the run folder."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON has them."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the data, in tables."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
 
     @property
     def metric(self) -> str:
@@ -115,10 +148,10 @@ class Results:
 
     @property
     def _metric(self) -> Metric:
-        return metric(self.settings.metric, classes=self.dataset.classes is not None)
+        return self.settings.metric_for(self.dataset)
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> Entry[M]:
         """The network with the best mean score; of equals, the first."""
         sign = self._metric.sign
         return max(self.entries, key=lambda e: sign * e.score_mean if math.isfinite(e.score_mean) else -math.inf)
@@ -143,6 +176,86 @@ class Results:
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        """The table, too: that of the fields would hold the whole dataset."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, the table, and under which conditions."""
+        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
+        best = [style.startswith("bold") for _, style in self._rows()]
+        return markup.page(
+            markup.line(self.verdict),
+            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
+            markup.line(self.conditions),
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
+        rows = self._rows()
+        first = 0  # of the costs that have room
+        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
+            first += 1
+        score = max(len(row[1]) for row, _ in rows)
+        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
+            for (name, value, mark, *_), style in rows:  # a name above its score
+                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("network", overflow="fold")
+        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
+        for title in _COSTS[first:]:
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for (name, value, mark, *cells), style in rows:
+            table.add_row(name, value, *cells[first:], mark, style=style)
+        yield table
+
+    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
+        """Of each row of the table the name, the score, the mark and the costs; and its style."""
+        comparison = self._comparison
+        rows: list[tuple[tuple[str, ...], str]] = []
+        for entry in self.entries:
+            mark = comparison.mark(entry.model.network.name)
+            score = self._text(entry.score_mean, entry.score_std)
+            costs = (
+                entry.epochs,
+                f"{entry.parameters:,}",
+                f"{entry.train_seconds:.1f} s",
+                f"{entry.step_microseconds:.1f}",
+            )
+            style = "bold green" if mark == "best" else ""
+            rows.append(((entry.model.network.title, score, mark, *costs), style))
+        none = ("",) * len(_COSTS)
+        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
+
+    def _text(self, mean: float, std: float | None = None) -> str:
+        if not math.isfinite(mean):
+            return "–"
+        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
+        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
+
+
+class Results(Outcome[Dataset, Model]):
+    """The outcome of a comparison on whole sequences: see `Outcome`."""
+
+    @property
+    def name(self) -> str:
+        """Of the data, in tables."""
+        return self.dataset.name
+
+    @property
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
+        data, settings = self.dataset, self.settings
+        return (
+            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
+            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
         """Write the run folder: results.json, the models, report.html.
@@ -212,73 +325,6 @@ class Results:
             "test_groups": None if data.test.groups is None else list(data.test.groups),
             "best": self.best.model.network.name,
         }
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def __repr__(self) -> str:
-        """The table, too: that of the fields would hold the whole dataset."""
-        return self.table()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the answer, the table, and under which conditions."""
-        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
-        best = [style.startswith("bold") for _, style in self._rows()]
-        data, settings = self.dataset, self.settings
-        conditions = (
-            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
-            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
-        )
-        return markup.page(
-            markup.line(self.verdict),
-            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
-            markup.line(conditions),
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
-        rows = self._rows()
-        first = 0  # of the costs that have room
-        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
-            first += 1
-        score = max(len(row[1]) for row, _ in rows)
-        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
-            for (name, value, mark, *_), style in rows:  # a name above its score
-                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
-            return
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("network", overflow="fold")
-        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
-        for title in _COSTS[first:]:
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        for (name, value, mark, *cells), style in rows:
-            table.add_row(name, value, *cells[first:], mark, style=style)
-        yield table
-
-    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
-        """Of each row of the table the name, the score, the mark and the costs; and its style."""
-        comparison = self._comparison
-        rows: list[tuple[tuple[str, ...], str]] = []
-        for entry in self.entries:
-            mark = comparison.mark(entry.model.network.name)
-            score = self._text(entry.score_mean, entry.score_std)
-            costs = (
-                entry.epochs,
-                f"{entry.parameters:,}",
-                f"{entry.train_seconds:.1f} s",
-                f"{entry.step_microseconds:.1f}",
-            )
-            style = "bold green" if mark == "best" else ""
-            rows.append(((entry.model.network.title, score, mark, *costs), style))
-        none = ("",) * len(_COSTS)
-        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
-
-    def _text(self, mean: float, std: float | None = None) -> str:
-        if not math.isfinite(mean):
-            return "–"
-        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
-        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
 
 
 def compare(
@@ -365,19 +411,51 @@ def _compare(
     on_epoch: Callable[[Progress], None] | None,
     on_network: Callable[[Results], None] | None,
 ) -> Results:
-    if not cells or len(set(cells)) < len(cells):
-        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
-    if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
-        raise AnyRNNError(f"seed: got {', '.join(map(str, seeds))}, expected whole numbers from 0 to {_SEEDS - 1}")
+    check_asked(cells, seeds)
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
             settings.build(each, len(dataset.features), 1)
     settings = settings.resolved(dataset)
-    epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
     results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
+    return train_networks(results, networks, train, len(dataset.features), on_epoch, on_network)
+
+
+def check_asked(cells: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse no networks, or one twice, and what is no seed."""
+    if not cells or len(set(cells)) < len(cells):
+        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
+    if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
+        raise AnyRNNError(f"seed: got {', '.join(map(str, seeds))}, expected whole numbers from 0 to {_SEEDS - 1}")
+
+
+def train_networks(
+    results: R,
+    networks: Sequence[Network],
+    train: Callable[[Network, Any, Any, int, Callable[[Epoch, bool], None]], tuple[Any, Run]],
+    input_size: int,
+    on_epoch: Callable[[Progress], None] | None,
+    on_network: Callable[[R], None] | None,
+) -> R:
+    """Train each network with each seed.
+
+    Args:
+        results: Those of no network yet.
+        networks: Which.
+        train: Trains a network once: on a dataset, with settings and a seed, and tells of each epoch.
+        input_size: Of the recurrent layers.
+        on_epoch: Called after each epoch.
+        on_network: Called with the results so far when a network has had all its runs.
+    """
+    dataset, settings, seeds, runs = (
+        results.dataset,
+        results.settings,
+        results.seeds,
+        len(networks) * len(results.seeds),
+    )
+    epochs, chosen = settings.epochs_for(len(dataset.train)), str(settings.metric)
     for each in networks:
-        trained: list[tuple[Model, Run]] = []
+        trained: list[tuple[Any, Run]] = []
         for seed in seeds:
             run = len(results.entries) * len(seeds) + len(trained) + 1
 
@@ -387,14 +465,14 @@ def _compare(
 
             trained.append(train(each, dataset, settings, seed, tell))
         with using_threads(settings.thread_count):
-            entry = _entry(trained, len(dataset.features))
+            entry = _entry(trained, input_size)
         results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
         if on_network is not None:
             on_network(results)
     return results
 
 
-def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
+def _entry(trained: Sequence[tuple[M, Run]], input_size: int) -> Entry[M]:
     model = trained[0][0]
     explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
     return Entry(
@@ -406,7 +484,7 @@ def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
     )
 
 
-def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
+def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:
     names = entry.runs[0].scores
     means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
     return {
@@ -425,7 +503,7 @@ def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
+def _per_class(entry: Entry[Model], classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
     """Of each class how many test sequences there are, and the share of them that is recognised, over the runs."""
     total = Counter(y)
     pairs = Counter(true for run in entry.runs for true, got in zip(y, run.predictions, strict=True) if true == got)
