@@ -318,7 +318,8 @@ class Results(Outcome[Dataset, Model]):
             "models": [_entry_dict(entry, data) for entry in self.entries],
             "unfinished": list(self.unfinished),
             "baselines": [
-                {"name": b.name, **_known({"score": b.score}), "scores": _known(b.scores)} for b in self.baselines
+                {"name": b.name, **known_scores({"score": b.score}), "scores": known_scores(b.scores)}
+                for b in self.baselines
             ],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
@@ -365,7 +366,7 @@ def compare(
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
     arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
-    with _told(progress, on_epoch) as tell:
+    with told(progress, on_epoch) as tell:
         return _compare(*arguments, tell, on_network)
 
 
@@ -380,12 +381,12 @@ def fit(
     progress: bool | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    with _told(progress, on_epoch) as tell:
+    with told(progress, on_epoch) as tell:
         return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
 
 
 @contextmanager
-def _told(
+def told(
     progress: bool | None, on_epoch: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Progress], None] | None]:
     """What is told after each epoch: the caller, and who looks on."""
@@ -497,9 +498,9 @@ def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:
         "score_std": entry.score_std,
         "train_seconds": entry.train_seconds,
         "step_microseconds": entry.step_microseconds,
-        "scores": _known(means),
+        "scores": known_scores(means),
         "per_class": None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist()),
-        "runs": [{**asdict(run), "scores": _known(run.scores)} for run in entry.runs],
+        "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in entry.runs],
     }
 
 
@@ -511,7 +512,7 @@ def _per_class(entry: Entry[Model], classes: Sequence[str], y: Sequence[int]) ->
     return [{"class": name, "total": total[k], "recall": recall[k]} for k, name in enumerate(classes)]
 
 
-def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+def known_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Scores as JSON has them: null where one is not defined."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 

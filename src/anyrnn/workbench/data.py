@@ -216,8 +216,8 @@ def load(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
             + ("" if id_column is None else f"; does column {id_column!r} say to which sequence a row belongs?")
         )
-    own, task, notes = _task(own, task)
-    classes = _classes(own) if task == "classification" else None
+    own, task, notes = task_of(own, task)
+    classes = classes_of(own) if task == "classification" else None
     train = _encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
         apart = len(set(own.targets or ())) > 1
@@ -292,7 +292,7 @@ def load_for_prediction(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    return unseen(parsed, classes, _label)
+    return unseen(parsed, classes, label_of)
 
 
 def _source(source: Source) -> str:
@@ -402,7 +402,7 @@ def _targets(parsed: Parsed) -> list[str | bool | int | float]:
     return present
 
 
-def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
+def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
     """Classes or a number, and a note where we had to decide; numbers with decimal commas become numbers."""
     values = _targets(parsed)
     told = asked or parsed.task
@@ -432,8 +432,8 @@ def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, 
     task: Task = "classification" if distinct <= few else "regression"
     meaning, other = ("classes", "regression") if distinct <= few else ("a number", "classification")
     note = (
-        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} sequences: read as "
-        f"{meaning}; task={other!r} (--task {other}) reads them the other way"
+        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} {parsed.unit}s: read "
+        f"as {meaning}; task={other!r} (--task {other}) reads them the other way"
     )
     return parsed, task, (note,)
 
@@ -456,7 +456,7 @@ def _with_decimal_commas(
     return [float(text.replace(",", ".")) for text in texts]
 
 
-def _label(value: Value) -> str:
+def label_of(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -464,13 +464,13 @@ def _label(value: Value) -> str:
     return str(value)
 
 
-def _classes(parsed: Parsed) -> tuple[str, ...]:
+def classes_of(parsed: Parsed) -> tuple[str, ...]:
     """The classes that occur: in the order that the file declares, or by number, or by alphabet."""
-    labels = {_label(value) for value in _targets(parsed)}
+    labels = {label_of(value) for value in _targets(parsed)}
     if len(labels) < 2:
         raise AnyRNNError(
-            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every sequence, expected at least two "
-            "classes to tell apart"
+            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every {parsed.unit}, expected at least "
+            "two classes to tell apart"
         )
     if parsed.classes:
         return tuple(label for label in parsed.classes if label in labels)
@@ -484,20 +484,20 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
     """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
     values = _targets(parsed)
     if classes is None:
-        numbers = torch.tensor(_numbers(parsed, values), dtype=torch.float64)
+        numbers = torch.tensor(numbers_of(parsed, values), dtype=torch.float64)
         return Sequences(parsed.x, numbers, parsed.ids, parsed.groups)
     index = {label: i for i, label in enumerate(classes)}
     for value, place in zip(values, parsed.where, strict=True):
-        if _label(value) not in index:
+        if label_of(value) not in index:
             raise AnyRNNError(
-                f"{place}: class {_label(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
+                f"{place}: class {label_of(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
                 "no network can predict a class that it was not trained on: leave the sequence out, or add some of "
                 "its class to the training part"
             )
-    return Sequences(parsed.x, torch.tensor([index[_label(value)] for value in values]), parsed.ids, parsed.groups)
+    return Sequences(parsed.x, torch.tensor([index[label_of(value)] for value in values]), parsed.ids, parsed.groups)
 
 
-def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
+def numbers_of(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
     numbers: list[float] = []
     values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
     for value, place in zip(values, parsed.where, strict=True):

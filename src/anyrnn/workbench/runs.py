@@ -231,6 +231,7 @@ _OPENED_BY: Mapping[Any, str] = {
     None: "anyrnn.workbench.open_run",
     "text": "anyrnn.workbench.language.open_text_run",
     "forecast": "anyrnn.workbench.forecast.open_forecast_run",
+    "tagging": "anyrnn.workbench.tagging.open_tag_run",
 }
 
 
