@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ _ATTRIBUTION = (
     "https://doi.org/10.24432/C5NS47, CC BY 4.0"
 )
 _FORMATS = {".ts", ".csv", ".parquet"}
+_OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
 Source = str | os.PathLike[str]
@@ -412,8 +413,8 @@ def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str
         if numbers is not None:
             parsed, values = dataclasses.replace(parsed, targets=tuple(numbers)), numbers
             notes = (
-                f"target {parsed.target!r} is written with decimal commas: read as numbers; task='classification' "
-                "(--task classification) reads it as classes",
+                f"target {parsed.target!r} is written with decimal commas: read as numbers; "
+                f"{parsed.asking('classification')} reads it as classes",
             )
     if told or notes:
         return parsed, told or "regression", notes
@@ -426,14 +427,14 @@ def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str
             return parsed, "regression", ()
         note = (
             f"target {parsed.target!r} holds {distinct} distinct whole numbers, written as decimals such as "
-            f"{values[0]}: read as a number; task='classification' (--task classification) reads them as classes"
+            f"{values[0]}: read as a number; {parsed.asking('classification')} reads them as classes"
         )
         return parsed, "regression", (note,)
     task: Task = "classification" if distinct <= few else "regression"
-    meaning, other = ("classes", "regression") if distinct <= few else ("a number", "classification")
+    meaning, other = "classes" if task == "classification" else "a number", _OTHER[task]
     note = (
         f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} {parsed.unit}s: read "
-        f"as {meaning}; task={other!r} (--task {other}) reads them the other way"
+        f"as {meaning}; {parsed.asking(other)} reads them the other way"
     )
     return parsed, task, (note,)
 
@@ -451,7 +452,7 @@ def _with_decimal_commas(
         raise AnyRNNError(
             f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "
             "decimals; write a number without thousands separators and with a decimal point, or read the target as "
-            "classes: task='classification' (--task classification)"
+            f"classes: {parsed.asking('classification')}"
         )
     return [float(text.replace(",", ".")) for text in texts]
 
@@ -508,7 +509,7 @@ def numbers_of(parsed: Parsed, values: list[str | bool | int | float]) -> list[f
         if not math.isfinite(number):
             raise AnyRNNError(
                 f"{place}: target {parsed.target!r} is {value!r}, expected a finite number; "
-                "correct it, or read the target as classes: task='classification' (--task classification)"
+                f"correct it, or read the target as classes: {parsed.asking('classification')}"
             )
         numbers.append(number)
     return numbers

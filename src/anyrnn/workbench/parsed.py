@@ -47,6 +47,13 @@ class Parsed:
     unit: str = "sequence"  # what has a target
     groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
 
+    def asking(self, task: Task) -> str:
+        """How to have its targets read as classes, or as numbers: in Python, and on the command line."""
+        if self.unit == "sequence":
+            return f"task={task!r} (--task {task})"
+        answers = "classes" if task == "classification" else "numbers"
+        return f"answers={answers!r} (--answers {answers})"
+
     def cell(self, sequence: int, step: int, feature: int) -> str:
         """Where a note points: "x.csv: data row 17 (id 'a')" or "x.ts:17, step 3 of channel 2"."""
         if self.rows is None:

@@ -489,7 +489,7 @@ class Table:
         if not self.trained:
             raise AnyRNNError(
                 f"{wrong}; a sequence has one target, repeated on each of its rows, unless each row has one of its "
-                "own, to be predicted step by step: --per-step (workbench.tagging)"
+                "own, to be predicted step by step: --task tagging (workbench.tagging)"
             )
         doubtful = set(self.ids.filter(varies))
         self.notes.append(f"{wrong}: it counts as missing, as in all sequences in which it varies ({len(doubtful)})")

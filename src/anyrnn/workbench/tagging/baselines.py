@@ -75,7 +75,8 @@ def _pieces(reader: Words, part: Steps, causal: bool) -> Any:
     rows = np.broadcast_to(np.arange(len(window))[:, None, None], window.shape)
     there = window > 0
     ones = np.ones(int(there.sum()), dtype=np.float32)
-    return csr_array((ones, (rows[there], columns[there])), shape=(len(window), window.shape[1] * reader.size))
+    where = (rows[there].astype(np.int32), columns[there].astype(np.int32))  # what scikit-learn takes
+    return csr_array((ones, where), shape=(len(window), window.shape[1] * reader.size))
 
 
 def _of_numbers(data: Tagging, causal: bool) -> Iterator[tuple[str, NDArray[Any]]]:

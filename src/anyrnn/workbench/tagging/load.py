@@ -5,10 +5,10 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -25,10 +25,12 @@ from anyrnn.workbench.tagging.spans import is_other_scheme
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
 
 _TABLES = frozenset({".csv", ".parquet"})
+_TASKS: Mapping[str, Task] = {"classes": "classification", "numbers": "regression"}
 _LEAST = 10  # sequences to have a validation part: each has many steps that tell
 _LONG = 5000  # steps: through more of them a gradient goes back slowly, and in vain
 
 Source = str | os.PathLike[str]
+Answers = Literal["classes", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def load_tagged(
     time_column: str | None = None,
     target_column: str | None = None,
     feature_columns: Sequence[str] | None = None,
-    task: Task | None = None,
+    answers: Answers | None = None,
     test_fraction: float = 0.3,
     seed: int = 0,
     missing: str | float | Sequence[str | float] | None = None,
@@ -151,7 +153,7 @@ def load_tagged(
         time_column: Tables: the column that rows are sorted by within a sequence.
         target_column: Tables: the column to predict.
         feature_columns: Tables: the columns to predict from. Without it, all other columns.
-        task: "classification" or "regression", where the file's own answer is not wanted.
+        answers: What is predicted, "classes" or "numbers", where the file's own answer is not wanted.
         test_fraction: The share of the sequences in the test part, where we split.
         seed: Which split: the same seed gives the same one.
         missing: Tables: the value, or the values, that stand for "missing" in features and target.
@@ -161,8 +163,8 @@ def load_tagged(
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
-    if task not in {None, *get_args(Task)}:
-        raise AnyRNNError(f"load_tagged: got task={task!r}, expected 'classification', 'regression' or None")
+    if answers not in {None, *_TASKS}:
+        raise AnyRNNError(f"load_tagged: got answers={answers!r}, expected 'classes', 'numbers' or None")
     for name, share in (("test_fraction", test_fraction), ("validation", validation)):
         if not 0 <= share < 1 or (name == "test_fraction" and not share):
             raise AnyRNNError(f"load_tagged: got {name}={share}, expected a share below 1, such as 0.2")
@@ -180,7 +182,7 @@ def load_tagged(
     wanted = dataclasses.replace(columns, features=own.features)
     given = [None if each is None else _beside(each, own, wanted, absent) for each in (test, validation_file)]
     files = [own, *(each for each in given if each is not None)]
-    task, classes, notes = _kind(files, task)
+    classes, notes = _classes(files, None if answers is None else _TASKS[answers])
     parts = [None if each is None else _steps(each, classes) for each in (own, *given)]
     train, held_out, chosen_by = parts
     assert train is not None
@@ -217,8 +219,8 @@ def _beside(source: Source, own: Read, columns: Columns, missing: Missing | None
     return read_steps(source, columns, missing)
 
 
-def _kind(files: Sequence[Read], asked: Task | None) -> tuple[Task, tuple[str, ...] | None, tuple[str, ...]]:
-    """Classes or numbers, the names of the classes, and notes where we had to decide."""
+def _classes(files: Sequence[Read], asked: Task | None) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """The names of the classes, None for numbers; and notes where we had to decide."""
     own = files[0]
     flat = _flat(own)
     if not flat.targets:
@@ -228,7 +230,7 @@ def _kind(files: Sequence[Read], asked: Task | None) -> tuple[Task, tuple[str, .
     if own.table is not None:
         flat, task, notes = task_of(flat, asked)
     if task == "regression":
-        return task, None, notes
+        return None, notes
     classes = classes_of(flat)
     for each in files[1:]:  # what training never has cannot be learned: it has a place, so that it counts as an error
         news = {label_of(value) for values in each.targets or () for value in values if value is not None}
@@ -246,7 +248,7 @@ def _kind(files: Sequence[Read], asked: Task | None) -> tuple[Task, tuple[str, .
             f"tags {listed(classes)} are no BIO tags (O, B-x, I-x): spans are not counted; write BIO tags if you want "
             "them counted",
         )
-    return task, classes, (*notes, *notes_on_classes(flat, classes))
+    return classes, (*notes, *notes_on_classes(flat, classes))
 
 
 class _Places(Sequence[str]):
