@@ -18,8 +18,40 @@ from anyrnn.workbench.train import Epoch
 _PAUSE = 0.2  # seconds between two updates of a bar in a notebook, each of which is a message to the browser
 
 
+class Told:
+    """What is told of a training after each epoch, whatever is learned; each kind of task has its own.
+
+    Attributes:
+        network: The network in training.
+        seed: The seed of this training run.
+        run: Which of all the training runs this is, from 1.
+        runs: How many there are.
+        epoch: The epoch just ended.
+        epochs: How many a training run has at most.
+        ended: Whether the run ended with it.
+    """
+
+    network: Network
+    seed: int
+    run: int
+    runs: int
+    epoch: Any
+    epochs: int
+    ended: bool
+
+    @property
+    def share(self) -> float:
+        """How much of all epochs of all runs is done."""
+        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+
+    @property
+    def score(self) -> str | None:
+        """What is shown of the epoch; None: nothing new."""
+        return f"validation loss {self.epoch.validation_loss:.4g}"
+
+
 @dataclass(frozen=True)
-class Progress:
+class Progress(Told):
     """How far a comparison is, told after each epoch.
 
     Attributes:
@@ -43,22 +75,22 @@ class Progress:
     metric: str = "score"
 
     @property
-    def share(self) -> float:
-        """How much of all epochs of all runs is done."""
-        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+    def score(self) -> str | None:
+        """The validation score, or without one that of the test part; None where the epoch has neither."""
+        if self.epoch.validation_score is not None:
+            return f"validation {self.metric} {self.epoch.validation_score:.4g}"
+        return None if self.epoch.test_score is None else f"{self.metric} {self.epoch.test_score:.4g}"
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
+def shown(console: Console) -> Iterator[Callable[[Told], None]]:
     """Show the progress of a comparison: a bar in a notebook or on a terminal, elsewhere a line for each run."""
     display = notebook_display()
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
-    def text(now: Progress) -> str:
-        if now.epoch.validation_score is not None:
-            scores[now.run] = f": validation {now.metric} {now.epoch.validation_score:.4g}"
-        elif now.epoch.test_score is not None:
-            scores[now.run] = f": {now.metric} {now.epoch.test_score:.4g}"
+    def text(now: Told) -> str:
+        if now.score is not None:
+            scores[now.run] = f": {now.score}"
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
 
     if display is not None:
@@ -98,13 +130,13 @@ class _Bar:
 
 
 @contextmanager
-def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
     """One output of the cell, updated in place; at the end it says how long it took."""
     start = last = time.monotonic()
     handle = display(_Bar(0.0, "training"), display_id=True)
-    now: Progress | None = None
+    now: Told | None = None
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         nonlocal last, now
         now = progress
         moment = time.monotonic()
@@ -124,7 +156,7 @@ def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -
 
 
 @contextmanager
-def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
     """A bar that is gone at the end."""
     columns = (
         progress.TextColumn("{task.description}", table_column=Column(min_width=min(40, console.width // 2))),
@@ -135,17 +167,17 @@ def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[
     with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
 
-        def tell(now: Progress) -> None:
+        def tell(now: Told) -> None:
             bar.update(task, description=text(now), completed=now.share, total=1.0)
 
         yield tell
 
 
-def _lines(console: Console, text: Callable[[Progress], str]) -> Callable[[Progress], None]:
+def _lines(console: Console, text: Callable[[Told], str]) -> Callable[[Told], None]:
     """A line for each training run."""
     start = time.monotonic()
 
-    def line(now: Progress) -> None:
+    def line(now: Told) -> None:
         if now.ended:
             left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)

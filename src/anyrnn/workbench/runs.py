@@ -270,6 +270,19 @@ def parts_of(
     return path, results, names, (cells,) if isinstance(cells, str) else tuple(cells)
 
 
+def kind_of(folder: str | Path) -> str | None:
+    """The kind of the run in a folder: "text", "forecast", or None, which is one of sequences.
+
+    Raises:
+        AnyRNNError: if it is not there, or damaged.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
+    found = read_json(path / "results.json").get("kind")
+    return found if isinstance(found, str) else None
+
+
 def _run_in(folder: Path) -> tuple[str, ...] | None:
     """The names of the models of the run in this folder; None if there is none."""
     try:

@@ -1,24 +1,62 @@
-"""`anyrnn predict`: what a trained network says about new data."""
+"""`anyrnn predict` and `anyrnn generate`: what a trained network says, or writes."""
 
+import errno
 import sys
 from pathlib import Path
 
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench import forecast, language
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.output import errors, out_stream
 from anyrnn.workbench.data import load_for_prediction
+from anyrnn.workbench.forecast.table import SeriesColumns
 from anyrnn.workbench.notes import notes_on_unseen
-from anyrnn.workbench.runs import open_run
+from anyrnn.workbench.runs import kind_of, open_run
 from anyrnn.workbench.train import score
 from anyrnn.workbench.written import check_file, csv_text, write_file
 
 
-def run(given: Given) -> None:
-    """Do what a command line asks for."""
-    folder, out, overwrite = given["folder"], given.get("out"), given.get("overwrite", False)
+def predict(given: Given) -> None:
+    """Predict for sequences, or forecast series, by the kind of the run."""
+    folder, out = given["folder"], given.get("out")
     if out is not None:
-        check_file(out, overwrite)
-    keep_off_path(folder)
-    trained = open_run(folder, cells=own_cells(given)).model(given.get("model"))
+        check_file(out, given.get("overwrite", False))
+    _keep_off_path(folder)
+    kind = kind_of(folder)
+    if kind == "text":
+        raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
+    if kind == "forecast":
+        _forecast(given)
+    else:
+        _predict(given)
+
+
+def generate(given: Given) -> None:
+    """Have a language model write to stdout, and to nothing else."""
+    folder = given["folder"]
+    _keep_off_path(folder)
+    kind = kind_of(folder)
+    if kind != "text":
+        what = "forecasts" if kind == "forecast" else "sequences"
+        raise AnyRNNError(
+            f"{folder}: this is a run of {what}, which `anyrnn predict {folder} DATA` uses; expected a run of a text"
+        )
+    model = language.open_text_run(folder, cells=_own_cells(given)).model(given.get("model"))
+    asked = {name: given[name] for name in ("length", "prompt", "temperature", "seed") if name in given}
+    for token in language.generate(model, **asked):
+        if out_stream.isatty():
+            out_stream.write(token)
+            out_stream.flush()
+        else:
+            out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
+        if out_stream.failed is not None and out_stream.failed.errno == errno.EPIPE:
+            return  # whose reader has seen enough
+    if out_stream.isatty():
+        out_stream.write("\n")
+
+
+def _predict(given: Given) -> None:
+    trained = open_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
     inputs = load_for_prediction(
         given["source"],
         features=trained.features,
@@ -30,7 +68,7 @@ def run(given: Given) -> None:
         trained_time=trained.time_column,
     )
     predictions = trained.predict(inputs.x)
-    write(csv_text(inputs, predictions), out, overwrite)
+    _write(csv_text(inputs, predictions), given)
     for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
         errors.print(note, soft_wrap=True)
     if inputs.truth is not None:
@@ -40,22 +78,36 @@ def run(given: Given) -> None:
         errors.print(f"{name} {value:.4g} on {len(inputs.known)}{of_all} sequences", soft_wrap=True)
 
 
-def write(text: str, out: Path | None, overwrite: bool) -> None:
+def _forecast(given: Given) -> None:
+    model = forecast.open_forecast_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
+    columns = SeriesColumns(
+        given.get("id_column", model.id_column),
+        given.get("time_column", model.time_column),
+        given.get("target_column", model.target),
+        *model.names,
+    )
+    ahead = forecast.predict(model, given["source"], columns)
+    _write(ahead.csv(), given)
+    for note in ahead.notes:
+        errors.print(note, soft_wrap=True)
+
+
+def _write(text: str, given: Given) -> None:
     """Write CSV to a file, or to stdout: in UTF-8, but for a terminal."""
-    if out is not None:
-        write_file(out, text, overwrite)
+    if "out" in given:
+        write_file(given["out"], text, given.get("overwrite", False))
     elif out_stream.isatty():
         out_stream.write(text)
     else:
         out_stream.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def own_cells(given: Given) -> list[str]:
+def _own_cells(given: Given) -> list[str]:
     """The cells that a command line names, which may be imported."""
     return [*given.get("cells", ()), *([given["model"]] if "model" in given else [])]
 
 
-def keep_off_path(folder: Path) -> None:
+def _keep_off_path(folder: Path) -> None:
     """Import nothing from a run folder from now on, though someone stands in it: `python -m` has put it first."""
     within = folder.resolve()
     sys.path[:] = [place for place in sys.path if not Path(place or ".").resolve().is_relative_to(within)]

@@ -1,5 +1,6 @@
 """`anyrnn compare` and `anyrnn fit`: read the data, train, show what came out, and save it."""
 
+import inspect
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,44 +12,40 @@ from typing import Any
 import typer
 
 from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.options import CONFIGURED, joined
 from anyrnn.workbench.cli.output import UNWRITTEN, complain, console, errors, interrupted, say
-from anyrnn.workbench.cli.tasks import SEQUENCES, Verb
-from anyrnn.workbench.compare import Results
-from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.cli.tasks import Kind, Verb, kind_for
 from anyrnn.workbench.keeping import keep, undisturbed
 from anyrnn.workbench.models import NETWORKS
-from anyrnn.workbench.progress import Progress, shown
+from anyrnn.workbench.progress import Told, shown
 from anyrnn.workbench.runs import check_destination
+
+#: Trains, and tells of each epoch and of what is finished.
+Train = Callable[[Callable[[Told], None], Callable[[Any], None]], Any]
 
 
 def run(verb: Verb, given: Given) -> None:
     """Do what a command line asks for."""
-    kind = SEQUENCES
+    kind = kind_for(verb, given)
+    settings, others = kind.settings_of(given), kind.training(verb, given)
     data = kind.read(verb, given)
     say(str(data))
     for note in (f"Split: {data.split}", *data.notes):
         say(note, style="dim")
-    settings, others = kind.settings_of(given), kind.training(verb, given)
+    trains = kind.trains(verb)
 
-    def train(tell: Callable[[Progress], None], on_network: Callable[[Results], None]) -> Results:
-        if verb == "compare":
-            others["on_network"] = on_network
-        results: Results = kind.trains(verb)(data, settings=settings, command=_command(), on_epoch=tell, **others)
-        return results
+    def train(tell: Callable[[Told], None], on_network: Callable[[Any], None]) -> Any:
+        hears = {"on_network": on_network} if "on_network" in inspect.signature(trains).parameters else {}
+        return trains(data, settings=settings, command=_command(verb, given), on_epoch=tell, **hears, **others)
 
-    _train_and_save(data, train, given.get("out"), given.get("overwrite", False))
+    _train_and_save(kind, data.name, train, given.get("out"), given.get("overwrite", False))
 
 
-def _train_and_save(
-    dataset: Dataset,
-    train: Callable[[Callable[[Progress], None], Callable[[Results], None]], Results],
-    out: Path | None,
-    overwrite: bool,
-) -> None:
+def _train_and_save(kind: Kind, name: str, train: Train, out: Path | None, overwrite: bool) -> None:
     """Train; show what came out, then save it. What was finished outlives whatever comes in between."""
-    folder, numbered = out or Path("runs", dataset.name), out is None and not overwrite
+    folder, numbered = out or Path("runs", name), out is None and not overwrite
     check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
-    finished: list[Results] = []
+    finished: list[Any] = []
     try:
         with shown(console) as tell:
             finished.append(train(tell, finished.append))
@@ -67,13 +64,13 @@ def _train_and_save(
         say(f"Report: {kept.folder / 'report.html'}")
         own = finished[-1].best.model.network.name
         named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
-        say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
+        say(f"{kind.then.format(shlex.quote(str(kept.folder)))}{named}")
     if kept.trouble is not None:
         complain(kept)
         raise typer.Exit(UNWRITTEN)
 
 
-def _show(results: Results) -> None:
+def _show(results: Any) -> None:
     console.print()
     if console.is_terminal:
         console.print(results)
@@ -95,5 +92,13 @@ def _keep(finished: Any, folder: Path) -> str:
     return f"The networks that had all their runs ({names}) are kept in {kept.folder}; nothing else was written."
 
 
-def _command() -> str:
-    return shlex.join(["anyrnn", *sys.argv[1:]])
+def _command(verb: Verb, given: Given) -> str:
+    """The command line as it was, or, where a file had options, one that has them all: files change."""
+    if "config" not in given:
+        return shlex.join(["anyrnn", *sys.argv[1:]])
+    words = ["anyrnn", verb, given["source"]]
+    for option in CONFIGURED[verb]:
+        value = given.get(option.name)
+        if option.flag and value is not None and value is not False:
+            words += [option.flag] if value is True else [option.flag, joined(value) if option.several else f"{value}"]
+    return shlex.join(words)

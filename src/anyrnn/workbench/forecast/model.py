@@ -200,6 +200,8 @@ class TrainedForecaster:
         names: The names of the covariates: past, future, static.
         scale: Mean and deviation of the covariates, in the order past, future, static: (2, P + F + S).
         seed: Of the training run.
+        id_column: The column that named the series of the table that it was trained on, if one did.
+        time_column: The column that sorted their steps, if one did.
     """
 
     network: Network
@@ -210,6 +212,8 @@ class TrainedForecaster:
     names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     scale: tuple[tuple[float, ...], tuple[float, ...]]
     seed: int
+    id_column: str | None = None
+    time_column: str | None = None
 
 
 def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0) -> Forecaster:

@@ -25,6 +25,7 @@ from anyrnn.workbench.forecast.series import Forecasting
 from anyrnn.workbench.forecast.stored import save_model
 from anyrnn.workbench.forecast.train import ForecastEpoch, ForecastRun, ForecastSettings, form_of, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.progress import Told
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
@@ -61,7 +62,7 @@ class ForecastEntry:
 
 
 @dataclass(frozen=True)
-class ForecastProgress:
+class ForecastProgress(Told):
     """How far a comparison is, told after each epoch."""
 
     network: Network
@@ -70,6 +71,7 @@ class ForecastProgress:
     runs: int
     epoch: ForecastEpoch
     epochs: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,21 @@ class ForecastResults:
         elif others:
             says += f"; {others[0][1]} follows with {others[0][0]:.4g}"
         return f"{says}."
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else there is to say, a sentence each: which networks the seasonal naive forecast is as good as."""
+        seasonal = next((each for each in self.baselines if each.name.startswith("seasonal naive")), None)
+        if seasonal is None:
+            return ("No season was named (season, --season), so no seasonal naive forecast stands beside.",)
+        if self.metric not in seasonal.metrics:
+            return ()
+        least = seasonal.metrics[self.metric]
+        behind = [(e.model.network.title, e.mean(self.metric)) for e in self.entries if e.mean(self.metric) >= least]
+        if not behind:
+            return ()
+        named = ", ".join(f"{title} ({score:.4g})" for title, score in behind)
+        return (f"Not better than the forecast “{seasonal.name}” ({least:.4g} {self.metric}): {named}.",)
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -334,10 +351,12 @@ def _compare(
         for seed in seeds:
             number = k * len(seeds) + len(trained) + 1
 
-            def tell(epoch: ForecastEpoch, *, seed: int = seed, each: Network = each, number: int = number) -> None:
+            def tell(
+                epoch: ForecastEpoch, ended: bool, *, each: Network = each, seed: int = seed, number: int = number
+            ) -> None:
                 if on_epoch is not None:
                     runs = len(networks) * len(seeds)
-                    on_epoch(ForecastProgress(each, seed, number, runs, epoch, settings.epochs))
+                    on_epoch(ForecastProgress(each, seed, number, runs, epoch, settings.epochs, ended))
 
             trained.append(train(each, data, settings, seed, tell))
         with using_threads(settings.threads or 1):

@@ -45,6 +45,8 @@ def save_model(folder: Path, model: TrainedForecaster) -> None:
             "names": [list(names) for names in model.names],
             "scale": [list(row) for row in model.scale],
             "seed": model.seed,
+            "id_column": model.id_column,
+            "time_column": model.time_column,
         },
     )
 
@@ -104,6 +106,9 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         fine = rows and all(isinstance(v, int | float) and math.isfinite(v) for row in value for v in row)
         return fine and [len(row) for row in value] == [count, count] and all(v > 0 for v in value[1])
 
+    def column(value: Any) -> bool:
+        return isinstance(value, str | None)
+
     mean, std = field_of(description, "scale", scale, f"{count} means and positive deviations")
     return {
         "network": field_of(description, "network", is_network_name, "the name of a network"),
@@ -114,6 +119,10 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "names": tuple(tuple(each) for each in called),
         "scale": (tuple(map(float, mean)), tuple(map(float, std))),
         "seed": field_of(description, "seed", is_int, "a whole number"),
+        **{  # which the first files did not have
+            name: field_of({name: None, **description}, name, column, "the name of a column, or null")
+            for name in ("id_column", "time_column")
+        },
     }
 
 

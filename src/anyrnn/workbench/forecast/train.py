@@ -214,18 +214,18 @@ def train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None] | None = None,
+    on_epoch: Callable[[ForecastEpoch, bool], None] | None = None,
 ) -> tuple[TrainedForecaster, ForecastRun]:
     """Train a network on the training parts of series, and score it on their test parts.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were.
+    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
     with seeded(seed), using_threads(settings.threads or 1):
-        return _train(network, data, settings, seed, on_epoch or (lambda _: None))
+        return _train(network, data, settings, seed, on_epoch or (lambda epoch, ended: None))
 
 
 def form_of(data: Forecasting, settings: ForecastSettings) -> tuple[Form, str]:
@@ -246,7 +246,7 @@ def _train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None],
+    on_epoch: Callable[[ForecastEpoch, bool], None],
 ) -> tuple[TrainedForecaster, ForecastRun]:
     form, base = form_of(data, settings)
     module, context = build(network, form, settings.hidden_size, settings.dropout), settings.context_for(data)
@@ -266,10 +266,11 @@ def _train(
                 f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
         history.append(ForecastEpoch(epoch, loss, score))
-        on_epoch(history[-1])
         if score < best:
             best, kept, weights = score, epoch, copy.deepcopy(module.state_dict())
-        elif epoch - kept >= settings.patience:
+        ended = epoch == settings.epochs or epoch - kept >= settings.patience
+        on_epoch(history[-1], ended)
+        if ended:
             break
     module.load_state_dict(weights)
     module.eval()
@@ -281,7 +282,10 @@ def _train(
         metrics |= quantile_metrics(y, values, settings.quantiles)
     by_step = tuple(np.abs(y - point).mean(0).tolist())
     names = (data.past_names, data.future_names, data.static_names)
-    model = TrainedForecaster(network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed)
+    model = TrainedForecaster(
+        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
+        data.time_column,
+    )  # fmt: skip
     run = ForecastRun(seed, kept, base, metrics, by_step, training.seconds, tuple(history), point, values)
     return model, run
 

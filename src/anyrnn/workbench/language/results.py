@@ -20,11 +20,12 @@ from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.language.generate import generate
 from anyrnn.workbench.language.model import TrainedText, build, surprise
 from anyrnn.workbench.language.ngrams import NGrams
-from anyrnn.workbench.language.report import render
+from anyrnn.workbench.language.report import overfitting, render
 from anyrnn.workbench.language.stored import save_model
 from anyrnn.workbench.language.text import Text
 from anyrnn.workbench.language.train import TextEpoch, TextRun, TextSettings, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.progress import Told
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
@@ -64,7 +65,7 @@ class TextEntry:
 
 
 @dataclass(frozen=True)
-class TextProgress:
+class TextProgress(Told):
     """How far a comparison is, told after each epoch."""
 
     network: Network
@@ -73,6 +74,7 @@ class TextProgress:
     runs: int
     epoch: TextEpoch
     epochs: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class TextResults:
         else:
             tail = f"; {others[0][1]} follows with {others[0][0]:.3f}, more than the spread"
         return f"{says}{tail}."
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else the curves say, a sentence each: which networks are overfitting."""
+        return tuple(overfitting([_entry_dict(entry) for entry in self.entries]))
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -271,9 +278,11 @@ def _compare(
         for seed in seeds:
             number = k * len(seeds) + len(trained) + 1
 
-            def tell(epoch: TextEpoch, *, seed: int = seed, each: Network = each, number: int = number) -> None:
+            def tell(
+                epoch: TextEpoch, ended: bool, *, each: Network = each, seed: int = seed, number: int = number
+            ) -> None:
                 if on_epoch is not None:
-                    on_epoch(TextProgress(each, seed, number, len(networks) * len(seeds), epoch, epochs))
+                    on_epoch(TextProgress(each, seed, number, len(networks) * len(seeds), epoch, epochs, ended))
 
             trained.append(train(each, text, settings, seed, tell))
         with using_threads(settings.thread_count):

@@ -135,29 +135,34 @@ class TextRun:
 
 
 def train(
-    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch], None] | None = None
+    network: Network,
+    text: Text,
+    settings: TextSettings,
+    seed: int,
+    on_epoch: Callable[[TextEpoch, bool], None] | None = None,
 ) -> tuple[TrainedText, TextRun]:
     """Train a network on the training part of a text, and score it on the test part.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were.
+    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
     with seeded(seed), using_threads(settings.thread_count):
-        return _train(network, text, settings, seed, on_epoch or (lambda _: None))
+        return _train(network, text, settings, seed, on_epoch or (lambda epoch, ended: None))
 
 
 def _train(
-    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch], None]
+    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch, bool], None]
 ) -> tuple[TrainedText, TextRun]:
     size = len(text.vocabulary)
     module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout)
     training = _Training(module, text.train.tokens, settings)
     best, weights, history = math.inf, copy.deepcopy(module.state_dict()), list[TextEpoch]()
     kept = 0
-    for epoch in range(1, settings.epochs_for(len(text.train.tokens)) + 1):
+    epochs = settings.epochs_for(len(text.train.tokens))
+    for epoch in range(1, epochs + 1):
         loss = training.epoch()
         validation = float(surprise(module, text.validation.tokens).double().mean())
         if not (math.isfinite(loss) and math.isfinite(validation)):
@@ -166,10 +171,11 @@ def _train(
                 f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
         history.append(TextEpoch(epoch, loss, validation))
-        on_epoch(history[-1])
         if validation < best:
             best, kept, weights = validation, epoch, copy.deepcopy(module.state_dict())
-        elif epoch - kept >= settings.patience:
+        ended = epoch == epochs or epoch - kept >= settings.patience
+        on_epoch(history[-1], ended)
+        if ended:
             break
     module.load_state_dict(weights)
     module.eval()
