@@ -271,7 +271,7 @@ def parts_of(
 
 
 def kind_of(folder: str | Path) -> str | None:
-    """The kind of the run in a folder: "text", "forecast", or None, which is one of sequences.
+    """The kind of the run in a folder: "tagging", "text", "forecast", or None, which is one of sequences.
 
     Raises:
         AnyRNNError: if it is not there, or damaged.

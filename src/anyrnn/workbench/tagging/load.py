@@ -353,6 +353,8 @@ def _notes(data: Tagging, files: Sequence[Read]) -> list[str]:
         seen = set(itertools.chain.from_iterable(data.train.x))
         words = list(itertools.chain.from_iterable(data.test.x))
         strange = sum(word not in seen for word in words)
+        if not strange:
+            return notes
         share = f"{strange:,} of {len(words):,} words of the test part ({strange / len(words):.1%})"
         notes.append(f"{share} are not in the training part")
         return notes

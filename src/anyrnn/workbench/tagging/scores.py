@@ -14,7 +14,7 @@ from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS, Metric
 from anyrnn.workbench.parsed import did_you_mean
 from anyrnn.workbench.tagging.spans import Scheme, Spans, is_bio
 
-_SPANS = ("span-f1", "span-precision", "span-recall")
+SPAN_METRICS = ("span-f1", "span-precision", "span-recall")
 _CLASSES = ("macro-f1", "accuracy", "balanced-accuracy")
 _NUMBERS = ("rmse", "mae", "r2", "nse", "kge")
 _BY_SEQUENCE = ("nse", "kge")  # each sequence has its own, as each river has: the median is the score
@@ -32,7 +32,7 @@ def metric_names(classes: Sequence[str] | None) -> tuple[str, ...]:
     """The scores that there are for these classes, or for numbers (None): the usual one first."""
     if classes is None:
         return _NUMBERS
-    return (*_SPANS, *_CLASSES) if is_bio(classes) else _CLASSES
+    return (*SPAN_METRICS, *_CLASSES) if is_bio(classes) else _CLASSES
 
 
 def step_metric(name: str | None, classes: Sequence[str] | None) -> Metric:
@@ -49,12 +49,12 @@ def step_metric(name: str | None, classes: Sequence[str] | None) -> Metric:
         name = known[0]
     if name not in known:
         what = "numbers are predicted" if classes is None else "classes are predicted"
-        if name in _SPANS and classes is not None:
+        if name in SPAN_METRICS and classes is not None:
             what = "the tags are not BIO (O, B-x, I-x), so there are no spans"
         raise AnyRNNError(
             f"metric: got {name!r}, expected one of {', '.join(known)}, since {what}.{did_you_mean(name, known)}"
         )
-    return Metric(name, True, True, _never) if name in _SPANS else replace(_KNOWN[name], shown=True)
+    return Metric(name, True, True, _never) if name in SPAN_METRICS else replace(_KNOWN[name], shown=True)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Scorer:
 
     def statistic(self, name: str, said: NDArray[Any]) -> Statistic:
         """A score as a function of which sequences count, so that one can draw from them."""
-        if name in _SPANS:
+        if name in SPAN_METRICS:
             return self._span_statistic(name, said)
         if self.classes is not None:
             return partial(self._class_score, name, said.astype(np.int64))
@@ -144,7 +144,7 @@ class Scorer:
 
         def score(places: Places) -> float:
             there, found, right = (int(each.sum() if places is None else each[places].sum()) for each in by_sequence)
-            return dict(zip(_SPANS, f1_precision_recall(there, found, right), strict=True))[name]
+            return dict(zip(SPAN_METRICS, f1_precision_recall(there, found, right), strict=True))[name]
 
         return score
 
