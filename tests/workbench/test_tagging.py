@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, recall_score
+from typer.testing import CliRunner, Result
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import load
+from anyrnn.workbench.cli import app
 from anyrnn.workbench.models import network
 from anyrnn.workbench.runs import open_run
 from anyrnn.workbench.tagging import (
@@ -650,3 +652,61 @@ def test_steps_that_do_not_belong_together_are_refused(given, says):
     fields = {"x": (torch.zeros(3, 1).double(),), "y": (torch.zeros(3, dtype=torch.int64),), "ids": ("a",), **given}
     with pytest.raises(AnyRNNError, match=says):
         Steps(**fields)
+
+
+# The command line
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+QUICKLY = ("--hidden", "4", "--epochs", "1", "--batch-size", "4")
+
+
+def test_rows_are_tagged_from_the_command_line(tmp_path):
+    path, folder = table(tmp_path / "t.csv", gaps=True), tmp_path / "run"
+    columns = ("--id", "river", "--time", "day", "--target", "flow", "--features", "rain")
+    asked = ("--task", "tagging", "--causal", "--cells", "rnn,gru", "--seeds", 1, "--metric", "accuracy")
+    out = invoke("compare", path, *asked, *columns, *QUICKLY, "--out", folder)
+    assert out.exit_code == 0, out.output
+    assert "test accuracy" in out.stdout
+    assert "anyrnn predict" in out.stdout
+    content = json.loads((folder / "results.json").read_text())
+    assert content["causal"] == ["rnn", "gru"]
+    assert content["settings"]["causal"]
+    said = invoke("predict", folder, path, "--model", "gru")
+    assert said.exit_code == 0, said.output
+    lines = [*csv.DictReader(said.stdout.splitlines())]
+    assert len(lines) == len(path.read_text().splitlines()) - 1
+    assert {line["prediction"] for line in lines} <= {"high", "low"}
+    assert "accuracy" in said.stderr
+    assert "of 294 steps" in said.stderr
+
+
+def test_words_are_tagged_from_the_command_line_by_the_name_of_their_file(tmp_path):
+    path, folder = conll(tmp_path, (SENTENCES + "\n") * 6), tmp_path / "run"
+    out = invoke("fit", path, "--validation-file", path, "--out", folder, *QUICKLY, "--embedding", 3)
+    assert out.exit_code == 0, out.output
+    content = json.loads((folder / "results.json").read_text())
+    assert content["best"] == "bilstm"
+    assert content["settings"]["embedding_size"] == 3
+    said = invoke("predict", folder, conll(tmp_path, "Anna\nsings\n", "new.txt"))
+    assert [line.split(",")[2] for line in said.stdout.splitlines()] == ["word", "Anna", "sings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--causal", "--cell", "bilstm"), "reads what comes after a step"),
+        (("--horizon", "3"), "--horizon is for forecasts, and this is for tagging"),
+        (("--pool", "mean"), "nothing is pooled"),
+        (("--id", "a"), "has no columns to name"),
+        (("--metric", "f1"), "got 'f1', expected one of span-f1"),
+    ],
+)
+def test_options_that_are_not_for_tagging_are_refused(tmp_path, arguments, says):
+    out = invoke("fit", conll(tmp_path, (SENTENCES + "\n") * 6), *arguments)
+    assert out.exit_code == 2
+    assert says in out.stderr
+    assert out.stderr.count("\n") == 1

@@ -158,7 +158,7 @@ def _tie(c: Comparison) -> str:
     if c.luck_seeds > c.luck_test:
         why = "standard deviation over the seeds, the median over the networks"
     else:
-        why = f"standard error of the best score over the {c.parts_unit}"
+        why = f"standard error of the best score over {c.drawn}"
     return (
         f"Shaded: a tie, or within the spread, for a gap of up to {c.score.gap(c.luck)} may be luck (twice the {why})."
     )

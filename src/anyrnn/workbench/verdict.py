@@ -81,10 +81,9 @@ class Comparison:
 
     Attributes:
         unit: What is scored.
-        parts_unit: What the test part may be another choice of.
     """
 
-    unit = parts_unit = "test sequences"
+    unit = "test sequences"
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         dataset = results["dataset"]
@@ -115,6 +114,11 @@ class Comparison:
             if m is not self.best and self.lead(self.best.mean, m.mean) <= self.luck  # false for NaN
         ]
         self.score = self._score()
+
+    @property
+    def drawn(self) -> str:
+        """Of what the test part might have been another choice."""
+        return f"{len(self.targets):,} test sequences"
 
     def in_percent(self, name: str) -> bool:
         """Whether a metric is a share that is written in percent."""

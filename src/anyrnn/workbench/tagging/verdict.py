@@ -16,7 +16,6 @@ class TagComparison(Comparison):
     """results.json's dictionary of taggers, read once. Targets and predictions are those of all labelled test steps."""
 
     unit = "steps"
-    parts_unit = "test sequences, of which others might have been drawn"
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         classes = results["dataset"]["classes"]
@@ -29,6 +28,11 @@ class TagComparison(Comparison):
         steps = results["test_steps"] or [t + 1 for length in lengths.tolist() for t in range(length)]
         names = (f"{self.sequence_ids[k]}, step {t}" for k, t in zip(self.scorer.sequence.tolist(), steps, strict=True))
         super().__init__({**results, "test_ids": list(names)})
+
+    @property
+    def drawn(self) -> str:
+        """Of what the test part might have been another choice."""
+        return f"{len(self.scorer.lengths):,} test sequences"
 
     def in_percent(self, name: str) -> bool:
         """Whether a metric is a share that is written in percent."""
