@@ -365,16 +365,6 @@ def test_doctor_names_versions_threads_engines_and_reasons() -> None:
         assert re.search(line, out, re.MULTILINE), line
 
 
-@pytest.mark.parametrize("command", ["compare", "fit", "predict", "doctor"])
-def test_every_help_text_has_examples_that_parse(command: str) -> None:
-    out = invoke(command, "--help").stdout
-    examples = re.findall(rf"^    anyrnn ({command}\b.*?)(?: >.*)?$", out, re.MULTILINE)
-    assert examples
-    for example in examples:
-        assert invoke(*example.split(), "--help").exit_code == 0
-        assert invoke(*example.split(), "--no-such-option", "--help").exit_code == 2
-
-
 def test_without_its_packages_the_command_line_says_how_to_get_them(tmp_path: Path) -> None:
     code = "import sys; sys.modules['polars'] = None; from anyrnn.__main__ import main; main()"
     result = subprocess.run(

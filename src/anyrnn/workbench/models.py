@@ -122,6 +122,11 @@ def network(name: str, *, never_from: Path | None = None) -> Network:
     return Network(name, cell_class.__name__, layer)
 
 
+def stacked(network: Network, input_size: int, hidden_size: int, layers: int) -> Layer:
+    """The layers of a network, as many as asked for unless it says so itself."""
+    return network.layer(input_size, hidden_size, **({} if layers == 1 else {"num_layers": layers}))
+
+
 @dataclass(frozen=True)
 class Structure:
     """What a network is made of beside its cell.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
-from anyrnn.workbench.models import Network
+from anyrnn.workbench.models import Network, stacked
 
 Head = Literal["direct", "recursive"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -216,13 +216,13 @@ class TrainedForecaster:
     time_column: str | None = None
 
 
-def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0) -> Forecaster:
+def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0, layers: int = 1) -> Forecaster:
     """Make the untrained model.
 
     Raises:
         AnyRNNError: if the network reads in both directions.
     """
-    return Forecaster(network.layer(form.features, hidden_size), form, dropout)
+    return Forecaster(stacked(network, form.features, hidden_size, layers), form, dropout)
 
 
 def check_levels(levels: Sequence[float]) -> None:

@@ -343,7 +343,7 @@ def _compare(
     form, _ = form_of(data, settings)
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            build(each, form, settings.hidden_size)
+            build(each, form, settings.hidden_size, layers=settings.layers)
     settings = replace(settings, context=settings.context_for(data), threads=settings.threads or 1)
     entries: list[ForecastEntry] = []
     for k, each in enumerate(networks):

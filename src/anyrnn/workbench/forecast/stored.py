@@ -20,6 +20,7 @@ from anyrnn.workbench.stored import (
     check_size,
     field_of,
     is_int,
+    layers_of,
     permitted,
     read_weights,
     write_weights,
@@ -38,6 +39,7 @@ def save_model(folder: Path, model: TrainedForecaster) -> None:
         {
             "kind": "forecast",
             "layer": repr(model.module.layer),
+            "layers": model.module.layer.num_layers,
             "hidden_size": model.hidden_size,
             "context": model.context,
             "form": {**form, "levels": list(model.module.form.levels)},
@@ -71,10 +73,13 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
         if fields.pop("network") != name:
             raise AnyRNNError(f"this is the model {description['network']!r}, expected {name!r}, as the file is named")
         found, form = permitted(name, cells, run), fields.pop("form")
+        layers = layers_of(description, weights, weights_path)
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
             sizes = {"hidden_size": fields["hidden_size"]}
-            check_size(found, lambda: build(found, form, fields["hidden_size"]), sizes, weights, weights_path)
-            module = build(found, form, fields["hidden_size"])
+            check_size(
+                found, lambda: build(found, form, fields["hidden_size"], layers=layers), sizes, weights, weights_path
+            )
+            module = build(found, form, fields["hidden_size"], layers=layers)
     except AnyRNNError as cause:
         place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
         raise AnyRNNError(f"{place}{cause}") from cause

@@ -61,6 +61,7 @@ class ForecastSettings:
         clip_norm: The norm that gradients are cut to.
         dropout: Between the layer and the head.
         threads: CPU threads. None: 1, since the steps of a forecaster are small.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
 
     Raises:
         AnyRNNError: for a value that is none of these.
@@ -77,9 +78,10 @@ class ForecastSettings:
     clip_norm: float = 1.0
     dropout: float = 0.0
     threads: int | None = None
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads"):
+        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads", "layers"):
             value = getattr(self, name)
             if (not isinstance(value, int) or value < 1) and not (name in ("context", "threads") and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
@@ -249,7 +251,8 @@ def _train(
     on_epoch: Callable[[ForecastEpoch, bool], None],
 ) -> tuple[TrainedForecaster, ForecastRun]:
     form, base = form_of(data, settings)
-    module, context = build(network, form, settings.hidden_size, settings.dropout), settings.context_for(data)
+    module = build(network, form, settings.hidden_size, settings.dropout, settings.layers)
+    context = settings.context_for(data)
     ends = [data.train_end(series) for series in data.series]
     scaled = Scaled(data.series, ends)
     validation, test = data.origins("validation"), data.origins("test")

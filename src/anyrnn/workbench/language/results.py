@@ -269,7 +269,7 @@ def _compare(
     size = len(text.vocabulary)
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            build(each, size, settings.hidden_size, settings.embedding_size, settings.dropout)
+            build(each, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
     epochs = settings.epochs_for(len(text.train.tokens))
     settings = replace(settings, epochs=epochs, threads=settings.thread_count)
     entries: list[TextEntry] = []

@@ -44,6 +44,7 @@ class TextSettings:
         clip_norm: The norm that gradients are cut to.
         dropout: In front of the recurrent layer and behind it.
         threads: CPU threads. None: as many as PyTorch would take.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or a share that is none.
@@ -59,9 +60,10 @@ class TextSettings:
     clip_norm: float = 1.0
     dropout: float = 0.2
     threads: int | None = None
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "embedding_size", "steps", "batch_size", "epochs", "patience", "threads"):
+        for name in ("hidden_size", "embedding_size", "steps", "batch_size", "epochs", "patience", "threads", "layers"):
             value = getattr(self, name)
             may_be_none = name in ("epochs", "threads")
             if (not isinstance(value, int) or value < 1) and not (may_be_none and value is None):
@@ -157,7 +159,7 @@ def _train(
     network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch, bool], None]
 ) -> tuple[TrainedText, TextRun]:
     size = len(text.vocabulary)
-    module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout)
+    module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
     training = _Training(module, text.train.tokens, settings)
     best, weights, history = math.inf, copy.deepcopy(module.state_dict()), list[TextEpoch]()
     kept = 0
