@@ -179,7 +179,7 @@ def check_size(
 
 def layers_of(description: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> int:
     """The number of layers that a description names, 1 if it does not: at most as many as there are weights."""
-    layers: int = field_of({"layers": 1, **description}, "layers", _is_size, "a whole number above 0")
+    layers: int = field_of({"layers": 1, **description}, "layers", is_size, "a whole number above 0")
     if layers > len(weights):
         raise AnyRNNError(f"got layers={layers}, but {path.name} has {len(weights)} weights only; expected {MADE_BY}")
     return layers
