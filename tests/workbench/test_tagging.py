@@ -571,7 +571,7 @@ def test_a_run_of_taggers_is_opened_by_its_own_function(names, tmp_path):
         ({"pieces": None}, "expected a scaler or pieces of words, got both or none"),
         ({"embedding_size": 10**6}, "embedding_size=1000000, but no weight"),
         ({"classes": ["B-name", "O"]}, "the weights are of another cell"),
-        ({"layers": 10**6}, "layers=1000000, but there are"),
+        ({"layers": 10**6}, "layers=1000000, but gru.safetensors has"),
         ({"embedding_size": "12"}, "got embedding_size='12', expected null, or a whole number above 0"),
     ],
 )

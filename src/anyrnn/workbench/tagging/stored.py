@@ -23,6 +23,7 @@ from anyrnn.workbench.stored import (
     is_scaler,
     is_size,
     is_text_or_none,
+    layers_of,
     permitted,
     read_weights,
     write_weights,
@@ -79,8 +80,7 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
             raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
         found = permitted(name, cells, run)
         structure: Structure = fields["structure"]
-        if structure.layers > len(weights):
-            raise AnyRNNError(f"got layers={structure.layers}, but there are {len(weights)} weights only")
+        layers_of(description, weights, weights_path)  # no more than there are weights
         sizes = {"hidden_size": structure.hidden_size}
         if fields["embedding_size"] is not None:
             sizes["embedding_size"] = fields["embedding_size"]
