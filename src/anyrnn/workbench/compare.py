@@ -14,17 +14,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import anyrnn
 from anyrnn import markup
 from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
+from anyrnn.layers import Layer
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
@@ -35,16 +37,7 @@ from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import (
-    Epoch,
-    Question,
-    Run,
-    Settings,
-    Trained,
-    step_microseconds,
-    train,
-    using_threads,
-)
+from anyrnn.workbench.train import Epoch, Question, Run, Settings, step_microseconds, train, using_threads
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
 _SEEDS = 2**63  # what torch takes
@@ -53,9 +46,24 @@ _LISTED = 3  # epochs in a cell of the table
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
+class Trained(Protocol):
+    """What a model of any task has."""
+
+    @property
+    def network(self) -> Network:
+        """Which one."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def layer(self) -> Layer:
+        """Its recurrent layer."""
+
+
 D = TypeVar("D", bound=Question)
 M = TypeVar("M", bound=Trained)
-R = TypeVar("R", bound="Outcome[Any, Any]")
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,19 @@ class Entry(Generic[M]):
     engines: tuple[str, ...]
     step_microseconds: float
     runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, trained: Sequence[tuple[M, Run]], input_size: int) -> Self:
+        """What is known of a network after all its runs."""
+        model = trained[0][0]
+        explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
+        return cls(
+            model=model,
+            parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+            engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
+            step_microseconds=step_microseconds(model.layer, input_size),
+            runs=tuple(run for _, run in trained),
+        )
 
     @property
     def score_mean(self) -> float:
@@ -103,7 +124,7 @@ class Entry(Generic[M]):
 
 @dataclass(frozen=True, repr=False)
 class Outcome(ABC, Generic[D, M]):
-    """What came out of training networks of any task: `print` shows the table, `save` writes the run folder.
+    """What came out of training networks for any task: `print` shows the table, `save` writes the run folder.
 
     Attributes:
         dataset: What was learned.
@@ -133,13 +154,12 @@ class Outcome(ABC, Generic[D, M]):
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """Of the data, in tables."""
-
-    @property
-    @abstractmethod
     def conditions(self) -> str:
         """Under which the scores were reached, in a line."""
+
+    def with_entry(self, entry: Entry[M]) -> Self:
+        """These results and those of the next network."""
+        return replace(self, entries=(*self.entries, entry), unfinished=self.unfinished[1:])
 
     @property
     def metric(self) -> str:
@@ -242,11 +262,6 @@ class Outcome(ABC, Generic[D, M]):
 
 class Results(Outcome[Dataset, Model]):
     """The outcome of a comparison on whole sequences: see `Outcome`."""
-
-    @property
-    def name(self) -> str:
-        """Of the data, in tables."""
-        return self.dataset.name
 
     @property
     def conditions(self) -> str:
@@ -366,7 +381,7 @@ def compare(
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
     arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
-    with told(progress, on_epoch) as tell:
+    with _told(progress, on_epoch) as tell:
         return _compare(*arguments, tell, on_network)
 
 
@@ -381,12 +396,12 @@ def fit(
     progress: bool | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    with told(progress, on_epoch) as tell:
+    with _told(progress, on_epoch) as tell:
         return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
 
 
 @contextmanager
-def told(
+def _told(
     progress: bool | None, on_epoch: Callable[[Progress], None] | None
 ) -> Iterator[Callable[[Progress], None] | None]:
     """What is told after each epoch: the caller, and who looks on."""
@@ -412,51 +427,19 @@ def _compare(
     on_epoch: Callable[[Progress], None] | None,
     on_network: Callable[[Results], None] | None,
 ) -> Results:
-    check_asked(cells, seeds)
+    if not cells or len(set(cells)) < len(cells):
+        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
+    if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
+        raise AnyRNNError(f"seed: got {', '.join(map(str, seeds))}, expected whole numbers from 0 to {_SEEDS - 1}")
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
             settings.build(each, len(dataset.features), 1)
     settings = settings.resolved(dataset)
+    epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
     results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
-    return train_networks(results, networks, train, len(dataset.features), on_epoch, on_network)
-
-
-def check_asked(cells: Sequence[str], seeds: Sequence[int]) -> None:
-    """Refuse no networks, or one twice, and what is no seed."""
-    if not cells or len(set(cells)) < len(cells):
-        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
-    if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
-        raise AnyRNNError(f"seed: got {', '.join(map(str, seeds))}, expected whole numbers from 0 to {_SEEDS - 1}")
-
-
-def train_networks(
-    results: R,
-    networks: Sequence[Network],
-    train: Callable[[Network, Any, Any, int, Callable[[Epoch, bool], None]], tuple[Any, Run]],
-    input_size: int,
-    on_epoch: Callable[[Progress], None] | None,
-    on_network: Callable[[R], None] | None,
-) -> R:
-    """Train each network with each seed.
-
-    Args:
-        results: Those of no network yet.
-        networks: Which.
-        train: Trains a network once: on a dataset, with settings and a seed, and tells of each epoch.
-        input_size: Of the recurrent layers.
-        on_epoch: Called after each epoch.
-        on_network: Called with the results so far when a network has had all its runs.
-    """
-    dataset, settings, seeds, runs = (
-        results.dataset,
-        results.settings,
-        results.seeds,
-        len(networks) * len(results.seeds),
-    )
-    epochs, chosen = settings.epochs_for(len(dataset.train)), str(settings.metric)
     for each in networks:
-        trained: list[tuple[Any, Run]] = []
+        trained: list[tuple[Model, Run]] = []
         for seed in seeds:
             run = len(results.entries) * len(seeds) + len(trained) + 1
 
@@ -466,23 +449,11 @@ def train_networks(
 
             trained.append(train(each, dataset, settings, seed, tell))
         with using_threads(settings.thread_count):
-            entry = _entry(trained, input_size)
-        results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
+            entry = Entry.of(trained, len(dataset.features))
+        results = results.with_entry(entry)
         if on_network is not None:
             on_network(results)
     return results
-
-
-def _entry(trained: Sequence[tuple[M, Run]], input_size: int) -> Entry[M]:
-    model = trained[0][0]
-    explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
-    return Entry(
-        model=model,
-        parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
-        engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
-        step_microseconds=step_microseconds(model.layer, input_size),
-        runs=tuple(run for _, run in trained),
-    )
 
 
 def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:

@@ -9,11 +9,10 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.heads import ManyToOne
-from anyrnn.layers import Layer
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
@@ -60,25 +58,6 @@ class Question(Protocol):
     @property
     def split(self) -> str:
         """A sentence about the parts."""
-
-
-class Trained(Protocol):
-    """What a model of any task has."""
-
-    @property
-    def network(self) -> Network:
-        """Which one."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained."""
-
-    @property
-    def layer(self) -> Layer:
-        """Its recurrent layer."""
-
-
-M = TypeVar("M", bound=Trained)
 
 
 @dataclass(frozen=True)
@@ -174,6 +153,18 @@ class Settings:
     def metric_for(self, dataset: Question) -> Metric:
         """What chooses epochs and networks on a dataset."""
         return metric(self.metric, classes=dataset.classes is not None)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """What updates the weights of a module."""
+        return _optimizer(module, self)
+
+    def rate(self, optimizer: torch.optim.Optimizer, updates: int) -> Rate:
+        """How its learning rate goes over so many updates at most."""
+        return Rate(optimizer, self.schedule, updates, (self.patience or _PATIENCE) // 3)
+
+    def class_weights(self, y: Tensor, classes: Sequence[str] | None) -> Tensor | None:
+        """How much each class counts in the loss; None: as much as every other."""
+        return _class_weights(y, len(classes)) if classes and self.balanced else None
 
     def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
         """The number of epochs for so many training sequences, with a validation part or without."""
@@ -290,140 +281,17 @@ class _Best:
     epoch: int
     score: float
     loss: float
-    outputs: Tensor
+    predictions: Predictions
     weights: dict[str, Tensor]
 
 
-class Learner(ABC, Generic[M]):
-    """One training run: its epochs, the best one by the validation part, and the score on the test part.
-
-    What is learned from, how it is scored, and what a model says of a part ("validation" or "test"), a subclass knows.
-
-    Attributes:
-        model: The trained model, after `run`.
-        metric: What epochs are chosen by.
-        validated: Whether there is a validation part.
-
-    Args:
-        model: The model, whose module is not trained yet.
-        settings: How; see `Settings.resolved`.
-        seed: Of the shuffling.
-        metric: What epochs are chosen by.
-        sequences: How many there are to train on.
-        steps: How many steps the training part and the test part have.
-        validated: Whether there is a validation part.
-    """
-
-    def __init__(
-        self,
-        model: M,
-        settings: Settings,
-        seed: int,
-        metric: Metric,
-        *,
-        sequences: int,
-        steps: tuple[int, int],
-        validated: bool,
-    ) -> None:
-        self.model, self.settings, self.seed, self.metric, self.validated = model, settings, seed, metric, validated
-        self.epochs = settings.epochs_for(sequences)
-        self.scored = scored_epochs(self.epochs, *steps)
-        self.optimizer = _optimizer(model.module, settings)
-        updates = self.epochs * math.ceil(sequences / settings.batch_size)
-        self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
-        self.shuffle = torch.Generator().manual_seed(seed)
-
-    @abstractmethod
-    def losses(self) -> Iterator[tuple[Tensor, int]]:
-        """The loss of each batch of an epoch, and how many it is the mean of. It is learned from at once."""
-
-    @abstractmethod
-    def outputs(self, part: str) -> Tensor:
-        """What the module says of a part (N, out_features)."""
-
-    @abstractmethod
-    def score(self, part: str, outputs: Tensor) -> float:
-        """By the metric."""
-
-    @abstractmethod
-    def validation_loss(self, outputs: Tensor) -> float:
-        """The mean loss of the validation part."""
-
-    @abstractmethod
-    def decline(self, best: Tensor, last: Tensor) -> tuple[float, float]:
-        """By how much the validation score fell from one output to another, and twice the standard error of that."""
-
-    @abstractmethod
-    def results(self, outputs: Tensor) -> dict[str, Any]:
-        """Of the test part the fields `scores`, `predictions` and `probabilities` of a `Run`."""
-
-    def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[M, Run]:
-        """Train the model. `on_epoch` is told each point of the learning curve, and whether it was the last one."""
-        history: list[Epoch] = []
-        seconds = 0.0
-        best: _Best | None = None
-        module, on_validation = self.model.module, torch.empty(0)
-        for epoch in range(1, self.epochs + 1):
-            start = time.perf_counter()
-            loss = self._learn()
-            seconds += time.perf_counter() - start
-            on_test = self.outputs("test") if epoch in self.scored else None
-            on_validation = self.outputs("validation") if self.validated else on_validation
-            if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
-                rate = self.settings.learning_rate
-                raise AnyRNNError(
-                    f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
-                    f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
-                )
-            point = Epoch(epoch, loss, None if on_test is None else self.score("test", on_test))
-            if self.validated:
-                score, loss = self.score("validation", on_validation), self.validation_loss(on_validation)
-                point = replace(point, validation_loss=loss, validation_score=score)
-                if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
-                    best = _Best(epoch, score, loss, on_validation, _copied(module))
-                self.rate.after_epoch(loss)
-            history.append(point)
-            patience = self.settings.patience or self.epochs
-            ended = epoch == self.epochs or (best is not None and epoch - best.epoch >= patience)
-            on_epoch(point, ended)
-            if ended:
-                break
-        run = Run(self.seed, math.nan, seconds, (), (), epoch=len(history))
-        if best is not None:
-            module.load_state_dict(best.weights)
-            decline, luck = self.decline(best.outputs, on_validation)
-            run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
-        found = self.results(self.outputs("test"))
-        score = found["scores"][self.metric.name]
-        history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
-        return self.model, replace(run, score=score, history=tuple(history), **found)
-
-    def _learn(self) -> float:
-        """One epoch; return the mean loss."""
-        module = self.model.module
-        module.train()
-        total, count = 0.0, 0
-        for loss, size in self.losses():
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
-            self.rate.after_update()
-            total, count = total + loss.item() * size, count + size
-        return total / count
-
-    def _rank(self, score: float, loss: float) -> tuple[float, float]:
-        """What is higher for a better epoch: the validation score decides, of equals the loss."""
-        return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
-
-
-class _Training(Learner[Model]):
-    """One training run of a network that predicts one class or number for each sequence."""
+class _Training:
+    """One training run."""
 
     def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
         module = settings.build(network, len(dataset.features), len(classes or (0,)))
-        model = Model(
+        self.model = Model(
             network=network,
             structure=settings.structure,
             features=dataset.features,
@@ -436,52 +304,81 @@ class _Training(Learner[Model]):
             id_column=dataset.id_column,
             time_column=dataset.time_column,
         )
-        self.dataset = dataset
-        self.class_weights = class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
+        self.settings, self.seed, self.dataset = settings, seed, dataset
+        self.metric = metric(settings.metric, classes=classes is not None)
+        self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
         self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
-        self.parts = {"test": dataset.test}
-        if dataset.validation is not None:
-            self.parts["validation"] = dataset.validation
-        self.scaled = {name: [scaler(x) for x in part.x] for name, part in self.parts.items()}
-        super().__init__(
-            model,
-            settings,
-            seed,
-            metric(settings.metric, classes=classes is not None),
-            sequences=len(self.part),
-            steps=(sum(map(len, self.part.x)), sum(map(len, dataset.test.x))),
-            validated=dataset.validation is not None,
-        )
+        self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
+        self.test = [scaler(x) for x in dataset.test.x]
+        self.epochs = settings.epochs_for(len(self.part))
+        self.optimizer = _optimizer(module, settings)
+        updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
+        self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
+        self.shuffle = torch.Generator().manual_seed(seed)
 
-    def losses(self) -> Iterator[tuple[Tensor, int]]:
-        size, order = self.settings.batch_size, torch.randperm(len(self.part), generator=self.shuffle)
-        for first in range(0, len(self.part), size):
-            x, lengths, y = batch(self.part, order[first : first + size])
-            yield self._loss(self.model.module(x, lengths=lengths)[0], y), len(y)
-
-    def outputs(self, part: str) -> Tensor:
-        return outputs(self.model.module, self.scaled[part])
-
-    def score(self, part: str, outputs: Tensor) -> float:
-        return self._score(self.model.read(outputs), self.parts[part])
-
-    def validation_loss(self, outputs: Tensor) -> float:
-        return self._loss(outputs, self.parts["validation"].y).item()
-
-    def decline(self, best: Tensor, last: Tensor) -> tuple[float, float]:
-        part, before, after = self.parts["validation"], self.model.read(best), self.model.read(last)
-
-        def fall(places: Any) -> float:
-            return self.metric.sign * (self._score(before, part, places) - self._score(after, part, places))
-
-        return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
-
-    def results(self, outputs: Tensor) -> dict[str, Any]:
-        answers = self.model.read(outputs)
+    def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[Model, Run]:
+        history: list[Epoch] = []
+        seconds = 0.0
+        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
+        best: _Best | None = None
+        for epoch in range(1, self.epochs + 1):
+            start = time.perf_counter()
+            loss = self._learn()
+            seconds += time.perf_counter() - start
+            on_test = outputs(self.model.module, self.test) if epoch in scored else None
+            on_validation = outputs(self.model.module, self.validation)
+            if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
+                rate = self.settings.learning_rate
+                raise AnyRNNError(
+                    f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
+                    f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
+                )
+            test_score = None if on_test is None else self._score(self.model.read(on_test), self.dataset.test)
+            point = Epoch(epoch, loss, test_score)
+            if self.dataset.validation is not None:
+                answers = self.model.read(on_validation)
+                score = self._score(answers, self.dataset.validation)
+                loss = self._loss(on_validation, self.dataset.validation.y).item()
+                point = replace(point, validation_loss=loss, validation_score=score)
+                if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
+                    best = _Best(epoch, score, loss, answers, _copied(self.model.module))
+                self.rate.after_epoch(loss)
+            history.append(point)
+            patience = self.settings.patience or self.epochs
+            ended = epoch == self.epochs or (best is not None and epoch - best.epoch >= patience)
+            on_epoch(point, ended)
+            if ended:
+                break
+        run = Run(self.seed, math.nan, seconds, (), (), epoch=len(history))
+        if best is not None:
+            self.model.module.load_state_dict(best.weights)
+            decline, luck = self._decline(best, answers)
+            run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
+        answers = self.model.read(outputs(self.model.module, self.test))
         y, shares, classes = self.dataset.test.y, answers.probabilities, self.dataset.classes is not None
         found = scores(y, answers.values, shares, classes=classes, chosen=self.metric.name)
+        score = found[self.metric.name]
+        history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
         kept = tuple(map(tuple, shares.tolist())) if self.metric.of_probabilities and shares is not None else None
-        return {"scores": found, "predictions": answers.values, "probabilities": kept}
+        run = replace(run, scores=found, probabilities=kept)
+        return self.model, replace(run, score=score, history=tuple(history), predictions=answers.values)
+
+    def _learn(self) -> float:
+        """One epoch; return the mean loss."""
+        module, count, size = self.model.module, len(self.part), self.settings.batch_size
+        module.train()
+        total = 0.0
+        order = torch.randperm(count, generator=self.shuffle)
+        for first in range(0, count, size):
+            x, lengths, y = batch(self.part, order[first : first + size])
+            loss = self._loss(module(x, lengths=lengths)[0], y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
+            self.optimizer.step()
+            self.rate.after_update()
+            total += loss.item() * len(y)
+        return total / count
 
     def _loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         if self.model.target_scale is None:
@@ -492,6 +389,21 @@ class _Training(Learner[Model]):
     def _score(self, answers: Predictions, part: Sequences, places: Any = slice(None)) -> float:
         probabilities = None if answers.probabilities is None else answers.probabilities.double().numpy()[places]
         return self.metric.compute(part.y.double().numpy()[places], np.array(answers.values)[places], probabilities)
+
+    def _rank(self, score: float, loss: float) -> tuple[float, float]:
+        """What is higher for a better epoch: the validation score decides, of equals the loss."""
+        return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
+
+    def _decline(self, best: _Best, last: Predictions) -> tuple[float, float]:
+        """By how much the validation score fell after the best epoch, and twice the standard error of that."""
+        part = self.dataset.validation
+        if part is None:
+            return 0.0, math.inf
+
+        def fall(places: Any) -> float:
+            return self.metric.sign * (self._score(best.predictions, part, places) - self._score(last, part, places))
+
+        return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
 
 
 def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[int]:
@@ -541,7 +453,7 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def class_weights(y: Tensor, count: int) -> Tensor:
+def _class_weights(y: Tensor, count: int) -> Tensor:
     """The inverse of the frequency of each class (K,), as scikit-learn's "balanced" has it: 1 where all are alike."""
     return len(y) / (count * torch.bincount(y, minlength=count).clamp(min=1).float())
 

@@ -13,9 +13,9 @@ import torch
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.compare import Entry, Outcome, check_asked, known_scores, told, train_networks
+from anyrnn.workbench.compare import Entry, Outcome, known_scores
 from anyrnn.workbench.doctor import machine
-from anyrnn.workbench.models import network
+from anyrnn.workbench.models import Network, network
 from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
@@ -26,6 +26,7 @@ from anyrnn.workbench.tagging.steps import Tagging
 from anyrnn.workbench.tagging.stored import save_model
 from anyrnn.workbench.tagging.train import TagSettings, train
 from anyrnn.workbench.tagging.verdict import TagComparison
+from anyrnn.workbench.train import Epoch, Run, using_threads
 
 #: The networks that are compared if nobody says which: with causal answers those that read forwards only.
 COMPARED = ("rnn", "lstm", "gru", "bilstm")
@@ -35,11 +36,6 @@ CAUSAL = ("rnn", "lstm", "gru", "lstm-2")
 @dataclass(frozen=True, repr=False)
 class TagResults(Outcome[Tagging, TrainedTagger]):
     """The outcome of a comparison of taggers: see `anyrnn.workbench.compare.Outcome`."""
-
-    @property
-    def name(self) -> str:
-        """Of the data, in tables."""
-        return self.dataset.name
 
     @property
     def conditions(self) -> str:
@@ -153,7 +149,6 @@ def compare(
     command: str = "anyrnn.workbench.tagging.compare",
     on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[TagResults], None] | None = None,
-    progress: bool | None = None,
 ) -> TagResults:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -165,7 +160,6 @@ def compare(
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
         on_network: Called with the results so far when a network has had all its runs.
-        progress: As for `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds, a bidirectional network where causal
@@ -186,8 +180,7 @@ def compare(
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
     settings = settings or TagSettings()
     chosen = (CAUSAL if settings.causal else COMPARED) if cells is None else cells
-    with told(progress, on_epoch) as tell:
-        return _compare(data, chosen, tuple(range(seeds)), settings, command, tell, on_network)
+    return _compare(data, chosen, tuple(range(seeds)), settings, command, on_epoch, on_network)
 
 
 def fit(
@@ -198,13 +191,11 @@ def fit(
     settings: TagSettings | None = None,
     command: str = "anyrnn.workbench.tagging.fit",
     on_epoch: Callable[[Progress], None] | None = None,
-    progress: bool | None = None,
 ) -> TagResults:
     """Train one network once: "bilstm" if none is named, or "lstm" for causal answers. See `compare`."""
     settings = settings or TagSettings()
     chosen = cell or ("lstm" if settings.causal else "bilstm")
-    with told(progress, on_epoch) as tell:
-        return _compare(data, [chosen], (seed,), settings, command, tell, None)
+    return _compare(data, [chosen], (seed,), settings, command, on_epoch, None)
 
 
 def _compare(
@@ -216,7 +207,8 @@ def _compare(
     on_epoch: Callable[[Progress], None] | None,
     on_network: Callable[[TagResults], None] | None,
 ) -> TagResults:
-    check_asked(cells, seeds)
+    if not cells or len(set(cells)) < len(cells):
+        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
@@ -225,7 +217,23 @@ def _compare(
     beside = baselines(data, settings.metric, causal=settings.causal)
     results = TagResults(data, settings, seeds, (), beside, tuple(cells), command)
     input_size = settings.embedding_size if data.has_words else len(data.features)
-    return train_networks(results, networks, train, input_size, on_epoch, on_network)
+    epochs, runs, chosen = settings.epochs_for(len(data.train)), len(networks) * len(seeds), str(settings.metric)
+    for each in networks:
+        trained: list[tuple[TrainedTagger, Run]] = []
+        for seed in seeds:
+            run = len(results.entries) * len(seeds) + len(trained) + 1
+
+            def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
+                if on_epoch is not None:
+                    on_epoch(Progress(each, seed, run, runs, epoch, epochs, ended, chosen))
+
+            trained.append(train(each, data, settings, seed, tell))
+        with using_threads(settings.thread_count):
+            entry = Entry.of(trained, input_size)
+        results = results.with_entry(entry)
+        if on_network is not None:
+            on_network(results)
+    return results
 
 
 def _entry_dict(entry: Entry[TrainedTagger]) -> dict[str, Any]:
