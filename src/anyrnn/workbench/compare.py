@@ -6,6 +6,7 @@ Everything shown or saved later, by the table, the report and the run folder, is
 import math
 import platform
 import statistics
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,28 +14,30 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import anyrnn
 from anyrnn import markup
 from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
+from anyrnn.layers import Layer
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.metrics import Metric, metric
+from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.models import COMPARED, Model, Network, network
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.train import Epoch, Question, Run, Settings, step_microseconds, train, using_threads
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
 _SEEDS = 2**63  # what torch takes
@@ -43,8 +46,28 @@ _LISTED = 3  # epochs in a cell of the table
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
+class Trained(Protocol):
+    """What a model of any task has."""
+
+    @property
+    def network(self) -> Network:
+        """Which one."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def layer(self) -> Layer:
+        """Its recurrent layer."""
+
+
+D = TypeVar("D", bound=Question)
+M = TypeVar("M", bound=Trained)
+
+
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[M]):
     """One network of a comparison, over all seeds.
 
     Attributes:
@@ -56,11 +79,24 @@ class Entry:
         runs: One for each seed.
     """
 
-    model: Model
+    model: M
     parameters: int
     engines: tuple[str, ...]
     step_microseconds: float
     runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, trained: Sequence[tuple[M, Run]], input_size: int) -> Self:
+        """What is known of a network after all its runs."""
+        model = trained[0][0]
+        explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
+        return cls(
+            model=model,
+            parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+            engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
+            step_microseconds=step_microseconds(model.layer, input_size),
+            runs=tuple(run for _, run in trained),
+        )
 
     @property
     def score_mean(self) -> float:
@@ -87,8 +123,8 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Results:
-    """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
+class Outcome(ABC, Generic[D, M]):
+    """What came out of training networks for any task: `print` shows the table, `save` writes the run folder.
 
     Attributes:
         dataset: What was learned.
@@ -100,13 +136,30 @@ class Results:
         command: What was run.
     """
 
-    dataset: Dataset
+    dataset: D
     settings: Settings
     seeds: tuple[int, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry[M], ...]
     baselines: tuple[Baseline, ...]
     unfinished: tuple[str, ...]
     command: str
+
+    @abstractmethod
+    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
+        """Write the run folder."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON has them."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
+
+    def with_entry(self, entry: Entry[M]) -> Self:
+        """These results and those of the next network."""
+        return replace(self, entries=(*self.entries, entry), unfinished=self.unfinished[1:])
 
     @property
     def metric(self) -> str:
@@ -115,10 +168,10 @@ class Results:
 
     @property
     def _metric(self) -> Metric:
-        return metric(self.settings.metric, classes=self.dataset.classes is not None)
+        return self.settings.metric_for(self.dataset)
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> Entry[M]:
         """The network with the best mean score; of equals, the first."""
         sign = self._metric.sign
         return max(self.entries, key=lambda e: sign * e.score_mean if math.isfinite(e.score_mean) else -math.inf)
@@ -143,6 +196,81 @@ class Results:
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        """The table, too: that of the fields would hold the whole dataset."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, the table, and under which conditions."""
+        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
+        best = [style.startswith("bold") for _, style in self._rows()]
+        return markup.page(
+            markup.line(self.verdict),
+            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
+            markup.line(self.conditions),
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
+        rows = self._rows()
+        first = 0  # of the costs that have room
+        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
+            first += 1
+        score = max(len(row[1]) for row, _ in rows)
+        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
+            for (name, value, mark, *_), style in rows:  # a name above its score
+                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("network", overflow="fold")
+        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
+        for title in _COSTS[first:]:
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for (name, value, mark, *cells), style in rows:
+            table.add_row(name, value, *cells[first:], mark, style=style)
+        yield table
+
+    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
+        """Of each row of the table the name, the score, the mark and the costs; and its style."""
+        comparison = self._comparison
+        rows: list[tuple[tuple[str, ...], str]] = []
+        for entry in self.entries:
+            mark = comparison.mark(entry.model.network.name)
+            score = self._text(entry.score_mean, entry.score_std)
+            costs = (
+                entry.epochs,
+                f"{entry.parameters:,}",
+                f"{entry.train_seconds:.1f} s",
+                f"{entry.step_microseconds:.1f}",
+            )
+            style = "bold green" if mark == "best" else ""
+            rows.append(((entry.model.network.title, score, mark, *costs), style))
+        none = ("",) * len(_COSTS)
+        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
+
+    def _text(self, mean: float, std: float | None = None) -> str:
+        if not math.isfinite(mean):
+            return "–"
+        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
+        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
+
+
+class Results(Outcome[Dataset, Model]):
+    """The outcome of a comparison on whole sequences: see `Outcome`."""
+
+    @property
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
+        data, settings = self.dataset, self.settings
+        return (
+            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
+            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
         """Write the run folder: results.json, the models, report.html.
@@ -205,80 +333,14 @@ class Results:
             "models": [_entry_dict(entry, data) for entry in self.entries],
             "unfinished": list(self.unfinished),
             "baselines": [
-                {"name": b.name, **_known({"score": b.score}), "scores": _known(b.scores)} for b in self.baselines
+                {"name": b.name, **known_scores({"score": b.score}), "scores": known_scores(b.scores)}
+                for b in self.baselines
             ],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
             "test_groups": None if data.test.groups is None else list(data.test.groups),
             "best": self.best.model.network.name,
         }
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def __repr__(self) -> str:
-        """The table, too: that of the fields would hold the whole dataset."""
-        return self.table()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the answer, the table, and under which conditions."""
-        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
-        best = [style.startswith("bold") for _, style in self._rows()]
-        data, settings = self.dataset, self.settings
-        conditions = (
-            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
-            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
-        )
-        return markup.page(
-            markup.line(self.verdict),
-            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
-            markup.line(conditions),
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
-        rows = self._rows()
-        first = 0  # of the costs that have room
-        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
-            first += 1
-        score = max(len(row[1]) for row, _ in rows)
-        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
-            for (name, value, mark, *_), style in rows:  # a name above its score
-                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
-            return
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("network", overflow="fold")
-        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
-        for title in _COSTS[first:]:
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        for (name, value, mark, *cells), style in rows:
-            table.add_row(name, value, *cells[first:], mark, style=style)
-        yield table
-
-    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
-        """Of each row of the table the name, the score, the mark and the costs; and its style."""
-        comparison = self._comparison
-        rows: list[tuple[tuple[str, ...], str]] = []
-        for entry in self.entries:
-            mark = comparison.mark(entry.model.network.name)
-            score = self._text(entry.score_mean, entry.score_std)
-            costs = (
-                entry.epochs,
-                f"{entry.parameters:,}",
-                f"{entry.train_seconds:.1f} s",
-                f"{entry.step_microseconds:.1f}",
-            )
-            style = "bold green" if mark == "best" else ""
-            rows.append(((entry.model.network.title, score, mark, *costs), style))
-        none = ("",) * len(_COSTS)
-        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
-
-    def _text(self, mean: float, std: float | None = None) -> str:
-        if not math.isfinite(mean):
-            return "–"
-        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
-        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
 
 
 def compare(
@@ -387,26 +449,14 @@ def _compare(
 
             trained.append(train(each, dataset, settings, seed, tell))
         with using_threads(settings.thread_count):
-            entry = _entry(trained, len(dataset.features))
-        results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
+            entry = Entry.of(trained, len(dataset.features))
+        results = results.with_entry(entry)
         if on_network is not None:
             on_network(results)
     return results
 
 
-def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
-    model = trained[0][0]
-    explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
-    return Entry(
-        model=model,
-        parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
-        engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
-        step_microseconds=step_microseconds(model.layer, input_size),
-        runs=tuple(run for _, run in trained),
-    )
-
-
-def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
+def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:
     names = entry.runs[0].scores
     means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
     return {
@@ -419,13 +469,13 @@ def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
         "score_std": entry.score_std,
         "train_seconds": entry.train_seconds,
         "step_microseconds": entry.step_microseconds,
-        "scores": _known(means),
+        "scores": known_scores(means),
         "per_class": None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist()),
-        "runs": [{**asdict(run), "scores": _known(run.scores)} for run in entry.runs],
+        "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in entry.runs],
     }
 
 
-def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
+def _per_class(entry: Entry[Model], classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
     """Of each class how many test sequences there are, and the share of them that is recognised, over the runs."""
     total = Counter(y)
     pairs = Counter(true for run in entry.runs for true, got in zip(y, run.predictions, strict=True) if true == got)
@@ -433,7 +483,7 @@ def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[d
     return [{"class": name, "total": total[k], "recall": recall[k]} for k, name in enumerate(classes)]
 
 
-def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+def known_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Scores as JSON has them: null where one is not defined."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 

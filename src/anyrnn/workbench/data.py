@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,7 @@ _ATTRIBUTION = (
     "https://doi.org/10.24432/C5NS47, CC BY 4.0"
 )
 _FORMATS = {".ts", ".csv", ".parquet"}
+_OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
 Source = str | os.PathLike[str]
@@ -216,8 +217,8 @@ def load(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
             + ("" if id_column is None else f"; does column {id_column!r} say to which sequence a row belongs?")
         )
-    own, task, notes = _task(own, task)
-    classes = _classes(own) if task == "classification" else None
+    own, task, notes = task_of(own, task)
+    classes = classes_of(own) if task == "classification" else None
     train = _encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
         apart = len(set(own.targets or ())) > 1
@@ -292,7 +293,7 @@ def load_for_prediction(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    return unseen(parsed, classes, _label)
+    return unseen(parsed, classes, label_of)
 
 
 def _source(source: Source) -> str:
@@ -402,7 +403,7 @@ def _targets(parsed: Parsed) -> list[str | bool | int | float]:
     return present
 
 
-def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
+def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
     """Classes or a number, and a note where we had to decide; numbers with decimal commas become numbers."""
     values = _targets(parsed)
     told = asked or parsed.task
@@ -412,8 +413,8 @@ def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, 
         if numbers is not None:
             parsed, values = dataclasses.replace(parsed, targets=tuple(numbers)), numbers
             notes = (
-                f"target {parsed.target!r} is written with decimal commas: read as numbers; task='classification' "
-                "(--task classification) reads it as classes",
+                f"target {parsed.target!r} is written with decimal commas: read as numbers; "
+                f"{parsed.asking('classification')} reads it as classes",
             )
     if told or notes:
         return parsed, told or "regression", notes
@@ -426,14 +427,14 @@ def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, 
             return parsed, "regression", ()
         note = (
             f"target {parsed.target!r} holds {distinct} distinct whole numbers, written as decimals such as "
-            f"{values[0]}: read as a number; task='classification' (--task classification) reads them as classes"
+            f"{values[0]}: read as a number; {parsed.asking('classification')} reads them as classes"
         )
         return parsed, "regression", (note,)
     task: Task = "classification" if distinct <= few else "regression"
-    meaning, other = ("classes", "regression") if distinct <= few else ("a number", "classification")
+    meaning, other = "classes" if task == "classification" else "a number", _OTHER[task]
     note = (
-        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} sequences: read as "
-        f"{meaning}; task={other!r} (--task {other}) reads them the other way"
+        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} {parsed.unit}s: read "
+        f"as {meaning}; {parsed.asking(other)} reads them the other way"
     )
     return parsed, task, (note,)
 
@@ -451,12 +452,12 @@ def _with_decimal_commas(
         raise AnyRNNError(
             f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "
             "decimals; write a number without thousands separators and with a decimal point, or read the target as "
-            "classes: task='classification' (--task classification)"
+            f"classes: {parsed.asking('classification')}"
         )
     return [float(text.replace(",", ".")) for text in texts]
 
 
-def _label(value: Value) -> str:
+def label_of(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -464,13 +465,13 @@ def _label(value: Value) -> str:
     return str(value)
 
 
-def _classes(parsed: Parsed) -> tuple[str, ...]:
+def classes_of(parsed: Parsed) -> tuple[str, ...]:
     """The classes that occur: in the order that the file declares, or by number, or by alphabet."""
-    labels = {_label(value) for value in _targets(parsed)}
+    labels = {label_of(value) for value in _targets(parsed)}
     if len(labels) < 2:
         raise AnyRNNError(
-            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every sequence, expected at least two "
-            "classes to tell apart"
+            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every {parsed.unit}, expected at least "
+            "two classes to tell apart"
         )
     if parsed.classes:
         return tuple(label for label in parsed.classes if label in labels)
@@ -484,20 +485,20 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
     """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
     values = _targets(parsed)
     if classes is None:
-        numbers = torch.tensor(_numbers(parsed, values), dtype=torch.float64)
+        numbers = torch.tensor(numbers_of(parsed, values), dtype=torch.float64)
         return Sequences(parsed.x, numbers, parsed.ids, parsed.groups)
     index = {label: i for i, label in enumerate(classes)}
     for value, place in zip(values, parsed.where, strict=True):
-        if _label(value) not in index:
+        if label_of(value) not in index:
             raise AnyRNNError(
-                f"{place}: class {_label(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
+                f"{place}: class {label_of(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
                 "no network can predict a class that it was not trained on: leave the sequence out, or add some of "
                 "its class to the training part"
             )
-    return Sequences(parsed.x, torch.tensor([index[_label(value)] for value in values]), parsed.ids, parsed.groups)
+    return Sequences(parsed.x, torch.tensor([index[label_of(value)] for value in values]), parsed.ids, parsed.groups)
 
 
-def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
+def numbers_of(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
     numbers: list[float] = []
     values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
     for value, place in zip(values, parsed.where, strict=True):
@@ -508,7 +509,7 @@ def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[flo
         if not math.isfinite(number):
             raise AnyRNNError(
                 f"{place}: target {parsed.target!r} is {value!r}, expected a finite number; "
-                "correct it, or read the target as classes: task='classification' (--task classification)"
+                f"correct it, or read the target as classes: {parsed.asking('classification')}"
             )
         numbers.append(number)
     return numbers

@@ -176,6 +176,23 @@ def build(
         recurrent_dropout: Of the state, the same at all steps.
         clip_gradient: The limit of each number of the gradient of the state between two steps.
     """
+    layer = layer_of(network, input_size, structure, recurrent_dropout=recurrent_dropout, clip_gradient=clip_gradient)
+    if not dropout:
+        return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
+    if layer.num_layers > 1:
+        layer.dropout = dropout
+    return _DroppingHead(layer, out_features, structure.pool, dropout)
+
+
+def layer_of(
+    network: Network,
+    input_size: int,
+    structure: Structure,
+    *,
+    recurrent_dropout: float = 0.0,
+    clip_gradient: float | None = None,
+) -> Layer:
+    """Make the untrained recurrent layers; see `build`."""
     asked = {
         "num_layers": (structure.layers, 1),
         "bidirectional": (structure.bidirectional, False),
@@ -183,12 +200,7 @@ def build(
         "clip_gradient": (clip_gradient, None),
     }
     options = {name: value for name, (value, usual) in asked.items() if value != usual}
-    layer = network.layer(input_size, structure.hidden_size, **options)
-    if not dropout:
-        return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
-    if layer.num_layers > 1:
-        layer.dropout = dropout
-    return _DroppingHead(layer, out_features, structure.pool, dropout)
+    return network.layer(input_size, structure.hidden_size, **options)
 
 
 def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
@@ -281,27 +293,7 @@ class Model:
                 training that the network's answer is not. NaN is taken as missing where values could be missing in
                 training, too.
         """
-        scaled: list[Tensor] = []
-        for k, given in enumerate(sequences):
-            try:
-                x = torch.as_tensor(given)
-            except (TypeError, ValueError, RuntimeError) as cause:
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} is a {type(given).__name__}, expected a tensor or an array "
-                    f"(T, {len(self.features)}): {cause}"
-                ) from cause
-            if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} has shape {tuple(x.shape)}, expected (T, "
-                    f"{len(self.features)}), one column for each of the features that the network was trained "
-                    f"on: {', '.join(self.features)}"
-                )
-            if x.is_complex() or not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
-                    f"fill or drop them first"
-                )
-            scaled.append(self.scaler(x))
+        scaled = [read(self.network.name, k, given, self.features, self.scaler) for k, given in enumerate(sequences)]
         answers = outputs(self.module, scaled)
         wild = (~answers.isfinite().all(1)).nonzero().flatten().tolist()
         if wild:
@@ -321,6 +313,38 @@ class Model:
         classes = self.classes or ()
         indices = outputs.argmax(1).tolist()
         return Predictions(tuple(indices), tuple(classes[k] for k in indices), outputs.softmax(1))
+
+
+def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler) -> Tensor:
+    """Check and scale a sequence (T, I).
+
+    Args:
+        owner: Whose sequence it is, for messages.
+        k: Its number, likewise.
+        given: A tensor or an array, as read.
+        features: The names of the features.
+        scaler: Of these.
+
+    Raises:
+        AnyRNNError: for another shape, and for what is not finite, or missing where nothing may be.
+    """
+    try:
+        x = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise AnyRNNError(
+            f"{owner}: sequence {k} is a {type(given).__name__}, expected a tensor or an array (T, {len(features)}): "
+            f"{cause}"
+        ) from cause
+    if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(features):
+        raise AnyRNNError(
+            f"{owner}: sequence {k} has shape {tuple(x.shape)}, expected (T, {len(features)}), one column for each of "
+            f"the features that the network was trained on: {', '.join(features)}"
+        )
+    if x.is_complex() or not (x.isfinite() | (x.isnan() & (scaler.missing is not None))).all():
+        raise AnyRNNError(
+            f"{owner}: sequence {k} holds NaN or infinity, expected finite numbers; fill or drop them first"
+        )
+    return scaler(x)
 
 
 def _own_cell_class(name: str, never_from: Path | None) -> Callable[[int, int], nn.Module]:

@@ -35,7 +35,13 @@ def notes_on_classes(own: Parsed, classes: Collection[str]) -> Iterator[str]:
 
 
 def notes_on_sequences(
-    files: Sequence[Parsed], train: Sequences, validation: Sequences | None, test: Sequences, scaler: Scaler
+    files: Sequence[Parsed],
+    train: Sequences,
+    validation: Sequences | None,
+    test: Sequences,
+    scaler: Scaler,
+    *,
+    of_targets: bool = True,
 ) -> Iterator[str]:
     """Lengths, ids, groups, missing values, copies, and cells far from all others.
 
@@ -45,6 +51,7 @@ def notes_on_sequences(
         validation: The validation part, if there is one.
         test: The test part.
         scaler: Fitted on the training part.
+        of_targets: Look at the targets, too.
     """
     own = files[0]
     if all(len(x) == 1 for file in files for x in file.x) and own.rows is not None:
@@ -59,7 +66,7 @@ def notes_on_sequences(
     yield from _copies(seen, test)
     yield from _missing(files, scaler)
     yield from _far_cells(files, train, scaler)
-    if train.y.is_floating_point():
+    if of_targets and train.y.is_floating_point():
         yield from _far_targets(files, seen, test)
 
 

@@ -231,6 +231,7 @@ _OPENED_BY: Mapping[Any, str] = {
     None: "anyrnn.workbench.open_run",
     "text": "anyrnn.workbench.language.open_text_run",
     "forecast": "anyrnn.workbench.forecast.open_forecast_run",
+    "tagging": "anyrnn.workbench.tagging.open_tag_run",
 }
 
 
@@ -270,7 +271,7 @@ def parts_of(
 
 
 def kind_of(folder: str | Path) -> str | None:
-    """The kind of the run in a folder: "text", "forecast", or None, which is one of sequences.
+    """The kind of the run in a folder: "tagging", "text", "forecast", or None, which is one of sequences.
 
     Raises:
         AnyRNNError: if it is not there, or damaged.

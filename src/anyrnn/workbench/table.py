@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Columns:
     """What the caller says about the columns; None: not said. Without features, all columns left over are.
 
     `usual_time` is that of another file: it is the time if it is there and no time was named. `group` names what
-    several sequences may share (an engine, a patient, a site).
+    several sequences may share (an engine, a patient, a site). `per_step`: each row has a target of its own.
     """
 
     id: str | None = None
@@ -46,6 +47,7 @@ class Columns:
     features: tuple[str, ...] | None = None
     usual_time: str | None = None
     group: str | None = None
+    per_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def read_table(
     ends = np.cumsum(lengths)
     first_rows = rows[ends - lengths].tolist()
     ids = tuple(table.ids[row] for row in first_rows)
-    targets = table.targets(first_rows) if roles.target else None
+    targets = table.targets(first_rows) if roles.target and not columns.per_step else None
+    of_steps = table.step_targets(rows, ends) if roles.target and columns.per_step else None
     return Parsed(
         path=str(path),
         features=roles.features,
@@ -91,6 +94,7 @@ def read_table(
         notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
         groups=table.groups(first_rows) if roles.group else None,
+        step_targets=of_steps,
     )
 
 
@@ -437,8 +441,8 @@ class Table:
             return f"{cure.replace(', ', ' or ')}: the model needs it"
         return f"{cure}, or name the features without it (feature_columns, --features)"
 
-    def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
-        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
+    def _targets(self) -> pl.Series | None:
+        """The target of each row, null where it is missing; None if a trained model cannot have such targets."""
         column = self.frame[self.roles.target or ""]
         if column.dtype in _TEXT:
             text = column.cast(pl.String)
@@ -453,13 +457,26 @@ class Table:
             wrong = f"target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
             if self.trained:
                 self.notes.append(f"{wrong}: nothing is scored")
-                return (None,) * len(first_rows)
+                return None
             raise AnyRNNError(f"{self.path}: {wrong}")
         if column.dtype.is_float():
             column = column.fill_nan(None)
         if self.missing is not None:
             absent = [value is not None and self.missing.names(str(value)) for value in column]
             column = column.zip_with(~pl.Series(absent, dtype=pl.Boolean), pl.Series([None], dtype=column.dtype))
+        return column
+
+    def step_targets(self, rows: NDArray[Any], ends: NDArray[Any]) -> tuple[tuple[Value, ...], ...]:
+        """The target of each row, in the order of these rows, by sequence; None where one is missing."""
+        column = self._targets()
+        values = [None] * len(rows) if column is None else column.gather(rows).to_list()
+        return tuple(tuple(values[a:b]) for a, b in pairwise([0, *ends.tolist()]))
+
+    def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
+        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
+        column = self._targets()
+        if column is None:
+            return (None,) * len(first_rows)
         pairs = pl.DataFrame({"id": self.ids, "target": column})
         pairs = pairs.with_columns(expected=pl.col("target").first().over("id"))
         varies = pairs["target"].ne_missing(pairs["expected"])
@@ -470,7 +487,10 @@ class Table:
         got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
         wrong = f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id"
         if not self.trained:
-            raise AnyRNNError(f"{wrong}; a sequence has one target, repeated on each of its rows")
+            raise AnyRNNError(
+                f"{wrong}; a sequence has one target, repeated on each of its rows, unless each row has one of its "
+                "own, to be predicted step by step: --task tagging (workbench.tagging)"
+            )
         doubtful = set(self.ids.filter(varies))
         self.notes.append(f"{wrong}: it counts as missing, as in all sequences in which it varies ({len(doubtful)})")
         return tuple(

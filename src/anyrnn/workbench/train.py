@@ -9,10 +9,10 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from anyrnn.errors import AnyRNNError
 from anyrnn.heads import ManyToOne
 from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.metrics import metric, scores, spread
+from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Sequences, batch, moments
@@ -38,6 +38,26 @@ _LEAST_UPDATES = 200  # what 20 epochs are there: a few dozen sequences would le
 _ONE_THREAD_UP_TO = 256  # units
 _TIMED_STEPS = 100  # T of the call that is timed: long enough for the call itself to weigh little
 _TIMING_SECONDS = 0.25
+
+
+class Question(Protocol):
+    """What a dataset decides of the settings."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes; None if numbers are predicted."""
+
+    @property
+    def train(self) -> Sized:
+        """The training part."""
+
+    @property
+    def validation(self) -> Sized | None:
+        """The validation part."""
+
+    @property
+    def split(self) -> str:
+        """A sentence about the parts."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,7 @@ class Settings:
         if self.schedule not in SCHEDULES:
             raise AnyRNNError(f"settings: got schedule={self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
-    def resolved(self, dataset: Dataset) -> "Settings":
+    def resolved(self, dataset: Question) -> Self:
         """These settings for a dataset, with nothing left open that it decides.
 
         Raises:
@@ -127,8 +147,24 @@ class Settings:
                 raise AnyRNNError(f"settings: {what} needs a validation part, and the data have none: {dataset.split}")
         patience = self.patience or (_PATIENCE if validated and self._has_no_end else None)
         epochs = self.epochs_for(len(dataset.train), validated=validated)
-        chosen = metric(self.metric, classes=dataset.classes is not None).name
+        chosen = self.metric_for(dataset).name
         return replace(self, epochs=epochs, patience=patience, threads=self.thread_count, metric=chosen)
+
+    def metric_for(self, dataset: Question) -> Metric:
+        """What chooses epochs and networks on a dataset."""
+        return metric(self.metric, classes=dataset.classes is not None)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """What updates the weights of a module."""
+        return _optimizer(module, self)
+
+    def rate(self, optimizer: torch.optim.Optimizer, updates: int) -> Rate:
+        """How its learning rate goes over so many updates at most."""
+        return Rate(optimizer, self.schedule, updates, (self.patience or _PATIENCE) // 3)
+
+    def class_weights(self, y: Tensor, classes: Sequence[str] | None) -> Tensor | None:
+        """How much each class counts in the loss; None: as much as every other."""
+        return _class_weights(y, len(classes)) if classes and self.balanced else None
 
     def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
         """The number of epochs for so many training sequences, with a validation part or without."""

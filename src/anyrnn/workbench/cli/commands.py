@@ -126,6 +126,7 @@ def compare_command(given: Given) -> None:
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
       anyrnn compare sold.csv --horizon 7 --season 7 --target sold --time day
+      anyrnn compare rivers.csv --task tagging --causal --id river --time day --target discharge
       anyrnn compare book.txt --cells lstm,gru
     """  # noqa: D301 - \b keeps the lines of the examples
     training.run("compare", given)
@@ -153,8 +154,9 @@ def predict_command(given: Given) -> None:
     """Predict for new sequences, or how series go on, with a trained network.
 
     The output is CSV in UTF-8: id, prediction and, for classes, the probability that the network gives it. If the
-    file has true answers, the score of the sequences that have one is shown on stderr. Of forecasts it is id, step,
-    time, forecast, and a column for each quantile, from the end of each series on.
+    file has true answers, the score of the sequences that have one is shown on stderr. Of taggers it has a line for
+    each step, with its row (or line and word) in the file. Of forecasts it is id, step, time, forecast, and a column
+    for each quantile, from the end of each series on.
 
     \b
     Examples:

@@ -22,10 +22,13 @@ from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.schedules import Schedule
+from anyrnn.workbench.tagging.load import Answers
+from anyrnn.workbench.tagging.results import COMPARED as TAGGERS
+from anyrnn.workbench.tagging.scores import SPAN_METRICS
 from anyrnn.workbench.train import LEAST_EPOCHS
 
 #: What `--task` says. Those beside `Task` have functions of their own in Python.
-AnyTask = Literal[Task, "forecast", "text"]
+AnyTask = Literal[Task, "forecast", "text", "tagging"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,19 @@ def joined(names: Iterable[object]) -> str:
     return line.getvalue()
 
 
-_SECTIONS = ("Data", "Tables", "Forecasts", "Texts", "Network", "Training", "Run")
-_DATA, _TABLES, _FORECASTS, _TEXTS, _NETWORK, _TRAINING, _RUN = _SECTIONS
+_SECTIONS = ("Data", "Tables", "Tagging", "Forecasts", "Texts", "Network", "Training", "Run")
+_DATA, _TABLES, _TAGGING, _FORECASTS, _TEXTS, _NETWORK, _TRAINING, _RUN = _SECTIONS
 
 DATA = Option(
     "source", "", str, _DATA,
     "japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, a long .csv or .parquet table with one row for each "
-    "step of each sequence, or a text (.txt, .md).",
+    "step of each sequence, a text (.txt, .md), or tagged words (.conll, .iob, .bio).",
     metavar="DATA", example="steps.csv",
 )  # fmt: skip
 TASK = Option(
     "task", "--task", AnyTask, _DATA,
-    "What to learn, where DATA does not say it: classes or a number of each sequence; how series go on (--horizon says "
+    "What to learn, where DATA does not say it: classes or a number of each sequence; with tagging of each step, from "
+    "a table with a target in every row, or a text with a word and its tag in a line; how series go on (--horizon says "
     "so, too); a text, whatever the name of its file.",
     example="classification",
 )  # fmt: skip
@@ -125,6 +129,24 @@ GROUP = Option(
     "The column with the engine, patient or site of a sequence, whose sequences stay in one part.",
     example="site",
 )  # fmt: skip
+
+ANSWERS = Option(
+    "answers", "--answers", Answers, _TAGGING,
+    "Predict classes or numbers at each step, where the file's own answer is not wanted.",
+    example="numbers",
+)  # fmt: skip
+CAUSAL = Option(
+    "causal", "--causal", bool, _TAGGING,
+    "The answer at a step may depend on nothing that comes after it; bidirectional networks are refused.",
+)  # fmt: skip
+VALIDATION_FILE = Option(
+    "validation_file", "--validation-file", str, _TAGGING,
+    "The file with the validation part, in place of a share.",
+    example="dev.conll",
+)  # fmt: skip
+WORD_DROPOUT = Option(
+    "word_dropout", "--word-dropout", float, _TAGGING, "Share of words that are taken for unknown ones in training."
+)
 
 HORIZON = Option(
     "horizon", "--horizon", int, _FORECASTS, "How many steps of each series to forecast.", metavar="STEPS", example=24
@@ -174,19 +196,20 @@ QUANTILES = Option(
 LEVEL = Option("level", "--level", Level, _TEXTS, "What is read at a step. A rare word is spelled.")
 LEAST = Option("least", "--least", int, _TEXTS, "How often a word has to occur in training not to be spelled.")
 ENCODING = Option("encoding", "--encoding", str, _TEXTS, "That of the file, such as latin-1.")
-EMBEDDING = Option("embedding_size", "--embedding", int, _TEXTS, "Features of a token.")
+EMBEDDING = Option("embedding_size", "--embedding", int, _TEXTS, "Features of a token, or of a word.")
 STEPS = Option("steps", "--steps", int, _TEXTS, "The tokens of a chunk, through which gradients go back.")
 
 CELL = Option(
     "cell", "--cell", str, _NETWORK,
     f"One of {', '.join(NETWORKS)}, or module:Class, a cell of your own.",
-    values=tuple(NETWORKS),
+    values=tuple(NETWORKS), default="lstm; tagging: bilstm, or lstm with --causal", example="lstm",
 )  # fmt: skip
 CELLS = Option(
     "cells", "--cells", str, _NETWORK,
     f"Networks, with commas, of {', '.join(NETWORKS)}. module:Class is a cell of your own, called as Class(input_size, "
     "hidden_size), in a module that is installed or in the current directory.",
-    several=True, values=tuple(NETWORKS), default=f"{','.join(COMPARED)}; forecasts, texts: lstm",
+    several=True, values=tuple(NETWORKS),
+    default=f"{','.join(COMPARED)}; tagging: {','.join(TAGGERS)}; forecasts, texts: lstm",
     example=["lstm", "gru"],
 )  # fmt: skip
 HIDDEN = Option("hidden_size", "--hidden", int, _NETWORK, "Units of each layer and direction.")
@@ -223,9 +246,10 @@ PATIENCE = Option(
 METRIC = Option(
     "metric", "--metric", str, _TRAINING,
     f"What chooses epochs and networks. For classes: {', '.join(CLASS_METRICS)}; for a number: "
-    f"{', '.join(NUMBER_METRICS)}; for forecasts, networks alone: {', '.join(CHOICES)}.",
-    metavar="NAME", default="the first; forecasts: mase", example="accuracy",
-    values=(*CLASS_METRICS, *NUMBER_METRICS, *CHOICES),
+    f"{', '.join(NUMBER_METRICS)}; for tags that are BIO: {', '.join(SPAN_METRICS)}; for forecasts, networks alone: "
+    f"{', '.join(CHOICES)}.",
+    metavar="NAME", default="the first; tagging: span-f1, or macro-f1; forecasts: mase", example="accuracy",
+    values=(*CLASS_METRICS, *NUMBER_METRICS, *SPAN_METRICS, *CHOICES),
 )  # fmt: skip
 BALANCED = Option(
     "balanced", "--balanced", bool, _TRAINING,
@@ -260,6 +284,7 @@ OVERWRITE = Option("overwrite", "--overwrite", bool, _RUN, "Replace OUT if it ho
 _TRAINED = (
     DATA, TASK, TEST, TEST_FRACTION, VALIDATION,
     ID, TIME, TARGET, FEATURES, MISSING, GROUP,
+    ANSWERS, CAUSAL, VALIDATION_FILE, WORD_DROPOUT,
     HORIZON, SEASON, PAST, FUTURE, STATIC, TEST_STEPS, VALIDATION_STEPS, CONTEXT, HEAD, QUANTILES,
     LEVEL, LEAST, ENCODING, EMBEDDING, STEPS,
     HIDDEN, LAYERS, BIDIRECTIONAL, POOL,

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench import forecast, language
+from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.output import errors, out_stream
 from anyrnn.workbench.data import load_for_prediction
@@ -17,7 +17,7 @@ from anyrnn.workbench.written import check_file, csv_text, write_file
 
 
 def predict(given: Given) -> None:
-    """Predict for sequences, or forecast series, by the kind of the run."""
+    """Predict for sequences or each of their steps, or forecast series, by the kind of the run."""
     folder, out = given["folder"], given.get("out")
     if out is not None:
         check_file(out, given.get("overwrite", False))
@@ -27,6 +27,8 @@ def predict(given: Given) -> None:
         raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
     if kind == "forecast":
         _forecast(given)
+    elif kind == "tagging":
+        _tag(given)
     else:
         _predict(given)
 
@@ -37,7 +39,7 @@ def generate(given: Given) -> None:
     _keep_off_path(folder)
     kind = kind_of(folder)
     if kind != "text":
-        what = "forecasts" if kind == "forecast" else "sequences"
+        what = {"forecast": "forecasts", "tagging": "taggers"}.get(kind or "", "sequences")
         raise AnyRNNError(
             f"{folder}: this is a run of {what}, which `anyrnn predict {folder} DATA` uses; expected a run of a text"
         )
@@ -76,6 +78,15 @@ def _predict(given: Given) -> None:
         value = score([predictions.values[k] for k in inputs.known], inputs.truth, trained.classes)
         of_all = "" if len(inputs.known) == len(inputs) else f" of {len(inputs)}"
         errors.print(f"{name} {value:.4g} on {len(inputs.known)}{of_all} sequences", soft_wrap=True)
+
+
+def _tag(given: Given) -> None:
+    model = tagging.open_tag_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
+    columns = {name: given[name] for name in ("id_column", "time_column", "target_column") if name in given}
+    found = tagging.predict(model, given["source"], **columns)
+    _write(found.csv(), given)
+    for note in (*found.notes, *filter(None, [found.verdict])):
+        errors.print(note, soft_wrap=True)
 
 
 def _forecast(given: Given) -> None:

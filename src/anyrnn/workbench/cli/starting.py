@@ -7,7 +7,7 @@ from anyrnn.workbench.cli.config import template
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.options import CONFIGURED
 from anyrnn.workbench.cli.output import say
-from anyrnn.workbench.cli.tasks import FORECAST, SEQUENCES, TEXT, Verb
+from anyrnn.workbench.cli.tasks import BY_TASK, SEQUENCES, Verb
 from anyrnn.workbench.written import write_file
 
 _SEQUENCES = {"source": "steps.csv", "id_column": "patient", "time_column": "hour", "target_column": "outcome"}
@@ -19,6 +19,7 @@ _SET: dict[str, dict[str, Any]] = {
         "season": 7,
     },
     "text": {"source": "book.txt"},
+    "tagging": {"source": "rivers.csv", "id_column": "river", "time_column": "day", "target_column": "discharge"},
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def init(given: Given) -> None:
 
 def text_for(task: str | None, verb: Verb) -> str:
     """The content of the file for a task, as --task names it."""
-    kind = {"forecast": FORECAST, "text": TEXT}.get(task or "", SEQUENCES)
+    kind = BY_TASK.get(task or "", SEQUENCES)
     options = [option for option in CONFIGURED[verb] if option.name in kind.words(verb)]
     values = {**_SET[kind.name], **({} if task is None else {"task": task})}
     defaults = {option.name: False if option.kind is bool else kind.default(verb, option.name) for option in options}

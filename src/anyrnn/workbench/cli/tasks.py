@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench import forecast, language
+from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.options import CONFIGURED, Option
 from anyrnn.workbench.compare import compare, fit
 from anyrnn.workbench.data import load
 from anyrnn.workbench.language.text import is_text
+from anyrnn.workbench.tagging.load import is_tagged_text
 from anyrnn.workbench.train import Settings
 
 Verb = Literal["fit", "compare"]
@@ -105,7 +106,13 @@ TEXT = Kind(
     "text", "texts", "--task text", language.load_text, language.TextSettings, language.fit, language.compare,
     "Let the best one write: anyrnn generate {} --prompt TEXT",
 )  # fmt: skip
-KINDS = (SEQUENCES, FORECAST, TEXT)
+TAGGING = Kind(
+    "tagging", "tagging", "--task tagging", tagging.load_tagged, tagging.TagSettings, tagging.fit, tagging.compare,
+    "Predict each step with the best one: anyrnn predict {} DATA",
+)  # fmt: skip
+KINDS = (SEQUENCES, TAGGING, FORECAST, TEXT)
+#: By what --task says, the kind; all others are of sequences.
+BY_TASK = {kind.name: kind for kind in (TAGGING, FORECAST, TEXT)}
 
 
 def kind_for(verb: Verb, given: Given) -> Kind:
@@ -116,7 +123,9 @@ def kind_for(verb: Verb, given: Given) -> Kind:
     """
     task, source = given.get("task"), given["source"]
     if task is not None:
-        kind, why = {"forecast": FORECAST, "text": TEXT}.get(task, SEQUENCES), f"--task {task}"
+        kind, why = BY_TASK.get(task, SEQUENCES), f"--task {task}"
+    elif is_tagged_text(source):
+        kind, why = TAGGING, source
     elif is_text(source):
         kind, why = TEXT, source
     elif "horizon" in given:
