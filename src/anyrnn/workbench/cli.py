@@ -25,6 +25,7 @@ from anyrnn.workbench.bench import PEERS, Setting, bench
 from anyrnn.workbench.compare import Results, compare, fit
 from anyrnn.workbench.data import Dataset, load, load_for_prediction
 from anyrnn.workbench.doctor import diagnose
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
@@ -112,6 +113,14 @@ MissingOption = Annotated[
         "--missing",
         help="Values that mean missing, with commas, such as -9999,NA. They, and empty cells, are filled with the last "
         "value of the sequence, or the training mean. Without it a missing value is refused.",
+    ),
+]
+GapsOption = Annotated[
+    Gaps,
+    typer.Option(
+        "--gaps",
+        help="What a network gets for missing values: a filling; a mask beside it; or also the time since each feature "
+        "was seen. The last two take empty cells for missing.",
     ),
 ]
 TaskOption = Annotated[
@@ -239,6 +248,7 @@ def compare_command(
     features: Features = None,
     task: TaskOption = None,
     missing: MissingOption = None,
+    gaps: GapsOption = "fill",
     group: GroupOption = None,
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
@@ -266,7 +276,7 @@ def compare_command(
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation, gaps)
     settings = Settings(
         hidden,
         epochs,
@@ -319,6 +329,7 @@ def fit_command(
     features: Features = None,
     task: TaskOption = None,
     missing: MissingOption = None,
+    gaps: GapsOption = "fill",
     group: GroupOption = None,
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
@@ -342,7 +353,7 @@ def fit_command(
       anyrnn fit japanese-vowels --cell gru --out runs/vowels
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation, gaps)
     settings = Settings(
         hidden,
         epochs,
@@ -504,6 +515,7 @@ def _dataset(
     missing: str | None,
     group: str | None,
     validation: float,
+    gaps: Gaps,
 ) -> Dataset:
     dataset = load(
         data,
@@ -516,6 +528,7 @@ def _dataset(
         missing=None if missing is None else _listed(missing),
         validation=validation,
         group_column=group,
+        gaps=gaps,
     )
     _say(str(dataset))
     for note in (f"Split: {dataset.split}", *dataset.notes):

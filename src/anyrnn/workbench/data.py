@@ -20,6 +20,7 @@ from typing import get_args
 import torch
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
@@ -60,6 +61,8 @@ class Dataset:
         missing: The values that were read as missing, which are NaN in the sequences; None: none may be missing.
         validation: What chooses the epoch whose weights are kept; nothing is fitted to it. None: the last epoch it is.
         group_column: The column of the table that says which sequences are in one part; None if none does.
+        gaps: What a network is told of missing values beside the filling: nothing ("fill"), where they are ("mask"), or
+            also the time since each feature was last seen ("since").
     """
 
     name: str
@@ -76,6 +79,7 @@ class Dataset:
     missing: tuple[str, ...] | None = None
     validation: Sequences | None = None
     group_column: str | None = None
+    gaps: Gaps = "fill"
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -130,7 +134,7 @@ class Dataset:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        return Scaler.fit(self.train, self.missing)
+        return Scaler.fit(self.train, self.missing, self.gaps)
 
     @property
     def task(self) -> Task:
@@ -152,6 +156,7 @@ def load(
     missing: str | float | Sequence[str | float] | None = None,
     validation: float = 0.2,
     group_column: str | None = None,
+    gaps: Gaps = "fill",
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
@@ -182,6 +187,9 @@ def load(
             and networks are trained for all their epochs. With fewer than 100 sequences, or 10 groups, there is none.
         group_column: Tables: the column that says what sequences have in common (an engine, a patient, a site). The
             sequences of one group are all in one part, where we split. It is no feature.
+        gaps: What a network gets beside the filled values: nothing ("fill"), for each feature a column that is 1 where
+            it was seen and 0 where not ("mask"), or also one with the time since it was last seen ("since"), in steps.
+            The last two take empty cells and NaN for missing without `missing`.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
@@ -194,7 +202,9 @@ def load(
         raise AnyRNNError(f"load: got validation={validation}, expected a share from 0 to below 1, such as 0.2")
     if not 0 <= seed < 1 << 32:
         raise AnyRNNError(f"load: got seed={seed}, expected a whole number from 0 to 2**32 - 1")
-    source, absent = _source(source), Missing.named(missing)
+    if gaps not in GAPS:
+        raise AnyRNNError(f"load: got gaps={gaps!r}, expected one of {', '.join(GAPS)}.{did_you_mean(str(gaps), GAPS)}")
+    source, absent = _source(source), Missing.named("nan" if missing is None and gaps != "fill" else missing)
     test = None if test is None else _source(test)
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
@@ -247,6 +257,7 @@ def load(
         missing=None if absent is None else absent.texts,
         validation=chosen_by,
         group_column=group_column,
+        gaps=gaps,
     )
     if classes is not None:
         notes = (*notes, *notes_on_classes(own, classes))

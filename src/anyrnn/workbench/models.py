@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
+from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
 from anyrnn.workbench.sequences import Scaler
 
@@ -39,11 +41,26 @@ class Network:
         title: As shown in tables.
         layer: Makes the layer from an input size, a hidden size and the options of `anyrnn.Recurrent`, of which its own
             win.
+        gaps: What it has to be told of missing values; None: it takes what comes.
     """
 
     name: str
     title: str
     layer: Callable[..., Layer]
+    gaps: Gaps | None = None
+
+    def input_size(self, scaler: Scaler) -> int:
+        """How many columns it gets from a scaler.
+
+        Raises:
+            AnyRNNError: if they are not what it expects.
+        """
+        if self.gaps not in {None, scaler.kind}:
+            raise AnyRNNError(
+                f"cell {self.name!r} reads what is said of missing values, but they are told by gaps={scaler.kind!r}; "
+                f"expected gaps={self.gaps!r} (--gaps {self.gaps})"
+            )
+        return scaler.width
 
 
 def _layer(make: Callable[..., Layer], **own: Any) -> Callable[..., Layer]:
@@ -62,6 +79,15 @@ def _wrapped(
     return make
 
 
+def _gru_d(input_size: int, hidden_size: int, **options: Any) -> Layer:
+    if options.keys() & {"num_layers", "bidirectional"}:
+        raise AnyRNNError(
+            "cell 'gru-d' has one layer and one direction, since it reads what is known of missing values by then; "
+            "leave out layers and bidirectional (--layers, --bidirectional)"
+        )
+    return anyrnn.Recurrent(GRUDCell(input_size, hidden_size), input_size, **options)
+
+
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
@@ -75,6 +101,7 @@ NETWORKS: Mapping[str, Network] = {
         Network("layernorm-gru", "layer-normalised GRU", _wrapped(anyrnn.LayerNormed, anyrnn.GRUCell)),
         Network("mi-lstm", "multiplicative LSTM", _wrapped(anyrnn.MultiplicativeIntegration, anyrnn.LSTMCell)),
         Network("indrnn", "IndRNN", _wrapped(anyrnn.IndependentRecurrence, anyrnn.RNNCell)),
+        Network("gru-d", "GRU-D", _gru_d, gaps="since"),
     )
 }
 COMPARED = ("rnn", "lstm", "gru", "peephole-lstm", "bilstm", "lstm-2")  # if nobody says which

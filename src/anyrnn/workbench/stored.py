@@ -145,7 +145,8 @@ def permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    return build(found, len(fields["features"]), 1 if classes is None else len(classes), fields["structure"])
+    size = found.input_size(fields["scaler"])
+    return build(found, size, 1 if classes is None else len(classes), fields["structure"])
 
 
 def check_size(

@@ -254,7 +254,7 @@ class _Training:
 
     def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
-        module = settings.build(network, len(dataset.features), len(classes or (0,)))
+        module = settings.build(network, network.input_size(scaler), len(classes or (0,)))
         self.model = Model(
             network=network,
             structure=settings.structure,
