@@ -84,8 +84,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, or a long .csv or .parquet table with one "
-        "row for each step of each sequence.",
+        help="japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, or a long .csv, .tsv or .parquet table with "
+        "one row for each step of each sequence; .gz of text.",
     ),
 ]
 Test = Annotated[
@@ -120,8 +120,15 @@ GapsOption = Annotated[
     typer.Option(
         "--gaps",
         help="What a network gets for missing values: a filling; a mask beside it; or also the time since each feature "
-        "was seen. The last two take empty cells for missing.",
+        "was seen (in steps, or by --delta-time). The last two take empty cells for missing.",
     ),
+]
+DeltaTime = Annotated[
+    bool, typer.Option("--delta-time", help="The time since the step before is one more feature; --time names it.")
+]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Of a text file that is not in UTF-8, such as latin-1 or cp1252."),
 ]
 TaskOption = Annotated[
     Task | None, typer.Option(help="Predict classes or a number, where the file's own answer is not wanted.")
@@ -249,6 +256,8 @@ def compare_command(
     task: TaskOption = None,
     missing: MissingOption = None,
     gaps: GapsOption = "fill",
+    delta_time: DeltaTime = False,
+    encoding: EncodingOption = None,
     group: GroupOption = None,
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
@@ -276,7 +285,21 @@ def compare_command(
       anyrnn compare Heartbeat_TRAIN.ts --cells lstm,my_cells:Leaky --seeds 5
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation, gaps)
+    dataset = _dataset(
+        data,
+        test,
+        id_column,
+        time_column,
+        target,
+        features,
+        task,
+        missing,
+        group,
+        validation,
+        gaps,
+        delta_time,
+        encoding,
+    )
     settings = Settings(
         hidden,
         epochs,
@@ -330,6 +353,8 @@ def fit_command(
     task: TaskOption = None,
     missing: MissingOption = None,
     gaps: GapsOption = "fill",
+    delta_time: DeltaTime = False,
+    encoding: EncodingOption = None,
     group: GroupOption = None,
     validation: Validation = 0.2,
     schedule: ScheduleOption = _DEFAULT.schedule,
@@ -353,7 +378,21 @@ def fit_command(
       anyrnn fit japanese-vowels --cell gru --out runs/vowels
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
-    dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation, gaps)
+    dataset = _dataset(
+        data,
+        test,
+        id_column,
+        time_column,
+        target,
+        features,
+        task,
+        missing,
+        group,
+        validation,
+        gaps,
+        delta_time,
+        encoding,
+    )
     settings = Settings(
         hidden,
         epochs,
@@ -401,6 +440,7 @@ def predict_command(
         str | None, typer.Option("--time", help=f"Tables: the column that orders the rows of a sequence.{_AS_TRAINED}")
     ] = None,
     target: Annotated[str | None, typer.Option(help=f"Tables: the column with the truth.{_AS_TRAINED}")] = None,
+    encoding: EncodingOption = None,
     out: Annotated[Path | None, typer.Option(help="A .csv file to write; without it, stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
 ) -> None:
@@ -428,6 +468,8 @@ def predict_command(
         target_column=target or trained.target,
         missing=trained.scaler.missing,
         trained_time=trained.time_column,
+        trained_encoding=trained.encoding,
+        encoding=encoding,
     )
     predictions = trained.predict(inputs.x)
     text = csv_text(inputs, predictions)
@@ -516,6 +558,8 @@ def _dataset(
     group: str | None,
     validation: float,
     gaps: Gaps,
+    delta_time: bool,
+    encoding: str | None,
 ) -> Dataset:
     dataset = load(
         data,
@@ -529,6 +573,8 @@ def _dataset(
         validation=validation,
         group_column=group,
         gaps=gaps,
+        delta_time=delta_time,
+        encoding=encoding,
     )
     _say(str(dataset))
     for note in (f"Split: {dataset.split}", *dataset.notes):

@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -20,6 +19,8 @@ from typing import get_args
 import torch
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.encode import Encoding, columns_kept
+from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
@@ -31,12 +32,10 @@ from anyrnn.workbench.unseen import Unseen, unseen
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
-JAPANESE_VOWELS = "japanese-vowels"
 _ATTRIBUTION = (
     "Japanese Vowels, M. Kudo, J. Toyama and M. Shimbo (1999), UCI Machine Learning Repository, "
     "https://doi.org/10.24432/C5NS47, CC BY 4.0"
 )
-_FORMATS = {".ts", ".csv", ".parquet"}
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
 Source = str | os.PathLike[str]
@@ -63,6 +62,7 @@ class Dataset:
         group_column: The column of the table that says which sequences are in one part; None if none does.
         gaps: What a network is told of missing values beside the filling: nothing ("fill"), where they are ("mask"), or
             also the time since each feature was last seen ("since").
+        encoding: What was made of the columns of the file; None: each is a feature.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Dataset:
     validation: Sequences | None = None
     group_column: str | None = None
     gaps: Gaps = "fill"
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -134,7 +135,9 @@ class Dataset:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        return Scaler.fit(self.train, self.missing, self.gaps)
+        if self.encoding is None:
+            return Scaler.fit(self.train, self.missing, self.gaps)
+        return Scaler.fit(self.train, self.missing, self.gaps, self.encoding.clock, self.encoding.of_words)
 
     @property
     def task(self) -> Task:
@@ -157,6 +160,8 @@ def load(
     validation: float = 0.2,
     group_column: str | None = None,
     gaps: Gaps = "fill",
+    delta_time: bool = False,
+    encoding: str | None = None,
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
@@ -188,8 +193,10 @@ def load(
         group_column: Tables: the column that says what sequences have in common (an engine, a patient, a site). The
             sequences of one group are all in one part, where we split. It is no feature.
         gaps: What a network gets beside the filled values: nothing ("fill"), for each feature a column that is 1 where
-            it was seen and 0 where not ("mask"), or also one with the time since it was last seen ("since"), in steps.
-            The last two take empty cells and NaN for missing without `missing`.
+            it was seen and 0 where not ("mask"), or also one with the time since it was last seen ("since"): in steps,
+            or by the clock with `delta_time`. The last two take empty cells and NaN for missing without `missing`.
+        delta_time: The time since the step before is one more feature: in seconds where times are dates.
+        encoding: The name of that of a text file, such as "latin-1"; None: UTF-8.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
@@ -214,13 +221,14 @@ def load(
         target_column,
         None if feature_columns is None else tuple(feature_columns),
         group=group_column,
+        delta_time=delta_time,
     )
-    if columns != Columns() and (source == JAPANESE_VOWELS or Path(source).suffix.lower() == ".ts"):
+    if columns != Columns(delta_time=delta_time) and (source == JAPANESE_VOWELS or format_of(source) == ".ts"):
         raise AnyRNNError(
             f"{source}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = _parsed(source, columns, missing=absent)
+    own = _parsed(source, columns, missing=absent, encoding=encoding)
     if len(own.x) < 2:
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
@@ -235,16 +243,18 @@ def load(
             f"{own.path}: target {own.target!r} is {train.y[0]:.17g} for every sequence"
             + (", as far as float64 can tell: take a constant off it" if apart else ": there is nothing to predict")
         )
-    given, how = _given_test(source, test, own, columns, absent)
+    given, how = _given_test(source, test, own, columns, absent, encoding)
     if given is None:
         train, held_out, how = split(train, classes, own, test_fraction, seed)
     else:
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
     train, chosen_by, how_validated = split_validation(train, classes, validation, seed)
+    if own.encoding is not None and own.encoding.words:
+        own, given, train, chosen_by, held_out = _with_words_of(train, own, given, chosen_by, held_out)
     shipped = source == JAPANESE_VOWELS
     dataset = Dataset(
-        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", Path(source).stem, flags=re.IGNORECASE),
+        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem_of(source), flags=re.IGNORECASE),
         features=own.features,
         classes=classes,
         target=own.target,
@@ -258,6 +268,7 @@ def load(
         validation=chosen_by,
         group_column=group_column,
         gaps=gaps,
+        encoding=own.encoding,
     )
     if classes is not None:
         notes = (*notes, *notes_on_classes(own, classes))
@@ -277,6 +288,8 @@ def load_for_prediction(
     target_column: str | None = None,
     missing: str | float | Sequence[str | float] | None = None,
     trained_time: str | None = None,
+    trained_encoding: Encoding | None = None,
+    encoding: str | None = None,
 ) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
@@ -291,13 +304,32 @@ def load_for_prediction(
         missing: As for `load`; for a model, `scaler.missing`.
         trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
             and it is noted if it is not there.
+        trained_encoding: What was made of the columns in training: `encoding` of a dataset or a model. None: each is a
+            feature.
+        encoding: As for `load`.
 
     Raises:
         AnyRNNError: The file does not fit the model.
     """
-    columns = Columns(id_column, time_column, target_column, tuple(features), trained_time)
-    absent = Missing.named(missing)
-    parsed = _parsed(_source(source), columns, part="TEST", need_target=False, owner="the model", missing=absent)
+    known = trained_encoding or Encoding(tuple(features))
+    columns = Columns(
+        id_column,
+        time_column,
+        target_column,
+        known.columns,
+        trained_time,
+        encoding=known,
+        delta_time=known.delta_time,
+    )
+    parsed = _parsed(
+        _source(source),
+        columns,
+        part="TEST",
+        need_target=False,
+        owner="the model",
+        missing=Missing.named(missing),
+        encoding=encoding,
+    )
     if len(parsed.features) != len(features):
         raise AnyRNNError(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
@@ -325,48 +357,57 @@ def _parsed(
     need_target: bool = True,
     owner: str = "",
     missing: Missing | None = None,
+    encoding: str | None = None,
 ) -> Parsed:
     """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
     if source == JAPANESE_VOWELS:
         name = f"JapaneseVowels_{part}.ts"
         parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
         features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
-        return dataclasses.replace(parsed, features=features, target="speaker")
-    path = Path(source)
+        return dataclasses.replace(parsed, features=features, target="speaker", encoding=Encoding(features))
     try:
-        path = existing(path)
-        if path.suffix.lower() == ".ts":
-            return parse_ts(path.read_bytes(), str(path), missing)
-        return read_table(path, columns, need_target=need_target, owner=owner, missing=missing)
+        file = opened(Path(source), encoding)
+        if file.format == ".ts":
+            with file.open() as content:
+                return parse_ts(content.read(), str(file), missing, delta_time=columns.delta_time)
+        return read_table(file, columns, need_target=need_target, owner=owner, missing=missing)
     except OSError as error:
-        raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
+        raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
 
 
-def existing(path: Path) -> Path:
-    """A path of a file that can be read; a user's home in it is found."""
-    if not path.exists() and path.parts[:1] and path.parts[0].startswith("~"):
-        with suppress(RuntimeError):  # nobody's home
-            path = path.expanduser()
-    formats = f"expected a .ts, .csv or .parquet file, or {JAPANESE_VOWELS!r}"
-    if path.is_dir():
-        inside = sorted(path.glob("*_TRAIN.ts"))
-        cure = f" Did you mean '{inside[0]}'?" if inside else ""
-        raise AnyRNNError(f"{path}: this is a folder; {formats}.{cure}")
-    if not path.exists():
-        folder = path.parent.iterdir() if path.parent.is_dir() else ()
-        names = [file.name for file in folder if file.suffix.lower() in _FORMATS]
-        raise AnyRNNError(
-            f"{path}: there is no such file; {formats}.{did_you_mean(path.name, [*names, JAPANESE_VOWELS])}"
-        )
-    if path.suffix.lower() not in _FORMATS:
-        raise AnyRNNError(f"{path}: its name ends in {path.suffix or path.name!r}; {formats}")
-    if not path.stat().st_size:
-        raise AnyRNNError(f"{path}: the file is empty; {formats}")
-    return path
+def _with_words_of(
+    train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
+) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
+    """All parts without the words that the training part has not; they are unknown, as others are later on."""
+    if own.encoding is None:
+        return own, given, train, validation, test
+    encoding, gone = own.encoding.trained_on(torch.cat(train.x))
+    if not gone:
+        return own, given, train, validation, test
+    kept = [k for k, name in enumerate(own.features) if name not in gone]
+    note = (
+        f"no sequence of the training part has {listed(gone)}: where others have it, all features of that column are 0"
+    )
+
+    def narrow(part: Sequences) -> Sequences:
+        return dataclasses.replace(part, x=columns_kept(part.x, kept))
+
+    def file(parsed: Parsed, *notes: str) -> Parsed:
+        x = columns_kept(parsed.x, kept)
+        notes = (*parsed.notes, *notes)
+        return dataclasses.replace(parsed, x=x, features=encoding.features, encoding=encoding, notes=notes)
+
+    return (
+        file(own, note),
+        None if given is None else file(given),
+        narrow(train),
+        None if validation is None else narrow(validation),
+        narrow(test),
+    )
 
 
 def _given_test(
-    source: str, test: str | None, own: Parsed, columns: Columns, missing: Missing | None
+    source: str, test: str | None, own: Parsed, columns: Columns, missing: Missing | None, encoding: str | None
 ) -> tuple[Parsed | None, str]:
     """The test part that is not ours to choose, if there is one, and the sentence about it."""
     if test is None and source == JAPANESE_VOWELS:
@@ -375,18 +416,19 @@ def _given_test(
         )
     split = f"the test part is {test}, as asked for"
     if test is None:
-        name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)\.ts", Path(source).name)
+        name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
         if name is None:
             return None, ""
         word = "TEST" if name[2] else "Test" if name[3] else "test"
-        beside = Path(own.path).with_name(f"{name[1]}{word}.ts")
+        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
         if not beside.exists():
             return None, ""
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
-    if (Path(test).suffix.lower() == ".ts") != (Path(own.path).suffix.lower() == ".ts"):
+    if (format_of(test) == ".ts") != (format_of(own.path) == ".ts"):
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
-    wanted = dataclasses.replace(columns, features=own.features)
-    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing)
+    features = own.features if own.encoding is None else own.encoding.columns
+    wanted = dataclasses.replace(columns, features=features, encoding=own.encoding)
+    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
     if len(given.features) != len(own.features):
         raise AnyRNNError(
             f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"

@@ -4,7 +4,7 @@
 Trailing steps in which nothing was seen are no gaps but padding, in formats that pad: `without_padding`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -105,3 +105,13 @@ def without_padding(x: Tensor) -> Tensor:
     """A sequence (T, I) without its last steps in which every feature is NaN; one step stays."""
     seen = (~x.isnan().all(1)).nonzero()
     return x[: int(seen[-1]) + 1] if len(seen) else x[:1]
+
+
+def note_on_padding(cut: Sequence[int]) -> Iterator[str]:
+    """That sequences were cut, if some were; by how many steps each."""
+    some = sum(steps > 0 for steps in cut)
+    if some:
+        yield (
+            f"{some} of {len(cut)} sequences end in steps without any value ({sum(cut)} in all): these are padding, "
+            "and no part of the sequence"
+        )

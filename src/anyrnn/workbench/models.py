@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
+from anyrnn.workbench.encode import Encoding
 from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
@@ -265,6 +266,7 @@ class Model:
         module: The trained `anyrnn.ManyToOne`.
         id_column: The column that named the sequences of the table it was trained on; None if that was no table.
         time_column: The column that sorted their steps; None if none did.
+        encoding: What was made of the columns of the table; None: each is a feature.
     """
 
     network: Network
@@ -278,6 +280,7 @@ class Model:
     module: anyrnn.ManyToOne
     id_column: str | None = None
     time_column: str | None = None
+    encoding: Encoding | None = None
 
     def __post_init__(self) -> None:
         if len(self.scaler.mean) != len(self.features):
@@ -286,6 +289,11 @@ class Model:
             )
         if (self.classes is None) is (self.target_scale is None):
             raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
+
+        if self.encoding is not None and self.encoding.features != self.features:
+            raise AnyRNNError(
+                f"{self.network.name}: the encoding gives {', '.join(self.encoding.features)}, expected the features"
+            )
 
     @property
     def layer(self) -> Layer:

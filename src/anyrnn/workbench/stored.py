@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.encode import Encoding
 from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
 from anyrnn.workbench.sequences import Scaler
 
@@ -44,6 +45,7 @@ def save_model(folder: Path, model: Model) -> None:
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
+        "encoding": None if model.encoding is None else model.encoding.to_dict(),
         "classes": None if model.classes is None else list(model.classes),
         "target": model.target,
         "scaler": model.scaler.to_dict(),
@@ -222,6 +224,7 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "seed": field("seed", is_int, "a whole number"),
         "id_column": optional("id_column"),
         "time_column": optional("time_column"),
+        "encoding": Encoding.from_dict(description.get("encoding")),
     }
 
 
