@@ -119,7 +119,7 @@ TS_FILES = {
     ),
     "time stamps not announced": (
         ONE + "(0,1.5),(1,2.5):a\n",
-        ":3: got '(0,1.5),(1,2.5):a', but the header does not say that steps have time stamps; write '@timeStamps true'",
+        ":3: got '(0,1.5),(1,2.5):a', but the header does not say that steps have time stamps; write",
     ),
     "values without their time stamps": (
         STAMPED + "1.5,2.5:a\n",

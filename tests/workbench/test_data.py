@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.data import Inputs, Scaler, Sequences, batch, load, load_for_prediction
-from anyrnn.workbench.files import File
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
 
@@ -253,7 +252,7 @@ def test_table_round_trip_whatever_the_order_of_its_rows(
     frame = pl.DataFrame(rows, schema=names, orient="row")
     frame.write_csv(path) if suffix == ".csv" else frame.write_parquet(path)
 
-    parsed = read_table(File(path), Columns(id="id", time="t"), need_target=False)
+    parsed = read_table(path, Columns(id="id", time="t"), need_target=False)
     assert list(parsed.ids) == list(dict.fromkeys(row[0] for row in rows))
     assert parsed.features == tuple(names[2:])
     for got, id_ in zip(parsed.x, parsed.ids, strict=True):
@@ -269,7 +268,7 @@ def test_csv_and_parquet_give_the_same(tmp_path: Path) -> None:
 
 
 def read(path: Path, **columns: object) -> tuple[tuple[str, ...], list[list[float]]]:
-    parsed = read_table(File(path), Columns(id="id", **columns), need_target=False)  # type: ignore[arg-type]
+    parsed = read_table(path, Columns(id="id", **columns), need_target=False)  # type: ignore[arg-type]
     return parsed.ids, [x.flatten().tolist() for x in parsed.x]
 
 

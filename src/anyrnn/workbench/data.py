@@ -9,18 +9,19 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.encode import Encoding, columns_kept
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened, stem_of
+from anyrnn.workbench.frames import Frame, frame_from
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
@@ -30,6 +31,9 @@ from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
 from anyrnn.workbench.unseen import Unseen, unseen
 
+if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrame
+
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
 _ATTRIBUTION = (
@@ -38,7 +42,7 @@ _ATTRIBUTION = (
 )
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
-Source = str | os.PathLike[str]
+Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,12 +178,13 @@ def load(
     many as there are sequences; two are always few), and as a number otherwise; `task` overrules that.
 
     Args:
-        source: "japanese-vowels", or the path of a .ts, .csv or .parquet file.
-        test: A file with the test part. Without it, X_TRAIN.ts takes X_TEST.ts from its folder; anything else is
-            split.
+        source: "japanese-vowels", the path of a .ts, .csv, .tsv or .parquet file (of text also .gz), or a data frame
+            (pandas, Polars, PyArrow and others). Arrays are for `from_arrays`.
+        test: A file or frame with the test part. Without it, X_TRAIN.ts takes X_TEST.ts from its folder; anything
+            else is split.
         id_column: Tables: the column that says to which sequence a row belongs.
-        time_column: Tables: the column that rows are sorted by within a sequence (numbers, dates, or ISO 8601
-            text). Without it they stay in the order of the file.
+        time_column: Tables: the column that rows are sorted by within a sequence (numbers, dates such as
+            2026-01-31 13:45 or 31.01.2026, times of day). Without it they stay in the order of the file.
         target_column: Tables: the column to predict.
         feature_columns: Tables: the columns to predict from. Without it, all other columns.
         task: "classification" or "regression", where the file's own answer is not wanted.
@@ -201,18 +206,7 @@ def load(
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
-    if task not in {None, *get_args(Task)}:
-        raise AnyRNNError(f"load: got task={task!r}, expected 'classification', 'regression' or None")
-    if not 0 < test_fraction < 1:
-        raise AnyRNNError(f"load: got test_fraction={test_fraction}, expected a share between 0 and 1, such as 0.3")
-    if not 0 <= validation < 1:
-        raise AnyRNNError(f"load: got validation={validation}, expected a share from 0 to below 1, such as 0.2")
-    if not 0 <= seed < 1 << 32:
-        raise AnyRNNError(f"load: got seed={seed}, expected a whole number from 0 to 2**32 - 1")
-    if gaps not in GAPS:
-        raise AnyRNNError(f"load: got gaps={gaps!r}, expected one of {', '.join(GAPS)}.{did_you_mean(str(gaps), GAPS)}")
-    source, absent = _source(source), Missing.named("nan" if missing is None and gaps != "fill" else missing)
-    test = None if test is None else _source(test)
+    chosen = Choices(task, test_fraction, seed, missing, validation, gaps)
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
@@ -223,18 +217,92 @@ def load(
         group=group_column,
         delta_time=delta_time,
     )
-    if columns != Columns(delta_time=delta_time) and (source == JAPANESE_VOWELS or format_of(source) == ".ts"):
+    read, beside = _source(source, columns), None if test is None else _source(test, columns)
+    if columns != Columns(delta_time=delta_time) and (read == JAPANESE_VOWELS or _is_ts(read)):
         raise AnyRNNError(
-            f"{source}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
+            f"{read}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = _parsed(source, columns, missing=absent, encoding=encoding)
+    own = _parsed(read, columns, missing=chosen.absent, encoding=encoding)
+    shipped = read == JAPANESE_VOWELS
+    stem = stem_of(read) if isinstance(read, str) else "frame"
+    return dataset_of(
+        own,
+        lambda own: _given_test(read, beside, own, columns, chosen.absent, encoding),
+        chosen,
+        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem, flags=re.IGNORECASE),
+        attribution=_ATTRIBUTION if shipped else None,
+        id_column=id_column,
+        time_column=time_column,
+        group_column=group_column,
+    )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a caller may decide about any data: see `load`."""
+
+    task: Task | None
+    test_fraction: float
+    seed: int
+    missing: str | float | Sequence[str | float] | None
+    validation: float
+    gaps: Gaps
+    caller: str = "load"
+
+    def __post_init__(self) -> None:
+        if self.task not in {None, *get_args(Task)}:
+            raise AnyRNNError(f"{self.caller}: got task={self.task!r}, expected 'classification', 'regression' or None")
+        for name, least in (
+            ("test_fraction", "between 0 and 1, such as 0.3"),
+            ("validation", "from 0 to below 1, such as 0.2"),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value < 1 or (name == "test_fraction" and not value):
+                raise AnyRNNError(f"{self.caller}: got {name}={value}, expected a share {least}")
+        if not 0 <= self.seed < 1 << 32:
+            raise AnyRNNError(f"{self.caller}: got seed={self.seed}, expected a whole number from 0 to 2**32 - 1")
+        if self.gaps not in GAPS:
+            raise AnyRNNError(
+                f"{self.caller}: got gaps={self.gaps!r}, expected one of {', '.join(GAPS)}."
+                f"{did_you_mean(str(self.gaps), GAPS)}"
+            )
+
+    @property
+    def absent(self) -> Missing | None:
+        """What is missing: whoever wants to be told of gaps has some."""
+        return Missing.named("nan" if self.missing is None and self.gaps != "fill" else self.missing)
+
+
+def dataset_of(
+    own: Parsed,
+    given_test: Callable[[Parsed], tuple[Parsed | None, str]],
+    chosen: Choices,
+    *,
+    name: str,
+    attribution: str | None = None,
+    id_column: str | None = None,
+    time_column: str | None = None,
+    group_column: str | None = None,
+) -> Dataset:
+    """Split what was read, and say what there is to say about it.
+
+    Args:
+        own: What was read.
+        given_test: The test part that is not ours to choose, if there is one, and a sentence about it.
+        chosen: What the caller decided.
+        name: Of the dataset; this and the others as there.
+        attribution: Whom to name.
+        id_column: Which named the sequences.
+        time_column: Which sorted the steps.
+        group_column: Which named the groups.
+    """
     if len(own.x) < 2:
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
             + ("" if id_column is None else f"; does column {id_column!r} say to which sequence a row belongs?")
         )
-    own, task, notes = _task(own, task)
+    own, task, notes = _task(own, chosen.task)
     classes = _classes(own) if task == "classification" else None
     train = _encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
@@ -243,31 +311,31 @@ def load(
             f"{own.path}: target {own.target!r} is {train.y[0]:.17g} for every sequence"
             + (", as far as float64 can tell: take a constant off it" if apart else ": there is nothing to predict")
         )
-    given, how = _given_test(source, test, own, columns, absent, encoding)
+    given, how = given_test(own)
     if given is None:
-        train, held_out, how = split(train, classes, own, test_fraction, seed)
+        train, held_out, how = split(train, classes, own, chosen.test_fraction, chosen.seed)
     else:
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
-    train, chosen_by, how_validated = split_validation(train, classes, validation, seed)
+    train, chosen_by, how_validated = split_validation(train, classes, chosen.validation, chosen.seed)
     if own.encoding is not None and own.encoding.words:
         own, given, train, chosen_by, held_out = _with_words_of(train, own, given, chosen_by, held_out)
-    shipped = source == JAPANESE_VOWELS
+    absent = chosen.absent
     dataset = Dataset(
-        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem_of(source), flags=re.IGNORECASE),
+        name=name,
         features=own.features,
         classes=classes,
         target=own.target,
         train=train,
         test=held_out,
         split=f"{how}; {how_validated}",
-        attribution=_ATTRIBUTION if shipped else None,
+        attribution=attribution,
         id_column=id_column,
         time_column=time_column,
         missing=None if absent is None else absent.texts,
         validation=chosen_by,
         group_column=group_column,
-        gaps=gaps,
+        gaps=chosen.gaps,
         encoding=own.encoding,
     )
     if classes is not None:
@@ -294,7 +362,7 @@ def load_for_prediction(
     """Read sequences for a model that is already trained; they need no target.
 
     Args:
-        source: A path as for `load`; "japanese-vowels" is its test part.
+        source: A path or a frame as for `load`; "japanese-vowels" is its test part.
         features: The model's features: by name in a table, by number in a .ts file, which has no names.
         classes: The model's classes, None if it predicts a number.
         id_column: As for `load`; this and the other columns are not looked at for a .ts file.
@@ -322,7 +390,7 @@ def load_for_prediction(
         delta_time=known.delta_time,
     )
     parsed = _parsed(
-        _source(source),
+        _source(source, columns),
         columns,
         part="TEST",
         need_target=False,
@@ -338,19 +406,24 @@ def load_for_prediction(
     return unseen(parsed, classes, _label)
 
 
-def _source(source: Source) -> str:
-    try:
+def _source(source: Source, columns: Columns) -> str | Frame:
+    if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
-    except TypeError:
+    frame = frame_from(source, (columns.id, columns.time, columns.target, columns.group))
+    if frame is None:
         raise AnyRNNError(
-            f"load: got {type(source).__name__}, expected the path of a .ts, .csv or .parquet file, or "
-            f"{JAPANESE_VOWELS!r}; write a data frame as Parquet first, with a row for each step, or make a "
-            "workbench.Dataset of workbench.Sequences"
-        ) from None
+            f"load: got {type(source).__name__}, expected the path of a .ts, .csv, .tsv or .parquet file, "
+            f"{JAPANESE_VOWELS!r}, or a data frame with a row for each step; arrays are for from_arrays"
+        )
+    return frame
+
+
+def _is_ts(source: str | Frame) -> bool:
+    return isinstance(source, str) and format_of(source) == ".ts"
 
 
 def _parsed(
-    source: str,
+    source: str | Frame,
     columns: Columns,
     *,
     part: str = "TRAIN",
@@ -360,6 +433,8 @@ def _parsed(
     encoding: str | None = None,
 ) -> Parsed:
     """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
+    if isinstance(source, Frame):
+        return read_table(source, columns, need_target=need_target, owner=owner, missing=missing)
     if source == JAPANESE_VOWELS:
         name = f"JapaneseVowels_{part}.ts"
         parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
@@ -407,7 +482,12 @@ def _with_words_of(
 
 
 def _given_test(
-    source: str, test: str | None, own: Parsed, columns: Columns, missing: Missing | None, encoding: str | None
+    source: str | Frame,
+    test: str | Frame | None,
+    own: Parsed,
+    columns: Columns,
+    missing: Missing | None,
+    encoding: str | None = None,
 ) -> tuple[Parsed | None, str]:
     """The test part that is not ours to choose, if there is one, and the sentence about it."""
     if test is None and source == JAPANESE_VOWELS:
@@ -416,7 +496,11 @@ def _given_test(
         )
     split = f"the test part is {test}, as asked for"
     if test is None:
-        name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
+        name = (
+            None
+            if isinstance(source, Frame)
+            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
+        )
         if name is None:
             return None, ""
         word = "TEST" if name[2] else "Test" if name[3] else "test"
@@ -424,7 +508,7 @@ def _given_test(
         if not beside.exists():
             return None, ""
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
-    if (format_of(test) == ".ts") != (format_of(own.path) == ".ts"):
+    if _is_ts(test) != _is_ts(source):
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
     features = own.features if own.encoding is None else own.encoding.columns
     wanted = dataclasses.replace(columns, features=features, encoding=own.encoding)

@@ -21,7 +21,7 @@ import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.workbench.encode import Encoding
-from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
 from anyrnn.workbench.sequences import Scaler
@@ -304,7 +304,8 @@ class Model:
         """Predict the class or the number of each sequence.
 
         Args:
-            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`.
+            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`. Steps
+                at the end in which every feature is NaN are padding.
 
         Raises:
             AnyRNNError: for a sequence of another shape, or one that is not all finite, or so far from those of the
@@ -326,6 +327,7 @@ class Model:
                     f"{len(self.features)}), one column for each of the features that the network was trained "
                     f"on: {', '.join(self.features)}"
                 )
+            x = without_padding(x)
             if x.is_complex() or not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
                 raise AnyRNNError(
                     f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "

@@ -7,6 +7,7 @@ All checks that need rows and columns are here; what the targets mean is decided
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.clock import over_midnight, read_times, since_the_last
 from anyrnn.workbench.encode import DELTA_TIME, Encoding, note_on_words, one_hot, unknown, words_of
-from anyrnn.workbench.files import File, separated
+from anyrnn.workbench.files import File, opened, separated
+from anyrnn.workbench.frames import Frame
 from anyrnn.workbench.parsed import (
     BLANK,
     DECIMAL_COMMA,
@@ -74,21 +76,31 @@ class Roles:
 
 
 def read_table(
-    file: File, columns: Columns, *, need_target: bool = True, owner: str = "", missing: Missing | None = None
+    file: File | Frame | Path,
+    columns: Columns,
+    *,
+    need_target: bool = True,
+    owner: str = "",
+    missing: Missing | None = None,
 ) -> Parsed:
     """Read a .csv, .tsv or .parquet file.
 
     Args:
-        file: The file; its suffix says which format.
+        file: The file, whose suffix says which format; or a data frame.
         columns: Which column is what.
         need_target: If false, `columns.target` may be None or absent from the file: no targets then.
         owner: Whose features `columns.features` are, for the message that one of them is not there.
         missing: What stands for a missing value and becomes NaN. None: a missing feature is refused.
     """
     named = (columns.id, columns.time, columns.target if need_target else None, columns.group)
-    file = separated(file, [name for name in (*named, *(columns.features or ())) if name is not None])
-    roles = _roles(file, column_names(file), columns, need_target=need_target, owner=owner)
-    frame = frame_of(file, roles)
+    file = opened(file) if isinstance(file, Path) else file
+    if isinstance(file, Frame):
+        roles = _roles(file, file.data.columns, columns, need_target=need_target, owner=owner)
+        frame = numbered(file.data, file)
+    else:
+        file = separated(file, [name for name in (*named, *(columns.features or ())) if name is not None])
+        roles = _roles(file, column_names(file), columns, need_target=need_target, owner=owner)
+        frame = frame_of(file, roles)
     return parsed_table(Table(file, roles, frame, missing, trained=not need_target), columns)
 
 
@@ -176,7 +188,7 @@ def _unreadable(path: File, error: BaseException) -> AnyRNNError:
     )
 
 
-def _roles(path: File, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
+def _roles(path: File | Frame, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
     unsaid = []
     if columns.id is None:
         unsaid.append("which column names the sequence of a row (id_column, --id)")
@@ -285,7 +297,7 @@ class Table:
     """
 
     def __init__(
-        self, path: File, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+        self, path: File | Frame, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
     ) -> None:
         self.path = path
         self.roles = roles
@@ -512,7 +524,9 @@ class Table:
 
     def _refuse_short_rows(self) -> None:
         """A row that ends early is a damaged file, and no missing value; polars tells them not apart."""
-        row = None if self.path.format == ".parquet" else ragged_row(self.path, shorter=True)
+        if isinstance(self.path, Frame) or self.path.format == ".parquet":
+            return
+        row = ragged_row(self.path, shorter=True)
         if row is not None:
             raise AnyRNNError(row)
 
@@ -530,7 +544,7 @@ class Table:
             stripped = text.str.strip_chars(_BLANKS)
             self._note_blanks(f"target {column.name!r}:", text, stripped)
             column = _without_markers(stripped)
-            if self.path.format != ".parquet":  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
+            if self.path.format in {".csv", ".tsv"}:  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
                 column = _as_numbers(column)
         elif column.dtype.is_decimal():
             column = column.cast(pl.Float64)
