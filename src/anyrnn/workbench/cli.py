@@ -446,8 +446,8 @@ def predict_command(
 ) -> None:
     """Predict for new sequences with a trained network.
 
-    The output is CSV in UTF-8: id, prediction and, for classes, the probability that the network gives it. If the
-    file has true answers, the score of the sequences that have one is shown on stderr.
+    The output is CSV in UTF-8: id, prediction and, for classes, its probability, then that of each class. If the
+    file has true answers, they stand beside, and the score of the sequences that have one is shown on stderr.
 
     \b
     Examples:
@@ -472,7 +472,7 @@ def predict_command(
         encoding=encoding,
     )
     predictions = trained.predict(inputs.x)
-    text = csv_text(inputs, predictions)
+    text = csv_text(inputs, predictions, trained.classes)
     if out is not None:
         write_file(out, text, overwrite)
     elif out_stream.isatty():

@@ -42,7 +42,7 @@ _ATTRIBUTION = (
 )
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
-Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"
+Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"  # in quotes, since narwhals is loaded for frames only
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +152,7 @@ class Dataset:
 def load(
     source: Source,
     *,
-    test: Source | None = None,
+    test: "Source | None" = None,
     id_column: str | None = None,
     time_column: str | None = None,
     target_column: str | None = None,

@@ -59,10 +59,13 @@ def _column(column: Any) -> pl.Series:
     absent = column.is_null().to_list()
     values = [None if none else value for none, value in zip(absent, column.to_list(), strict=True)]
     try:
-        return pl.Series(column.name, values)
+        found = pl.Series(column.name, values)
+        if found.dtype == pl.Object:
+            raise TypeError
     except (TypeError, pl.exceptions.PolarsError) as error:
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise AnyRNNError(
             f"the data frame: column {column.name!r} holds {kinds}, expected text, numbers or times; a frame with a "
             "series in each cell is a list of arrays: from_arrays"
         ) from error
+    return found
