@@ -102,7 +102,7 @@ def test_a_network_that_is_told_of_gaps_beats_one_that_is_not_where_they_say_som
         found[f"{cell}, {gaps}"] = train(network(cell), data, settings, seed=0)[1].score
     # How often it is missing tells nearly all sequences apart; the values tell none, and so does a filling.
     assert found.pop("gru, fill") < 0.7
-    assert min(found.values()) > 0.9, found
+    assert min(found.values()) > 0.8, found
 
 
 def test_gru_d_is_a_gru_where_nothing_is_missing_and_nothing_decays() -> None:
