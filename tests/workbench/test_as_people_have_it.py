@@ -194,7 +194,7 @@ def test_time_as_a_feature_takes_times(plain: Dataset) -> None:
             classes=data.classes,
             id_column="id",
             trained_time="t",
-            trained_encoding=data.encoding,
+            trained_reading=data.reading,
         )
 
 
@@ -248,7 +248,7 @@ def test_an_unknown_word_at_predict_time_is_said_and_is_all_zeros(folder: Path) 
     results = fit(data, "gru", settings=Settings(epochs=1, hidden_size=3))
     save_model(folder, results.best.model)
     model = load_model(folder, "gru", (), folder)
-    assert model.encoding == data.encoding
+    assert model.reading == data.reading
     Path("new.csv").write_text("id,t,unit,a\nn,0,ER,1\nn,1,lab,2\nm,0,gym,2\nm,1,lab,2\n")
     new = load_for_prediction(
         "new.csv",
@@ -256,7 +256,7 @@ def test_an_unknown_word_at_predict_time_is_said_and_is_all_zeros(folder: Path) 
         classes=model.classes,
         id_column="id",
         time_column="t",
-        trained_encoding=model.encoding,
+        trained_reading=model.reading,
     )
     assert [x.tolist() for x in new.x] == [[[1, 1, 0, 0, 0], [2, 0, 0, 0, 1]], [[2, 0, 0, 0, 0], [2, 0, 0, 0, 1]]]
     assert new.notes[0] == (

@@ -12,6 +12,7 @@ from torch import nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import Settings, fit, from_arrays, load, open_run
+from anyrnn.workbench.bench import Setting, bench
 from anyrnn.workbench.gaps import GapFeatures, time_since, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.models import network
@@ -146,7 +147,9 @@ def test_gru_d_wants_the_time_since(gaps: str) -> None:
         fit(data, "gru-d", settings=Settings(epochs=1, hidden_size=2))
     for options in ({"num_layers": 2}, {"bidirectional": True}):
         with pytest.raises(AnyRNNError, match="one layer and one direction"):
-            network("gru-d").layer(9, 4, **options)
+            network("gru-d").layer(9, 4, gaps="since", **options)
+    with pytest.raises(AnyRNNError, match="cell 'gru-d' reads what is said of missing values, which there is for"):
+        bench(Setting("gru-d", 4, 9, 2, 3, seconds=0.01))
 
 
 def test_a_run_tells_new_sequences_the_same(tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ def predict_command(
         target_column=target or trained.target,
         missing=trained.scaler.missing,
         trained_time=trained.time_column,
-        trained_encoding=trained.encoding,
+        trained_reading=trained.reading,
         encoding=encoding,
     )
     predictions = trained.predict(inputs.x)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 import torch
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.encode import Encoding, columns_kept
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened, stem_of
 from anyrnn.workbench.frames import Frame, frame_from
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
+from anyrnn.workbench.reading import Reading, columns_kept
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.split import split, split_validation
 from anyrnn.workbench.table import Columns, read_table
@@ -66,7 +66,7 @@ class Dataset:
         group_column: The column of the table that says which sequences are in one part; None if none does.
         gaps: What a network is told of missing values beside the filling: nothing ("fill"), where they are ("mask"), or
             also the time since each feature was last seen ("since").
-        encoding: What was made of the columns of the file; None: each is a feature.
+        reading: What was made of the columns of the file; None: each is a feature.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Dataset:
     validation: Sequences | None = None
     group_column: str | None = None
     gaps: Gaps = "fill"
-    encoding: Encoding | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -139,9 +139,9 @@ class Dataset:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        if self.encoding is None:
+        if self.reading is None:
             return Scaler.fit(self.train, self.missing, self.gaps)
-        return Scaler.fit(self.train, self.missing, self.gaps, self.encoding.clock, self.encoding.of_words)
+        return Scaler.fit(self.train, self.missing, self.gaps, self.reading.clock, self.reading.of_words)
 
     @property
     def task(self) -> Task:
@@ -318,7 +318,7 @@ def dataset_of(
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
     train, chosen_by, how_validated = split_validation(train, classes, chosen.validation, chosen.seed)
-    if own.encoding is not None and own.encoding.words:
+    if own.reading is not None and own.reading.words:
         own, given, train, chosen_by, held_out = _with_words_of(train, own, given, chosen_by, held_out)
     absent = chosen.absent
     dataset = Dataset(
@@ -336,7 +336,7 @@ def dataset_of(
         validation=chosen_by,
         group_column=group_column,
         gaps=chosen.gaps,
-        encoding=own.encoding,
+        reading=own.reading,
     )
     if classes is not None:
         notes = (*notes, *notes_on_classes(own, classes))
@@ -356,7 +356,7 @@ def load_for_prediction(
     target_column: str | None = None,
     missing: str | float | Sequence[str | float] | None = None,
     trained_time: str | None = None,
-    trained_encoding: Encoding | None = None,
+    trained_reading: Reading | None = None,
     encoding: str | None = None,
 ) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
@@ -372,21 +372,21 @@ def load_for_prediction(
         missing: As for `load`; for a model, `scaler.missing`.
         trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
             and it is noted if it is not there.
-        trained_encoding: What was made of the columns in training: `encoding` of a dataset or a model. None: each is a
+        trained_reading: What was made of the columns in training: `reading` of a dataset or a model. None: each is a
             feature.
         encoding: As for `load`.
 
     Raises:
         AnyRNNError: The file does not fit the model.
     """
-    known = trained_encoding or Encoding(tuple(features))
+    known = trained_reading or Reading(tuple(features))
     columns = Columns(
         id_column,
         time_column,
         target_column,
         known.columns,
         trained_time,
-        encoding=known,
+        reading=known,
         delta_time=known.delta_time,
     )
     parsed = _parsed(
@@ -439,7 +439,7 @@ def _parsed(
         name = f"JapaneseVowels_{part}.ts"
         parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
         features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
-        return dataclasses.replace(parsed, features=features, target="speaker", encoding=Encoding(features))
+        return dataclasses.replace(parsed, features=features, target="speaker", reading=Reading(features))
     try:
         file = opened(Path(source), encoding)
         if file.format == ".ts":
@@ -454,9 +454,9 @@ def _with_words_of(
     train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
 ) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
     """All parts without the words that the training part has not; they are unknown, as others are later on."""
-    if own.encoding is None:
+    if own.reading is None:
         return own, given, train, validation, test
-    encoding, gone = own.encoding.trained_on(torch.cat(train.x))
+    reading, gone = own.reading.trained_on(torch.cat(train.x))
     if not gone:
         return own, given, train, validation, test
     kept = [k for k, name in enumerate(own.features) if name not in gone]
@@ -470,7 +470,7 @@ def _with_words_of(
     def file(parsed: Parsed, *notes: str) -> Parsed:
         x = columns_kept(parsed.x, kept)
         notes = (*parsed.notes, *notes)
-        return dataclasses.replace(parsed, x=x, features=encoding.features, encoding=encoding, notes=notes)
+        return dataclasses.replace(parsed, x=x, features=reading.features, reading=reading, notes=notes)
 
     return (
         file(own, note),
@@ -510,8 +510,8 @@ def _given_test(
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
     if _is_ts(test) != _is_ts(source):
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
-    features = own.features if own.encoding is None else own.encoding.columns
-    wanted = dataclasses.replace(columns, features=features, encoding=own.encoding)
+    features = own.features if own.reading is None else own.reading.columns
+    wanted = dataclasses.replace(columns, features=features, reading=own.reading)
     given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
     if len(given.features) != len(own.features):
         raise AnyRNNError(

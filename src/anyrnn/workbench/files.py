@@ -103,15 +103,15 @@ def opened(path: Path, encoding: str | None = None) -> File:
 def _decoded(path: Path, content: bytes, encoding: str) -> bytes:
     try:
         return content.decode(encoding).encode()
-    except LookupError:
-        raise AnyRNNError(
-            f"encoding: got {encoding!r}, which is not known; expected a name such as latin-1, cp1252 or utf-16"
-        ) from None
     except UnicodeError as error:
         where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
         raise AnyRNNError(
             f"{path}: this is not text in {encoding}{where}; name another encoding (encoding, --encoding)"
         ) from error
+    except (LookupError, ValueError):
+        raise AnyRNNError(
+            f"encoding: got {encoding!r}, which is not known; expected a name such as latin-1, cp1252 or utf-16"
+        ) from None
 
 
 def existing(path: Path) -> Path:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
-from anyrnn.workbench.encode import Encoding
 from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 Pool = Literal["last", "mean", "max"]
@@ -80,7 +80,12 @@ def _wrapped(
     return make
 
 
-def _gru_d(input_size: int, hidden_size: int, **options: Any) -> Layer:
+def _gru_d(input_size: int, hidden_size: int, *, gaps: Gaps | None = None, **options: Any) -> Layer:
+    if gaps != "since":
+        raise AnyRNNError(
+            "cell 'gru-d' reads what is said of missing values, which there is for sequences to a class or a number "
+            "only, with gaps='since' (--gaps since)"
+        )
     if options.keys() & {"num_layers", "bidirectional"}:
         raise AnyRNNError(
             "cell 'gru-d' has one layer and one direction, since it reads what is known of missing values by then; "
@@ -205,7 +210,9 @@ def build(
         "recurrent_dropout": (recurrent_dropout, 0.0),
         "clip_gradient": (clip_gradient, None),
     }
-    options = {name: value for name, (value, usual) in asked.items() if value != usual}
+    options: dict[str, Any] = {name: value for name, (value, usual) in asked.items() if value != usual}
+    if network.gaps is not None:
+        options["gaps"] = network.gaps
     layer = network.layer(input_size, structure.hidden_size, **options)
     if not dropout:
         return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
@@ -266,7 +273,7 @@ class Model:
         module: The trained `anyrnn.ManyToOne`.
         id_column: The column that named the sequences of the table it was trained on; None if that was no table.
         time_column: The column that sorted their steps; None if none did.
-        encoding: What was made of the columns of the table; None: each is a feature.
+        reading: What was made of the columns of the table; None: each is a feature.
     """
 
     network: Network
@@ -280,7 +287,7 @@ class Model:
     module: anyrnn.ManyToOne
     id_column: str | None = None
     time_column: str | None = None
-    encoding: Encoding | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if len(self.scaler.mean) != len(self.features):
@@ -290,9 +297,9 @@ class Model:
         if (self.classes is None) is (self.target_scale is None):
             raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
 
-        if self.encoding is not None and self.encoding.features != self.features:
+        if self.reading is not None and self.reading.features != self.features:
             raise AnyRNNError(
-                f"{self.network.name}: the encoding gives {', '.join(self.encoding.features)}, expected the features"
+                f"{self.network.name}: the reading gives {', '.join(self.reading.features)}, expected the features"
             )
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from anyrnn.workbench.encode import Encoding
+    from anyrnn.workbench.reading import Reading
 
 Task = Literal["classification", "regression"]
 Value = str | bool | int | float | None  # a target as its file has it; None where it is missing
@@ -46,7 +46,7 @@ class Parsed:
     classes: tuple[str, ...] = ()  # in the order in which the file declares them, if it does
     notes: tuple[str, ...] = ()
     rows: tuple[NDArray[np.int64], ...] | None = None  # of a table: the data row of each step
-    encoding: "Encoding | None" = None  # how the features were made of what the file has; None: each is as it stands
+    reading: "Reading | None" = None  # how the features were made of what the file has; None: each is as it stands
     groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
 
     def cell(self, sequence: int, step: int, feature: int) -> str:

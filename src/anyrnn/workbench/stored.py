@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.encode import Encoding
 from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 # Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
@@ -45,7 +45,7 @@ def save_model(folder: Path, model: Model) -> None:
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
-        "encoding": None if model.encoding is None else model.encoding.to_dict(),
+        "reading": None if model.reading is None else model.reading.to_dict(),
         "classes": None if model.classes is None else list(model.classes),
         "target": model.target,
         "scaler": model.scaler.to_dict(),
@@ -224,7 +224,7 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "seed": field("seed", is_int, "a whole number"),
         "id_column": optional("id_column"),
         "time_column": optional("time_column"),
-        "encoding": Encoding.from_dict(description.get("encoding")),
+        "reading": Reading.from_dict(description.get("reading")),
     }
 
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.clock import over_midnight, read_times, since_the_last
-from anyrnn.workbench.encode import DELTA_TIME, Encoding, note_on_words, one_hot, unknown, words_of
 from anyrnn.workbench.files import File, opened, separated
 from anyrnn.workbench.frames import Frame
 from anyrnn.workbench.parsed import (
@@ -31,6 +30,7 @@ from anyrnn.workbench.parsed import (
     did_you_mean,
     listed,
 )
+from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, unknown, words_of
 from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
@@ -50,7 +50,7 @@ class Columns:
     """What the caller says about the columns; None: not said. Without features, all columns left over are.
 
     `usual_time` is that of another file: it is the time if it is there and no time was named. `group` names what
-    several sequences may share (an engine, a patient, a site). `encoding` is that of the training; without it, text is
+    several sequences may share (an engine, a patient, a site). `reading` is that of the training; without it, text is
     read as the words that the file has. With `delta_time` the time since the step before is a feature.
     """
 
@@ -60,7 +60,7 @@ class Columns:
     features: tuple[str, ...] | None = None
     usual_time: str | None = None
     group: str | None = None
-    encoding: Encoding | None = None
+    reading: Reading | None = None
     delta_time: bool = False
 
 
@@ -109,7 +109,7 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
     path, roles = table.path, table.roles
     rows, lengths = table.order()
     ends = np.cumsum(lengths)
-    encoding, matrix = table.features(columns.encoding)  # (rows, I), in the order of the file
+    reading, matrix = table.features(columns.reading)  # (rows, I), in the order of the file
     matrix = matrix[rows]
     if columns.delta_time:
         if roles.time is None:
@@ -121,10 +121,10 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
         apart = since_the_last(table.times.gather(rows))
         apart[ends - lengths] = 0.0
         matrix = np.column_stack((matrix, apart))
-        encoding = Encoding(encoding.columns, encoding.words, delta_time=True)
-    if len(set(encoding.features)) < len(encoding.features):
+        reading = Reading(reading.columns, reading.words, delta_time=True)
+    if len(set(reading.features)) < len(reading.features):
         raise AnyRNNError(
-            f"{path}: two features would have one name, of {listed(encoding.features)}; rename a column such as "
+            f"{path}: two features would have one name, of {listed(reading.features)}; rename a column such as "
             f"{DELTA_TIME!r}"
         )
     first_rows = rows[ends - lengths].tolist()
@@ -132,7 +132,7 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
     targets = table.targets(first_rows) if roles.target else None
     return Parsed(
         path=str(path),
-        features=encoding.features,
+        features=reading.features,
         x=tuple(torch.from_numpy(steps) for steps in np.split(matrix, ends[:-1])),
         ids=ids,
         where=tuple(f"{path}: id {id_!r}" for id_ in ids),
@@ -142,7 +142,7 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
         notes=(*path.notes, *(() if roles.time else (_unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
         groups=table.groups(first_rows) if roles.group else None,
-        encoding=encoding,
+        reading=reading,
     )
 
 
@@ -410,7 +410,7 @@ class Table:
             )
         return frame["row"].to_numpy(), frame["first"].rle().struct.field("len").to_numpy()
 
-    def features(self, known: Encoding | None) -> tuple[Encoding, NDArray[np.float64]]:
+    def features(self, known: Reading | None) -> tuple[Reading, NDArray[np.float64]]:
         """All features in the order of the file, (rows, I), and what was made of the columns.
 
         Args:
@@ -425,7 +425,7 @@ class Table:
             else:
                 words[name] = found
                 parts.append(self._one_hot(name, found, known is not None))
-        return Encoding(self.roles.features, words), np.concatenate(parts, axis=1)
+        return Reading(self.roles.features, words), np.concatenate(parts, axis=1)
 
     def _words(self, name: str) -> tuple[str, ...] | None:
         """The words of a column, if it holds words."""

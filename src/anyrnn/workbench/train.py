@@ -267,7 +267,7 @@ class _Training:
             module=module,
             id_column=dataset.id_column,
             time_column=dataset.time_column,
-            encoding=dataset.encoding,
+            reading=dataset.reading,
         )
         self.settings, self.seed, self.dataset = settings, seed, dataset
         self.metric = metric(settings.metric, classes=classes is not None)

@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.encode import Encoding
 from anyrnn.workbench.gaps import note_on_padding
 from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed, number
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.stamps import on_one_axis, split_channels
 from anyrnn.workbench.text import check_kind
 
@@ -106,12 +106,12 @@ def parse_ts(content: bytes, path: str, missing: Missing | None = None, *, delta
     if not arrays:
         raise AnyRNNError(f"{path}: there is nothing after @data, expected one sequence a line")
 
-    encoding = Encoding(tuple(f"channel {i + 1}" for i in range(arrays[0].shape[1])), delta_time=delta_time)
+    reading = Reading(tuple(f"channel {i + 1}" for i in range(arrays[0].shape[1])), delta_time=delta_time)
     if delta_time:
         arrays = [np.column_stack((x, times[: len(x)])) for x, times in zip(arrays, apart, strict=True)]
     return Parsed(
         path=path,
-        features=encoding.features,
+        features=reading.features,
         x=tuple(torch.from_numpy(array) for array in arrays),
         ids=tuple(f"{PurePath(path).stem} #{i + 1}" for i in range(len(arrays))),
         where=tuple(where),
@@ -120,7 +120,7 @@ def parse_ts(content: bytes, path: str, missing: Missing | None = None, *, delta
         task=header.task,
         classes=_declared(labels, header),
         notes=tuple(note_on_padding(padding)),
-        encoding=encoding,
+        reading=reading,
     )
 
 

@@ -18,10 +18,10 @@ _MOST_WORDS = 50  # a column with more different texts holds names or sentences,
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Reading:
     """What becomes of the columns of a file: a number stays one, a word is one of several features that are 0 or 1.
 
-    >>> Encoding(("pulse", "ward"), {"ward": ("A", "B")}, delta_time=True).features
+    >>> Reading(("pulse", "ward"), {"ward": ("A", "B")}, delta_time=True).features
     ('pulse', 'ward=A', 'ward=B', 'delta time')
 
     Attributes:
@@ -53,7 +53,7 @@ class Encoding:
         names = {f"{column}={word}" for column, words in self.words.items() for word in words}
         return tuple(k for k, name in enumerate(self.features) if name in names)
 
-    def trained_on(self, x: Tensor) -> tuple["Encoding", tuple[str, ...]]:
+    def trained_on(self, x: Tensor) -> tuple["Reading", tuple[str, ...]]:
         """Without the words that no step of the training part (T, I) has, and the names of their features.
 
         The weight of a word that is never learned from would be a random one.
@@ -71,7 +71,7 @@ class Encoding:
         return {"columns": list(self.columns), "words": words, "delta_time": self.delta_time}
 
     @classmethod
-    def from_dict(cls, values: Any) -> "Encoding | None":
+    def from_dict(cls, values: Any) -> "Reading | None":
         """What `to_dict` described; None for None."""
         if values is None:
             return None
@@ -82,7 +82,7 @@ class Encoding:
         except (KeyError, TypeError):
             sound = False
         if not sound:
-            raise AnyRNNError("got an encoding that is none; expected columns, the words of some, and delta_time")
+            raise AnyRNNError("got a reading that is none; expected columns, the words of some, and delta_time")
         return cls(tuple(columns), {column: tuple(each) for column, each in words.items()}, delta_time)
 
 
