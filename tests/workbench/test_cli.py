@@ -188,8 +188,12 @@ def test_predict_writes_csv_and_scores_where_it_can(vowels_run: Path, tmp_path: 
     best = next(model for model in run.results["models"] if model["name"] == run.results["best"])
     result = invoke("predict", vowels_run, "japanese-vowels")
     rows = list(csv.reader(io.StringIO(result.stdout)))
-    assert rows[0] == ["id", "prediction", "probability"]
     classes = run.results["dataset"]["classes"]
+    assert rows[0] == ["id", "prediction", "probability", "truth", *(f"p({name})" for name in classes)]
+    assert [row[3] for row in rows[1:]] == [classes[k] for k in run.results["test_targets"]]
+    for _, prediction, probability, _, *shares in rows[1:]:
+        assert probability == shares[classes.index(prediction)] == max(shares, key=float)
+        assert abs(sum(map(float, shares)) - 1) < 0.001
     assert [row[:2] for row in rows[1:]] == [
         [id_, classes[k]] for id_, k in zip(run.results["test_ids"], best["runs"][0]["predictions"], strict=True)
     ]
@@ -207,7 +211,9 @@ def test_predict_of_a_number_needs_no_target(here: Path) -> None:
     without.write_text("\n".join(line.rpartition(",")[0] for line in data.read_text().splitlines()))
     result = invoke("predict", "run", without, *COLUMNS)
     assert result.exit_code == 0, result.output
-    assert result.stdout == with_target.stdout
+    named = [row.rpartition(",") for row in with_target.stdout.splitlines()]
+    assert result.stdout.splitlines() == [prediction for prediction, _, _ in named]
+    assert named[1][2] == data.read_text().splitlines()[1].rpartition(",")[2]
     assert result.stdout.splitlines()[0] == "id,prediction"
     assert len(result.stdout.splitlines()) == 25
     assert result.stderr == ""
@@ -221,7 +227,7 @@ def test_predict_replaces_a_file_only_when_asked(vowels_run: Path, here: Path) -
     assert (refused.exit_code, (here / "p.csv").read_text()) == (2, "mine")
     assert "p.csv: this is there already" in refused.stderr
     assert invoke(*arguments, "--overwrite").exit_code == 0
-    assert (here / "p.csv").read_text().startswith("id,prediction,probability\n")
+    assert (here / "p.csv").read_text().startswith("id,prediction,probability,")
     assert [p.name for p in here.iterdir()] == ["p.csv"]
 
 

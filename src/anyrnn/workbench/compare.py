@@ -322,6 +322,7 @@ class Results(Outcome[Dataset, Model]):
                 "id_column": data.id_column,
                 "time_column": data.time_column,
                 "group_column": data.group_column,
+                "gaps": data.gaps,
             },
             "settings": asdict(self.settings),
             "metric": {
@@ -434,7 +435,7 @@ def _compare(
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            settings.build(each, len(dataset.features), 1)
+            settings.build(each, each.input_size(dataset.scaler), 1)
     settings = settings.resolved(dataset)
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
     results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
@@ -449,7 +450,7 @@ def _compare(
 
             trained.append(train(each, dataset, settings, seed, tell))
         with using_threads(settings.thread_count):
-            entry = Entry.of(trained, len(dataset.features))
+            entry = Entry.of(trained, dataset.scaler.width)
         results = results.with_entry(entry)
         if on_network is not None:
             on_network(results)

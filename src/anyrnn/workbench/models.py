@@ -20,7 +20,10 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
+from anyrnn.workbench.gaps import Gaps, without_padding
+from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 Pool = Literal["last", "mean", "max"]
@@ -39,11 +42,26 @@ class Network:
         title: As shown in tables.
         layer: Makes the layer from an input size, a hidden size and the options of `anyrnn.Recurrent`, of which its own
             win.
+        gaps: What it has to be told of missing values; None: it takes what comes.
     """
 
     name: str
     title: str
     layer: Callable[..., Layer]
+    gaps: Gaps | None = None
+
+    def input_size(self, scaler: Scaler) -> int:
+        """How many columns it gets from a scaler.
+
+        Raises:
+            AnyRNNError: if they are not what it expects.
+        """
+        if self.gaps not in {None, scaler.kind}:
+            raise AnyRNNError(
+                f"cell {self.name!r} reads what is said of missing values, but they are told by gaps={scaler.kind!r}; "
+                f"expected gaps={self.gaps!r} (--gaps {self.gaps})"
+            )
+        return scaler.width
 
 
 def _layer(make: Callable[..., Layer], **own: Any) -> Callable[..., Layer]:
@@ -62,6 +80,20 @@ def _wrapped(
     return make
 
 
+def _gru_d(input_size: int, hidden_size: int, *, gaps: Gaps | None = None, **options: Any) -> Layer:
+    if gaps != "since":
+        raise AnyRNNError(
+            "cell 'gru-d' reads what is said of missing values, which there is for sequences to a class or a number "
+            "only, with gaps='since' (--gaps since)"
+        )
+    if options.keys() & {"num_layers", "bidirectional"}:
+        raise AnyRNNError(
+            "cell 'gru-d' has one layer and one direction, since it reads what is known of missing values by then; "
+            "leave out layers and bidirectional (--layers, --bidirectional)"
+        )
+    return anyrnn.Recurrent(GRUDCell(input_size, hidden_size), input_size, **options)
+
+
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
@@ -75,6 +107,7 @@ NETWORKS: Mapping[str, Network] = {
         Network("layernorm-gru", "layer-normalised GRU", _wrapped(anyrnn.LayerNormed, anyrnn.GRUCell)),
         Network("mi-lstm", "multiplicative LSTM", _wrapped(anyrnn.MultiplicativeIntegration, anyrnn.LSTMCell)),
         Network("indrnn", "IndRNN", _wrapped(anyrnn.IndependentRecurrence, anyrnn.RNNCell)),
+        Network("gru-d", "GRU-D", _gru_d, gaps="since"),
     )
 }
 COMPARED = ("rnn", "lstm", "gru", "peephole-lstm", "bilstm", "lstm-2")  # if nobody says which
@@ -199,7 +232,9 @@ def layer_of(
         "recurrent_dropout": (recurrent_dropout, 0.0),
         "clip_gradient": (clip_gradient, None),
     }
-    options = {name: value for name, (value, usual) in asked.items() if value != usual}
+    options: dict[str, Any] = {name: value for name, (value, usual) in asked.items() if value != usual}
+    if network.gaps is not None:
+        options["gaps"] = network.gaps
     return network.layer(input_size, structure.hidden_size, **options)
 
 
@@ -255,6 +290,7 @@ class Model:
         module: The trained `anyrnn.ManyToOne`.
         id_column: The column that named the sequences of the table it was trained on; None if that was no table.
         time_column: The column that sorted their steps; None if none did.
+        reading: What was made of the columns of the table; None: each is a feature.
     """
 
     network: Network
@@ -268,6 +304,7 @@ class Model:
     module: anyrnn.ManyToOne
     id_column: str | None = None
     time_column: str | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if len(self.scaler.mean) != len(self.features):
@@ -276,6 +313,11 @@ class Model:
             )
         if (self.classes is None) is (self.target_scale is None):
             raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
+
+        if self.reading is not None and self.reading.features != self.features:
+            raise AnyRNNError(
+                f"{self.network.name}: the reading gives {', '.join(self.reading.features)}, expected the features"
+            )
 
     @property
     def layer(self) -> Layer:
@@ -286,7 +328,8 @@ class Model:
         """Predict the class or the number of each sequence.
 
         Args:
-            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`.
+            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`. Steps
+                at the end in which every feature is NaN are padding.
 
         Raises:
             AnyRNNError: for a sequence of another shape, or one that is not all finite, or so far from those of the
@@ -340,6 +383,7 @@ def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler
             f"{owner}: sequence {k} has shape {tuple(x.shape)}, expected (T, {len(features)}), one column for each of "
             f"the features that the network was trained on: {', '.join(features)}"
         )
+    x = without_padding(x)
     if x.is_complex() or not (x.isfinite() | (x.isnan() & (scaler.missing is not None))).all():
         raise AnyRNNError(
             f"{owner}: sequence {k} holds NaN or infinity, expected finite numbers; fill or drop them first"

@@ -9,11 +9,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from anyrnn.workbench.reading import Reading
 
 Task = Literal["classification", "regression"]
 Value = str | bool | int | float | None  # a target as its file has it; None where it is missing
@@ -45,6 +48,7 @@ class Parsed:
     rows: tuple[NDArray[np.int64], ...] | None = None  # of a table: the data row of each step
     step_targets: tuple[tuple[Value, ...], ...] | None = None  # of each step, where each has its own
     unit: str = "sequence"  # what has a target
+    reading: "Reading | None" = None  # how the features were made of what the file has; None: each is as it stands
     groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
 
     def asking(self, task: Task) -> str:

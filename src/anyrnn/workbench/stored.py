@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 # Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
@@ -44,6 +45,7 @@ def save_model(folder: Path, model: Model) -> None:
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
+        "reading": None if model.reading is None else model.reading.to_dict(),
         "classes": None if model.classes is None else list(model.classes),
         "target": model.target,
         "scaler": model.scaler.to_dict(),
@@ -145,7 +147,8 @@ def permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    return build(found, len(fields["features"]), 1 if classes is None else len(classes), fields["structure"])
+    size = found.input_size(fields["scaler"])
+    return build(found, size, 1 if classes is None else len(classes), fields["structure"])
 
 
 def check_size(
@@ -229,6 +232,7 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "seed": field("seed", is_int, "a whole number"),
         "id_column": optional("id_column"),
         "time_column": optional("time_column"),
+        "reading": Reading.from_dict(description.get("reading")),
     }
 
 

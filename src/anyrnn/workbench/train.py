@@ -290,7 +290,7 @@ class _Training:
 
     def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
-        module = settings.build(network, len(dataset.features), len(classes or (0,)))
+        module = settings.build(network, network.input_size(scaler), len(classes or (0,)))
         self.model = Model(
             network=network,
             structure=settings.structure,
@@ -303,6 +303,7 @@ class _Training:
             module=module,
             id_column=dataset.id_column,
             time_column=dataset.time_column,
+            reading=dataset.reading,
         )
         self.settings, self.seed, self.dataset = settings, seed, dataset
         self.metric = metric(settings.metric, classes=classes is not None)

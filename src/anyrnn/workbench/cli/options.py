@@ -17,6 +17,7 @@ from typing import Any, Literal
 from anyrnn.workbench.bench import PEERS
 from anyrnn.workbench.forecast.model import Head
 from anyrnn.workbench.forecast.results import CHOICES
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.language.text import Level
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
@@ -82,8 +83,8 @@ _DATA, _TABLES, _TAGGING, _FORECASTS, _TEXTS, _NETWORK, _TRAINING, _RUN = _SECTI
 
 DATA = Option(
     "source", "", str, _DATA,
-    "japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, a long .csv or .parquet table with one row for each "
-    "step of each sequence, a text (.txt, .md), or tagged words (.conll, .iob, .bio).",
+    "japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, a long .csv, .tsv or .parquet table with one row for "
+    "each step of each sequence (.gz of what is text), a text (.txt, .md), or tagged words (.conll, .iob, .bio).",
     metavar="DATA", example="steps.csv",
 )  # fmt: skip
 TASK = Option(
@@ -123,6 +124,19 @@ MISSING = Option(
     "Values that mean missing, with commas, such as -9999,NA. They, and empty cells, are filled with the last value of "
     "the sequence, or the training mean. Without it a missing value is refused.",
     several=True, example=[-9999, "NA"],
+)  # fmt: skip
+GAPS = Option(
+    "gaps", "--gaps", Gaps, _TABLES,
+    "What a network gets for missing values: a filling; a mask beside it; or also the time since each feature was seen "
+    "(in steps, or by --delta-time). The last two take empty cells for missing.",
+)  # fmt: skip
+DELTA_TIME = Option(
+    "delta_time", "--delta-time", bool, _TABLES,
+    "The time since the step before is one more feature; --time names it.",
+)  # fmt: skip
+ENCODING = Option(
+    "encoding", "--encoding", str, _TABLES, "Of a text file that is not in UTF-8, such as latin-1 or cp1252.",
+    example="latin-1",
 )  # fmt: skip
 GROUP = Option(
     "group_column", "--group", str, _TABLES,
@@ -321,6 +335,7 @@ PREDICT = (
     replace(ID, default=_AS_TRAINED),
     replace(TIME, default=_AS_TRAINED),
     replace(TARGET, help="The column with the truth, or with the values so far.", default=_AS_TRAINED),
+    ENCODING,
     MODEL, OWN_CELLS,
     replace(OUT, help="A .csv file to write; without it, stdout.", default=None),
     replace(OVERWRITE, help="Replace OUT if it is there."),

@@ -68,9 +68,11 @@ def _predict(given: Given) -> None:
         target_column=given.get("target_column", trained.target),
         missing=trained.scaler.missing,
         trained_time=trained.time_column,
+        trained_reading=trained.reading,
+        encoding=given.get("encoding"),
     )
     predictions = trained.predict(inputs.x)
-    _write(csv_text(inputs, predictions), given)
+    _write(csv_text(inputs, predictions, trained.classes), given)
     for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
         errors.print(note, soft_wrap=True)
     if inputs.truth is not None:

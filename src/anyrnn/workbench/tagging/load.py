@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.data import classes_of, existing, label_of, numbers_of, task_of
+from anyrnn.workbench.data import classes_of, label_of, numbers_of, task_of
+from anyrnn.workbench.files import opened
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import Missing, Parsed, Task, Value, listed
 from anyrnn.workbench.sequences import Scaler, Sequences
@@ -91,7 +92,7 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
     path = Path(source)
     try:
         parsed = read_table(
-            existing(path),
+            opened(path),
             dataclasses.replace(columns, per_step=True),
             need_target=not trained,
             owner="the model" if trained else "",
