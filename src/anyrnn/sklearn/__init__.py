@@ -6,3 +6,4 @@
 
 from anyrnn.sklearn.estimators import RecurrentClassifier as RecurrentClassifier
 from anyrnn.sklearn.estimators import RecurrentRegressor as RecurrentRegressor
+from anyrnn.sklearn.forecaster import RecurrentForecaster as RecurrentForecaster
