@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/japanese-vowels
 BIN := $(VENV)/bin
+ESTIMATORS := $(VENV)-estimators
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY := $(VENV)/.ready-$(VERSION)
+READY_ESTIMATORS := $(ESTIMATORS)/.ready-$(VERSION)
 READY_DOCS := $(VENV)/.ready-docs-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 # A broken link, an unknown name, an error in a chapter: all of them are said, and the build fails.
@@ -26,7 +28,7 @@ ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_machine
 EXAMPLES ?= 1000
 MINUTES ?= 10
 
-.PHONY: demo test test-all test-avx2 test-torch docs docs-quick check format bench clean
+.PHONY: demo test test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -35,7 +37,7 @@ test: $(READY)  ## run every test, and some once more as on a processor without 
 	$(PYTEST)
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
 
-test-all: $(READY)  ## run every test on both kinds of processor, with many random cells; then damaged files; an hour or two
+test-all: $(READY) test-estimators  ## run every test on both kinds of processor, with many random cells; then damaged files; an hour or two
 	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST); fi
 	$(BIN)/python tests/workbench/test_fuzz_readers.py --minutes $(MINUTES) --seed $$(date +%s)
@@ -43,6 +45,12 @@ test-all: $(READY)  ## run every test on both kinds of processor, with many rand
 
 test-avx2: $(READY)  ## run every test as on a processor without AVX-512
 	$(AVX2) $(PYTEST)
+
+# scikit-learn's checks once more, since there is pandas here; warnings are those of other libraries.
+test-estimators: $(READY_ESTIMATORS)  ## run aeon's and sktime's checks, and the pages about other libraries, in an environment of their own
+	$(ESTIMATORS)/bin/python -m pytest -W default -o addopts="--doctest-modules -q -p no:cacheprovider" \
+		tests/estimators tests/test_sklearn.py src/anyrnn/aeon.py src/anyrnn/sktime.py
+	$(ESTIMATORS)/bin/python -m pytest -W default tests/test_docs.py -k "runs_and_prints and (aeon or skorch or lightning)"
 
 test-torch:  ## run every test with another PyTorch, in an environment of its own: make test-torch TORCH=2.14.1
 	@[ -n "$(TORCH)" ] || { echo "Which PyTorch? Try: make test-torch TORCH=2.14.1"; exit 1; }
@@ -88,9 +96,20 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+# numba, of aeon and sktime, takes no NumPy and llvmlite as new as ours.
+$(READY_ESTIMATORS): pyproject.toml constraints.txt
+	@[ -e $(ESTIMATORS)/bin/python$(VERSION) ] || rm -rf $(ESTIMATORS)
+	$(PYTHON) -m venv $(ESTIMATORS)
+	sed -E '/^(numpy|llvmlite)==/d' constraints.txt > $(ESTIMATORS)/constraints.txt
+	$(ESTIMATORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(ESTIMATORS)/constraints.txt torch
+	$(ESTIMATORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(ESTIMATORS)/constraints.txt --editable '.[estimators]'
+	@touch $@
+
 $(READY_DOCS): $(READY)
 	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 clean:  ## remove the environments and everything that was built
-	rm -rf .venv .venv-torch-* .mypy_cache .ruff_cache .import_linter_cache build dist runs
+	rm -rf .venv .venv-torch-* .venv-estimators .mypy_cache .ruff_cache .import_linter_cache build dist runs

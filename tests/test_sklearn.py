@@ -40,10 +40,13 @@ CHECKED = [
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": "a sequence that is there three times is drawn into three "
     "mini-batches and counts three times in the scaling; one of weight 3 counts three times in one of them",
+    "check_methods_subset_invariance": "in float32 the last digit of an answer may differ with what else is in its "
+    "batch, by more than the 1e-7 that this allows on some processors; see "
+    "test_the_prediction_for_a_sequence_hardly_depends_on_the_others",
 }
 
 
-@parametrize_with_checks(CHECKED, expected_failed_checks=lambda _: EXPECTED)
+@parametrize_with_checks(CHECKED, expected_failed_checks=lambda _: EXPECTED, xfail_strict=False)
 def test_the_checks_of_scikit_learn_hold(estimator, check):
     check(estimator)
 

@@ -26,6 +26,14 @@ class RecurrentClassifier(BaseClassifier):
 
     Args:
         estimator: An `anyrnn.sklearn.RecurrentClassifier`, which says the cell and all else; None: its defaults.
+
+    Example:
+        >>> import numpy as np
+        >>> from anyrnn import aeon, sklearn
+        >>> X = np.random.default_rng(0).normal(size=(10, 2, 6))  # 10 series of 2 channels and 6 steps
+        >>> model = aeon.RecurrentClassifier(sklearn.RecurrentClassifier("gru", hidden_size=4, epochs=2))
+        >>> model.fit(X, np.array(["a", "b"] * 5)).predict(X).shape
+        (10,)
     """
 
     _tags = _TAGS
@@ -55,6 +63,14 @@ class RecurrentRegressor(BaseRegressor):
 
     Args:
         estimator: An `anyrnn.sklearn.RecurrentRegressor`, which says the cell and all else; None: its defaults.
+
+    Example:
+        >>> import numpy as np
+        >>> from anyrnn import aeon, sklearn
+        >>> X = np.random.default_rng(0).normal(size=(10, 2, 6))  # 10 series of 2 channels and 6 steps
+        >>> model = aeon.RecurrentRegressor(sklearn.RecurrentRegressor("gru", hidden_size=4, epochs=2))
+        >>> model.fit(X, np.arange(10.0)).predict(X).shape
+        (10,)
     """
 
     _tags = _TAGS

@@ -20,6 +20,7 @@ _TAGS = {
     "authors": "anyrnn",
     "maintainers": "anyrnn",
 }
+_CLASSIFIER_TAGS = {**_TAGS, "capability:predict_proba": True, "capability:class_weight": True}
 
 
 class RecurrentClassifier(BaseClassifier):
@@ -27,9 +28,17 @@ class RecurrentClassifier(BaseClassifier):
 
     Args:
         estimator: An `anyrnn.sklearn.RecurrentClassifier`, which says the cell and all else; None: its defaults.
+
+    Example:
+        >>> import numpy as np
+        >>> from anyrnn import sklearn, sktime
+        >>> X = np.random.default_rng(0).normal(size=(10, 2, 6))  # 10 series of 2 channels and 6 steps
+        >>> model = sktime.RecurrentClassifier(sklearn.RecurrentClassifier("gru", hidden_size=4, epochs=2))
+        >>> model.fit(X, np.array(["a", "b"] * 5)).predict(X).shape
+        (10,)
     """
 
-    _tags = {**_TAGS, "capability:predict_proba": True, "capability:class_weight": True}
+    _tags = _CLASSIFIER_TAGS
 
     def __init__(self, estimator: sklearn.RecurrentClassifier | None = None) -> None:
         self.estimator = estimator
@@ -47,9 +56,10 @@ class RecurrentClassifier(BaseClassifier):
         return self.estimator_.predict_proba(_arrays(X))
 
     @classmethod
-    def get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """What sktime's checks make an instance of."""
-        return {"estimator": sklearn.RecurrentClassifier(hidden_size=4, epochs=2)}
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """What sktime's checks make instances of."""
+        quick = sklearn.RecurrentClassifier(hidden_size=4, epochs=2)
+        return [{"estimator": quick}, {"estimator": sklearn.RecurrentClassifier("gru", hidden_size=3, epochs=1)}]
 
 
 class RecurrentRegressor(BaseRegressor):
@@ -57,6 +67,14 @@ class RecurrentRegressor(BaseRegressor):
 
     Args:
         estimator: An `anyrnn.sklearn.RecurrentRegressor`, which says the cell and all else; None: its defaults.
+
+    Example:
+        >>> import numpy as np
+        >>> from anyrnn import sklearn, sktime
+        >>> X = np.random.default_rng(0).normal(size=(10, 2, 6))  # 10 series of 2 channels and 6 steps
+        >>> model = sktime.RecurrentRegressor(sklearn.RecurrentRegressor("gru", hidden_size=4, epochs=2))
+        >>> model.fit(X, np.arange(10.0)).predict(X).shape
+        (10,)
     """
 
     _tags = _TAGS
@@ -74,9 +92,10 @@ class RecurrentRegressor(BaseRegressor):
         return self.estimator_.predict(_arrays(X))
 
     @classmethod
-    def get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """What sktime's checks make an instance of."""
-        return {"estimator": sklearn.RecurrentRegressor(hidden_size=4, epochs=2)}
+    def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
+        """What sktime's checks make instances of."""
+        quick = sklearn.RecurrentRegressor(hidden_size=4, epochs=2)
+        return [{"estimator": quick}, {"estimator": sklearn.RecurrentRegressor("gru", hidden_size=3, epochs=1)}]
 
 
 def _arrays(X: Iterable[Any]) -> list[NDArray[Any]]:
