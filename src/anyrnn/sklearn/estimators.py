@@ -91,14 +91,15 @@ class _RecurrentEstimator(BaseEstimator):
         """Train on sequences with targets as the workbench has them. A weight of 0 leaves a sequence out."""
         name = type(self).__name__
         settings = self._settings()
-        if not isinstance(self.validation, int | float) or not 0 <= self.validation < 1:
-            raise AnyRNNError(f"{name}: got validation={self.validation!r}, expected a share from 0 to below 1")
+        share = plain(self.validation)
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise AnyRNNError(f"{name}: got validation={share!r}, expected a share from 0 to below 1")
         counted = np.flatnonzero(weights)
         whole = Sequences(x, y, tuple(map(str, range(len(x)))), groups).subset(counted.tolist())
         if np.ptp(weights[counted]) > 0:
             whole = replace(whole, weights=torch.from_numpy(weights[counted]))
         seed = seed_of(self.random_state)
-        learned, chosen_by, how = split_validation(whole, classes, self.validation, seed)
+        learned, chosen_by, how = split_validation(whole, classes, share, seed)
         features = tuple(f"channel {k}" for k in range(self._channels))
         lesson = Lesson(features, classes, learned, chosen_by, how)
         with ONE_AT_A_TIME:

@@ -48,7 +48,9 @@ def _is_list_of_arrays(X: Any) -> bool:
         return False
     if not len(X):
         return False
-    return len(getattr(X[0], "shape", ())) > 0 or (_is_list(X[0]) and len(X[0]) > 0 and _is_list(X[0][0]))
+    if len(getattr(X[0], "shape", ())) > 0 or (_is_list(X[0]) and len(X[0]) > 0 and _is_list(X[0][0])):
+        return True
+    return all(map(_is_list, X)) and len({len(row) for row in X}) > 1  # series of their own lengths
 
 
 def _is_list(value: Any) -> bool:
