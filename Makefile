@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/japanese-vowels
 BIN := $(VENV)/bin
+ESTIMATORS := $(VENV)-estimators
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 READY := $(VENV)/.ready-$(VERSION)
+READY_ESTIMATORS := $(ESTIMATORS)/.ready-$(VERSION)
 READY_DOCS := $(VENV)/.ready-docs-$(VERSION)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt
 # A broken link, an unknown name, an error in a chapter: all of them are said, and the build fails.
@@ -29,7 +31,7 @@ SEED ?= 1
 # What `make test-all` adds: so many minutes of damaged files of each kind.
 MINUTES ?= 10
 
-.PHONY: demo test cells test-all test-avx2 test-torch docs docs-quick check format bench clean
+.PHONY: demo test cells test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -41,7 +43,7 @@ test: $(READY)  ## run every test, and some once more as on a processor without 
 cells: $(READY)  ## compare random cells with the loop: 100 of each of three kinds, or EXAMPLES=1000
 	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000 --hypothesis-seed $(SEED) $(RANDOM_CELLS)
 
-test-all: $(READY)  ## run all cases of every test on both kinds of processor, 1,000 random cells of each kind, damaged files; an hour or two
+test-all: $(READY) test-estimators  ## run all cases of every test on both kinds of processor, 1,000 random cells of each kind, damaged files; an hour or two
 	$(PYTEST) --all
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) --all; fi
 	$(MAKE) cells EXAMPLES=1000 SEED=$$(date +%s)
@@ -50,6 +52,12 @@ test-all: $(READY)  ## run all cases of every test on both kinds of processor, 1
 
 test-avx2: $(READY)  ## run every test as on a processor without AVX-512
 	$(AVX2) $(PYTEST)
+
+# scikit-learn's checks once more, since there is pandas here; warnings are those of other libraries.
+test-estimators: $(READY_ESTIMATORS)  ## run aeon's and sktime's checks, and the pages about other libraries, in an environment of their own
+	$(ESTIMATORS)/bin/python -m pytest -W default -o addopts="--doctest-modules -q -p no:cacheprovider" \
+		tests/estimators tests/test_sklearn.py src/anyrnn/aeon.py src/anyrnn/sktime.py
+	$(ESTIMATORS)/bin/python -m pytest -W default tests/test_docs.py -k "runs_and_prints and (aeon or skorch or lightning)"
 
 test-torch:  ## run every test with another PyTorch, in an environment of its own: make test-torch TORCH=2.14.1
 	@[ -n "$(TORCH)" ] || { echo "Which PyTorch? Try: make test-torch TORCH=2.14.1"; exit 1; }
@@ -95,9 +103,20 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
+# numba, of aeon and sktime, takes no NumPy and llvmlite as new as ours.
+$(READY_ESTIMATORS): pyproject.toml constraints.txt
+	@[ -e $(ESTIMATORS)/bin/python$(VERSION) ] || rm -rf $(ESTIMATORS)
+	$(PYTHON) -m venv $(ESTIMATORS)
+	sed -E '/^(numpy|llvmlite)==/d' constraints.txt > $(ESTIMATORS)/constraints.txt
+	$(ESTIMATORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(ESTIMATORS)/constraints.txt torch
+	$(ESTIMATORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(ESTIMATORS)/constraints.txt --editable '.[estimators]'
+	@touch $@
+
 $(READY_DOCS): $(READY)
 	$(INSTALL) --editable '.[docs]'
 	@touch $@
 
 clean:  ## remove the environments and everything that was built
-	rm -rf .venv .venv-torch-* .mypy_cache .ruff_cache .import_linter_cache build dist runs
+	rm -rf .venv .venv-torch-* .venv-estimators .mypy_cache .ruff_cache .import_linter_cache build dist runs

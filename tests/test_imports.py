@@ -22,6 +22,7 @@ def test_the_import_contracts_of_pyproject_hold():
 
 LATER = {
     "anyrnn.workbench": "the workbench imports the library, not the other way round",
+    "anyrnn.sklearn": "estimators need scikit-learn",
     "llvmlite": "the compiler is loaded when a cell is first compiled",
     "torch._dynamo": "torch.compile's machinery",
     "polars": "workbench",

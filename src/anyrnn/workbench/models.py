@@ -37,6 +37,8 @@ _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 class Network:
     """A recurrent layer that can be asked for by name.
 
+    It can be pickled where its cell can: the workbench's own are found again by their names.
+
     Attributes:
         name: As given to `--cells`: a key of `NETWORKS`, or "module:Class" for a user's own cell.
         title: As shown in tables.
@@ -62,6 +64,11 @@ class Network:
                 f"expected gaps={self.gaps!r} (--gaps {self.gaps})"
             )
         return scaler.width
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if NETWORKS.get(self.name) is self:
+            return network, (self.name,)
+        return Network, (self.name, self.title, self.layer)
 
 
 def _layer(make: Callable[..., Layer], **own: Any) -> Callable[..., Layer]:
@@ -136,23 +143,45 @@ def network(name: str, *, never_from: Path | None = None) -> Network:
             f"cell {name!r} is not known; the names are {', '.join(NETWORKS)}, and 'module:Class' takes a cell "
             f"class of your own.{did_you_mean(name, NETWORKS)}"
         )
-    cell_class = _own_cell_class(name, never_from)
+    return own_network(name, _own_cell_class(name, never_from))
 
-    def make(input_size: int, hidden_size: int) -> nn.Module:
-        try:
-            return cell_class(input_size, hidden_size)
-        except Exception as cause:  # a user's class may raise anything
-            raise AnyRNNError(
-                f"cell {name!r}: {cell_class.__name__}({input_size}, {hidden_size}) failed: {cause}; "
-                f"expected a class that is called as Class(input_size, hidden_size)"
-            ) from cause
 
-    def layer(input_size: int, hidden_size: int, **options: Any) -> Layer:
+def own_network(name: str, make: Callable[[int, int], nn.Module]) -> Network:
+    """The network of a user's own cell.
+
+    Args:
+        name: For messages.
+        make: What makes the cell, a class or a function: called as ``make(input_size, hidden_size)``.
+    """
+    return Network(name, getattr(make, "__name__", type(make).__name__), _OwnLayer(name, make))
+
+
+@dataclass(frozen=True)
+class _OwnLayer:
+    """Makes layers of a user's own cell: not a function within one, since that could not be pickled."""
+
+    name: str
+    make: Callable[[int, int], nn.Module]
+
+    def __call__(self, input_size: int, hidden_size: int, **options: Any) -> Layer:
         if options.keys() & {"num_layers", "bidirectional"}:
-            return anyrnn.Recurrent(lambda size: make(size, hidden_size), input_size, **options)
-        return anyrnn.Recurrent(make(input_size, hidden_size), input_size, **options)
+            return anyrnn.Recurrent(lambda size: self._cell(size, hidden_size), input_size, **options)
+        return anyrnn.Recurrent(self._cell(input_size, hidden_size), input_size, **options)
 
-    return Network(name, cell_class.__name__, layer)
+    def _cell(self, input_size: int, hidden_size: int) -> nn.Module:
+        made = getattr(self.make, "__name__", type(self.make).__name__)
+        call, kind = f"{made}({input_size}, {hidden_size})", "class" if isinstance(self.make, type) else "function"
+        expected = f"expected a {kind} that is called as {kind.capitalize()}(input_size, hidden_size)"
+        try:
+            cell = self.make(input_size, hidden_size)
+        except Exception as cause:  # a user's class may raise anything
+            raise AnyRNNError(f"cell {self.name!r}: {call} failed: {cause}; {expected}") from cause
+        if not isinstance(cell, nn.Module):
+            raise AnyRNNError(
+                f"cell {self.name!r}: {call} gave a {type(cell).__name__}; {expected} and gives a torch.nn.Module that "
+                "computes one step"
+            )
+        return cell
 
 
 def stacked(network: Network, input_size: int, hidden_size: int, layers: int) -> Layer:

@@ -62,16 +62,23 @@ class Sequences(Inputs):
     Attributes:
         y: (N,) int64 (the index of a class), or float64 or float32 (a number).
         groups: The group of each sequence (its engine, patient or site); None: each is a group of its own.
+        weights: (N,): how much each sequence counts in the loss, beside the others; None: all alike.
     """
 
     y: Tensor
     groups: tuple[str, ...] | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.groups is not None and len(self.groups) != len(self.x):
             raise AnyRNNError(
                 f"sequences: got {len(self.groups)} groups of {len(self.x)} sequences, expected one for each"
+            )
+        if self.weights is not None and (self.weights.shape != self.y.shape or not bool((self.weights > 0).all())):
+            raise AnyRNNError(
+                f"sequences: got weights of shape {tuple(self.weights.shape)}, the lowest {self.weights.min():g}, "
+                f"expected one above 0 for each of the {len(self.x)} sequences"
             )
         if self.y.dtype not in {torch.int64, *_FLOATS}:
             raise AnyRNNError(
@@ -87,12 +94,15 @@ class Sequences(Inputs):
             self.y[places],
             tuple(self.ids[i] for i in places),
             None if self.groups is None else tuple(self.groups[i] for i in places),
+            None if self.weights is None else self.weights[places],
         )
 
     def __add__(self, other: "Sequences") -> "Sequences":
         """These sequences, and then the others."""
         groups = None if self.groups is None or other.groups is None else (*self.groups, *other.groups)
-        return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups)
+        lacking = self.weights is None or other.weights is None
+        weights = None if lacking else torch.cat((self.weights, other.weights))  # type: ignore[arg-type]
+        return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups, weights)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -25,7 +26,7 @@ from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
-from anyrnn.workbench.sequences import Sequences, batch, moments
+from anyrnn.workbench.sequences import Scaler, Sequences, batch, moments
 
 # On five folds of the training part of japanese-vowels RNN, LSTM and GRU reach 0.96-0.97 with 20 epochs as with 30,
 # and 0.93-0.95 with 10; a peak of 0.005 does as well as 0.01, and better than 0.003 and below.
@@ -200,6 +201,27 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A `Dataset` without a test part, for whoever scores elsewhere what was trained."""
+
+    features: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    train: Sequences
+    validation: Sequences | None
+    split: str
+    target: str = "y"
+    test: None = None
+    reading: None = None
+    id_column: None = None
+    time_column: None = None
+
+    @cached_property
+    def scaler(self) -> Scaler:
+        """Fitted on the training part and nothing else."""
+        return Scaler.fit(self.train)
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One point of a learning curve.
 
@@ -249,12 +271,12 @@ class Run:
 
 def train(
     network: Network,
-    dataset: Dataset,
+    dataset: Dataset | Lesson,
     settings: Settings,
     seed: int,
     on_epoch: Callable[[Epoch, bool], None] | None = None,
 ) -> tuple[Model, Run]:
-    """Train a network on the training part of a dataset and score it on the test part.
+    """Train a network on the training part of a dataset and score it on the test part, if there is one.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
     of threads are left as they were.
@@ -288,7 +310,7 @@ class _Best:
 class _Training:
     """One training run."""
 
-    def __init__(self, network: Network, dataset: Dataset, settings: Settings, seed: int) -> None:
+    def __init__(self, network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
         module = settings.build(network, network.input_size(scaler), len(classes or (0,)))
         self.model = Model(
@@ -310,7 +332,8 @@ class _Training:
         self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
         self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
         self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
-        self.test = [scaler(x) for x in dataset.test.x]
+        self.weights = _weights(dataset.train)
+        self.test = [scaler(x) for x in dataset.test.x] if dataset.test is not None else []
         self.epochs = settings.epochs_for(len(self.part))
         self.optimizer = _optimizer(module, settings)
         updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
@@ -320,7 +343,9 @@ class _Training:
     def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[Model, Run]:
         history: list[Epoch] = []
         seconds = 0.0
-        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
+        test = self.dataset.test
+        test_steps = sum(map(len, self.test))
+        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), test_steps) if test is not None else ()
         best: _Best | None = None
         for epoch in range(1, self.epochs + 1):
             start = time.perf_counter()
@@ -334,12 +359,13 @@ class _Training:
                     f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
                     f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
                 )
-            test_score = None if on_test is None else self._score(self.model.read(on_test), self.dataset.test)
+            test_score = None if on_test is None or test is None else self._score(self.model.read(on_test), test)
             point = Epoch(epoch, loss, test_score)
             if self.dataset.validation is not None:
                 answers = self.model.read(on_validation)
                 score = self._score(answers, self.dataset.validation)
-                loss = self._loss(on_validation, self.dataset.validation.y).item()
+                part = self.dataset.validation
+                loss = self._loss(on_validation, part.y, _weights(part)).item()
                 point = replace(point, validation_loss=loss, validation_score=score)
                 if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
                     best = _Best(epoch, score, loss, answers, _copied(self.model.module))
@@ -355,8 +381,10 @@ class _Training:
             self.model.module.load_state_dict(best.weights)
             decline, luck = self._decline(best, answers)
             run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
+        if test is None:
+            return self.model, replace(run, history=tuple(history))
         answers = self.model.read(outputs(self.model.module, self.test))
-        y, shares, classes = self.dataset.test.y, answers.probabilities, self.dataset.classes is not None
+        y, shares, classes = test.y, answers.probabilities, self.dataset.classes is not None
         found = scores(y, answers.values, shares, classes=classes, chosen=self.metric.name)
         score = found[self.metric.name]
         history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
@@ -371,8 +399,10 @@ class _Training:
         total = 0.0
         order = torch.randperm(count, generator=self.shuffle)
         for first in range(0, count, size):
-            x, lengths, y = batch(self.part, order[first : first + size])
-            loss = self._loss(module(x, lengths=lengths)[0], y)
+            places = order[first : first + size]
+            x, lengths, y = batch(self.part, places)
+            weights = None if self.weights is None else self.weights[places]
+            loss = self._loss(module(x, lengths=lengths)[0], y, weights)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
@@ -381,11 +411,14 @@ class _Training:
             total += loss.item() * len(y)
         return total / count
 
-    def _loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        how = "mean" if weights is None else "none"
         if self.model.target_scale is None:
-            return F.cross_entropy(outputs, y, weight=self.class_weights)
-        mean, std = self.model.target_scale
-        return F.mse_loss(outputs[:, 0], ((y.double() - mean) / std).to(outputs.dtype))
+            loss = F.cross_entropy(outputs, y, weight=self.class_weights, reduction=how)
+        else:
+            mean, std = self.model.target_scale
+            loss = F.mse_loss(outputs[:, 0], ((y.double() - mean) / std).to(outputs.dtype), reduction=how)
+        return loss if weights is None else (loss * weights).mean()
 
     def _score(self, answers: Predictions, part: Sequences, places: Any = slice(None)) -> float:
         probabilities = None if answers.probabilities is None else answers.probabilities.double().numpy()[places]
@@ -452,6 +485,11 @@ def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _weights(part: Sequences) -> Tensor | None:
+    """How much each sequence counts (N,), with a mean of 1: so a weight scales a gradient, not the learning rate."""
+    return None if part.weights is None else (part.weights.double() / part.weights.double().mean()).float()
 
 
 def _class_weights(y: Tensor, count: int) -> Tensor:

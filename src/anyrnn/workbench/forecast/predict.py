@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -54,8 +55,6 @@ class Ahead:
 def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns | None = None) -> Ahead:
     """Forecast from the end of each series of a file.
 
-    A series is scaled by the mean and deviation of all its values. One shorter than the context is read as it is.
-
     Args:
         model: A trained forecaster.
         source: The path of a .csv or .parquet file.
@@ -81,11 +80,19 @@ def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns
     series = [
         Series(each.id, each.y, each.past, ahead, each.static) for each, ahead in zip(table.series, future, strict=True)
     ]
-    scaled = Scaled(series, [len(each) for each in series], model.scale)
-    said = torch.cat([_one(model, scaled, k, len(each)) for k, each in enumerate(series)])
-    values = scaled.unscaled(said.sort(dim=-1).values, np.arange(len(series)))
+    values = forecast_ahead(model, series)
     times = tuple(_times(each, h, columns.time) for each in table.series)
     return Ahead(tuple(each.id for each in series), times, values, model.module.form.levels, table.notes)
+
+
+def forecast_ahead(model: TrainedForecaster, series: Sequence[Series]) -> NDArray[np.float64]:
+    """Forecast from the end of series: (N, h, outputs), rising. Their `future` reaches h steps beyond it.
+
+    A series is scaled by the mean and deviation of all its values. One shorter than the context is read as it is.
+    """
+    scaled = Scaled(series, [len(each) for each in series], model.scale)
+    said = torch.cat([_one(model, scaled, k, len(each)) for k, each in enumerate(series)])
+    return scaled.unscaled(said.sort(dim=-1).values, np.arange(len(series)))
 
 
 @torch.no_grad()

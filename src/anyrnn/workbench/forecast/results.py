@@ -347,6 +347,10 @@ def _compare(
         raise AnyRNNError(
             f"metric: got {metric!r}, expected one of {', '.join(CHOICES)}, and pinball with several quantiles only"
         )
+    if not data.test_steps:
+        raise AnyRNNError(
+            f"{data.name}: got test_steps=0, expected at least horizon={data.horizon}: a comparison needs a test part"
+        )
     networks = [network(name) for name in cells]
     form, _ = form_of(data, settings)
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others

@@ -67,7 +67,7 @@ class Forecasting:
         series: The series.
         horizon: h, the steps of a forecast.
         season: m, the steps of a season, for seasonal naive forecasts and MASE; 1 if there is none.
-        test_steps: The steps at the end of each series that the test forecasts.
+        test_steps: The steps at the end of each series that the test forecasts; 0: there is no test part.
         validation_steps: The steps before them that validation forecasts.
         past_names: The names of the covariates of the past.
         future_names: Those that are known ahead.
@@ -113,10 +113,10 @@ class Forecasting:
     def __post_init__(self) -> None:
         for name in ("horizon", "season", "test_steps", "validation_steps"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or (value < 1 and (name != "test_steps" or value)):
                 raise AnyRNNError(f"forecasting: got {name}={value!r}, expected an int of at least 1")
         for name in ("test_steps", "validation_steps"):
-            if getattr(self, name) < self.horizon:
+            if getattr(self, name) < self.horizon and (name != "test_steps" or self.test_steps):
                 raise AnyRNNError(
                     f"forecasting: got {name}={getattr(self, name)}, expected at least horizon={self.horizon}, the "
                     "steps of one forecast"

@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -218,7 +218,7 @@ def train(
     seed: int,
     on_epoch: Callable[[ForecastEpoch, bool], None] | None = None,
 ) -> tuple[TrainedForecaster, ForecastRun]:
-    """Train a network on the training parts of series, and score it on their test parts.
+    """Train a network on the training parts of series, and score it on their test parts, if they have some.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
     of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
@@ -255,7 +255,7 @@ def _train(
     context = settings.context_for(data)
     ends = [data.train_end(series) for series in data.series]
     scaled = Scaled(data.series, ends)
-    validation, test = data.origins("validation"), data.origins("test")
+    validation = data.origins("validation")
     truth = _scaled_truth(data, scaled, validation)
     training = _Training(module, scaled, ends, context, settings, seed)
     best, kept, weights = math.inf, 0, copy.deepcopy(module.state_dict())
@@ -277,6 +277,15 @@ def _train(
             break
     module.load_state_dict(weights)
     module.eval()
+    names = (data.past_names, data.future_names, data.static_names)
+    model = TrainedForecaster(
+        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
+        data.time_column,
+    )  # fmt: skip
+    run = ForecastRun(seed, kept, base, {}, (), training.seconds, tuple(history), np.empty(0), np.empty(0))
+    if not data.test_steps:
+        return model, run
+    test = data.origins("test")
     values = scaled.unscaled(forecasts(module, scaled, test, context), test.series)
     middle = settings.quantiles.index(0.5) if settings.quantiles else 0
     point, y = values[..., middle], data.truth(test)
@@ -284,13 +293,7 @@ def _train(
     if len(settings.quantiles) > 1:
         metrics |= quantile_metrics(y, values, settings.quantiles)
     by_step = tuple(np.abs(y - point).mean(0).tolist())
-    names = (data.past_names, data.future_names, data.static_names)
-    model = TrainedForecaster(
-        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
-        data.time_column,
-    )  # fmt: skip
-    run = ForecastRun(seed, kept, base, metrics, by_step, training.seconds, tuple(history), point, values)
-    return model, run
+    return model, replace(run, metrics=metrics, by_step=by_step, forecasts=point, quantiles=values)
 
 
 def _scaled_truth(data: Forecasting, scaled: Scaled, origins: Origins) -> Tensor:
