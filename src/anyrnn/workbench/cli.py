@@ -9,9 +9,8 @@ import csv
 import errno
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn, cast
 
@@ -31,10 +30,11 @@ from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.progress import Progress, shown
-from anyrnn.workbench.runs import check_destination, open_run
+from anyrnn.workbench.runs import open_run
 from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.terminal import Output, outlive
 from anyrnn.workbench.train import LEAST_EPOCHS, Settings, score
+from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.written import check_file, csv_text, write_file
 
 INTERRUPTED = 130  # 128 + SIGINT, what shells give a command that Ctrl-C ended
@@ -189,6 +189,14 @@ Out = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it holds a run, and nothing else.")]
 
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with this run in OUT where it was cut off, to the same numbers; begin it, if it was not yet.",
+    ),
+]
+
 _AS_TRAINED = "  [default: as in training]"
 _DEFAULT = Settings()
 _BENCH = Setting()
@@ -254,6 +262,7 @@ def compare_command(
     clip_gradient: ClipGradient = None,
     out: Out = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Train several networks alike and show which one wins.
 
@@ -267,6 +276,7 @@ def compare_command(
       anyrnn compare steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
     dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    run = _run(dataset, out, overwrite, resume)
     settings = Settings(
         hidden,
         epochs,
@@ -296,9 +306,10 @@ def compare_command(
             command=_command(),
             on_epoch=tell,
             on_network=on_network,
+            folder=run,
         )
 
-    _train_and_save(dataset, train, out, overwrite)
+    _train_and_save(run, train)
 
 
 @app.command("fit")
@@ -334,6 +345,7 @@ def fit_command(
     clip_gradient: ClipGradient = None,
     out: Out = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
 ) -> None:
     """Train one network, and keep it for `anyrnn predict`.
 
@@ -343,6 +355,7 @@ def fit_command(
       anyrnn fit steps.csv --id patient --time hour --target outcome
     """  # noqa: D301 - \b keeps the lines of the examples
     dataset = _dataset(data, test, id_column, time_column, target, features, task, missing, group, validation)
+    run = _run(dataset, out, overwrite, resume)
     settings = Settings(
         hidden,
         epochs,
@@ -364,9 +377,9 @@ def fit_command(
     )
 
     def train(tell: Callable[[Progress], None], _: Callable[[Results], None]) -> Results:
-        return fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell)
+        return fit(dataset, cell, seed=seed, settings=settings, command=_command(), on_epoch=tell, folder=run)
 
-    _train_and_save(dataset, train, out, overwrite)
+    _train_and_save(run, train)
 
 
 @app.command("predict")
@@ -523,35 +536,44 @@ def _dataset(
     return dataset
 
 
+def _run(dataset: Dataset, out: Path | None, overwrite: bool, resume: bool) -> UnfinishedRun:
+    """The run that a command is about, in its folder."""
+    return UnfinishedRun(
+        out or Path("runs", dataset.name),
+        resume=resume,
+        overwrite=overwrite,
+        numbered=out is None and not overwrite,
+        say=_complain,
+    )
+
+
 def _train_and_save(
-    dataset: Dataset,
-    train: Callable[[Callable[[Progress], None], Callable[[Results], None]], Results],
-    out: Path | None,
-    overwrite: bool,
+    run: UnfinishedRun, train: Callable[[Callable[[Progress], None], Callable[[Results], None]], Results]
 ) -> None:
     """Train; show what came out, then save it. What was finished outlives whatever comes in between."""
-    folder, numbered = out or Path("runs", dataset.name), out is None and not overwrite
-    check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
     finished: list[Results] = []
     try:
         with shown(console) as tell:
             finished.append(train(tell, finished.append))
         _show(finished[-1])
-        kept = keep(finished[-1], folder, overwrite=overwrite, numbered=numbered)
+        kept = keep(finished[-1], run.folder, overwrite=True)
     except KeyboardInterrupt as interrupt:
-        if not finished:
-            raise
         with undisturbed():
-            _interrupted(interrupt, _keep(finished[-1], folder))
+            _interrupted(interrupt, _left(run, finished))
     except BaseException:
         if finished:
-            errors.print(_keep(finished[-1], folder), soft_wrap=True)
+            errors.print(_left(run, finished), soft_wrap=True)
+        else:
+            run.close()
         raise
-    if kept.folder is not None:
-        _say(f"Report: {kept.folder / 'report.html'}")
-        own = finished[-1].best.model.network.name
-        named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
-        _say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
+    if kept.folder is None:
+        _complain(f"{kept}, but {_to_go_on(run)}" if run.close() else f"{kept}: it is lost")
+        raise typer.Exit(UNWRITTEN)
+    run.finish(kept.folder)
+    _say(f"Report: {kept.folder / 'report.html'}")
+    own = finished[-1].best.model.network.name
+    named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
+    _say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
     if kept.trouble is not None:
         _complain(kept)
         raise typer.Exit(UNWRITTEN)
@@ -568,15 +590,34 @@ def _show(results: Results) -> None:
         _say(sentence)
 
 
-def _keep(finished: Results, folder: Path) -> str:
-    """Save the networks that have had all their runs beside the place of the whole run, and say so."""
-    kept = keep(finished, folder.absolute().with_name(f"{folder.absolute().name}.partial"), numbered=True)
+def _left(run: UnfinishedRun, finished: Sequence[Results]) -> str:
+    """Save the networks that have had all their runs, and say so, and what is there to go on with."""
+    said = _keep(finished[-1], run) if finished else ""
+    if not run.close():
+        return said or "Nothing was written."
+    return f"{said} What was trained is kept: {_to_go_on(run)}.".lstrip()
+
+
+def _to_go_on(run: UnfinishedRun) -> str:
+    return f"the same command with --resume goes on in {_relative(run.folder)}"
+
+
+def _keep(finished: Results, run: UnfinishedRun) -> str:
+    folder = run.folder.absolute()
+    if run.replaces:  # a finished run stays there until there is another finished one
+        kept = keep(finished, folder.with_name(f"{folder.name}.partial"), numbered=True)
+    else:
+        kept = keep(finished, folder, overwrite=True)
     names = ", ".join(entry.model.network.title for entry in finished.entries)
     if kept.folder is None:
-        return f"The networks that had all their runs ({names}) are lost: {kept}"
+        return f"The networks that had all their runs ({names}) are not saved: {kept}."
+    return f"The networks that had all their runs ({names}) are saved in {_relative(kept.folder)}."
+
+
+def _relative(folder: Path) -> Path:
     with suppress(ValueError):
-        kept = replace(kept, folder=kept.folder.relative_to(Path.cwd()))
-    return f"The networks that had all their runs ({names}) are kept in {kept.folder}; nothing else was written."
+        return folder.absolute().relative_to(Path.cwd())
+    return folder
 
 
 def _interrupted(interrupt: KeyboardInterrupt, kept: str) -> NoReturn:

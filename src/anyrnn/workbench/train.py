@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.heads import ManyToOne
+from anyrnn.workbench.checkpoint import Checkpoints
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.metrics import metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
@@ -211,12 +213,32 @@ class Run:
     probabilities: tuple[tuple[float, ...], ...] | None = None
 
 
+@dataclass(frozen=True)
+class EpochEnd:
+    """What is told after an epoch.
+
+    Attributes:
+        epoch: Its point of the learning curve.
+        ended: Whether it was the last one.
+        learning_rate: Of the next update.
+        seconds: Spent on training so far, in this run.
+        sequences_a_second: Of training, in this epoch.
+    """
+
+    epoch: Epoch
+    ended: bool
+    learning_rate: float
+    seconds: float
+    sequences_a_second: float
+
+
 def train(
     network: Network,
     dataset: Dataset,
     settings: Settings,
     seed: int,
-    on_epoch: Callable[[Epoch, bool], None] | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Model, Run]:
     """Train a network on the training part of a dataset and score it on the test part.
 
@@ -228,25 +250,16 @@ def train(
         dataset: What to learn.
         settings: How.
         seed: Of the initial weights and of the shuffling.
-        on_epoch: Called after each epoch with its point of the learning curve, and whether it was the last one.
+        on_epoch: Called after each epoch.
+        checkpoints: Where its state is kept as it goes. A training that was cut off goes on from the last one, to the
+            same weights, bit for bit; one that had ended is not repeated.
 
     Raises:
-        AnyRNNError: if the loss stops being a finite number.
+        AnyRNNError: if the loss stops being a finite number, or a checkpoint is of another training.
     """
     settings = settings.resolved(dataset)
     with seeded(seed), using_threads(settings.thread_count):
-        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda *_: None))
-
-
-@dataclass
-class _Best:
-    """The best epoch so far by the validation part, with its weights."""
-
-    epoch: int
-    score: float
-    loss: float
-    predictions: Predictions
-    weights: dict[str, Tensor]
+        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda _: None), checkpoints)
 
 
 class _Training:
@@ -279,53 +292,102 @@ class _Training:
         updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
         self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
         self.shuffle = torch.Generator().manual_seed(seed)
+        self.scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
+        self.course: Course[Epoch] = Course(self.epochs, settings.patience)
+        self.seconds = 0.0
 
-    def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[Model, Run]:
-        history: list[Epoch] = []
-        seconds = 0.0
-        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
-        best: _Best | None = None
-        for epoch in range(1, self.epochs + 1):
-            start = time.perf_counter()
-            loss = self._learn()
-            seconds += time.perf_counter() - start
-            on_test = outputs(self.model.module, self.test) if epoch in scored else None
-            on_validation = outputs(self.model.module, self.validation)
-            if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
-                rate = self.settings.learning_rate
-                raise AnyRNNError(
-                    f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
-                    f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
-                )
-            test_score = None if on_test is None else self._score(self.model.read(on_test), self.dataset.test)
-            point = Epoch(epoch, loss, test_score)
-            if self.dataset.validation is not None:
-                answers = self.model.read(on_validation)
-                score = self._score(answers, self.dataset.validation)
-                loss = self._loss(on_validation, self.dataset.validation.y).item()
-                point = replace(point, validation_loss=loss, validation_score=score)
-                if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
-                    best = _Best(epoch, score, loss, answers, _copied(self.model.module))
-                self.rate.after_epoch(loss)
-            history.append(point)
-            patience = self.settings.patience or self.epochs
-            ended = epoch == self.epochs or (best is not None and epoch - best.epoch >= patience)
-            on_epoch(point, ended)
-            if ended:
-                break
-        run = Run(self.seed, math.nan, seconds, (), (), epoch=len(history))
-        if best is not None:
-            self.model.module.load_state_dict(best.weights)
-            decline, luck = self._decline(best, answers)
-            run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
+    def run(self, on_epoch: Callable[[EpochEnd], None], checkpoints: Checkpoints | None) -> tuple[Model, Run]:
+        """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
+        kept = None if checkpoints is None else checkpoints.load()
+        if kept is not None and "run" in kept:
+            self.model.module.load_state_dict(kept["weights"])
+            return self.model, _run_from(kept["run"])
+        if kept is not None:
+            self._restore(kept)
+        answers: Predictions | None = None  # for the validation part, after the last epoch
+        while not self.course.ended:
+            before = self.seconds
+            answers = self._epoch()
+            pace = len(self.part) / max(self.seconds - before, 1e-9)
+            point, ended = self.course.history[-1], self.course.ended
+            on_epoch(EpochEnd(point, ended, self.optimizer.param_groups[0]["lr"], self.seconds, pace))
+            if checkpoints is not None and not ended:
+                checkpoints.save(self._state)
+        run = self._outcome(self.course.take_best(self.model.module), answers)
+        if checkpoints is not None:
+            weights = self.model.module.state_dict()
+            checkpoints.save(lambda: {"run": asdict(run), "weights": weights}, at_once=True)
+        return self.model, run
+
+    def _epoch(self) -> Predictions | None:
+        """Learn from all training sequences once, score what came of it; return the answers for the validation part."""
+        epoch, start = self.course.next, time.perf_counter()
+        loss = self._learn()
+        self.seconds += time.perf_counter() - start
+        on_test = outputs(self.model.module, self.test) if epoch in self.scored else None
+        on_validation = outputs(self.model.module, self.validation)
+        if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
+            raise AnyRNNError(
+                f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss is "
+                f"{loss}; expected finite numbers; a lower learning rate than {self.settings.learning_rate} may help"
+            )
+        test_score = None if on_test is None else self._score(self.model.read(on_test), self.dataset.test)
+        point = Epoch(epoch, loss, test_score)
+        if self.dataset.validation is None:
+            self.course.add(point, None, self.model.module)
+            return None
+        answers = self.model.read(on_validation)
+        score = self._score(answers, self.dataset.validation)
+        validation_loss = self._loss(on_validation, self.dataset.validation.y).item()
+        point = replace(point, validation_loss=validation_loss, validation_score=score)
+        self.course.add(point, self._rank(score, validation_loss), self.model.module)
+        self.rate.after_epoch(validation_loss)
+        return answers
+
+    def _outcome(self, epoch: int, last: Predictions | None) -> Run:
+        """What came of it: the model, whose weights are now those of this epoch, on the test part."""
+        history, test = list(self.course.history), self.dataset.test
         answers = self.model.read(outputs(self.model.module, self.test))
-        y, shares, classes = self.dataset.test.y, answers.probabilities, self.dataset.classes is not None
-        found = scores(y, answers.values, shares, classes=classes, chosen=self.metric.name)
+        shares, classes = answers.probabilities, self.dataset.classes is not None
+        found = scores(test.y, answers.values, shares, classes=classes, chosen=self.metric.name)
         score = found[self.metric.name]
-        history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
-        kept = tuple(map(tuple, shares.tolist())) if self.metric.of_probabilities and shares is not None else None
-        run = replace(run, scores=found, probabilities=kept)
-        return self.model, replace(run, score=score, history=tuple(history), predictions=answers.values)
+        history[epoch - 1] = replace(history[epoch - 1], test_score=score)
+        decline, luck = (None, None) if last is None else self._decline(last)
+        return Run(
+            seed=self.seed,
+            score=score,
+            seconds=self.seconds,
+            history=tuple(history),
+            predictions=answers.values,
+            epoch=epoch,
+            decline=decline,
+            decline_luck=luck,
+            scores=found,
+            probabilities=tuple(map(tuple, shares.tolist()))
+            if self.metric.of_probabilities and shares is not None
+            else None,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """All that the coming epochs depend on."""
+        return {
+            "weights": self.model.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            "random": torch.get_rng_state(),
+            "seconds": self.seconds,
+            "course": self.course.state(),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.model.module.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict(state["rate"])
+        self.shuffle.set_state(state["shuffle"])
+        torch.set_rng_state(state["random"])
+        self.seconds = state["seconds"]
+        self.course.restore(state["course"], Epoch)
 
     def _learn(self) -> float:
         """One epoch; return the mean loss."""
@@ -358,16 +420,21 @@ class _Training:
         """What is higher for a better epoch: the validation score decides, of equals the loss."""
         return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
 
-    def _decline(self, best: _Best, last: Predictions) -> tuple[float, float]:
+    def _decline(self, last: Predictions) -> tuple[float, float]:
         """By how much the validation score fell after the best epoch, and twice the standard error of that."""
         part = self.dataset.validation
         if part is None:
             return 0.0, math.inf
+        best = self.model.read(outputs(self.model.module, self.validation))
 
         def fall(places: Any) -> float:
-            return self.metric.sign * (self._score(best.predictions, part, places) - self._score(last, part, places))
+            return self.metric.sign * (self._score(best, part, places) - self._score(last, part, places))
 
         return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
+
+
+def _run_from(kept: Mapping[str, Any]) -> Run:
+    return Run(**{**kept, "history": tuple(Epoch(**each) for each in kept["history"])})
 
 
 def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[int]:
@@ -411,10 +478,6 @@ def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def _class_weights(y: Tensor, count: int) -> Tensor:
