@@ -190,8 +190,13 @@ def test_if_it_cannot_be_kept_anywhere_it_is_shown(here: Path, monkeypatch: pyte
     assert result.exit_code == 1
     assert "majority class" in result.stdout
     assert "Report:" not in result.stdout
-    assert "Nor could the run be kept anywhere else" in result.stderr
-    assert [p.name for p in here.iterdir()] == ["d.csv"]
+    assert "Nor could the run be kept anywhere else, but the same command with --resume goes on" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    resumed = invoke(*FIT, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "seed 0" not in resumed.stdout, "nothing is trained again"
+    assert open_run(here / "runs/d").model()
 
 
 def test_whoever_saves_second_takes_the_next_number(results: Results, here: Path) -> None:
@@ -273,10 +278,17 @@ def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(tmp_path: 
         process.kill()
     assert process.returncode == 128 + getattr(signal, name)
     kept = (
-        r"The networks that had all their runs \((RNN|RNN, LSTM)\) are kept in run\.partial; nothing else was written\."
+        r"The networks that had all their runs \((RNN|RNN, LSTM)\) are saved in run\. What was trained is kept: "
+        r"the same command with --resume goes on in run\."
     )
     assert re.fullmatch(rf"Ended by {name}\. {kept}\n", stderr), stderr
-    assert open_run(tmp_path / "run.partial").model("rnn")
+    assert open_run(tmp_path / "run").model("rnn")
+    again = subprocess.run(
+        [SCRIPT, *arguments, "--cells", "rnn,lstm,peephole-lstm", "--resume"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    assert not re.search(r"\bRNN, seed", again.stdout), again.stdout
+    assert open_run(tmp_path / "run").names == ("rnn", "lstm", "peephole-lstm")
 
 
 def test_the_handlers_of_others_are_left_alone(here: Path) -> None:
