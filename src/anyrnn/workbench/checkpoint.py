@@ -66,22 +66,20 @@ class Checkpoints:
             raise AnyRNNError(
                 f"{path}: this checkpoint is damaged ({what}); begin the run anew (--overwrite)"
             ) from cause
-        refuse_difference(self.folder, identity, self.identity)
+        refuse_other_run(self.folder, identity, self.identity)
         remove_strays(self.folder, frozenset({DESCRIPTION, description["tensors"]}))
         return dict(state)
 
-    def save(self, state: Callable[[], Mapping[str, Any]], *, at_once: bool = False) -> None:
-        """Keep a state: numbers, texts, tensors, and lists, tuples and dicts of them.
+    @property
+    def due(self) -> bool:
+        """Whether so much time has gone by that a checkpoint takes no more than a fiftieth of it."""
+        return time.perf_counter() - self._written >= self._cost / _SHARE
 
-        Args:
-            state: Makes it, if it is kept.
-            at_once: Keep it in any case; else only if no more than a fiftieth of the time goes to it.
-        """
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a state: numbers, texts, tensors, and lists, tuples and dicts of them."""
         start = time.perf_counter()
-        if not at_once and start - self._written < self._cost / _SHARE:
-            return
         try:
-            self._save(state())
+            self._save(state)
         except OSError as cause:
             if not self._failed:
                 self._say(
@@ -111,20 +109,32 @@ class Checkpoints:
         remove_strays(self.folder, frozenset({DESCRIPTION, name}))
 
 
-def refuse_difference(where: Path, before: Any, now: Any) -> None:
-    """Refuse to go on with a run that was begun with something else.
+def refuse_difference(what: str, before: Any, now: Any, cure: str) -> None:
+    """Refuse to go on with something else than there was before.
+
+    Args:
+        what: Differs, in words.
+        before: A value of JSON.
+        now: What should be the same.
+        cure: What to do.
 
     Raises:
         AnyRNNError: naming the first thing that differs.
     """
-    found = _difference(before, json.loads(json.dumps(now)), ())
+    found = _difference(json.loads(json.dumps(before)), json.loads(json.dumps(now)), ())
     if found is not None:
         name, there, here = found
-        raise AnyRNNError(
-            f"{where}: the run that was begun there differs from this one in {name}: {_short(there)} there, "
-            f"{_short(here)} here; go on with the same data and options, begin it anew (--overwrite), or choose "
-            "another folder"
-        )
+        raise AnyRNNError(f"{what} in {name}: {_short(there)} there, {_short(here)} here; {cure}")
+
+
+def refuse_other_run(where: Path, begun: Any, now: Any) -> None:
+    """Refuse to go on with a run that was begun with something else; raises an `AnyRNNError`."""
+    refuse_difference(
+        f"{where}: the run that was begun there differs from this one",
+        begun,
+        now,
+        "go on with the same data and options, begin it anew (--overwrite), or choose another folder",
+    )
 
 
 def _difference(before: Any, now: Any, path: tuple[str, ...]) -> tuple[str, Any, Any] | None:

@@ -29,6 +29,7 @@ from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
+from anyrnn.workbench.processes import joined, world
 from anyrnn.workbench.progress import Progress, shown
 from anyrnn.workbench.runs import open_run
 from anyrnn.workbench.schedules import Schedule
@@ -55,7 +56,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and turn what the user can put right into one line."""
         try:
-            with ending_in_order():
+            with ending_in_order(), joined() as processes:
+                console.quiet = not processes.first  # torchrun's others are silent, but for errors
                 result = super().invoke(ctx)
         except AnyRNNError as error:
             _complain(error)
@@ -555,6 +557,8 @@ def _train_and_save(
     try:
         with shown(console) as tell:
             finished.append(train(tell, finished.append))
+        if not world().first:
+            return
         _show(finished[-1])
         kept = keep(finished[-1], run.folder, overwrite=True)
     except KeyboardInterrupt as interrupt:
@@ -592,6 +596,8 @@ def _show(results: Results) -> None:
 
 def _left(run: UnfinishedRun, finished: Sequence[Results]) -> str:
     """Save the networks that have had all their runs, and say so, and what is there to go on with."""
+    if not world().first:
+        return "Process 0 keeps what was finished."
     said = _keep(finished[-1], run) if finished else ""
     if not run.close():
         return said or "Nothing was written."

@@ -27,11 +27,12 @@ from anyrnn.explain import explain
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
-from anyrnn.workbench.fingerprint import identity
+from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.metrics import Metric, metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
@@ -421,8 +422,9 @@ def _kept(
         return _compare(plan, on_epoch, on_network, folder)
     with UnfinishedRun(Path(folder), resume=resume, overwrite=overwrite) as run:
         results = _compare(plan, on_epoch, on_network, run)
-        results.save(run.folder, overwrite=True)
-        run.finish()
+        if world().first:
+            results.save(run.folder, overwrite=True)
+            run.finish()
         return results
 
 
@@ -444,12 +446,15 @@ def _compare(
     settings = settings.resolved(dataset)
     what: Mapping[str, Any] = {}
     log: Callable[[Mapping[str, Any]], None] | None = None
-    if kept is not None:
+    if kept is not None or world().size > 1:
         what = identity(dataset, settings, cells)
-        kept.begin({**what, "networks": list(cells), "seeds": list(seeds)})
-        log = MetricsLog(kept.metrics, kept.say)
+        check_same(what)
+    if kept is not None:
+        world().of_first(lambda: kept.begin({**what, "networks": list(cells), "seeds": list(seeds)}))
+        log = MetricsLog(kept.metrics, kept.say) if world().first else None
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
-    results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), cells, plan.command)
+    beside = world().of_first(lambda: baselines(dataset, settings.metric))
+    results = Results(dataset, settings, seeds, (), beside, cells, plan.command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
         for seed in seeds:

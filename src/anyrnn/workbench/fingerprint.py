@@ -3,14 +3,16 @@
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 
 import anyrnn
+from anyrnn.workbench.checkpoint import refuse_difference
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.train import Settings
 
@@ -35,8 +37,20 @@ def identity(dataset: Dataset, settings: Settings, cells: Iterable[str]) -> dict
             if field.name not in _SAID_ONLY
         },
         "settings": asdict(settings),
+        "processes": world().size,
         "code": {cell: _module_checksum(cell.partition(":")[0]) for cell in own},
     }
+
+
+def check_same(found: Mapping[str, Any]) -> None:
+    """Refuse to train together where another process has read other data, or has other versions or code.
+
+    Raises:
+        AnyRNNError: in each process that differs from the first.
+    """
+    first = world().of_first(lambda: found)
+    what = f"process {world().rank} differs from process 0"
+    refuse_difference(what, first, found, "start all processes on the same data, code and options")
 
 
 def _described(value: Any) -> Any:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.metrics import metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Sequences, batch, moments
 
@@ -38,6 +39,7 @@ _PATIENCE = 10
 _LEAST_UPDATES = 200  # what 20 epochs are there: a few dozen sequences would leave a network untrained
 # Sharing the work of a small step costs more than it saves, and ten times the time where cores are busy otherwise.
 _ONE_THREAD_UP_TO = 256  # units
+_APART = 0x9E3779B97F4A7C15  # between the seeds of two processes: far from any that somebody gives
 _TIMED_STEPS = 100  # T of the call that is timed: long enough for the call itself to weigh little
 _TIMING_SECONDS = 0.25
 
@@ -50,7 +52,7 @@ class Settings:
         hidden_size: H, the units of each layer and direction.
         epochs: Passes over the training sequences, at most. None: 20, or as many as make 200 updates if that is more;
             five times as many where patience ends the training.
-        batch_size: Sequences an update.
+        batch_size: Sequences an update, of each process: see `processes.py`.
         learning_rate: The highest of the schedule.
         clip_norm: The norm that gradients are cut to.
         pool: How the head summarises the steps: "last", "mean" or "max".
@@ -134,7 +136,7 @@ class Settings:
 
     def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
         """The number of epochs for so many training sequences, with a validation part or without."""
-        updates = math.ceil(sequences / self.batch_size)
+        updates = math.ceil(sequences / (self.batch_size * world().size))
         usual = max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
         return self.epochs or usual * (_MORE_EPOCHS if validated and self._has_no_end else 1)
 
@@ -289,16 +291,21 @@ class _Training:
         self.test = [scaler(x) for x in dataset.test.x]
         self.epochs = settings.epochs_for(len(self.part))
         self.optimizer = _optimizer(module, settings)
-        updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
+        self.world = world()
+        self.batch = settings.batch_size * self.world.size
+        updates = self.epochs * math.ceil(len(self.part) / self.batch)
         self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
         self.shuffle = torch.Generator().manual_seed(seed)
         self.scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), sum(map(len, self.test)))
         self.course: Course[Epoch] = Course(self.epochs, settings.patience)
         self.seconds = 0.0
+        self.spread = self.world.spread(module, lambda: module(self.part.x[0].unsqueeze(1))[0])
+        if not self.world.first:  # weights are drawn alike, dropout is not
+            torch.default_generator.manual_seed((seed + self.world.rank * _APART) % 2**63)
 
     def run(self, on_epoch: Callable[[EpochEnd], None], checkpoints: Checkpoints | None) -> tuple[Model, Run]:
         """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
-        kept = None if checkpoints is None else checkpoints.load()
+        kept = None if checkpoints is None else self.world.of_first(checkpoints.load)
         if kept is not None and "run" in kept:
             self.model.module.load_state_dict(kept["weights"])
             return self.model, _run_from(kept["run"])
@@ -312,20 +319,27 @@ class _Training:
             point, ended = self.course.history[-1], self.course.ended
             on_epoch(EpochEnd(point, ended, self.optimizer.param_groups[0]["lr"], self.seconds, pace))
             if checkpoints is not None and not ended:
-                checkpoints.save(self._state)
+                self._keep(checkpoints)
         run = self._outcome(self.course.take_best(self.model.module), answers)
-        if checkpoints is not None:
-            weights = self.model.module.state_dict()
-            checkpoints.save(lambda: {"run": asdict(run), "weights": weights}, at_once=True)
+        if checkpoints is not None and self.world.first:
+            checkpoints.save({"run": asdict(run), "weights": self.model.module.state_dict()})
         return self.model, run
+
+    def _keep(self, checkpoints: Checkpoints) -> None:
+        """Keep a checkpoint, if it is time to: each process has a part of it, and the first one writes."""
+        if not self.world.of_first(lambda: checkpoints.due):
+            return
+        state = self._state()
+        if self.world.first:
+            checkpoints.save(state)
 
     def _epoch(self) -> Predictions | None:
         """Learn from all training sequences once, score what came of it; return the answers for the validation part."""
         epoch, start = self.course.next, time.perf_counter()
         loss = self._learn()
         self.seconds += time.perf_counter() - start
-        on_test = outputs(self.model.module, self.test) if epoch in self.scored else None
-        on_validation = outputs(self.model.module, self.validation)
+        on_test = self._outputs(self.test) if epoch in self.scored else None
+        on_validation = self._outputs(self.validation)
         if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
             raise AnyRNNError(
                 f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss is "
@@ -347,7 +361,7 @@ class _Training:
     def _outcome(self, epoch: int, last: Predictions | None) -> Run:
         """What came of it: the model, whose weights are now those of this epoch, on the test part."""
         history, test = list(self.course.history), self.dataset.test
-        answers = self.model.read(outputs(self.model.module, self.test))
+        answers = self.model.read(self._outputs(self.test))
         shares, classes = answers.probabilities, self.dataset.classes is not None
         found = scores(test.y, answers.values, shares, classes=classes, chosen=self.metric.name)
         score = found[self.metric.name]
@@ -375,7 +389,7 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
             "rate": self.rate.state_dict(),
             "shuffle": self.shuffle.get_state(),
-            "random": torch.get_rng_state(),
+            "random": self.world.each(torch.get_rng_state()),
             "seconds": self.seconds,
             "course": self.course.state(),
         }
@@ -385,26 +399,53 @@ class _Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rate.load_state_dict(state["rate"])
         self.shuffle.set_state(state["shuffle"])
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"][self.world.rank].clone())
         self.seconds = state["seconds"]
         self.course.restore(state["course"], Epoch)
 
     def _learn(self) -> float:
         """One epoch; return the mean loss."""
-        module, count, size = self.model.module, len(self.part), self.settings.batch_size
-        module.train()
+        module, count = self.model.module, len(self.part)
+        self.spread.train()
         total = 0.0
         order = torch.randperm(count, generator=self.shuffle)
-        for first in range(0, count, size):
-            x, lengths, y = batch(self.part, order[first : first + size])
-            loss = self._loss(module(x, lengths=lengths)[0], y)
+        for first in range(0, count, self.batch):
+            places = order[first : first + self.batch]
+            loss = self._loss_of(places) if self.world.size == 1 else self._loss_of_share(places)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             self.rate.after_update()
-            total += loss.item() * len(y)
-        return total / count
+            total += loss.item() * len(places)
+        return self.world.total(torch.tensor(total, dtype=torch.float64)).item() / self.world.size / count
+
+    def _loss_of(self, places: Tensor) -> Tensor:
+        """The mean loss of some training sequences."""
+        x, lengths, y = batch(self.part, places)
+        return self._loss(self.spread(x, lengths=lengths)[0], y)
+
+    def _loss_of_share(self, places: Tensor) -> Tensor:
+        """The loss of this process's share of a batch, so that the mean over the processes is the mean of the batch."""
+        share = places[self.world.share([len(self.part.x[k]) for k in places.tolist()])]
+        if not len(share):  # a row without steps, so that the process has a gradient to add: zeros
+            x = self.part.x[0].new_zeros(1, 1, self.part.x[0].shape[1])
+            return 0 * cast("Tensor", self.spread(x, lengths=torch.tensor([0]))[0]).sum()
+        return self._loss_of(share) * (self.world.size * self._weight(share) / self._weight(places))
+
+    def _weight(self, places: Tensor) -> float:
+        """How much these training sequences count in a mean loss."""
+        return float(len(places) if self.class_weights is None else self.class_weights[self.part.y[places]].sum())
+
+    def _outputs(self, sequences: Sequence[Tensor]) -> Tensor:
+        """What the network says of sequences, each process of a share of them."""
+        if self.world.size == 1:
+            return outputs(self.model.module, sequences)
+        share = self.world.share(list(map(len, sequences)))
+        found = outputs(self.model.module, [sequences[k] for k in share])
+        every = found.new_zeros(len(sequences), found.shape[1])
+        every[share] = found
+        return self.world.total(every)
 
     def _loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         if self.model.target_scale is None:
@@ -425,7 +466,7 @@ class _Training:
         part = self.dataset.validation
         if part is None:
             return 0.0, math.inf
-        best = self.model.read(outputs(self.model.module, self.validation))
+        best = self.model.read(self._outputs(self.validation))
 
         def fall(places: Any) -> float:
             return self.metric.sign * (self._score(best, part, places) - self._score(last, part, places))

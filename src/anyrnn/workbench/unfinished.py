@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.checkpoint import DESCRIPTION, Checkpoints, refuse_difference, warn
+from anyrnn.workbench.checkpoint import DESCRIPTION, Checkpoints, refuse_other_run, warn
 from anyrnn.workbench.durable import write_whole
 from anyrnn.workbench.runs import METRICS, TRAINING, check_destination, disk_trouble
 from anyrnn.workbench.stored import file_names
@@ -122,7 +122,7 @@ class UnfinishedRun:
                 continue
             try:
                 begun = json.loads(run.read_bytes().decode("utf-8", "surrogatepass"))
-                refuse_difference(folder, begun, identity)
+                refuse_other_run(folder, begun, identity)
             except AnyRNNError as difference:
                 others.append((folder, difference))
                 continue
