@@ -96,7 +96,9 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
     sizes = "216 training, 54 validation and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker'"
     assert f"{sizes} (9 classes)" in out
     assert re.findall(
-        r"^\[(\d)/4\] (\w+), seed (\d): validation accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE
+        r"^\[(\d)/4\] (\w+), seed (\d): validation accuracy 0\.\d+, [\d,]+ sequences/s, about \d+ s left$",
+        out,
+        re.MULTILINE,
     ) == [
         ("1", "GRU", "0"),
         ("2", "GRU", "1"),
