@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -96,10 +97,31 @@ def child(*arguments: object, processes: int = 1) -> list[dict[str, float]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def table(head: str, rows: list[tuple[object, ...]]) -> None:
+def table(head: str, rows: Iterator[tuple[object, ...]]) -> None:
     print(f"\n| {head} |\n|{' --- |' * (head.count('|') + 1)}")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def sizes() -> Iterator[tuple[object, ...]]:
+    for changed in ({}, *({name: 4 * BASE[name]} for name in BASE)):
+        size = {**BASE, **changed}
+        (found,) = child("--one", *size.values())
+        yield (*size.values(), f"{found['cpu']:.2f}", f"{found['MB']:.0f}")
+
+
+def shared() -> Iterator[tuple[object, ...]]:
+    for processes in (1, 2):
+        size = 200, 64 // processes, 256, 512
+        found = child("--one", *size, processes=processes)
+        wall, cpu, memory = (max(each[name] for each in found) for name in ("wall", "cpu", "MB"))
+        yield processes, size[1], f"{wall:.2f}", f"{cpu:.2f}", f"{memory:.0f}"
+
+
+def checkpoints() -> Iterator[tuple[object, ...]]:
+    for H in (64, 256, 1024):
+        (found,) = child("--checkpoint", H)
+        yield H, f"{found['ms']:.0f}", f"{found['MB']:.1f}"
 
 
 def main() -> None:
@@ -113,24 +135,9 @@ def main() -> None:
     if given.checkpoint:
         print(json.dumps(checkpoint(given.checkpoint)))
         return
-    rows = []
-    for changed in ({}, *({name: factor * BASE[name]} for name in BASE for factor in (2, 4))):
-        size = {**BASE, **changed}
-        (found,) = child("--one", *size.values())
-        rows.append((*size.values(), f"{found['cpu']:.2f}", f"{found['MB']:.0f}"))
-    table("T | B | H | sequences | seconds an epoch | MB", rows)
-    rows = []
-    for processes in (1, 2):
-        sizes = 200, 64 // processes, 256, 512
-        found = child("--one", *sizes, processes=processes)
-        wall, cpu, memory = (max(each[name] for each in found) for name in ("wall", "cpu", "MB"))
-        rows.append((processes, sizes[1], f"{wall:.2f}", f"{cpu:.2f}", f"{memory:.0f}"))
-    table("processes | batch of each | seconds an epoch | of the processor, each | MB, each", rows)
-    rows = []
-    for H in (64, 256, 1024):
-        (found,) = child("--checkpoint", H)
-        rows.append((H, f"{found['ms']:.0f}", f"{found['MB']:.1f}"))
-    table("H | a checkpoint, ms | MB", rows)
+    table("T | B | H | sequences | seconds an epoch | MB", sizes())
+    table("processes | batch of each | seconds an epoch | of the processor, each | MB, each", shared())
+    table("H | a checkpoint, ms | MB", checkpoints())
 
 
 if __name__ == "__main__":

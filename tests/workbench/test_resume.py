@@ -367,7 +367,7 @@ def test_ctrl_c_saves_what_was_finished_and_says_how_to_go_on(here: Path, monkey
 
 def test_an_interrupted_overwriting_leaves_the_finished_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invoke(*COMPARE, "--out", "run")
-    before = content(here / "run")
+    before, log = content(here / "run"), (here / "run/metrics.jsonl").read_text()
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -376,5 +376,5 @@ def test_an_interrupted_overwriting_leaves_the_finished_run(here: Path, monkeypa
         patched.setattr(Checkpoints, "_save", interrupted)
         result = invoke(*COMPARE, "--out", "run", "--overwrite")
     assert (result.exit_code, result.stderr) == (130, "Interrupted. Nothing was written.\n")
-    assert content(here / "run") == before
+    assert (content(here / "run"), (here / "run/metrics.jsonl").read_text()) == (before, log)
     assert not (here / "run/training").exists()

@@ -75,7 +75,7 @@ class MLflow:
 
     Args:
         experiment: Its name.
-        tracking_uri: Where MLflow keeps it; None: as its environment variables say, or else in ./mlruns.
+        tracking_uri: Where MLflow keeps it, such as "sqlite:///mlflow.db"; None: where its own settings say.
 
     Raises:
         AnyRNNError: if the package mlflow is not installed.

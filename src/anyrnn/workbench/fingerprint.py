@@ -3,8 +3,8 @@
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -54,17 +54,34 @@ def check_same(found: Mapping[str, Any]) -> None:
 
 
 def _described(value: Any) -> Any:
-    if not isinstance(value, Sequences):
-        return value
-    return {"sequences": len(value), "steps": sum(map(len, value.x)), "values": _checksum(value)}
+    """A value as a run names it: as it is if JSON has it, else a checksum; of sequences, how many there are as well."""
+    if isinstance(value, Sequences):
+        return {"sequences": len(value), "steps": sum(map(len, value.x)), "values": _checksum(value)}
+    if isinstance(value, tuple | list):
+        return [_described(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else _checksum(value)
 
 
-def _checksum(part: Sequences) -> str:
-    sha = hashlib.sha256(repr((part.ids, part.groups, part.y.dtype)).encode("utf-8", "surrogatepass"))
-    for tensor in (part.y, *part.x):
-        sha.update(repr(tuple(tensor.shape)).encode())
-        sha.update(tensor.contiguous().numpy().data)
+def _checksum(value: Any) -> str:
+    sha = hashlib.sha256()
+    _feed(sha.update, value)
     return sha.hexdigest()
+
+
+def _feed(update: Callable[[Any], None], value: Any) -> None:
+    """Give all that a value holds to a checksum, each with its kind and its length."""
+    if isinstance(value, torch.Tensor):
+        update(f"{value.dtype}{tuple(value.shape)}".encode())
+        update(value.contiguous().numpy().data)
+    elif is_dataclass(value):
+        _feed(update, [(field.name, getattr(value, field.name)) for field in fields(value)])
+    elif isinstance(value, tuple | list):
+        update(f"{len(value)}[".encode())
+        for each in value:
+            _feed(update, each)
+    else:
+        text = repr(value).encode("utf-8", "surrogatepass")
+        update(f"{len(text)}:".encode() + text)
 
 
 def _module_checksum(name: str) -> str | None:

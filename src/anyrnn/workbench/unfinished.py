@@ -165,6 +165,8 @@ class UnfinishedRun:
                     break
         self._make(self._training)
         self._hold()
+        if self.metrics.exists():  # of the run that is replaced
+            self.metrics.rename(self._training / METRICS)
 
     def _claim_named(self) -> None:
         check_destination(self.folder, self._overwrite or self._resume)
@@ -173,7 +175,6 @@ class UnfinishedRun:
             shutil.rmtree(self._training)
             self._release()
         self.replaces = _is_finished(self.folder)
-        self.metrics.unlink(missing_ok=True)
         if not self.folder.is_dir():
             self._make(self.folder)
 
@@ -188,9 +189,10 @@ class UnfinishedRun:
 
     def _clear(self) -> None:
         """Take away what was made: the folder, too, if nothing else is in it."""
-        shutil.rmtree(self._training, ignore_errors=True)
         with suppress(OSError):
             self.metrics.unlink(missing_ok=True)
+            (self._training / METRICS).rename(self.metrics)
+        shutil.rmtree(self._training, ignore_errors=True)
         for folder in self._made or [self.folder]:
             with suppress(OSError):  # not there, or not empty
                 folder.rmdir()
