@@ -348,6 +348,7 @@ def test_ctrl_c_saves_what_was_finished_and_says_how_to_go_on(here: Path, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "_SHARE", float("inf"))
         patched.setattr(Checkpoints, "save", interrupted)
         result = invoke(*COMPARE)
     assert result.exit_code == 130
