@@ -80,7 +80,7 @@ def numbers(folder: Path) -> Any:
 
 def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["anyrnn.workbench"])
+    context.set_forkserver_preload(["anyrnn.workbench", "sklearn.linear_model", "sklearn.metrics", "torch._dynamo"])
     processes = [context.Process(target=process, args=(rank, tmp_path)) for rank in (0, 1)]
     for each in processes:
         each.start()
