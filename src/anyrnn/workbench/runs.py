@@ -61,6 +61,8 @@ def _check_destination(folder: Path, overwrite: bool) -> None:
         own |= {folder / "models" / f for name in names or () for f in file_names(name)}
         if unfinished:
             own |= {folder / TRAINING, *(folder / TRAINING).rglob("*")}
+        if names is None:  # the process was killed while the results were moving in
+            own |= set((folder / "models").rglob("*"))
         strangers = sorted(set(folder.rglob("*")) - own)
         if strangers:
             raise AnyRNNError(
@@ -120,13 +122,13 @@ def save_run(
     target = folder.resolve()
     # What is there already is filled, not replaced: it may be a mounted disk, or the current folder.
     fill = not numbered and target.is_dir()
-    # A temporary folder on the same disk as the destination, so that moving from one to the other is renaming.
+    # A temporary folder on the same disk as the destination, so that moving from one to the other is renaming. What a
+    # process leaves there that is killed, goes with the rest of an unfinished run.
+    place = target.parent if not fill else target / TRAINING if is_unfinished(target) else target
     with (
         disk_trouble(folder),
         _parents(target),
-        tempfile.TemporaryDirectory(
-            prefix=f".{target.name[:40]}.", dir=target if fill else target.parent, ignore_cleanup_errors=True
-        ) as temporary,
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:40]}.", dir=place, ignore_cleanup_errors=True) as temporary,
     ):
         new = Path(temporary, "new")
         new.mkdir()
