@@ -96,7 +96,9 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
     sizes = "216 training, 54 validation and 370 test sequences of 7 to 29 steps, 12 features, target 'speaker'"
     assert f"{sizes} (9 classes)" in out
     assert re.findall(
-        r"^\[(\d)/4\] (\w+), seed (\d): validation accuracy 0\.\d+, about \d+ s left$", out, re.MULTILINE
+        r"^\[(\d)/4\] (\w+), seed (\d): validation accuracy 0\.\d+, [\d,]+ sequences/s, about \d+ s left$",
+        out,
+        re.MULTILINE,
     ) == [
         ("1", "GRU", "0"),
         ("2", "GRU", "1"),
@@ -297,8 +299,8 @@ def test_a_diverging_cell_ends_the_comparison_but_not_what_was_finished(here: Pa
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert "wild_cells:Mine, seed 0: training diverged in epoch 1" in result.stderr
-    assert "(RNN) are kept in run.partial" in result.stderr
-    assert open_run("run.partial").results["unfinished"] == ["wild_cells:Mine"]
+    assert "(RNN) are saved in run." in result.stderr
+    assert open_run("run").results["unfinished"] == ["wild_cells:Mine"]
 
 
 # Ctrl-C
@@ -328,17 +330,17 @@ def test_an_interrupt_keeps_the_networks_that_were_finished_and_says_so(tmp_path
     assert status == 130
     # The LSTM's run has ended; whether its step was timed before the interrupt came is open.
     found = re.fullmatch(
-        r"Interrupted\. The networks that had all their runs \((RNN|RNN, LSTM)\) are kept in run\.partial; "
-        r"nothing else was written\.\n",
+        r"Interrupted\. The networks that had all their runs \((RNN|RNN, LSTM)\) are saved in run\. "
+        r"What was trained is kept: the same command with --resume goes on in run\.\n",
         stderr,
     )
     assert found, stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["run.partial"]
-    run, kept = open_run(tmp_path / "run.partial"), found[1].lower().split(", ")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    run, kept = open_run(tmp_path / "run"), found[1].lower().split(", ")
     assert [*run.names, *run.results["unfinished"]] == ["rnn", "lstm", "peephole-lstm"]
     assert list(run.names) == kept
     assert run.model("rnn").network.name == "rnn"
-    assert (tmp_path / "run.partial/report.html").exists()
+    assert (tmp_path / "run/report.html").exists()
 
 
 @pytest.mark.parametrize("arguments", [LONG, ("fit", "japanese-vowels", "--out", "run")], ids=["compare", "fit"])

@@ -9,7 +9,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
@@ -30,15 +30,21 @@ from anyrnn.layers import Layer
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
+from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.metrics import Metric
+from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import Epoch, Question, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.train import EpochEnd, Question, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
+
+Callback = Callable[[Mapping[str, Any]], object]  # is called with what a line of metrics.jsonl has
 
 _SEEDS = 2**63  # what torch takes
 _COSTS = ("epoch", "parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
@@ -354,6 +360,10 @@ def compare(
     on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[Results], None] | None = None,
     progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -367,9 +377,17 @@ def compare(
         on_network: Called with the results so far when a network has had all its runs.
         progress: Whether to show how far it is: a bar that is updated in place in a notebook or on a terminal,
             elsewhere a line for each run on the standard output. If None, in a notebook only.
+        folder: Where the run is kept as it goes, and saved at the end; None: nowhere. (An `UnfinishedRun` is saved and
+            finished by the caller.)
+        resume: If the run was begun in `folder` and cut off, go on with it, to the same numbers, bit for bit, and train
+            nothing again that was finished; else begin it.
+        overwrite: Replace a run in `folder`.
+        callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has; at the end its `close`, if
+            it has one. See `anyrnn.workbench.callbacks`.
 
     Raises:
-        AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; and if a training run diverges.
+        AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
+            `folder` holds something else than this run.
 
     Example:
         >>> from anyrnn import workbench
@@ -381,9 +399,9 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
-    with _told(progress, on_epoch) as tell:
-        return _compare(*arguments, tell, on_network)
+    plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command)
+    with _told(progress, on_epoch, callbacks) as tell:
+        return _kept(plan, tell, on_network, folder, resume, overwrite)
 
 
 def fit(
@@ -395,39 +413,91 @@ def fit(
     command: str = "anyrnn.workbench.fit",
     on_epoch: Callable[[Progress], None] | None = None,
     progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    with _told(progress, on_epoch) as tell:
-        return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
+    plan = _Plan(dataset, (cell,), (seed,), settings or Settings(), command)
+    with _told(progress, on_epoch, callbacks) as tell:
+        return _kept(plan, tell, None, folder, resume, overwrite)
 
 
 @contextmanager
 def _told(
-    progress: bool | None, on_epoch: Callable[[Progress], None] | None
-) -> Iterator[Callable[[Progress], None] | None]:
-    """What is told after each epoch: the caller, and who looks on."""
-    if progress is False or (progress is None and notebook_display() is None):
-        yield on_epoch
-        return
-    with shown(Console()) as show:
+    progress: bool | None, on_epoch: Callable[[Progress], None] | None, callbacks: Sequence[Callback]
+) -> Iterator[Callable[[Progress], None]]:
+    """What is told after each epoch: who looks on, the callbacks, and the caller."""
+    with ExitStack() as stack:
+        tellers: list[Callable[[Progress], None]] = []
+        if progress or (progress is None and notebook_display() is not None):
+            tellers.append(stack.enter_context(shown(Console())))
+        if callbacks:
+            for callback in callbacks:
+                stack.callback(getattr(callback, "close", _nothing))
+
+            def record(now: Progress) -> None:
+                line = now.record
+                for callback in callbacks:
+                    callback(line)
+
+            tellers.append(record)
+        if on_epoch is not None:
+            tellers.append(on_epoch)
 
         def tell(now: Progress) -> None:
-            show(now)
-            if on_epoch is not None:
-                on_epoch(now)
+            for each in tellers:
+                each(now)
 
         yield tell
 
 
-def _compare(
-    dataset: Dataset,
-    cells: Sequence[str],
-    seeds: tuple[int, ...],
-    settings: Settings,
-    command: str,
-    on_epoch: Callable[[Progress], None] | None,
+def _nothing() -> None:
+    """The end of a callback that has none."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a comparison is of."""
+
+    dataset: Dataset
+    cells: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+    command: str
+
+
+def _kept(
+    plan: _Plan,
+    on_epoch: Callable[[Progress], None],
     on_network: Callable[[Results], None] | None,
+    folder: str | Path | UnfinishedRun | None,
+    resume: bool,
+    overwrite: bool,
 ) -> Results:
+    """Compare, and keep it where the caller says."""
+    if folder is None:
+        if resume or overwrite:
+            raise AnyRNNError("resume and overwrite are about a run folder: expected folder=, too")
+        return _compare(plan, on_epoch, on_network, None)
+    if isinstance(folder, UnfinishedRun):
+        return _compare(plan, on_epoch, on_network, folder)
+    with UnfinishedRun(Path(folder), resume=resume, overwrite=overwrite) as run:
+        results = _compare(plan, on_epoch, on_network, run)
+        if world().first:
+            results.save(run.folder, overwrite=True)
+            run.finish()
+        return results
+
+
+def _compare(
+    plan: _Plan,
+    on_epoch: Callable[[Progress], None],
+    on_network: Callable[[Results], None] | None,
+    kept: UnfinishedRun | None,
+) -> Results:
+    dataset, cells, seeds, settings = plan.dataset, plan.cells, plan.seeds, plan.settings
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
     if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
@@ -437,18 +507,31 @@ def _compare(
         for each in networks:
             settings.build(each, each.input_size(dataset.scaler), 1)
     settings = settings.resolved(dataset)
+    what: Mapping[str, Any] = {}
+    log: Callable[[Mapping[str, Any]], None] | None = None
+    if kept is not None or world().size > 1:
+        what = identity(dataset, settings, cells)
+        check_same(what)
+    if kept is not None:
+        world().of_first(lambda: kept.begin({**what, "networks": list(cells), "seeds": list(seeds)}))
+        log = MetricsLog(kept.metrics, kept.say) if world().first else None
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
-    results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
+    beside = world().of_first(lambda: baselines(dataset, settings.metric))
+    results = Results(dataset, settings, seeds, (), beside, cells, plan.command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
         for seed in seeds:
             run = len(results.entries) * len(seeds) + len(trained) + 1
 
-            def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
-                if on_epoch is not None:
-                    on_epoch(Progress(each, seed, run, runs, epoch, epochs, ended, chosen))
+            def tell(end: EpochEnd, *, seed: int = seed, each: Network = each, run: int = run) -> None:
+                pace = end.learning_rate, end.seconds, end.sequences_a_second
+                now = Progress(each, seed, run, runs, end.epoch, epochs, end.ended, chosen, *pace)
+                if log is not None:
+                    log(now.record)
+                on_epoch(now)
 
-            trained.append(train(each, dataset, settings, seed, tell))
+            checkpoints = None if kept is None else kept.checkpoints(each.name, seed, what)
+            trained.append(train(each, dataset, settings, seed, tell, checkpoints))
         with using_threads(settings.thread_count):
             entry = Entry.of(trained, dataset.scaler.width)
         results = results.with_entry(entry)

@@ -77,7 +77,7 @@ class Kept:
     def __str__(self) -> str:
         """Say what became of it, if it is not where it was to be."""
         if self.folder is None:
-            return f"{self.trouble}. Nor could the run be kept anywhere else: it is lost"
+            return f"{self.trouble}. Nor could the run be kept anywhere else"
         return f"{self.trouble}. The run is in {self.folder} instead"
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -29,6 +30,7 @@ class Told:
         epoch: The epoch just ended.
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
+        sequences_a_second: Of training, in this epoch; 0: not known.
     """
 
     network: Network
@@ -38,11 +40,17 @@ class Told:
     epoch: Any
     epochs: int
     ended: bool
+    sequences_a_second: float = 0.0
 
     @property
     def share(self) -> float:
         """How much of all epochs of all runs is done."""
         return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+
+    @property
+    def share_before(self) -> float:
+        """How much was done before the epoch just ended."""
+        return float(self.run - 1 + (self.epoch.epoch - 1) / self.epochs) / self.runs
 
     @property
     def score(self) -> str | None:
@@ -63,6 +71,9 @@ class Progress(Told):
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
         metric: What its scores are.
+        learning_rate: Of the next update.
+        seconds: Spent on training so far, in this run.
+        sequences_a_second: Of training, in this epoch; 0: not known.
     """
 
     network: Network
@@ -73,6 +84,9 @@ class Progress(Told):
     epochs: int
     ended: bool
     metric: str = "score"
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    sequences_a_second: float = 0.0
 
     @property
     def score(self) -> str | None:
@@ -80,6 +94,44 @@ class Progress(Told):
         if self.epoch.validation_score is not None:
             return f"validation {self.metric} {self.epoch.validation_score:.4g}"
         return None if self.epoch.test_score is None else f"{self.metric} {self.epoch.test_score:.4g}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `metrics.jsonl` and callbacks get of it."""
+        point = self.epoch
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "model": self.network.name,
+            "seed": self.seed,
+            "epoch": point.epoch,
+            "epochs": self.epochs,
+            "ended": self.ended,
+            "train_loss": point.train_loss,
+            "validation_loss": point.validation_loss,
+            "metric": self.metric,
+            "validation_score": point.validation_score,
+            "test_score": point.test_score,
+            "learning_rate": self.learning_rate,
+            "seconds": round(self.seconds, 6),
+            "sequences_a_second": round(self.sequences_a_second, 3),
+        }
+
+
+class _Clock:
+    """How long it takes. A run that goes on from a checkpoint has done a share before it starts."""
+
+    def __init__(self) -> None:
+        self.start, self._first = time.monotonic(), 1.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def left(self, now: Told) -> float:
+        """The seconds that are left, about."""
+        self._first = min(self._first, now.share_before)
+        return self.seconds * (1 - now.share) / (now.share - self._first)
 
 
 @contextmanager
@@ -91,7 +143,8 @@ def shown(console: Console) -> Iterator[Callable[[Told], None]]:
     def text(now: Told) -> str:
         if now.score is not None:
             scores[now.run] = f": {now.score}"
-        return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
+        pace = f", {now.sequences_a_second:,.0f} sequences/s" if now.sequences_a_second else ""
+        return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}{pace}"
 
     if display is not None:
         with _in_notebook(display, text) as tell:
@@ -132,17 +185,17 @@ class _Bar:
 @contextmanager
 def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
     """One output of the cell, updated in place; at the end it says how long it took."""
-    start = last = time.monotonic()
+    clock = _Clock()
+    last = clock.start
     handle = display(_Bar(0.0, "training"), display_id=True)
     now: Told | None = None
 
     def tell(progress: Told) -> None:
         nonlocal last, now
         now = progress
-        moment = time.monotonic()
+        moment, left = time.monotonic(), clock.left(now)
         if moment - last >= _PAUSE:
             last = moment
-            left = (moment - start) * (1 / now.share - 1)
             handle.update(_Bar(now.share, f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left"))
         else:
             text(now)
@@ -152,7 +205,7 @@ def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> It
     finally:
         if now is not None:
             done = "trained" if now.share == 1 else "stopped in"
-            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {time.monotonic() - start:.0f} s"))
+            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {clock.seconds:.0f} s"))
 
 
 @contextmanager
@@ -166,8 +219,13 @@ def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Call
     )
     with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
+        begun = False
 
         def tell(now: Told) -> None:
+            nonlocal begun
+            if not begun:  # what was done before counts for nothing in the speed
+                bar.reset(task, total=1.0, completed=now.share_before)  # type: ignore[arg-type] # floats will do
+                begun = True
             bar.update(task, description=text(now), completed=now.share, total=1.0)
 
         yield tell
@@ -175,11 +233,11 @@ def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Call
 
 def _lines(console: Console, text: Callable[[Told], str]) -> Callable[[Told], None]:
     """A line for each training run."""
-    start = time.monotonic()
+    clock = _Clock()
 
     def line(now: Told) -> None:
+        left = clock.left(now)
         if now.ended:
-            left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)
 
     return line

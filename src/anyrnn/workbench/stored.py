@@ -307,17 +307,18 @@ def _short(value: object) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON; a number that is not finite, which JSON cannot hold, becomes null."""
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: a number that is not finite becomes null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value
 
 

@@ -28,6 +28,7 @@ from anyrnn.workbench.cli.output import (
 from anyrnn.workbench.cli.tasks import Verb
 from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.keeping import ending_in_order
+from anyrnn.workbench.processes import joined
 from anyrnn.workbench.terminal import outlive
 
 
@@ -41,7 +42,8 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command, and turn what the user can put right into one line."""
         try:
-            with ending_in_order():
+            with ending_in_order(), joined() as processes:
+                console.quiet = not processes.first  # torchrun's others are silent, but for errors
                 result = super().invoke(ctx)
         except AnyRNNError as error:
             complain(error)

@@ -293,18 +293,22 @@ OUT = Option(
     example="runs/mine",
 )  # fmt: skip
 OVERWRITE = Option("overwrite", "--overwrite", bool, _RUN, "Replace OUT if it holds a run, and nothing else.")
+RESUME = Option(
+    "resume", "--resume", bool, _RUN,
+    "Go on with this run in OUT where it was cut off, to the same numbers; begin it, if it was not yet.",
+)  # fmt: skip
 
 #: What `fit` and `compare` have in common.
 _TRAINED = (
     DATA, TASK, TEST, TEST_FRACTION, VALIDATION,
-    ID, TIME, TARGET, FEATURES, MISSING, GROUP,
+    ID, TIME, TARGET, FEATURES, MISSING, GAPS, DELTA_TIME, ENCODING, GROUP,
     ANSWERS, CAUSAL, VALIDATION_FILE, WORD_DROPOUT,
     HORIZON, SEASON, PAST, FUTURE, STATIC, TEST_STEPS, VALIDATION_STEPS, CONTEXT, HEAD, QUANTILES,
     LEVEL, LEAST, ENCODING, EMBEDDING, STEPS,
     HIDDEN, LAYERS, BIDIRECTIONAL, POOL,
     EPOCHS, BATCH_SIZE, LEARNING_RATE, SCHEDULE, PATIENCE, METRIC, BALANCED, DROPOUT, RECURRENT_DROPOUT, WEIGHT_DECAY,
     CLIP_NORM, CLIP_GRADIENT, THREADS,
-    OUT, OVERWRITE,
+    OUT, OVERWRITE, RESUME,
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ validation part are scored, and training ends once they have not become better f
 of the best one. The test part decides nothing.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import (
     HEADS,
@@ -258,24 +258,18 @@ def _train(
     validation = data.origins("validation")
     truth = _scaled_truth(data, scaled, validation)
     training = _Training(module, scaled, ends, context, settings, seed)
-    best, kept, weights = math.inf, 0, copy.deepcopy(module.state_dict())
-    history: list[ForecastEpoch] = []
-    for epoch in range(1, settings.epochs + 1):
+    course: Course[ForecastEpoch] = Course(settings.epochs, settings.patience)
+    while not course.ended:
         loss = training.epoch()
         score = _loss(form, forecasts(module, scaled, validation, context), truth)
         if not (math.isfinite(loss) and math.isfinite(score)):
             raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {epoch}: the mean loss is {loss}; expected "
-                f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
+                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
+                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
-        history.append(ForecastEpoch(epoch, loss, score))
-        if score < best:
-            best, kept, weights = score, epoch, copy.deepcopy(module.state_dict())
-        ended = epoch == settings.epochs or epoch - kept >= settings.patience
-        on_epoch(history[-1], ended)
-        if ended:
-            break
-    module.load_state_dict(weights)
+        course.add(ForecastEpoch(course.next, loss, score), (-score,), module)
+        on_epoch(course.history[-1], course.ended)
+    kept, history = course.take_best(module), course.history
     module.eval()
     names = (data.past_names, data.future_names, data.static_names)
     model = TrainedForecaster(

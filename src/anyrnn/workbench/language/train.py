@@ -7,7 +7,6 @@ gradients are clipped. After every epoch the validation part is scored in one pa
 become better for some epochs; the weights are those of the best one. The test part decides nothing.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.language.model import LanguageModel, TrainedText, build, surprise
 from anyrnn.workbench.language.text import Text
 from anyrnn.workbench.models import Network
@@ -161,25 +161,18 @@ def _train(
     size = len(text.vocabulary)
     module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
     training = _Training(module, text.train.tokens, settings)
-    best, weights, history = math.inf, copy.deepcopy(module.state_dict()), list[TextEpoch]()
-    kept = 0
-    epochs = settings.epochs_for(len(text.train.tokens))
-    for epoch in range(1, epochs + 1):
+    course: Course[TextEpoch] = Course(settings.epochs_for(len(text.train.tokens)), settings.patience)
+    while not course.ended:
         loss = training.epoch()
         validation = float(surprise(module, text.validation.tokens).double().mean())
         if not (math.isfinite(loss) and math.isfinite(validation)):
             raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {epoch}: the mean loss is {loss}; expected "
-                f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
+                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
+                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
-        history.append(TextEpoch(epoch, loss, validation))
-        if validation < best:
-            best, kept, weights = validation, epoch, copy.deepcopy(module.state_dict())
-        ended = epoch == epochs or epoch - kept >= settings.patience
-        on_epoch(history[-1], ended)
-        if ended:
-            break
-    module.load_state_dict(weights)
+        course.add(TextEpoch(course.next, loss, validation), (-validation,), module)
+        on_epoch(course.history[-1], course.ended)
+    kept, history = course.take_best(module), course.history
     module.eval()
     test = text.test
     nats = float(surprise(module, test.tokens).double().sum())
