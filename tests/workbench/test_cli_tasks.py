@@ -180,6 +180,21 @@ def test_other_columns_can_be_named_and_the_mean_has_no_quantiles(here: Path) ->
     assert (here / "p.csv").read_text().startswith("id,step,time,forecast\nnorth,1,60,")
 
 
+def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(sold(here / "long.csv").read_text())))
+    by_shop = {shop: [row["sold"] for row in rows if row["shop"] == shop] for shop in ("north", "south")}
+    lines = [f"{day},{a},{b}" for day, (a, b) in enumerate(zip(*by_shop.values(), strict=True))]
+    (here / "wide.csv").write_text("\n".join(["day,north,south", *lines]))
+    options = ("--horizon", 3, "--time", "day", "--context", 6, *QUICK)
+    wide = invoke("fit", "wide.csv", *options, "--target", "north,south")
+    assert wide.exit_code == 0, wide.output
+    assert invoke("fit", "long.csv", *options, "--target", "sold", "--id", "shop").exit_code == 0
+    assert invoke("predict", "runs/wide", "wide.csv").stdout == invoke("predict", "runs/long", "long.csv").stdout
+    (here / "run.toml").write_text('target = ["north", "south"]\nid = "day"\n')
+    refused = invoke("fit", "wide.csv", "--config", "run.toml", "--horizon", 3)
+    assert "got several targets, north, south, and the id column 'day'; expected one target" in refused.stderr
+
+
 # What the user can put right
 
 
@@ -208,7 +223,7 @@ def test_other_columns_can_be_named_and_the_mean_has_no_quantiles(here: Path) ->
             ["compare", "sold.csv", "--task", "text", "--id", "shop"],
             r"--id is for .* this is for texts \(--task text\)",
         ),
-        (["fit", "sold.csv", "--horizon", "3"], "forecasts need --target: the column to predict"),
+        (["fit", "sold.csv", "--horizon", "3"], "forecasts need --target: the column to predict$"),
         (["fit", "sold.csv", "--task", "forecast", "--target", "sold"], "forecasts need --horizon: how many steps"),
         (["fit", "sold.csv", *map(str, SOLD), "--quantiles", "0.5,x"], "--quantiles: got '0.5,x', expected numbers"),
         (["fit", "sold.csv", *map(str, SOLD), "--quantiles", "0.1,0.9"], "quantiles: got .*0.5 among them"),

@@ -56,7 +56,7 @@ def _unknown(key: str, value: object, command: str, words: Collection[str]) -> s
 
 def _checked(path: Path, key: str, option: Option, value: object) -> Any:
     """A value as the command line would have it."""
-    if option.several:
+    if option.several or (option.or_list and isinstance(value, list)):
         each = value if isinstance(value, list) else [value]
         if all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in each):
             return value if isinstance(value, str) else joined(each)

@@ -8,6 +8,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.output import errors, out_stream
+from anyrnn.workbench.cli.tasks import series_target
 from anyrnn.workbench.data import load_for_prediction
 from anyrnn.workbench.forecast.table import SeriesColumns
 from anyrnn.workbench.notes import notes_on_unseen
@@ -83,7 +84,7 @@ def _forecast(given: Given) -> None:
     columns = SeriesColumns(
         given.get("id_column", model.id_column),
         given.get("time_column", model.time_column),
-        given.get("target_column", model.target),
+        series_target(given["target_column"]) if "target_column" in given else model.target_columns or model.target,
         *model.names,
     )
     ahead = forecast.predict(model, given["source"], columns)
