@@ -1,7 +1,7 @@
 """`anyrnn predict` and `anyrnn generate`: what a trained network says, or writes."""
 
-import errno
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
@@ -49,9 +49,10 @@ def generate(given: Given) -> None:
             out_stream.write(token)
             out_stream.flush()
         else:
-            out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
-        if out_stream.failed is not None and out_stream.failed.errno == errno.EPIPE:
-            return  # whose reader has seen enough
+            with suppress(AnyRNNError):  # it is said at the end, as of every command
+                out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
+        if out_stream.failed is not None:
+            return
     if out_stream.isatty():
         out_stream.write("\n")
 
