@@ -274,7 +274,7 @@ def _train(
     names = (data.past_names, data.future_names, data.static_names)
     model = TrainedForecaster(
         network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
-        data.time_column,
+        data.time_column, data.target_columns,
     )  # fmt: skip
     run = ForecastRun(seed, kept, base, {}, (), training.seconds, tuple(history), np.empty(0), np.empty(0))
     if not data.test_steps:
