@@ -8,6 +8,8 @@ import math
 import random
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -119,6 +121,10 @@ def test_generate_writes_the_text_and_nothing_else(runs: Path) -> None:
     expected = "".join(language.generate(model, 40, prompt="the ", temperature=0.5, seed=3))
     assert (result.exit_code, result.stdout, result.stderr) == (0, expected, "")
     assert len(expected) == 40
+    full = f"{sys.executable} -m anyrnn generate {runs / 'book'} > /dev/full"
+    ended = subprocess.run(full, shell=True, capture_output=True, text=True, check=False, timeout=200)
+    assert ended.returncode == 1
+    assert ended.stderr == "anyrnn: stdout: not all could be written: No space left on device\n"
     assert invoke("generate", runs / "book", "--length", 30).stdout != invoke("generate", runs / "book").stdout[:30]
 
 
@@ -180,6 +186,21 @@ def test_other_columns_can_be_named_and_the_mean_has_no_quantiles(here: Path) ->
     assert (here / "p.csv").read_text().startswith("id,step,time,forecast\nnorth,1,60,")
 
 
+def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(sold(here / "long.csv").read_text())))
+    by_shop = {shop: [row["sold"] for row in rows if row["shop"] == shop] for shop in ("north", "south")}
+    lines = [f"{day},{a},{b}" for day, (a, b) in enumerate(zip(*by_shop.values(), strict=True))]
+    (here / "wide.csv").write_text("\n".join(["day,north,south", *lines]))
+    options = ("--horizon", 3, "--time", "day", "--context", 6, *QUICK)
+    wide = invoke("fit", "wide.csv", *options, "--target", "north,south")
+    assert wide.exit_code == 0, wide.output
+    assert invoke("fit", "long.csv", *options, "--target", "sold", "--id", "shop").exit_code == 0
+    assert invoke("predict", "runs/wide", "wide.csv").stdout == invoke("predict", "runs/long", "long.csv").stdout
+    (here / "run.toml").write_text('target = ["north", "south"]\nid = "day"\n')
+    refused = invoke("fit", "wide.csv", "--config", "run.toml", "--horizon", 3)
+    assert "got several targets, north, south, and the id column 'day'; expected one target" in refused.stderr
+
+
 # What the user can put right
 
 
@@ -208,7 +229,7 @@ def test_other_columns_can_be_named_and_the_mean_has_no_quantiles(here: Path) ->
             ["compare", "sold.csv", "--task", "text", "--id", "shop"],
             r"--id is for .* this is for texts \(--task text\)",
         ),
-        (["fit", "sold.csv", "--horizon", "3"], "forecasts need --target: the column to predict"),
+        (["fit", "sold.csv", "--horizon", "3"], "forecasts need --target: the column to predict$"),
         (["fit", "sold.csv", "--task", "forecast", "--target", "sold"], "forecasts need --horizon: how many steps"),
         (["fit", "sold.csv", *map(str, SOLD), "--quantiles", "0.5,x"], "--quantiles: got '0.5,x', expected numbers"),
         (["fit", "sold.csv", *map(str, SOLD), "--quantiles", "0.1,0.9"], "quantiles: got .*0.5 among them"),
@@ -238,11 +259,19 @@ def test_what_is_not_for_the_task_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "command, option", [("fit", "--temperature"), ("generate", "--horizon"), ("predict", "--hidden")]
+    "command, option, others",
+    [
+        ("fit", "--temperature", "anyrnn generate"),
+        ("generate", "--horizon", "anyrnn compare and anyrnn fit"),
+        ("predict", "--hidden_size", "anyrnn compare and anyrnn fit and anyrnn bench"),
+    ],
 )
-def test_an_option_of_another_command_is_refused(command: str, option: str) -> None:
-    result = invoke(command, "x", "x", option, "1")
-    assert (result.exit_code, f"No such option: {option}" in result.stderr) == (2, True)
+def test_an_option_of_another_command_is_refused(command: str, option: str, others: str) -> None:
+    result = invoke(command, "x", option, "1")
+    word = "--hidden" if option == "--hidden_size" else option
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"anyrnn: {word} is an option of {others}, not of anyrnn {command}\n"
+    assert "No such option: --nowhere" in invoke(command, "x", "--nowhere", "1").stderr
 
 
 def test_a_run_of_series_and_one_of_a_text_are_known_by_the_python_functions_too(runs: Path) -> None:
@@ -278,7 +307,7 @@ def test_a_file_says_what_the_command_line_says(here: Path, runs: Path) -> None:
     [
         ("hiden = 4", "'hiden' is no option of anyrnn fit. Did you mean 'hidden'?"),
         ("hidden = 4\nhidden_size = 4", "'hidden' is there twice"),
-        ("cells = ['lstm']", "'cells' is an option of anyrnn compare and predict and generate, not of anyrnn fit"),
+        ("cells = ['lstm']", "'cells' is an option of anyrnn compare and anyrnn predict and anyrnn generate, not of"),
         ("[training]\nhidden = 4", r"got the section \[training\], expected options without sections"),
         ("hidden = 4.5", "hidden = 4.5, expected a whole number"),
         ("hidden = true", "hidden = true, expected a whole number"),
@@ -304,7 +333,7 @@ def test_a_file_that_is_not_there_is_named(here: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["fit", "compare"])
-@pytest.mark.parametrize("task", [None, "classification", "forecast", "text"])
+@pytest.mark.parametrize("task", [None, "classification", "tagging", "forecast", "text"])
 def test_a_file_that_init_writes_has_every_option_and_its_default(here: Path, task: str | None, verb: str) -> None:
     arguments = ["init", "--command", verb, *([] if task is None else ["--task", task])]
     assert invoke(*arguments).stdout.startswith("run.toml is written.")
@@ -448,6 +477,28 @@ def test_the_training_of_a_text_ends_with_the_status_of_the_signal(
     result = invoke("fit", book(here / "book.txt"))
     assert (result.exit_code, result.stderr.partition(".")[2]) == (status, " Nothing was written.\n")
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "name, options", [("language", ["book.txt"]), ("forecast", ["sold.csv", *SOLD, "--context", 6])]
+)
+def test_an_interrupt_keeps_the_networks_of_a_text_or_a_forecast_that_were_finished(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[object]
+) -> None:
+    sold(here / "sold.csv"), book(here / "book.txt")
+    train = {"language": language.results.train, "forecast": forecast.results.train}[name]
+
+    def twice(network, *others):
+        if network.name == "gru":
+            raise KeyboardInterrupt
+        return train(network, *others)
+
+    monkeypatch.setattr(f"anyrnn.workbench.{name}.results.train", twice)
+    result = invoke("compare", *options, *QUICK, "--cells", "rnn,gru", "--out", "run")
+    kept = "The networks that had all their runs (RNN) are kept in run.partial; nothing else was written."
+    assert (result.exit_code, result.stderr) == (130, f"Interrupted. {kept}\n")
+    results = json.loads((here / "run.partial/results.json").read_text())
+    assert ([model["name"] for model in results["models"]], results["unfinished"]) == (["rnn"], ["gru"])
 
 
 def test_the_help_and_the_page_name_every_exit_status() -> None:

@@ -414,6 +414,10 @@ def test_runs_of_different_kinds_are_told_apart(results, tmp_path):
         ({"names": [["a"], [], []]}, r"got names of \[1, 0, 0\] covariates"),
         ({"scale": [[1], [0]]}, "0 means and positive deviations"),
         ({"network": "../x"}, "expected the name of a network"),
+        ({"layers": 99}, "got layers=99, but gru.safetensors has 6 weights only"),
+        ({"layers": 2}, "weight_ih_l1 is absent in the file"),
+        ({"time_column": 3}, "got time_column=3, expected the name of a column, or null"),
+        ({"target_columns": "y"}, "got target_columns='y', expected a list of names"),
     ],
 )
 def test_a_damaged_description_is_refused(results, tmp_path, change, says):
@@ -422,6 +426,15 @@ def test_a_damaged_description_is_refused(results, tmp_path, change, says):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(AnyRNNError, match=says):
         open_forecast_run(folder).model("gru")
+
+
+def test_a_run_without_the_names_of_columns_is_opened(results, tmp_path):
+    folder = results.save(tmp_path / "run")
+    path = folder / "models" / "gru.json"
+    new = ("layers", "id_column", "time_column", "target_columns")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in new}))
+    model = open_forecast_run(folder).model("gru")
+    assert (model.id_column, model.time_column, model.target_columns) == (None, None, ())
 
 
 def test_a_form_that_is_larger_than_the_weights_takes_no_memory(results, tmp_path):
@@ -443,6 +456,25 @@ def test_a_naive_forecast_that_is_better_is_said_first(results):
     other = results.naive
     strong = replace(other, name="oracle", metrics=dict.fromkeys(other.metrics, 0.0))
     assert replace(weak, baselines=(strong,)).verdict.startswith("No network: the forecast “oracle” has a MASE of 0;")
+
+
+def test_a_network_that_is_not_better_than_the_seasonal_naive_forecast_is_named(results):
+    score = {entry.model.network.name: entry.mean("mase") for entry in results.entries}
+    worse, better = max(score, key=score.get), min(score, key=score.get)
+    seasonal = results.baselines[0]
+    assert seasonal.name == "seasonal naive (4)"
+
+    def beside(mase: float) -> tuple[str, ...]:
+        return replace(results, baselines=(replace(seasonal, metrics={"mase": mase}),)).remarks
+
+    title = {entry.model.network.name: entry.model.network.title for entry in results.entries}
+    least = score[worse]
+    assert beside(least) == (
+        f"Not better than the forecast “seasonal naive (4)” ({least:.4g} mase): {title[worse]} ({least:.4g}).",
+    )
+    assert title[better] in beside(0.0)[0]
+    assert beside(least * 2) == ()
+    assert replace(results, baselines=results.baselines[1:]).remarks[0].startswith("No season was named")
 
 
 def test_the_report_needs_nothing_from_elsewhere_and_shows_every_number(results, tmp_path):

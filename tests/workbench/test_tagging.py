@@ -703,6 +703,17 @@ def test_words_are_tagged_from_the_command_line_by_the_name_of_their_file(tmp_pa
     assert [line.split(",")[2] for line in said.stdout.splitlines()] == ["word", "Anna", "sings"]
 
 
+def test_the_file_that_init_writes_is_one_of_rivers(tmp_path):
+    invoke("init", "--task", "tagging", "--out", tmp_path / "run.toml")
+    path = table(tmp_path / "t.csv", numbers=True)
+    text = (tmp_path / "run.toml").read_text().replace("rivers.csv", str(path)).replace("discharge", "flow")
+    (tmp_path / "run.toml").write_text(text)
+    asked = ("--config", tmp_path / "run.toml", "--features", "rain", "--cell", "rnn", "--out", tmp_path / "run")
+    out = invoke("fit", *asked, *QUICKLY)
+    assert out.exit_code == 0, out.output
+    assert "test rmse" in out.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -45,18 +45,24 @@ def _toml(path: Path) -> Mapping[str, Any]:
         raise AnyRNNError(f"{path}: this is not TOML: {error}; `anyrnn init` writes an example") from error
 
 
+def commands_with(word: str) -> str:
+    """The commands that have an option, for a message; "" if none has."""
+    names = [name for name, options in CONFIGURED.items() if usual_word(word) in {option.word for option in options}]
+    return " and ".join(f"anyrnn {name}" for name in names)
+
+
 def _unknown(key: str, value: object, command: str, words: Collection[str]) -> str:
     if isinstance(value, dict):
         return f"got the section [{key}], expected options without sections, such as hidden = 64"
-    of = [other for other, options in CONFIGURED.items() if usual_word(key) in {option.word for option in options}]
-    if of:
-        return f"{key!r} is an option of anyrnn {' and '.join(of)}, not of anyrnn {command}"
+    others = commands_with(key)
+    if others:
+        return f"{key!r} is an option of {others}, not of anyrnn {command}"
     return f"{key!r} is no option of anyrnn {command}.{did_you_mean(usual_word(key), words)}"
 
 
 def _checked(path: Path, key: str, option: Option, value: object) -> Any:
     """A value as the command line would have it."""
-    if option.several:
+    if option.several or (option.or_list and isinstance(value, list)):
         each = value if isinstance(value, list) else [value]
         if all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in each):
             return value if isinstance(value, str) else joined(each)

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.cli.config import read_config
+from anyrnn.workbench.cli.config import commands_with, read_config
 from anyrnn.workbench.cli.options import CONFIGURED, Option, listed
 
 #: What was given to a command, and nothing else: by the name of the option, its value.
@@ -109,7 +109,22 @@ def _config(name: str) -> inspect.Parameter:
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options by section."""
+    """A command whose help lists its options by section, and that says which command an option of another is for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line.
+
+        Raises:
+            AnyRNNError: for an option of another command.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            unknown = getattr(error, "option_name", None)  # of click's NoSuchOption, which Typer may have of its own
+            others = commands_with(unknown.lstrip("-")) if isinstance(unknown, str) else ""
+            if others:
+                raise AnyRNNError(f"{unknown} is an option of {others}, not of anyrnn {self.name}") from error
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write a list of options for each section."""

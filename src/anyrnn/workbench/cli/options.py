@@ -44,6 +44,7 @@ class Option:
         example: A value, for the files that `anyrnn init` writes; None: its default is one.
         metavar: What stands for its value in the help, if not its type.
         several: Whether its value is a list, with commas.
+        or_list: Whether it is a text in which some tasks read a list.
         default: What the help says of its default, where the Python API does not say it in one value.
         values: What the shell completes.
     """
@@ -56,6 +57,7 @@ class Option:
     example: Any = None
     metavar: str | None = None
     several: bool = False
+    or_list: bool = False
     default: str | None = None
     values: tuple[str, ...] = ()
 
@@ -111,7 +113,11 @@ ID = Option(
     example="patient",
 )  # fmt: skip
 TIME = Option("time_column", "--time", str, _TABLES, "The column that orders the rows of a sequence.", example="hour")
-TARGET = Option("target_column", "--target", str, _TABLES, "The column to predict.", example="outcome")
+TARGET = Option(
+    "target_column", "--target", str, _TABLES,
+    "The column to predict. Of a table with a column for each series, all of these, with commas.",
+    example="outcome", or_list=True,
+)  # fmt: skip
 FEATURES = Option(
     "feature_columns", "--features", str, _TABLES,
     "The columns to predict from, with commas, a name that has one in quotes: '\"flow, m3/s\",pulse'. Without it: all "

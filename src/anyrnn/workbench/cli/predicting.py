@@ -1,13 +1,14 @@
 """`anyrnn predict` and `anyrnn generate`: what a trained network says, or writes."""
 
-import errno
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.output import errors, out_stream
+from anyrnn.workbench.cli.tasks import series_target
 from anyrnn.workbench.data import load_for_prediction
 from anyrnn.workbench.forecast.table import SeriesColumns
 from anyrnn.workbench.notes import notes_on_unseen
@@ -50,9 +51,10 @@ def generate(given: Given) -> None:
             out_stream.write(token)
             out_stream.flush()
         else:
-            out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
-        if out_stream.failed is not None and out_stream.failed.errno == errno.EPIPE:
-            return  # whose reader has seen enough
+            with suppress(AnyRNNError):  # it is said at the end, as of every command
+                out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
+        if out_stream.failed is not None:
+            return
     if out_stream.isatty():
         out_stream.write("\n")
 
@@ -94,7 +96,7 @@ def _forecast(given: Given) -> None:
     columns = SeriesColumns(
         given.get("id_column", model.id_column),
         given.get("time_column", model.time_column),
-        given.get("target_column", model.target),
+        series_target(given["target_column"]) if "target_column" in given else model.target_columns or model.target,
         *model.names,
     )
     ahead = forecast.predict(model, given["source"], columns)

@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any, Literal
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
-from anyrnn.workbench.cli.options import CONFIGURED, Option
+from anyrnn.workbench.cli.options import CONFIGURED, Option, listed
 from anyrnn.workbench.compare import compare, fit
 from anyrnn.workbench.data import load
 from anyrnn.workbench.language.text import is_text
@@ -82,7 +83,8 @@ class Kind:
         for name, argument in arguments.items():
             if argument.default is argument.empty and name not in given:
                 option = next(each for each in CONFIGURED[verb] if each.name == name)
-                raise AnyRNNError(f"{self.plural} need {option.flag}: {option.help[0].lower()}{option.help[1:]}")
+                what = option.help.partition(".")[0]
+                raise AnyRNNError(f"{self.plural} need {option.flag}: {what[0].lower()}{what[1:]}")
         return self.load(**_of(given, others & arguments.keys()))
 
 
@@ -98,8 +100,21 @@ SEQUENCES = Kind(
     "sequences", "sequences", "--task classification or regression", load, Settings, fit, compare,
     "Predict with the best one: anyrnn predict {} DATA",
 )  # fmt: skip
+
+
+@wraps(forecast.load_series)
+def _load_series(source: str, *, target_column: str, **others: Any) -> forecast.Forecasting:
+    return forecast.load_series(source, target_column=series_target(target_column), **others)
+
+
+def series_target(text: str) -> str | tuple[str, ...]:
+    """The target of a long table of series, or those of a wide one, between commas."""
+    names = listed(text)
+    return names[0] if len(names) == 1 else tuple(names)
+
+
 FORECAST = Kind(
-    "forecast", "forecasts", "--horizon STEPS", forecast.load_series, forecast.ForecastSettings, forecast.fit,
+    "forecast", "forecasts", "--horizon STEPS", _load_series, forecast.ForecastSettings, forecast.fit,
     forecast.compare, "Forecast with the best one: anyrnn predict {} DATA",
 )  # fmt: skip
 TEXT = Kind(

@@ -202,6 +202,7 @@ class TrainedForecaster:
         seed: Of the training run.
         id_column: The column that named the series of the table that it was trained on, if one did.
         time_column: The column that sorted their steps, if one did.
+        target_columns: Of a wide table the column of each series; () of a long one.
     """
 
     network: Network
@@ -214,6 +215,7 @@ class TrainedForecaster:
     seed: int
     id_column: str | None = None
     time_column: str | None = None
+    target_columns: tuple[str, ...] = ()
 
 
 def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0, layers: int = 1) -> Forecaster:

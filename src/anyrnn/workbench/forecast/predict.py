@@ -64,7 +64,9 @@ def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns
     Raises:
         AnyRNNError: if the file does not fit the model, or lacks the rows that say what is known ahead.
     """
-    columns = columns or SeriesColumns(model.id_column, model.time_column, model.target, *model.names)
+    if columns is None:
+        target = model.target_columns or model.target
+        columns = SeriesColumns(model.id_column, model.time_column, target, *model.names)
     table = read_series(Path(source), columns)
     h, F = model.module.form.horizon, len(columns.future)
     for each in table.series:

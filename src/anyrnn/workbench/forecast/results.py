@@ -86,6 +86,7 @@ class ForecastResults:
         entries: One for each network, in the order asked for.
         baselines: What to beat.
         command: What was run.
+        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
     """
 
     data: Forecasting
@@ -95,6 +96,7 @@ class ForecastResults:
     entries: tuple[ForecastEntry, ...]
     baselines: tuple[NaiveForecast, ...]
     command: str
+    unfinished: tuple[str, ...] = ()
 
     @property
     def best(self) -> ForecastEntry:
@@ -211,6 +213,7 @@ class ForecastResults:
             "models": [_entry_dict(entry, self.metric) for entry in self.entries],
             "baselines": [asdict(each) for each in self.baselines],
             "best": self.best.model.network.name,
+            "unfinished": list(self.unfinished),
         }
 
     def examples(self) -> list[Example]:
@@ -279,6 +282,7 @@ def compare(
     settings: ForecastSettings | None = None,
     command: str = "anyrnn.workbench.forecast.compare",
     on_epoch: Callable[[ForecastProgress], None] | None = None,
+    on_network: Callable[[ForecastResults], None] | None = None,
 ) -> ForecastResults:
     """Train each network with each seed on series, and score all of them from the same origins.
 
@@ -290,6 +294,7 @@ def compare(
         settings: The budget; the defaults if None.
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
+        on_network: Called when a network has had all its runs, with the results so far.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds, an unknown metric; and if a
@@ -307,7 +312,9 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(data, cells, tuple(range(seeds)), metric, settings or ForecastSettings(), command, on_epoch)
+    return _compare(
+        data, cells, tuple(range(seeds)), metric, settings or ForecastSettings(), command, on_epoch, on_network
+    )
 
 
 def fit(
@@ -332,6 +339,7 @@ def _compare(
     settings: ForecastSettings,
     command: str,
     on_epoch: Callable[[ForecastProgress], None] | None,
+    on_network: Callable[[ForecastResults], None] | None = None,
 ) -> ForecastResults:
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
@@ -346,6 +354,7 @@ def _compare(
             build(each, form, settings.hidden_size, layers=settings.layers)
     settings = replace(settings, context=settings.context_for(data), threads=settings.threads or 1)
     entries: list[ForecastEntry] = []
+    beside = _baselines(data)
     for k, each in enumerate(networks):
         trained: list[tuple[TrainedForecaster, ForecastRun]] = []
         for seed in seeds:
@@ -361,7 +370,11 @@ def _compare(
             trained.append(train(each, data, settings, seed, tell))
         with using_threads(settings.threads or 1):
             entries.append(_entry(trained))
-    return ForecastResults(data, settings, metric, seeds, tuple(entries), _baselines(data), command)
+        missing = tuple(other.name for other in networks[k + 1 :])
+        results = ForecastResults(data, settings, metric, seeds, tuple(entries), beside, command, missing)
+        if on_network is not None:
+            on_network(results)
+    return results
 
 
 def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:

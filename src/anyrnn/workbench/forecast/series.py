@@ -75,6 +75,7 @@ class Forecasting:
         notes: What reading took for granted, a sentence each.
         id_column: The column that named the series of the table, if one did.
         time_column: The column that sorted the steps, if one did.
+        target_columns: Of a wide table the column of each series; () of a long one.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Forecasting:
     notes: tuple[str, ...] = ()
     id_column: str | None = None
     time_column: str | None = None
+    target_columns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         lengths = sorted(map(len, self.series))
@@ -183,7 +185,7 @@ def load_series(
     source: str | os.PathLike[str],
     *,
     horizon: int,
-    target_column: str,
+    target_column: str | Sequence[str],
     time_column: str | None = None,
     id_column: str | None = None,
     past_columns: Sequence[str] = (),
@@ -193,12 +195,12 @@ def load_series(
     test_steps: int | None = None,
     validation_steps: int | None = None,
 ) -> Forecasting:
-    """Read series from a long table: one row is one step of one series.
+    """Read series from a long table, a row for each step of each series, or from a wide one, a column for each.
 
     Args:
         source: The path of a .csv or .parquet file.
         horizon: h, how many steps to forecast.
-        target_column: What to forecast.
+        target_column: What to forecast. Several columns are the series of a wide table, named after them.
         time_column: The column that sorts the steps, which have to be evenly spaced. Without it they are in the order
             of the file.
         id_column: The column that says to which series a row belongs; without it there is one series.
@@ -217,8 +219,11 @@ def load_series(
     for name, value in (("horizon", horizon), ("season", season)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise AnyRNNError(f"load_series: got {name}={value!r}, expected an int of at least 1")
+    target = target_column if isinstance(target_column, str) else tuple(target_column)
+    if not target:
+        raise AnyRNNError("load_series: got no target_column, expected the name of a column, or several")
     columns = SeriesColumns(
-        id_column, time_column, target_column, tuple(past_columns), tuple(future_columns), tuple(static_columns)
+        id_column, time_column, target, tuple(past_columns), tuple(future_columns), tuple(static_columns)
     )
     path = Path(source)
     read = read_series(path, columns)
@@ -228,6 +233,7 @@ def load_series(
     test = fifth if test_steps is None else test_steps
     validation = fifth if validation_steps is None else validation_steps
     return Forecasting(
-        path.stem, target_column, series, horizon, season, test, validation, columns.past, columns.future,
-        columns.static, read.notes, id_column, time_column,
+        path.stem, target if isinstance(target, str) else listed(target), series, horizon, season, test, validation,
+        columns.past, columns.future, columns.static, read.notes, id_column, time_column,
+        () if isinstance(target, str) else target,
     )  # fmt: skip

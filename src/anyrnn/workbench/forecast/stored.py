@@ -49,6 +49,7 @@ def save_model(folder: Path, model: TrainedForecaster) -> None:
             "seed": model.seed,
             "id_column": model.id_column,
             "time_column": model.time_column,
+            "target_columns": list(model.target_columns),
         },
     )
 
@@ -111,6 +112,9 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         fine = rows and all(isinstance(v, int | float) and math.isfinite(v) for row in value for v in row)
         return fine and [len(row) for row in value] == [count, count] and all(v > 0 for v in value[1])
 
+    def columns(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
     def column(value: Any) -> bool:
         return isinstance(value, str | None)
 
@@ -124,6 +128,9 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "names": tuple(tuple(each) for each in called),
         "scale": (tuple(map(float, mean)), tuple(map(float, std))),
         "seed": field_of(description, "seed", is_int, "a whole number"),
+        "target_columns": tuple(
+            field_of({"target_columns": [], **description}, "target_columns", columns, "a list of names")
+        ),
         **{  # which the first files did not have
             name: field_of({name: None, **description}, name, column, "the name of a column, or null")
             for name in ("id_column", "time_column")

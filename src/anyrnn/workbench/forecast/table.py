@@ -1,6 +1,9 @@
-"""Long tables of series: one row is one step of one series. Leans on `anyrnn.workbench.table`."""
+"""Tables of series: a long one, a row for each step of each series, or a wide one, a column for each series.
 
-from dataclasses import dataclass
+Leans on `anyrnn.workbench.table`.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,14 @@ from anyrnn.workbench.table import ROW, Roles, Table, column_names, frame_of, li
 
 @dataclass(frozen=True)
 class SeriesColumns:
-    """What the caller says about the columns of a table of series; without an id there is one series."""
+    """What the caller says about the columns of a table of series; without an id there is one series.
+
+    Several targets are those of a wide table: each is a series, which has the name of its column.
+    """
 
     id: str | None
     time: str | None
-    target: str
+    target: str | tuple[str, ...]
     past: tuple[str, ...] = ()
     future: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
@@ -62,12 +68,26 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
     Raises:
         AnyRNNError: if a value is missing anywhere else, and for all that `read_table` refuses.
     """
+    if isinstance(columns.target, str):
+        return _read_long(path, columns, columns.target)
+    if columns.id is not None:
+        raise AnyRNNError(
+            f"{path}: got several targets, {listed(columns.target)}, and the id column {columns.id!r}; expected one "
+            "target with an id, or a target for each series without"
+        )
+    tables = {name: _read_long(path, columns, name) for name in columns.target}
+    series = tuple(replace(one, id=name) for name, table in tables.items() for one in table.series)
+    return SeriesTable(series, tuple(dict.fromkeys(note for table in tables.values() for note in table.notes)))
+
+
+def _read_long(path: Path, columns: SeriesColumns, target: str) -> SeriesTable:
+    """Read the series of a long table, or one of those of a wide one."""
     try:
         path = existing(path)
         names = column_names(path)
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
-    asked = [columns.id, columns.time, columns.target, *columns.past, *columns.future, *columns.static]
+    asked = [columns.id, columns.time, target, *columns.past, *columns.future, *columns.static]
     named = [name for name in asked if name is not None]
     for name in named:
         if name not in names:
@@ -78,7 +98,7 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
             raise AnyRNNError(
                 f"{path}: column {name!r} is named twice; a column is one of id, time, target, past, future and static"
             )
-    features = (columns.target, *columns.past, *columns.future, *columns.static)
+    features = (target, *columns.past, *columns.future, *columns.static)
     roles = Roles(columns.id or ROW, columns.time, None, features, None)
     table = Table(path, roles, frame_of(path, roles), Missing(()), trained=False)
     if columns.id is None:
@@ -89,7 +109,7 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
     found: list[SeriesRows] = []
     for end, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
         part = slice(end - length, end)
-        found.append(_series(table, columns, {k: v[part] for k, v in values.items()}, rows[part], times[part]))
+        found.append(_series(table, columns, target, {k: v[part] for k, v in values.items()}, rows[part], times[part]))
     notes = () if columns.time else ("no time column was named: steps are in the order of the rows",)
     return SeriesTable(tuple(found), (*notes, *table.notes, *_uneven(table, found, columns.time)))
 
@@ -97,26 +117,27 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
 def _series(
     table: Table,
     columns: SeriesColumns,
+    target: str,
     values: dict[str, NDArray[np.float64]],
     rows: NDArray[Any],
     times: pl.Series,
 ) -> SeriesRows:
     """One series of a table; `rows` are where its steps stand."""
-    known = ~np.isnan(values[columns.target])
+    known = ~np.isnan(values[target])
     count = int(known.nonzero()[0][-1]) + 1 if known.any() else 0
     # The target may be missing behind its end, and so may what is known up to the origin only.
-    ends = {columns.target: count, **dict.fromkeys(columns.past, count)}
+    ends = {target: count, **dict.fromkeys(columns.past, count)}
     for name, column in values.items():
         absent = np.isnan(column[: ends.get(name, len(column))])
         if absent.any():
             row = int(rows[int(absent.argmax())])
-            what = "target" if name == columns.target else "covariate"
+            what = "target" if name == target else "covariate"
             raise AnyRNNError(
                 f"{table.place(row)}: {what} {name!r} is missing; expected a number: fill it in, or leave the column "
                 "or the series out (a target may be missing in the last rows of a series only)"
             )
     if not count:
-        raise AnyRNNError(f"{table.place(int(rows[0]))}: the target {columns.target!r} is missing in the whole series")
+        raise AnyRNNError(f"{table.place(int(rows[0]))}: the target {target!r} is missing in the whole series")
     for name in columns.static:
         other = (values[name] != values[name][0]).nonzero()[0]
         if len(other):
@@ -133,7 +154,7 @@ def _series(
     static = np.array([values[name][0] for name in columns.static], dtype=np.float64)
     future = matrix(columns.future, len(known))
     return SeriesRows(
-        str(table.ids[int(rows[0])]), values[columns.target][:count], matrix(columns.past, count), future, static, times
+        str(table.ids[int(rows[0])]), values[target][:count], matrix(columns.past, count), future, static, times
     )
 
 

@@ -287,7 +287,7 @@ def _train(
     names = (data.past_names, data.future_names, data.static_names)
     model = TrainedForecaster(
         network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
-        data.time_column,
+        data.time_column, data.target_columns,
     )  # fmt: skip
     run = ForecastRun(seed, kept, base, metrics, by_step, training.seconds, tuple(history), point, values)
     return model, run

@@ -88,6 +88,7 @@ class TextResults:
         entries: One for each network, in the order asked for.
         baselines: What to beat.
         command: What was run.
+        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
     """
 
     text: Text
@@ -96,6 +97,7 @@ class TextResults:
     entries: tuple[TextEntry, ...]
     baselines: tuple[TextBaseline, ...]
     command: str
+    unfinished: tuple[str, ...] = ()
 
     @property
     def best(self) -> TextEntry:
@@ -188,6 +190,7 @@ class TextResults:
             "models": [_entry_dict(entry) for entry in self.entries],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "best": self.best.model.network.name,
+            "unfinished": list(self.unfinished),
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
@@ -223,6 +226,7 @@ def compare(
     settings: TextSettings | None = None,
     command: str = "anyrnn.workbench.language.compare",
     on_epoch: Callable[[TextProgress], None] | None = None,
+    on_network: Callable[[TextResults], None] | None = None,
 ) -> TextResults:
     """Train each network with each seed on a text, all with the same budget.
 
@@ -233,13 +237,14 @@ def compare(
         settings: The budget; the defaults if None.
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
+        on_network: Called when a network has had all its runs, with the results so far.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds; if a training run diverges.
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(text, cells, tuple(range(seeds)), settings or TextSettings(), command, on_epoch)
+    return _compare(text, cells, tuple(range(seeds)), settings or TextSettings(), command, on_epoch, on_network)
 
 
 def fit(
@@ -262,6 +267,7 @@ def _compare(
     settings: TextSettings,
     command: str,
     on_epoch: Callable[[TextProgress], None] | None,
+    on_network: Callable[[TextResults], None] | None = None,
 ) -> TextResults:
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
@@ -273,6 +279,7 @@ def _compare(
     epochs = settings.epochs_for(len(text.train.tokens))
     settings = replace(settings, epochs=epochs, threads=settings.thread_count)
     entries: list[TextEntry] = []
+    beside = _baselines(text)
     for k, each in enumerate(networks):
         trained: list[tuple[TrainedText, TextRun]] = []
         for seed in seeds:
@@ -287,7 +294,11 @@ def _compare(
             trained.append(train(each, text, settings, seed, tell))
         with using_threads(settings.thread_count):
             entries.append(_entry(trained, settings.embedding_size))
-    return TextResults(text, settings, seeds, tuple(entries), _baselines(text), command)
+        missing = tuple(other.name for other in networks[k + 1 :])
+        results = TextResults(text, settings, seeds, tuple(entries), beside, command, missing)
+        if on_network is not None:
+            on_network(results)
+    return results
 
 
 def _baselines(text: Text) -> tuple[TextBaseline, ...]:
