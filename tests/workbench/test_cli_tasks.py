@@ -333,7 +333,7 @@ def test_a_file_that_is_not_there_is_named(here: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["fit", "compare"])
-@pytest.mark.parametrize("task", [None, "classification", "forecast", "text"])
+@pytest.mark.parametrize("task", [None, "classification", "tagging", "forecast", "text"])
 def test_a_file_that_init_writes_has_every_option_and_its_default(here: Path, task: str | None, verb: str) -> None:
     arguments = ["init", "--command", verb, *([] if task is None else ["--task", task])]
     assert invoke(*arguments).stdout.startswith("run.toml is written.")

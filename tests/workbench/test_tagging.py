@@ -191,6 +191,7 @@ def test_a_token_may_begin_with_a_hash_and_a_tag_may_be_missing(tmp_path):
         ("Anna\tB-PER\nlives\n", r"a.conll: line 2 has 1 columns \('lives'\), expected 2"),
         ("Anna\n\nlives\n", "a line is one column, 'Anna', expected a token and its tag"),
         ("\n\n", "there is no token in it"),
+        ("-DOCSTART-\tO\n\n", "there is no token in it but -DOCSTART- and comments"),
         ("Anna\tO\n", "is 'O' for every step, expected at least two classes"),
     ],
 )
@@ -285,6 +286,13 @@ def test_columns_are_for_tables(tmp_path):
         load_tagged(tmp_path / "x.ts")
     with pytest.raises(AnyRNNError, match="there is no such file"):
         load_tagged(tmp_path / "x.conll")
+
+
+def test_what_is_known_and_what_is_not_is_said(tmp_path):
+    test = conll(tmp_path, SENTENCES.replace("Berlin", "Bremen"), "test.conll")
+    notes = load_tagged(conll(tmp_path, SENTENCES), test=test).notes
+    assert any(note.startswith("1 of 6 words of the test part (16.7%) are not in the training part") for note in notes)
+    assert any(note.startswith("1 of 2 sentences of the test part are in the training part") for note in notes)
 
 
 def test_a_tag_that_training_never_has_counts_as_an_error(tmp_path):
@@ -693,6 +701,17 @@ def test_words_are_tagged_from_the_command_line_by_the_name_of_their_file(tmp_pa
     assert content["settings"]["embedding_size"] == 3
     said = invoke("predict", folder, conll(tmp_path, "Anna\nsings\n", "new.txt"))
     assert [line.split(",")[2] for line in said.stdout.splitlines()] == ["word", "Anna", "sings"]
+
+
+def test_the_file_that_init_writes_is_one_of_rivers(tmp_path):
+    invoke("init", "--task", "tagging", "--out", tmp_path / "run.toml")
+    path = table(tmp_path / "t.csv", numbers=True)
+    text = (tmp_path / "run.toml").read_text().replace("rivers.csv", str(path)).replace("discharge", "flow")
+    (tmp_path / "run.toml").write_text(text)
+    asked = ("--config", tmp_path / "run.toml", "--features", "rain", "--cell", "rnn", "--out", tmp_path / "run")
+    out = invoke("fit", *asked, *QUICKLY)
+    assert out.exit_code == 0, out.output
+    assert "test rmse" in out.stdout
 
 
 @pytest.mark.parametrize(

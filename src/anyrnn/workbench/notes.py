@@ -35,7 +35,7 @@ def notes_on_classes(own: Parsed, classes: Collection[str]) -> Iterator[str]:
     for name in classes:
         if name.lower() in BLANK:
             yield (
-                f"class {name!r} of {counts[name]} sequences is read as a class; if it means that the class is "
+                f"class {name!r} of {counts[name]} {own.unit}s is read as a class; if it means that the class is "
                 f"missing, say missing={name!r} (--missing {name})"
             )
 

@@ -56,6 +56,8 @@ def _of_words(data: Tagging, causal: bool) -> Iterator[tuple[str, NDArray[Any]]]
     answers = [tag_of.get(word, usual) for word in itertools.chain.from_iterable(test.x)]
     yield "most frequent tag of each word", np.array(answers)[_known(test)]
 
+    if len(seen.flat.unique()) == 1:
+        return
     from sklearn.linear_model import SGDClassifier  # noqa: PLC0415 - it takes a second to load
 
     reader = Words.fit(seen.x)

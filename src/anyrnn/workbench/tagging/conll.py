@@ -54,6 +54,8 @@ def read_conll(path: Path, *, need_tags: bool = True) -> Sentences:
     ]
     widths = {len(row) for _, row in rows if any(row)}
     tagged = max(widths, default=0) > 1
+    if not widths:
+        raise AnyRNNError(f"{path}: there is no token in it but {_START} and comments")
     if need_tags and not tagged:
         raise AnyRNNError(
             f"{path}: a line is one column, {first.strip()!r}, expected a token and its tag, with a tab or a blank "

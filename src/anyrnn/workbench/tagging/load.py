@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -210,7 +210,7 @@ def load_tagged(
         group_column=group_column,
     )
     of_files = dict.fromkeys(note for each in files for note in each.notes)
-    return dataclasses.replace(data, notes=(*of_files, *notes, *_notes(data, files)))
+    return dataclasses.replace(data, notes=(*of_files, *notes, *_notes(data, [own, given[0]])))
 
 
 def _beside(source: Source, own: Read, columns: Columns, missing: Missing | None) -> Read:
@@ -335,7 +335,8 @@ def _named(whole: Steps) -> Sequences:
     return Sequences(step, torch.arange(len(whole), dtype=torch.float64), whole.ids, whole.groups)
 
 
-def _notes(data: Tagging, files: Sequence[Read]) -> list[str]:
+def _notes(data: Tagging, files: Sequence[Read | None]) -> list[str]:
+    """What a reader of the scores should know. The files are the one that was split, and that of the test part."""
     notes = []
     steps = sum(len(x) for part in data.parts for x in part.x)
     masked = steps - sum(part.labelled for part in data.parts)
@@ -350,17 +351,25 @@ def _notes(data: Tagging, files: Sequence[Read]) -> list[str]:
             f"the longest sequence has {longest:,} steps, through all of which the gradient goes back: pieces of some "
             "hundred steps, with an id each, are learned faster"
         )
-    if data.has_words:
-        seen = set(itertools.chain.from_iterable(data.train.x))
-        words = list(itertools.chain.from_iterable(data.test.x))
-        strange = sum(word not in seen for word in words)
-        if not strange:
-            return notes
+    if not isinstance(data.reader, Scaler):
+        return [*notes, *_notes_on_words(data)]
+    parsed = [each.table for each in files if each is not None and each.table is not None]
+    parts = (data.train.plain(), None if data.validation is None else data.validation.plain(), data.test.plain())
+    return [*notes, *notes_on_sequences(parsed, *parts, data.reader, of_targets=False)]
+
+
+def _notes_on_words(data: Tagging) -> Iterator[str]:
+    """Words of the test part that nobody has seen, and sentences that somebody has."""
+    seen = set(itertools.chain.from_iterable(data.train.x))
+    words = list(itertools.chain.from_iterable(data.test.x))
+    strange = sum(word not in seen for word in words)
+    if strange:
         share = f"{strange:,} of {len(words):,} words of the test part ({strange / len(words):.1%})"
-        notes.append(f"{share} are not in the training part")
-        return notes
-    parsed = [each.table for each in files if each.table is not None]
-    if isinstance(data.reader, Scaler):
-        parts = (data.train.plain(), None if data.validation is None else data.validation.plain(), data.test.plain())
-        notes += notes_on_sequences(parsed, *parts, data.reader, of_targets=False)
-    return notes
+        yield f"{share} are not in the training part"
+    known = set(data.train_and_validation.x)
+    copies = sum(sentence in known for sentence in data.test.x)
+    if copies:
+        yield (
+            f"{copies:,} of {len(data.test):,} sentences of the test part are in the training part word by word: to "
+            "know them again is no success"
+        )

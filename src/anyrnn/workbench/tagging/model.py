@@ -77,13 +77,18 @@ def _input_size(layer: Layer) -> int:
     return int(layer.input_size)  # type: ignore[arg-type]
 
 
+def width(reader: Scaler | Words, embedding_size: int | None) -> int:
+    """The features of a step as the recurrent layer reads it: what the scaler makes, or the vectors of words."""
+    return len(reader.mean) if isinstance(reader, Scaler) else embedding_size or 0
+
+
 def build(
     network: Network,
-    input_size: int,
+    reader: Scaler | Words,
     out_features: int,
     structure: Structure,
     *,
-    words: int | None = None,
+    embedding_size: int | None = None,
     causal: bool = False,
     dropout: float = 0.0,
     word_dropout: float = 0.0,
@@ -93,16 +98,16 @@ def build(
 
     Args:
         network: Which.
-        input_size: The features of a step, or of the vectors of words.
+        reader: What it reads.
         out_features: The number of classes, or 1.
         structure: Of what; its pool is not used.
-        words: The number of pieces of words; None if a step is numbers.
+        embedding_size: The features of the vectors of words; None if a step is numbers.
         causal: Refuse a network that reads what comes after a step.
         dropout: Behind the vectors of words, between layers and before the linear layer.
         word_dropout: Of words in training.
         **options: `recurrent_dropout` and `clip_gradient`.
     """
-    layer = layer_of(network, input_size, structure, **options)
+    layer = layer_of(network, width(reader, embedding_size), structure, **options)
     if causal and layer.bidirectional:
         raise AnyRNNError(
             f"{network.title}: a bidirectional network reads what comes after a step; expected one that reads forwards "
@@ -110,6 +115,7 @@ def build(
         )
     if dropout and layer.num_layers > 1:
         layer.dropout = dropout
+    words = reader.size if isinstance(reader, Words) else None
     return Tagger(layer, out_features, words, dropout, word_dropout)
 
 

@@ -20,7 +20,7 @@ from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.tagging.baselines import baselines
-from anyrnn.workbench.tagging.model import TrainedTagger
+from anyrnn.workbench.tagging.model import TrainedTagger, width
 from anyrnn.workbench.tagging.report import Shown, render, typical
 from anyrnn.workbench.tagging.steps import Tagging
 from anyrnn.workbench.tagging.stored import save_model
@@ -216,7 +216,6 @@ def _compare(
     settings = settings.resolved(data)
     beside = baselines(data, settings.metric, causal=settings.causal)
     results = TagResults(data, settings, seeds, (), beside, tuple(cells), command)
-    input_size = settings.embedding_size if data.has_words else len(data.features)
     epochs, runs, chosen = settings.epochs_for(len(data.train)), len(networks) * len(seeds), str(settings.metric)
     for each in networks:
         trained: list[tuple[TrainedTagger, Run]] = []
@@ -229,7 +228,7 @@ def _compare(
 
             trained.append(train(each, data, settings, seed, tell))
         with using_threads(settings.thread_count):
-            entry = Entry.of(trained, input_size)
+            entry = Entry.of(trained, width(data.reader, settings.embedding_size))
         results = results.with_entry(entry)
         if on_network is not None:
             on_network(results)

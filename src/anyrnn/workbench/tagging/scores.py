@@ -1,4 +1,8 @@
-"""Scores of what is said of each step. Steps without a target take no part, and padding never gets here."""
+"""Scores of what is said of each step. Steps without a target take no part, and padding never gets here.
+
+So the steps on either side of one without a target are side by side in the eyes of spans, as the pieces of a word are
+of which only the first one has a tag.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -98,15 +98,8 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
 
 
 def _built(found: Network, fields: Mapping[str, Any]) -> Tagger:
-    reader, classes = fields["reader"], fields["classes"]
-    words = reader.size if isinstance(reader, Words) else None
-    return build(
-        found,
-        len(fields["features"]) if words is None else fields["embedding_size"],
-        1 if classes is None else len(classes),
-        fields["structure"],
-        words=words,
-    )
+    out_features = 1 if fields["classes"] is None else len(fields["classes"])
+    return build(found, fields["reader"], out_features, fields["structure"], embedding_size=fields["embedding_size"])
 
 
 def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,8 +112,11 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
     scale = field("target_scale", lambda v: v is None or is_scale(v), "null, or a mean and a deviation above 0")
     scaler = field("scaler", lambda v: v is None or is_scaler(v), "null, or means and deviations of the features")
     pieces = field("pieces", lambda v: v is None or is_names(v), "null, or different pieces of words")
+    size = field("embedding_size", lambda v: v is None or is_size(v), "null, or a whole number above 0")
     if (scaler is None) is (pieces is None):
         raise AnyRNNError("expected a scaler or pieces of words, got both or none")
+    if (pieces is None) is not (size is None):
+        raise AnyRNNError(f"got embedding_size={size}, expected one for words, and for words only")
     return {
         "network": field("network", is_network_name, "the name of a network"),
         "structure": Structure(
@@ -133,7 +129,7 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "target": field("target", lambda v: isinstance(v, str), "a name"),
         "reader": Words(tuple(pieces)) if scaler is None else Scaler.from_dict(scaler),
         "target_scale": None if scale is None else (float(scale[0]), float(scale[1])),
-        "embedding_size": field("embedding_size", lambda v: v is None or is_size(v), "null, or a whole number above 0"),
+        "embedding_size": size,
         "seed": field("seed", is_int, "a whole number"),
         "id_column": field("id_column", is_text_or_none, "the name of a column, or null"),
         "time_column": field("time_column", is_text_or_none, "the name of a column, or null"),

@@ -20,7 +20,6 @@ from anyrnn.workbench.sequences import moments
 from anyrnn.workbench.tagging.model import Tagger, TrainedTagger, build, outputs
 from anyrnn.workbench.tagging.scores import step_metric
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
-from anyrnn.workbench.tagging.words import Words
 from anyrnn.workbench.train import Epoch, Question, Run, Settings, scored_epochs, seeded, using_threads
 
 
@@ -62,14 +61,12 @@ class TagSettings(Settings):
 
     def tagger(self, network: Network, data: Tagging) -> Tagger:
         """Make an untrained network."""
-        reader = data.reader
-        words = reader.size if isinstance(reader, Words) else None
         return build(
             network,
-            len(data.features) if words is None else self.embedding_size,
+            data.reader,
             1 if data.classes is None else len(data.classes),
             self.structure,
-            words=words,
+            embedding_size=self.embedding_size if data.has_words else None,
             causal=self.causal,
             dropout=self.dropout,
             word_dropout=self.word_dropout,
