@@ -61,7 +61,8 @@ class Sequences(Inputs):
     Attributes:
         y: (N,) int64 (the index of a class), or float64 or float32 (a number).
         groups: The group of each sequence (its engine, patient or site); None: each is a group of its own.
-        weights: (N,): how much each sequence counts in the loss, beside the others; None: all alike.
+        weights: (N,): how much each sequence counts in the loss of networks; None: all alike, as in the scaling, the
+            scores and the baselines.
     """
 
     y: Tensor
