@@ -194,6 +194,16 @@ def test_weights_count_in_the_loss_of_training_and_of_validation():
     assert run.history[0].validation_loss != pytest.approx(losses.mean(), rel=1e-3)
 
 
+def test_weights_stay_with_their_sequences():
+    X, _, slopes = waves(4)
+    x, y = tuple(map(torch.from_numpy, X)), torch.from_numpy(slopes)
+    part = Sequences(x, y, tuple("abcd"), weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert (part.subset([3, 1]) + part.subset([0])).weights.tolist() == [4, 2, 1]
+    assert (part + Sequences(x, y, tuple("abcd"))).weights is None
+    with pytest.raises(anyrnn.AnyRNNError, match=r"got weights of shape \(4,\), the lowest 0, expected one above 0"):
+        Sequences(x, y, tuple("abcd"), weights=torch.tensor([1.0, 2.0, 0.0, 4.0]))
+
+
 def test_balanced_classes_are_those_of_the_workbench():
     X, y, _ = waves(30)
     chosen = np.flatnonzero((y == "up") | (np.arange(30) % 3 == 0))  # down is rare

@@ -100,8 +100,7 @@ class Sequences(Inputs):
     def __add__(self, other: "Sequences") -> "Sequences":
         """These sequences, and then the others."""
         groups = None if self.groups is None or other.groups is None else (*self.groups, *other.groups)
-        lacking = self.weights is None or other.weights is None
-        weights = None if lacking else torch.cat((self.weights, other.weights))  # type: ignore[arg-type]
+        weights = None if self.weights is None or other.weights is None else torch.cat((self.weights, other.weights))
         return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups, weights)
 
 
