@@ -16,7 +16,7 @@ SPHINX := $(BIN)/sphinx-build --builder html --quiet --fail-on-warning --keep-go
 # and each would compile all sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Each process keeps to neighbouring tests, which share fixtures and compiled cells; who is done takes from the other.
-PYTEST := $(BIN)/pytest -n auto --dist worksteal
+PYTEST := $(BIN)/pytest -n auto --dist worksteal $(OPTIONS)
 
 # A processor without AVX-512: what oneDNN and our compiler may use. It takes one with AVX2 to play it.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ANYRNN_CPU=x86-64-v3
@@ -24,11 +24,14 @@ ON_AVX2 := tests/test_smoke.py tests/cpu/test_any_cell.py tests/cpu/test_machine
 	tests/test_transforms.py::test_under_autocast_the_state_keeps_its_type_and_can_be_carried_on \
 	tests/test_transforms.py::test_a_precision_is_refused_where_pytorchs_own_network_fails_in_it_and_auto_does_not_meet_it
 
-# What `make test-all` adds: so many random cells of each kind, and so many minutes of damaged files of each kind.
-EXAMPLES ?= 1000
+# So many random cells of each kind, always the same ones for a seed: `make cells EXAMPLES=5000 SEED=7`.
+RANDOM_CELLS := tests/cpu/test_random_cells.py tests/cpu/test_wild_cells.py tests/test_combinations.py
+EXAMPLES ?= 100
+SEED ?= 1
+# What `make test-all` adds: so many minutes of damaged files of each kind.
 MINUTES ?= 10
 
-.PHONY: demo test test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
+.PHONY: demo test cells test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -37,9 +40,13 @@ test: $(READY)  ## run every test, and some once more as on a processor without 
 	$(PYTEST)
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
 
-test-all: $(READY) test-estimators  ## run every test on both kinds of processor, with many random cells; then damaged files; an hour or two
-	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000
-	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST); fi
+cells: $(READY)  ## compare random cells with the loop: 100 of each of three kinds, or EXAMPLES=1000
+	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000 --hypothesis-seed $(SEED) $(RANDOM_CELLS)
+
+test-all: $(READY) test-estimators  ## run all cases of every test on both kinds of processor, 1,000 random cells of each kind, damaged files; an hour or two
+	$(PYTEST) --all
+	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) --all; fi
+	$(MAKE) cells EXAMPLES=1000 SEED=$$(date +%s)
 	$(BIN)/python tests/workbench/test_fuzz_readers.py --minutes $(MINUTES) --seed $$(date +%s)
 	$(BIN)/python tests/workbench/test_fuzz_runs.py $$((60 * $(MINUTES)))
 

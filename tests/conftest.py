@@ -1,9 +1,14 @@
-"""What every test starts from: one thread, one seed, no engine asked for by the environment, no cache of the user's."""
+"""What every test starts from: one thread, one seed, no engine asked for by the environment, no cache of the user's.
+
+A test marked ``grid(n)`` is one of a large grid of cases, of which every n-th is run, the same ones each time; all are
+with ``--all``, as in `make test-all`, and so is one that is asked for by its whole name.
+"""
 
 import gc
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +24,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", says)
     if not hasattr(config, "workerinput"):  # the processes of pytest-xdist share their parent's
         os.environ["ANYRNN_CACHE"] = tempfile.mkdtemp(prefix="anyrnn-tests-")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run every case of the large grids, not some of them")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all") or any("[" in argument for argument in config.args):
+        return
+    kept, left = [], []
+    for item in items:
+        grid = item.get_closest_marker("grid")
+        is_left = grid is not None and hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % grid.args[0]
+        (left if is_left else kept).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

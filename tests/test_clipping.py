@@ -71,6 +71,7 @@ def by_hand(cell, signature, x, lengths, reverse, limits):
     return torch.cat(rows, 1), tuple(map(torch.cat, zip(*finals, strict=True)))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("two", [False, True])

@@ -167,6 +167,7 @@ class Leaves(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("name", OPERANDS)
 def test_the_operators_pass_pytorchs_own_checks(name):
     """Their schemas, that they return no memory of their arguments, fake tensors, and autograd with any sizes."""

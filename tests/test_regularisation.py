@@ -195,6 +195,7 @@ def compared(case, layer, options, seed, lengths):
     return [output, *gradients], [expected, *torch.autograd.grad((weight * expected).sum(), wanted)]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("option", OPTIONS)

@@ -96,6 +96,7 @@ def loss_of(output, state):
     return sum((leaf * torch.linspace(0.5, 2, leaf.numel(), dtype=leaf.dtype).view_as(leaf)).sum() for leaf in leaves)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lengths", LENGTHS)

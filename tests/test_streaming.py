@@ -89,6 +89,7 @@ def test_in_float32_it_is_the_layer_but_for_rounding(case):
     assert_equal((output, last), whole(layer, x), 2e-6)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("_double")
 @pytest.mark.parametrize("name", STRANGERS)
 def test_strangers_stream_with_their_inputs_and_contexts(name):

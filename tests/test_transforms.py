@@ -53,6 +53,7 @@ class Scan(nn.Module):
         return (output, *flat(final))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("case", "engine"), once, ids=ids(once))
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
 def test_gradcheck(case, engine, reverse):
@@ -60,6 +61,7 @@ def test_gradcheck(case, engine, reverse):
     assert torch.autograd.gradcheck(function, point, fast_mode=True)
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("case", "engine"), twice, ids=ids(twice))
 def test_gradgradcheck(case, engine):
     function, point = scanned(case, engine, [2, 1], False)

@@ -42,7 +42,7 @@ from anyrnn.runtime.call import Call
 from anyrnn.runtime.gradients import ForwardPass, backward
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.loop import Loop, forward
-from anyrnn.runtime.parts import as_array, as_matrix
+from anyrnn.runtime.parts import as_array, as_matrix, as_precise
 from anyrnn.runtime.plans import Plan, planned
 
 if TYPE_CHECKING:
@@ -117,15 +117,10 @@ def _scan(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with without_autocast():
         converted = [s.to(dtype) for s in states]
-        others = [_as_type(e, dtype) for e in extras]
+        others = [as_precise(e, dtype) for e in extras]
         series, finals = _parts(plan, program, x.to(dtype), converted, others, lengths, weights, reverse)
         finals = [f.to(s.dtype) for f, s in zip(finals, states, strict=True)]
-        return [*(_as_type(t, x.dtype) for t in series), *finals]
-
-
-def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in a type; whole numbers, true and false as they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return [*(t.to(x.dtype) if t.dtype == dtype else t for t in series), *finals]
 
 
 def _parts(
@@ -136,7 +131,7 @@ def _parts(
     graph, loop, (T, B) = plan.split.graph, plan.loop, x.shape[:2]
     padded_rows = _PaddedRows(lengths, T, B)
     tensors: dict[Ref, Tensor] = {
-        ref: _as_type(w, x.dtype) for ref, w in zip(graph.weights.values(), weights, strict=True)
+        ref: as_precise(w, x.dtype) for ref, w in zip(graph.weights.values(), weights, strict=True)
     }
     padded: dict[Ref, Tensor] = {graph.x: x}
     rows: dict[Ref, Tensor] = {}
@@ -453,7 +448,7 @@ def _run(
     with _lowered(x.device.type, autocast):
         call = Call(_Recorded(graph, weights), signature, x, tuple(states), lengths, reverse, extras=arguments)
         result = ReferenceEngine().run(call)
-    return [*(_as_type(t, x.dtype) for t in result.series), *result.states]
+    return [*(as_precise(t, x.dtype) for t in result.series), *result.states]
 
 
 def _is_random(graph: Graph) -> bool:
@@ -485,7 +480,8 @@ def _(
     graph = parsed(step)
     size = random_size(x.device) if _is_random(graph) else 0
     random = torch.empty(size, dtype=torch.uint8, device="cpu")
-    types = [x.dtype if graph.dtypes[r].is_floating_point else graph.dtypes[r] for r in graph.series]
+    types = [graph.dtypes[r] for r in graph.series]
+    types = [x.dtype if t.is_floating_point and t != torch.float64 else t for t in types]
     shapes = [(*x.shape[:2], *graph.shapes[r][1:]) for r in graph.series]
     series = [x.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True)]
     return [*series, *(s.new_empty(s.shape) for s in states), random]

@@ -202,15 +202,11 @@ class Signature:
         else:
             new = (result,) if self.bare else tuple(result)
             outputs = new[:1]
-        # A list, since a generator takes as long as a small operation.
-        if len(new) != len(states) or any([n.shape != s.shape for n, s in zip(new, states, strict=True)]):  # noqa: C419
-            got = ", ".join(str(tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__ for n in new)
-            msg = (
-                f"{type(cell).__name__}: a step returned the state {got}, expected "
-                f"{', '.join(str(tuple(s.shape)) for s in states)}, as it was given. If the cell was changed after its "
-                f"layer was made, change its `hidden_size` or `state_sizes` along, or make a new layer"
-            )
-            raise AnyRNNError(msg)
+        if len(new) != len(states):
+            raise AnyRNNError(_misshapen(cell, new, states))
+        for n, s in zip(new, states, strict=True):  # no generator: it takes as long as a small operation
+            if n.shape != s.shape:
+                raise AnyRNNError(_misshapen(cell, new, states))
         return outputs, new
 
     def _outputs(self, cell: nn.Module, output: Any) -> tuple[Tensor, ...]:
@@ -224,6 +220,16 @@ class Signature:
             f"{type(cell).__name__}: a step returned {structure_of(output)}, expected {expected}, as its first step did"
         )
         raise AnyRNNError(msg)
+
+
+def _misshapen(cell: nn.Module, new: Iterable[Any], states: Iterable[Tensor]) -> str:
+    """Say that a step returned another state than it was given."""
+    got = ", ".join(str(tuple(n.shape)) if isinstance(n, Tensor) else type(n).__name__ for n in new)
+    return (
+        f"{type(cell).__name__}: a step returned the state {got}, expected "
+        f"{', '.join(str(tuple(s.shape)) for s in states)}, as it was given. If the cell was changed after its "
+        f"layer was made, change its `hidden_size` or `state_sizes` along, or make a new layer"
+    )
 
 
 def run_step(cell: Any, x: Tensor, state: Iterable[Any], extras: Iterable[tuple[int | str, Tensor]]) -> Any:

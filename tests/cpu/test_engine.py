@@ -70,6 +70,7 @@ FIRST = [
 ]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case, size, dtype", GRID, ids=ids(GRID))
 def test_every_cell_is_what_the_reference_says(case, size, dtype, runs):
     cell = made(case, size, dtype)

@@ -167,6 +167,7 @@ def test_it_compiles_and_is_as_the_plain_loop(name, runs):
             assert_exact(made(name), call, SINGLE)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", [n for n in STEPS if n not in SMALL_ONLY])
 def test_however_large_they_are_the_number_of_values_is_bounded(name):
     for size in ("odd", "large"):
@@ -182,6 +183,7 @@ LARGE = [(name, "odd") for name in STEPS if name not in SMALL_ONLY and "heads" n
 ]
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize(("name", "size"), LARGE)
 def test_larger_ones_are_as_the_plain_loop(name, size):
     call = (3, 4, (3, 1, 2, 3), False, True)

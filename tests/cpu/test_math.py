@@ -323,6 +323,7 @@ STEPS_BACK = {"exp": 1, "exp2": 1, "expm1": 1, "log": 1, "log2": 1, "log1p": 1, 
               "atan": 2, "sinh": 3, "asinh": 2}  # fmt: skip
 
 
+@pytest.mark.grid(2)
 @every_processor
 @pytest.mark.parametrize("name", STEPS_BACK)
 def test_growing_functions_hardly_step_back(name: str, processor: str) -> None:

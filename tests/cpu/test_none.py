@@ -60,6 +60,7 @@ def found(engine, cell, loss, T, lengths, create_graph):
     return torch.autograd.grad(value, leaves, allow_unused=True, create_graph=create_graph)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", STEPS)
 def test_there_is_a_gradient_where_pytorch_has_one(name, loss, runs):

@@ -34,6 +34,7 @@ def outer(left, right):
     return out
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("processor", ["", "x86-64", "haswell"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])

@@ -52,6 +52,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE], ids=["double", "single"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_product_is_one(name, dtype, runs):

@@ -127,6 +127,7 @@ def assert_same(step, dtype, engine):
     assert_near(outcome(engine, plain(step, dtype), CALL, dtype), want, 1e-10 if dtype == DOUBLE else 2e-6)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=["single", "double"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_type_is_computed_as_pytorch_does(name, dtype, runs):

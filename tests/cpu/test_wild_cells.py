@@ -225,6 +225,7 @@ STEPS_OF_TESTS = {
 
 ACTIVATIONS = {name: one(f) for name, f in (activations() | with_settings() | elementary()).items()}
 GROUPS = [SHAPES, REDUCED, BINARY, WHOLE, PRODUCTS, IN_PLACE, UNSEEN, READS, STEPS_OF_TESTS, ACTIVATIONS]
+BINARY_GROUP = f"{GROUPS.index(BINARY)}: "
 PIECES = {f"{n}: {name}": piece for n, group in enumerate(GROUPS) for name, piece in group.items()}
 
 # ---- The cell and its calls ------------------------------------------------------------------------------------------
@@ -312,6 +313,7 @@ class Wild(Plain):
     def __init__(self, recipe):
         super().__init__(None)
         self.recipe, self.kind, self.effect = recipe, recipe.kind, recipe.effect
+        self.nudges = None  # a generator, and how much a number changes
         self.Q, self.R = nn.Linear(H, H), nn.Linear(H, H)
         self.R.weight = self.Q.weight
         self.inner, self.inner_cell = anyrnn.GRU(3, 2, batch_first=True), nn.GRUCell(I, H)
@@ -322,10 +324,21 @@ class Wild(Plain):
         if recipe.effect == "a closure":
             self.count = nonlocal_counter()
 
+    def nudged(self, v, name):
+        """A value as it is; where rounding is explored, the operands of arithmetic are a little off, each by itself.
+
+        Else h / h has a gradient of terms that cancel, to the last bit, whatever h is.
+        """
+        if self.nudges is None or not name.startswith(BINARY_GROUP):
+            return v
+        generator, little = self.nudges
+        return v * (1 + little * torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.dtype))
+
     def forward(self, x, h):
         values = [x, h]
-        for name, a, b, k in self.recipe.steps:
-            v = PIECES[name](self, values[-1 - a % len(values)], values[-1 - b % len(values)], k)
+        for name, *counted_back, k in self.recipe.steps:
+            a, b = (self.nudged(values[-1 - n % len(values)], name) for n in counted_back)
+            v = PIECES[name](self, a, b, k)
             values.append(v if v.is_floating_point() else v.to(x.dtype))
         new = NEW_STATES[self.recipe.new](fit(rows(values[-1]), H), h)
         output = self.recipe.output
@@ -354,11 +367,13 @@ def outcomes(engine, recipe, nudge=0):
     generator, nudges = torch.Generator().manual_seed(T + B), torch.Generator().manual_seed(abs(nudge))
 
     def nudged(v):
-        return v * (1 + little * torch.randn(v.shape, generator=nudges, dtype=torch.float64).sign()) if nudge else v
+        return v * (1 + little * torch.randn(v.shape, generator=nudges, dtype=torch.float64)) if nudge else v
 
     for p in cell.parameters():
         p.data = nudged(p.data).to(dtype)
     cell.R.weight = cell.Q.weight
+    if nudge:
+        cell.nudges = nudges, little
     for context, change in recipe.calls:
         ALL_CHANGES[change](cell)
         x = nudged(numbers(generator, POINTS[recipe.points], T, B, I)).to(dtype).requires_grad_(grad)
@@ -444,6 +459,19 @@ def recipes(draw):
 #: What once failed, as small as hypothesis made it.
 FOUND = {
     "a state that comparisons alone lead to": Recipe((("1: any of a view", 0, 0, 0),)),
+    "a value that is written over": Recipe((("5: whole", 0, 0, 4),)),
+    "an attribute in float64 beside float32": Recipe(
+        (("0: unsqueeze", 1, 0, 0), ("0: unsqueeze", 0, 0, 0), ("7: all that changes", 0, 0, 0)),
+        shape=(2, 2, None, False),
+        single=True,
+    ),
+    "an output that autocast lowers": Recipe(
+        (("7: a thing of any kind", 0, 0, 0),), calls=(("autocast", "nothing"),), single=True
+    ),
+    "a sixth that PyTorch rounds": Recipe((("4: U", 0, 0, 0), ("9: hardsigmoid", 0, 0, 0)), shape=(2, 2, None, False)),
+    "a number divided by itself": Recipe(
+        (("2: div", 0, 0, 0),), points="extreme", shape=(2, 2, None, True), single=True
+    ),
 }
 
 

@@ -11,7 +11,8 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.data import load, load_for_prediction
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-FORMATS = "expected a .ts, .csv or .parquet file, or 'japanese-vowels'"
+FORMATS = "expected a .ts, .csv, .tsv or .parquet file, or 'japanese-vowels'"
+OTHER = "name its encoding (encoding, --encoding), such as latin-1 or cp1252, or save the table as CSV in UTF-8"
 LEAVE_OUT = "name the features without it (feature_columns, --features)"
 
 ROLES = {"id_column": "id", "time_column": "t", "target_column": "y"}
@@ -20,9 +21,7 @@ COLUMNS = "the columns are id, t, a, b, y"
 
 TS = "@univariate false\n@dimensions 2\n@classLabel true a b\n@data\n1,2:3,4:a\n1,2:3,4:b\n"  # the next line is 7
 ONE = "@classLabel true a b\n@data\n"  # one channel; the next line is 3
-NO_TIME_STAMPS = (
-    "values with time stamps are not supported; write the values alone, or make a CSV table with a time column"
-)
+STAMPED = "@timestamps TRUE\n" + ONE  # the next line is 4
 
 
 def message(call: Callable[..., Any], *args: Any, **options: Any) -> str:
@@ -56,12 +55,12 @@ FILES = {
     "a picture as .csv": (
         "x.csv",
         PNG,
-        "line 1: this is not text in UTF-8: b'\\x89PNG'; save the table as CSV in UTF-8",
+        f"line 1: this is not text in UTF-8: b'\\x89PNG'; {OTHER}",
     ),
     "latin-1 as .csv": (
         "x.csv",
         "id,t,a,y\np,0,1,é\n".encode("latin-1"),
-        "line 2: this is not text in UTF-8: b'p,0,1,\\xe9'; save the table as CSV in UTF-8",
+        f"line 2: this is not text in UTF-8: b'p,0,1,\\xe9'; {OTHER}",
     ),
     "Parquet as .csv": (
         "x.csv",
@@ -118,8 +117,28 @@ TS_FILES = {
         "@univariate true\n@dimensions 3\n" + ONE,
         ":1: @univariate true: the header says 3 dimensions as well; correct one of the two",
     ),
-    "time stamps announced": ("@timestamps TRUE\n" + ONE, f":1: @timestamps true: {NO_TIME_STAMPS}"),
-    "time stamps": (ONE + "(0,1.5),(1,2.5):a\n", f":3: got '(0,1.5),(1,2.5):a'; {NO_TIME_STAMPS}"),
+    "time stamps not announced": (
+        ONE + "(0,1.5),(1,2.5):a\n",
+        ":3: got '(0,1.5),(1,2.5):a', but the header does not say that steps have time stamps; write",
+    ),
+    "values without their time stamps": (
+        STAMPED + "1.5,2.5:a\n",
+        ":4: channel 1: got '1.5,2.5', expected steps such as (2026-01-31 13:45:00,1.5), with commas between them",
+    ),
+    "a time twice": (STAMPED + "(0,1),(0,2):a\n", ":4: channel 1 has two values at '0'; keep one of them"),
+    "a time twice, in two ways": (
+        STAMPED + "(2026-01-01,1),(01.01.2026,2):a\n",
+        ":4: channel 1 has two values at one time; keep one of them",
+    ),
+    "channels of different times": (
+        STAMPED + "(0,1),(1,2):(0,1),(2,2):a\n",
+        ":4: the channels have different time stamps; missing='nan' (--missing nan) takes all of them, with gaps where",
+    ),
+    "a time that is none": (
+        STAMPED + "(noon,1):a\n",
+        ":4: time stamp 'noon': the time is 'noon', expected a number, a date and time in ISO 8601",
+    ),
+    "nothing but padding": (ONE + "?,NaN:a\n", ":3: the value of channel 1 at step 1 is missing ('?'); fill it in"),
     "a channel missing": (
         TS + "1,2:a\n",
         ":7: got 2 parts separated by ':', expected 3: 2 channels and the value to predict",
@@ -220,7 +239,35 @@ TABLES = {
     "header alone": ("id,t,a,y\n", "there is no row below the header, expected one for each step of each sequence"),
     "commas alone": ("id,t,a,y\n,,,\n", "there is no row below the header, expected one for each step of each"),
     "blank lines alone": ("\n\n", "this cannot be read as CSV: "),
-    "semicolons": ("id;t;a;y\n1;2;3;4\n", "the columns seem to be separated by semicolons; expected commas"),
+    "semicolons": ("id;t;a;z\n1;2;3;4\n", "column 'y' is not there; the columns are id, t, a, z."),
+    "text that begins with digits": (
+        "id,t,a,y\np,0,3rd,u\nq,0,2nd,v\n",
+        f"data row 1 (id 'p', t 0): feature 'a' is '3rd', expected a number; write a number, or {LEAVE_OUT}",
+    ),
+    "dates as a feature": (
+        "id,t,a,y\np,0,2026-01-31,u\nq,0,2026-01-31,v\n",
+        "data row 1 (id 'p', t 0): feature 'a' is '2026-01-31', expected a number",
+    ),
+    "a word is missing": (
+        "id,t,a,y\np,0,low,u\nq,0,,v\n",
+        f"data row 2 (id 'q', t 0): feature 'a' is missing; fill it in, drop the row, or {LEAVE_OUT}; missing='nan'",
+    ),
+    "sentences": (
+        "id,t,a,y\n" + "".join(f"{k},0,text {k},u\n" for k in range(60)),
+        "feature 'a' holds 60 different texts, such as 'text 0' and 'text 1'; expected numbers, or at most 50 words",
+    ),
+    "a word that makes the name of another column": (
+        "id,t,a,a=low,y\np,0,low,1,u\nq,0,high,1,v\n",
+        "two features would have one name, of a=high, a=low, a=low; rename a column such as 'delta time'",
+    ),
+    "times of day, and a date": (
+        "id,t,a,y\np,10:00,1,u\np,2026-01-31 10:00,2,u\n",
+        "data row 2 (id 'p', t 2026-01-31 10:00): some times have a date and some have none; write all of them one way",
+    ),
+    "no such day": (
+        "id,t,a,y\np,30.02.2026,1,u\n",
+        "data row 1 (id 'p', t 30.02.2026): the time is '30.02.2026', expected a number, a date and time in ISO 8601",
+    ),
     "more fields than the header": (
         "id,t,a,y\n1,2,3,4\n\n1,2,3,4,5\n",
         "data row 3 (line 4) has 5 fields, expected 4 as in the header; quote a field that has a comma in it",
@@ -250,8 +297,8 @@ TABLES = {
     ),
     "a date of no country": (
         "id,t,a,y\np,2026-01-31,1,u\np,01/02/2026,2,u\n",
-        "data row 2 (id 'p', t 01/02/2026): the time is '01/02/2026', expected a number or a date and time in "
-        "ISO 8601 such as 2026-01-31 13:45:00",
+        "data row 2 (id 'p', t 01/02/2026): the time is '01/02/2026', expected a number, a date and time in "
+        "ISO 8601 such as 2026-01-31 13:45:00 or with dots such as 31.01.2026 13:45, or a time of day such as 13:45",
     ),
     "times with and without zone": (
         "id,t,a,y\np,2026-01-01,1,u\np,2026-01-02T00:00Z,1,u\n",

@@ -49,7 +49,7 @@ def test_a_rare_word_is_spelled_and_a_frequent_one_is_a_token():
 def test_a_character_that_training_has_not_is_unknown_and_said(tmp_path, level):
     path = tmp_path / "b.txt"
     path.write_text(VERSE * 20 + "Ω and Ж" + VERSE, encoding="utf-8")
-    text = load_text(path, level=level, test_fraction=0.1, validation_fraction=0.1)
+    text = load_text(path, level=level, test_fraction=0.1, validation=0.1)
     assert text.notes == (
         "2 characters of the validation and test parts are not in the training part ('Ω', 'Ж'): no model can expect "
         "them",
@@ -58,7 +58,7 @@ def test_a_character_that_training_has_not_is_unknown_and_said(tmp_path, level):
 
 
 def test_the_parts_follow_each_other_and_are_the_text(book):
-    text = load_text(book, validation_fraction=0.1, test_fraction=0.2)
+    text = load_text(book, validation=0.1, test_fraction=0.2)
     whole = VERSE * 30
     assert text.train.text + text.validation.text + text.test.text == whole
     assert len(text.test.text) == round(0.2 * len(whole))
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_al
 
 
 def test_the_weights_are_those_of_the_best_epoch_and_training_ends_without_a_better_one(book):
-    text = load_text(book, validation_fraction=0.02)
+    text = load_text(book, validation=0.02)
     settings = TextSettings(8, 8, steps=32, batch_size=8, epochs=40, patience=2, learning_rate=0.3, threads=1)
     model, run = train(network("rnn"), text, settings, 0)
     losses = [epoch.validation_loss for epoch in run.history]

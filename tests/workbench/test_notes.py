@@ -162,8 +162,11 @@ def test_decimal_commas_are_numbers_where_that_is_certain(read: Any) -> None:
         "2,5",
     )
     assert csv(rows(lambda i, t: f'p{i},{t},{i + t},"{"x," * (i % 3)}5"')).classes == ("5", "x,5", "x,x,5")
-    with pytest.raises(AnyRNNError, match="feature 'a' is '0,5', expected a number; write a decimal point"):
-        read(rows(lambda i, t: f'p{i},{t},"{i},5",{"uv"[i % 2]}'))
+    data = read(rows(lambda i, t: f'p{i},{t},"{i},5",{"uv"[i % 2]}'))
+    assert "feature 'a' is written with decimal commas: read as numbers" in data.notes
+    assert {x[0, 0].item() % 1 for x in data.train.x} == {0.5}
+    with pytest.raises(AnyRNNError, match="feature 'a' is '1,500', expected a number; write a decimal point"):
+        read(rows(lambda i, t: f'p{i},{t},"{i + 1},500",{"uv"[i % 2]}'))
 
 
 def test_a_test_file_may_have_decimal_commas_as_well() -> None:
@@ -228,12 +231,12 @@ def zipped(content: bytes) -> bytes:
 
 BYTES = PLAIN.encode()
 WRONG = {
-    "late latin-1": (BYTES * 1 + b"q,0,1,\xe9\n", "x.csv: line 26: this is not text in UTF-8: b'q,0,1,\\xe9'; save"),
+    "late latin-1": (BYTES * 1 + b"q,0,1,\xe9\n", "x.csv: line 26: this is not text in UTF-8: b'q,0,1,\\xe9'; name"),
     "very late latin-1": (
         BYTES + b"\n" * 2_000_000 + b"q,0,1,\xe9\n",
         "x.csv: line 2000026: this is not text in UTF-8",
     ),
-    "half a letter": (BYTES + b"q,0,1,\xc3", "x.csv: line 26: this is not text in UTF-8: b'q,0,1,\\xc3'; save"),
+    "half a letter": (BYTES + b"q,0,1,\xc3", "x.csv: line 26: this is not text in UTF-8: b'q,0,1,\\xc3'; name"),
     "a zero byte": (BYTES + b"q,0,\0,u", "x.csv: line 26: this is not text in UTF-8: b'q,0,\\x00,u'; save"),
     "a field too many": (
         BYTES + b"q,0,1,u,2\n",
@@ -265,7 +268,7 @@ WRONG = {
         zipped(BYTES),
         "x.csv: this is a zip archive, as an Excel workbook is one, expected CSV: unpack it, or save",
     ),
-    "UTF-16": (PLAIN.encode("utf-16"), "x.csv: this is text in UTF-16, expected CSV: save it in UTF-8"),
+    "UTF-16": (PLAIN.encode("utf-16"), "x.csv: this is text in UTF-16, expected CSV: say so"),
     "NumPy": (b"\x93NUMPY\1\0", "x.csv: this is a NumPy array, expected CSV: write a table with a row for each step"),
 }
 

@@ -187,6 +187,7 @@ def test_models_that_are_none_are_refused(run: Path, models: object) -> None:
         open_run(run)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "size", [10**9, 10**5, 2**63, 2**64, -1, 0, 4.0, "4", True, None, [4]], ids=lambda v: repr(v)[:20]
 )

@@ -190,8 +190,13 @@ def test_if_it_cannot_be_kept_anywhere_it_is_shown(here: Path, monkeypatch: pyte
     assert result.exit_code == 1
     assert "majority class" in result.stdout
     assert "Report:" not in result.stdout
-    assert "Nor could the run be kept anywhere else" in result.stderr
-    assert [p.name for p in here.iterdir()] == ["d.csv"]
+    assert "Nor could the run be kept anywhere else, but the same command with --resume goes on" in result.stderr
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    resumed = invoke(*FIT, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert "[1/1]" not in resumed.stdout, "nothing is trained again"
+    assert open_run(here / "runs/d").model()
 
 
 def test_whoever_saves_second_takes_the_next_number(results: Results, here: Path) -> None:
@@ -255,7 +260,9 @@ def test_numbers_of_any_size_are_trained_saved_and_shown(here: Path, scale: floa
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are none on Windows")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(tmp_path: Path, name: str) -> None:
+def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     arguments = ("compare", "japanese-vowels", "--hidden", "6", "--seeds", "1", "--out", "run", "--epochs", "15")
     before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # it is inherited, and nohup has SIGHUP ignored
     process = subprocess.Popen(
@@ -273,10 +280,16 @@ def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(tmp_path: 
         process.kill()
     assert process.returncode == 128 + getattr(signal, name)
     kept = (
-        r"The networks that had all their runs \((RNN|RNN, LSTM)\) are kept in run\.partial; nothing else was written\."
+        r"The networks that had all their runs \((RNN|RNN, LSTM)\) are saved in run\. What was trained is kept: "
+        r"the same command with --resume goes on in run\."
     )
     assert re.fullmatch(rf"Ended by {name}\. {kept}\n", stderr), stderr
-    assert open_run(tmp_path / "run.partial").model("rnn")
+    assert open_run(tmp_path / "run").model("rnn")
+    if name == "SIGTERM":
+        monkeypatch.chdir(tmp_path)
+        again = invoke(*arguments, "--cells", "rnn,lstm,peephole-lstm", "--resume")
+        assert (again.exit_code, "RNN, seed" in again.stdout) == (0, False), again.output
+        assert open_run(tmp_path / "run").names == ("rnn", "lstm", "peephole-lstm")
 
 
 def test_the_handlers_of_others_are_left_alone(here: Path) -> None:

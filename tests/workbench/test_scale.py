@@ -59,6 +59,7 @@ def slopes(offset: int) -> tuple[list[list[float]], list[str]]:
     return counters, ["slow" if i % 2 else "fast" for i in range(80)]  # type: ignore[return-value]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_an_offset_takes_nothing_from_what_is_seen(tmp_path: Path, form: str, offset: int) -> None:
@@ -84,6 +85,7 @@ def test_a_network_and_its_saved_model_tell_unix_times_apart(tmp_path: Path) -> 
 UNITS = [(0.0, 1.0), (1767225600.5, 1.0), (0.0, 1e30), (0.0, 1e-30), (0.0, 1e200), (0.0, 1e-200), (1e12, 1.0)]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("offset", "unit"), UNITS)
 def test_targets_may_have_any_unit(tmp_path: Path, form: str, offset: float, unit: float) -> None:

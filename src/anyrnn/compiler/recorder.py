@@ -21,6 +21,9 @@ _OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "
 }
 
 
+#: Those of them after which autograd still knows what was there before.
+_REPLACING = frozenset({"aten::fill_", "aten::zero_", "aten::copy_"})
+
 #: As long a tensor may be written down in the cell's code.
 MOST_NUMBERS = 64
 
@@ -37,6 +40,7 @@ class Recorder(TorchDispatchMode):
         self.weights: dict[str, Ref] = {}
         self.varying: set[Ref] = set()  # the tensors that depend on the input or the state
         self.stateful: set[Ref] = set()  # on the state
+        self.rooted: set[Ref] = set()  # on the input, the state or a weight: autograd may have a way back from them
         self._name_of = name_of
         self._tensors: list[Tensor] = []  # held, so that no id is used twice
         self._stale: set[int] = set()  # ids of tensors of which a part was changed in place since
@@ -172,7 +176,7 @@ class Recorder(TorchDispatchMode):
             self._append(op)
 
     def _append(self, op: Op) -> None:
-        for each in (self.varying, self.stateful):
+        for each in (self.varying, self.stateful, self.rooted):
             if each.intersection(op.inputs):
                 each.update(op.outputs)
         self.ops.append(op)
@@ -238,8 +242,20 @@ class Recorder(TorchDispatchMode):
         self._stale.update(id(t) for t in views if t is not target and not _are_disjoint(t, target))
         self._stale.discard(id(target))
         parts = self._differentiable(func, functional, target, args, *recorded)
+        before = recorded[0][0]
+        if func._schema.name in _REPLACING and target.is_floating_point() and before in self.rooted:
+            parts = self._with_zero_gradient(parts, before, target)
         self._append(Op(*parts, (self._add(target),), many=False))
         return target
+
+    def _with_zero_gradient(
+        self, parts: tuple[Any, tuple[Any, ...], Any], before: Ref, target: Tensor
+    ) -> tuple[Any, tuple[Any, ...], Any]:
+        """An operation that replaces all numbers, as autograd sees it: those before have a gradient, which is zero."""
+        value, slope = self._new_ref(target), self._new_ref(target)
+        self._append(Op(*parts, (value,), many=False))
+        self._append(Op(torch.ops.aten.zeros_like.default, (before,), {}, (slope,), many=False))
+        return torch.ops.anyrnn.surrogate.default, (value, before, slope), {}
 
     def _differentiable(
         self, func: Any, functional: Any, target: Tensor, args: tuple[Any, ...], recorded: tuple[Any, ...], options: Any
@@ -267,6 +283,7 @@ class Recorder(TorchDispatchMode):
             self.refs[id(tensor)] = self.weights[name]
         else:
             self.weights[name] = self._add(tensor)
+            self.rooted.add(self.weights[name])
 
 
 def _overload_like(packet: Any, func: Any) -> Any:

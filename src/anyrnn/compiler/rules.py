@@ -329,7 +329,10 @@ def _hardtanh_backward(lo: Lowering, grad: Lowered, x: Lowered, low: float, high
 
 
 def _hardsigmoid_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:
-    return _hardtanh_backward(lo, lo.pointwise("mul", grad, 1 / 6), x, -3, 3)
+    # In PyTorch's kernel a sixth is rounded to float32, in float64 too: its own slope is what counts.
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    sixth: float = torch.ops.aten.hardsigmoid_backward(one, zero).item()
+    return _hardtanh_backward(lo, lo.pointwise("mul", grad, sixth), x, -3, 3)
 
 
 def _hardswish_backward(lo: Lowering, grad: Lowered, x: Lowered) -> Lowered:

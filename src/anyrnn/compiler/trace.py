@@ -232,6 +232,7 @@ class _Tracer:
         extras = tuple(GraphExtra(ref, e.kind) for ref, e in zip(refs[count:], self.extras, strict=True))
         recorder.varying.update(refs[:count], (e.ref for e in extras if e.kind != "shared"))
         recorder.stateful.update(refs[1:count])
+        recorder.rooted.update(refs, recorder.weights.values())
         inputs = dict(zip(refs, [t.clone() for t in arguments], strict=True))
         inputs |= self._follow_numbers(twin, recorder, arguments[0], fill)
         sight = None if guarded is None else Sight(twin, guarded)

@@ -6,6 +6,7 @@ autograd and therefore does whatever the cell can do: any dtype and device, seco
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -95,13 +96,14 @@ def _run_full(call: Call) -> Result:
     step, states = _Stepper(call), tuple(s.clone() for s in call.states)
     copies = _hides_writes()
     for x, inputs in step.inputs():
-        extras = [*inputs, *step.context()]
+        extras = [*inputs, *step.context()] if call.extras else []
         if copies:
             new = step(x, tuple(s.clone() for s in states), extras)
         else:
             versions = [s._version for s in states]
             new = step(x, states, extras)
-            copies = versions != [s._version for s in states]
+            for s, version in zip(states, versions, strict=True):
+                copies |= s._version != version
         states = _keep_dtype(new, states)
     if not step.series:
         return _without_steps(call)
@@ -115,7 +117,7 @@ def _hides_writes() -> bool:
 
 
 def _stacked(call: Call, steps: Sequence[Tensor]) -> Tensor:
-    return torch.stack([*reversed(steps)] if call.reverse else [*steps])
+    return call.in_type_of_x(torch.stack([*reversed(steps)] if call.reverse else [*steps]))
 
 
 Arguments: TypeAlias = "list[tuple[int | str, Tensor]]"
@@ -147,7 +149,7 @@ class _Stepper:
         if call.request.states:
             outputs = (*outputs, *new)
         # Copies: a cell may have passed a state through, returned it twice, or may write into it at the next step.
-        self.series.append([o.clone() for o in outputs])
+        self.series.append([*map(torch.clone, outputs)])
         return new
 
     def context(self, order: Tensor | None = None) -> Arguments:
@@ -167,8 +169,10 @@ class _Stepper:
         """The x of each step and the further arguments that have one for each step, in the order of the steps."""
         keys = [e.key for e in self.call.extras if e.kind == "input"]
         tensors = [self.call.x, *(e.tensor for e in self.call.extras if e.kind == "input")]
-        for x, *extras in zip(*(_steps(t, self.call.reverse) for t in tensors), strict=True):
-            yield x, list(zip(keys, extras, strict=True))
+        rows = [_steps(t, self.call.reverse) for t in tensors]
+        if not keys:
+            return zip(rows[0], itertools.repeat([]))
+        return ((x, list(zip(keys, extras, strict=True))) for x, *extras in zip(*rows, strict=True))
 
 
 def _without_steps(call: Call) -> Result:

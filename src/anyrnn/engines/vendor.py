@@ -67,6 +67,7 @@ def _run(call: Call) -> Result:
     if call.lengths is None:
         x = call.x.flip(0) if call.reverse else call.x
         output, states = _kernel(call.cell, x, None, call.states)
+        output = call.in_type_of_x(output)
         return Result([output.flip(0) if call.reverse else output], states)
     return _run_ragged(call, call.lengths.cpu())
 
@@ -153,7 +154,7 @@ def _run_ragged(call: Call, lengths: Tensor) -> Result:
     assert back is not None
     states = tuple(s.index_select(0, rows).index_select(0, order) for s in call.states)
     data, states = _kernel(call.cell, packed.data, packed.batch_sizes, states)
-    output, _ = pad_packed_sequence(packed._replace(data=data), total_length=T)
+    output, _ = pad_packed_sequence(packed._replace(data=call.in_type_of_x(data)), total_length=T)
     if call.reverse:
         output = _flip_valid(output, lengths)
     states = tuple(s.index_select(0, back) for s in states)

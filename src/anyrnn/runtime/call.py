@@ -88,6 +88,11 @@ class Call:
         extras = [e.tensor for e in self.extras] if self.extras else ()
         return (self.x, *self.states, *extras)
 
+    def in_type_of_x(self, tensor: Tensor) -> Tensor:
+        """A result, in the type of x if autocast on the CPU has lowered it: some engines compute in full precision."""
+        low = torch.get_autocast_dtype("cpu") if self.x.is_cpu and torch.is_autocast_enabled("cpu") else None
+        return tensor.to(self.x.dtype) if low is not None and tensor.dtype in (low, torch.float32) else tensor
+
     def without_steps(self, forms: Sequence[SeriesForm]) -> Result:
         """The result where no row has a step: zeros (T, B, ...), and copies of the initial states.
 

@@ -152,8 +152,14 @@ def weights_of(plan: Plan, cell: nn.Module, dtype: torch.dtype) -> dict[Ref, Ten
         weight = _weight(cell, path, attribute)
         if isinstance(weight, float):  # it was another one in an earlier call
             weight = torch.tensor(weight, dtype=dtype, device="cpu")
-        tensors[ref] = weight if weight.dtype == dtype or not weight.is_floating_point() else weight.to(dtype)
+        tensors[ref] = as_precise(weight, dtype)
     return tensors
+
+
+def as_precise(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a type of floating-point numbers; what is float64, whole numbers or masks stays what it is."""
+    is_lower = tensor.dtype not in (dtype, torch.float64) and tensor.is_floating_point()
+    return tensor.to(dtype) if is_lower else tensor
 
 
 def _packed(tensor: Tensor, batch: Layout) -> Tensor:

@@ -3,6 +3,7 @@
 What the command line does, from Python: ``compare(load("japanese-vowels"))``. It needs the extra ``anyrnn[workbench]``.
 """
 
+from anyrnn.workbench.arrays import from_arrays as from_arrays
 from anyrnn.workbench.compare import Results as Results
 from anyrnn.workbench.compare import compare as compare
 from anyrnn.workbench.compare import fit as fit

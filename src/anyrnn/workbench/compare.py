@@ -6,36 +6,45 @@ Everything shown or saved later, by the table, the report and the run folder, is
 import math
 import platform
 import statistics
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import anyrnn
 from anyrnn import markup
 from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
+from anyrnn.layers import Layer
 from anyrnn.workbench.baselines import Baseline, baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
+from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.metrics import Metric, metric
+from anyrnn.workbench.metrics import Metric
+from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import Epoch, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.train import EpochEnd, Question, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
+
+Callback = Callable[[Mapping[str, Any]], object]  # is called with what a line of metrics.jsonl has
 
 _SEEDS = 2**63  # what torch takes
 _COSTS = ("epoch", "parameters", "training", "µs a step")  # a narrow terminal loses the first ones first
@@ -43,8 +52,28 @@ _LISTED = 3  # epochs in a cell of the table
 _LEAST_NAME = 12  # characters of a name in a line; below that it takes a line of its own
 
 
+class Trained(Protocol):
+    """What a model of any task has."""
+
+    @property
+    def network(self) -> Network:
+        """Which one."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def layer(self) -> Layer:
+        """Its recurrent layer."""
+
+
+D = TypeVar("D", bound=Question)
+M = TypeVar("M", bound=Trained)
+
+
 @dataclass(frozen=True)
-class Entry:
+class Entry(Generic[M]):
     """One network of a comparison, over all seeds.
 
     Attributes:
@@ -56,11 +85,24 @@ class Entry:
         runs: One for each seed.
     """
 
-    model: Model
+    model: M
     parameters: int
     engines: tuple[str, ...]
     step_microseconds: float
     runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, trained: Sequence[tuple[M, Run]], input_size: int) -> Self:
+        """What is known of a network after all its runs."""
+        model = trained[0][0]
+        explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
+        return cls(
+            model=model,
+            parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+            engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
+            step_microseconds=step_microseconds(model.layer, input_size),
+            runs=tuple(run for _, run in trained),
+        )
 
     @property
     def score_mean(self) -> float:
@@ -87,8 +129,8 @@ class Entry:
 
 
 @dataclass(frozen=True, repr=False)
-class Results:
-    """The outcome of a comparison: `print` shows the table, `save` writes the run folder.
+class Outcome(ABC, Generic[D, M]):
+    """What came out of training networks for any task: `print` shows the table, `save` writes the run folder.
 
     Attributes:
         dataset: What was learned.
@@ -100,13 +142,30 @@ class Results:
         command: What was run.
     """
 
-    dataset: Dataset
+    dataset: D
     settings: Settings
     seeds: tuple[int, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry[M], ...]
     baselines: tuple[Baseline, ...]
     unfinished: tuple[str, ...]
     command: str
+
+    @abstractmethod
+    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
+        """Write the run folder."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON has them."""
+
+    @property
+    @abstractmethod
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
+
+    def with_entry(self, entry: Entry[M]) -> Self:
+        """These results and those of the next network."""
+        return replace(self, entries=(*self.entries, entry), unfinished=self.unfinished[1:])
 
     @property
     def metric(self) -> str:
@@ -115,10 +174,10 @@ class Results:
 
     @property
     def _metric(self) -> Metric:
-        return metric(self.settings.metric, classes=self.dataset.classes is not None)
+        return self.settings.metric_for(self.dataset)
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> Entry[M]:
         """The network with the best mean score; of equals, the first."""
         sign = self._metric.sign
         return max(self.entries, key=lambda e: sign * e.score_mean if math.isfinite(e.score_mean) else -math.inf)
@@ -143,6 +202,81 @@ class Results:
         with console.capture() as capture:
             console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def __repr__(self) -> str:
+        """The table, too: that of the fields would hold the whole dataset."""
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the answer, the table, and under which conditions."""
+        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
+        best = [style.startswith("bold") for _, style in self._rows()]
+        return markup.page(
+            markup.line(self.verdict),
+            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
+            markup.line(self.conditions),
+        )
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
+        rows = self._rows()
+        first = 0  # of the costs that have room
+        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
+            first += 1
+        score = max(len(row[1]) for row, _ in rows)
+        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
+            for (name, value, mark, *_), style in rows:  # a name above its score
+                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
+            return
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("network", overflow="fold")
+        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
+        for title in _COSTS[first:]:
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        for (name, value, mark, *cells), style in rows:
+            table.add_row(name, value, *cells[first:], mark, style=style)
+        yield table
+
+    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
+        """Of each row of the table the name, the score, the mark and the costs; and its style."""
+        comparison = self._comparison
+        rows: list[tuple[tuple[str, ...], str]] = []
+        for entry in self.entries:
+            mark = comparison.mark(entry.model.network.name)
+            score = self._text(entry.score_mean, entry.score_std)
+            costs = (
+                entry.epochs,
+                f"{entry.parameters:,}",
+                f"{entry.train_seconds:.1f} s",
+                f"{entry.step_microseconds:.1f}",
+            )
+            style = "bold green" if mark == "best" else ""
+            rows.append(((entry.model.network.title, score, mark, *costs), style))
+        none = ("",) * len(_COSTS)
+        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
+
+    def _text(self, mean: float, std: float | None = None) -> str:
+        if not math.isfinite(mean):
+            return "–"
+        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
+        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
+
+
+class Results(Outcome[Dataset, Model]):
+    """The outcome of a comparison on whole sequences: see `Outcome`."""
+
+    @property
+    def conditions(self) -> str:
+        """Under which the scores were reached, in a line."""
+        data, settings = self.dataset, self.settings
+        return (
+            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
+            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
         """Write the run folder: results.json, the models, report.html.
@@ -194,6 +328,7 @@ class Results:
                 "id_column": data.id_column,
                 "time_column": data.time_column,
                 "group_column": data.group_column,
+                "gaps": data.gaps,
             },
             "settings": asdict(self.settings),
             "metric": {
@@ -205,80 +340,14 @@ class Results:
             "models": [_entry_dict(entry, data) for entry in self.entries],
             "unfinished": list(self.unfinished),
             "baselines": [
-                {"name": b.name, **_known({"score": b.score}), "scores": _known(b.scores)} for b in self.baselines
+                {"name": b.name, **known_scores({"score": b.score}), "scores": known_scores(b.scores)}
+                for b in self.baselines
             ],
             "test_ids": list(data.test.ids),
             "test_targets": data.test.y.tolist(),
             "test_groups": None if data.test.groups is None else list(data.test.groups),
             "best": self.best.model.network.name,
         }
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def __repr__(self) -> str:
-        """The table, too: that of the fields would hold the whole dataset."""
-        return self.table()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the answer, the table, and under which conditions."""
-        rows = [(name, value, *costs, mark) for (name, value, mark, *costs), _ in self._rows()]
-        best = [style.startswith("bold") for _, style in self._rows()]
-        data, settings = self.dataset, self.settings
-        conditions = (
-            f"{data.name}: {len(data.train)} training and {len(data.test)} test sequences, {len(self.seeds)} "
-            f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
-        )
-        return markup.page(
-            markup.line(self.verdict),
-            markup.table(("network", f"test {self.metric}", *_COSTS, ""), rows, best),
-            markup.line(conditions),
-        )
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table; on a narrow terminal with fewer columns, but never without the names and the scores."""
-        rows = self._rows()
-        first = 0  # of the costs that have room
-        while first < len(_COSTS) and _width(rows[: len(self.entries)], first) > options.max_width:
-            first += 1
-        score = max(len(row[1]) for row, _ in rows)
-        if options.max_width < _LEAST_NAME + score + max(len(row[2]) for row, _ in rows) + 4:
-            for (name, value, mark, *_), style in rows:  # a name above its score
-                yield Text(f"{name}\n  {value} {mark}".rstrip(), style=style, overflow="fold")
-            return
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("network", overflow="fold")
-        table.add_column(f"test {self.metric}", justify="right", min_width=score, overflow="fold")
-        for title in _COSTS[first:]:
-            table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        for (name, value, mark, *cells), style in rows:
-            table.add_row(name, value, *cells[first:], mark, style=style)
-        yield table
-
-    def _rows(self) -> list[tuple[tuple[str, ...], str]]:
-        """Of each row of the table the name, the score, the mark and the costs; and its style."""
-        comparison = self._comparison
-        rows: list[tuple[tuple[str, ...], str]] = []
-        for entry in self.entries:
-            mark = comparison.mark(entry.model.network.name)
-            score = self._text(entry.score_mean, entry.score_std)
-            costs = (
-                entry.epochs,
-                f"{entry.parameters:,}",
-                f"{entry.train_seconds:.1f} s",
-                f"{entry.step_microseconds:.1f}",
-            )
-            style = "bold green" if mark == "best" else ""
-            rows.append(((entry.model.network.title, score, mark, *costs), style))
-        none = ("",) * len(_COSTS)
-        return rows + [((b.name, self._text(b.score), "baseline", *none), "dim") for b in self.baselines]
-
-    def _text(self, mean: float, std: float | None = None) -> str:
-        if not math.isfinite(mean):
-            return "–"
-        form = ".3f" if self._metric.percent and self.dataset.classes is not None else ".4g"
-        return f"{mean:{form}}" + ("" if std is None else f" ± {std:{form}}")
 
 
 def compare(
@@ -291,6 +360,10 @@ def compare(
     on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[Results], None] | None = None,
     progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -304,9 +377,17 @@ def compare(
         on_network: Called with the results so far when a network has had all its runs.
         progress: Whether to show how far it is: a bar that is updated in place in a notebook or on a terminal,
             elsewhere a line for each run on the standard output. If None, in a notebook only.
+        folder: Where the run is kept as it goes, and saved at the end; None: nowhere. (An `UnfinishedRun` is saved and
+            finished by the caller.)
+        resume: If the run was begun in `folder` and cut off, go on with it, to the same numbers, bit for bit, and train
+            nothing again that was finished; else begin it.
+        overwrite: Replace a run in `folder`.
+        callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has; at the end its `close`, if
+            it has one. See `anyrnn.workbench.callbacks`.
 
     Raises:
-        AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; and if a training run diverges.
+        AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
+            `folder` holds something else than this run.
 
     Example:
         >>> from anyrnn import workbench
@@ -318,9 +399,9 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    arguments = dataset, cells, tuple(range(seeds)), settings or Settings(), command
-    with _told(progress, on_epoch) as tell:
-        return _compare(*arguments, tell, on_network)
+    plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command)
+    with _told(progress, on_epoch, callbacks) as tell:
+        return _kept(plan, tell, on_network, folder, resume, overwrite)
 
 
 def fit(
@@ -332,39 +413,91 @@ def fit(
     command: str = "anyrnn.workbench.fit",
     on_epoch: Callable[[Progress], None] | None = None,
     progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    with _told(progress, on_epoch) as tell:
-        return _compare(dataset, [cell], (seed,), settings or Settings(), command, tell, None)
+    plan = _Plan(dataset, (cell,), (seed,), settings or Settings(), command)
+    with _told(progress, on_epoch, callbacks) as tell:
+        return _kept(plan, tell, None, folder, resume, overwrite)
 
 
 @contextmanager
 def _told(
-    progress: bool | None, on_epoch: Callable[[Progress], None] | None
-) -> Iterator[Callable[[Progress], None] | None]:
-    """What is told after each epoch: the caller, and who looks on."""
-    if progress is False or (progress is None and notebook_display() is None):
-        yield on_epoch
-        return
-    with shown(Console()) as show:
+    progress: bool | None, on_epoch: Callable[[Progress], None] | None, callbacks: Sequence[Callback]
+) -> Iterator[Callable[[Progress], None]]:
+    """What is told after each epoch: who looks on, the callbacks, and the caller."""
+    with ExitStack() as stack:
+        tellers: list[Callable[[Progress], None]] = []
+        if progress or (progress is None and notebook_display() is not None):
+            tellers.append(stack.enter_context(shown(Console())))
+        if callbacks:
+            for callback in callbacks:
+                stack.callback(getattr(callback, "close", _nothing))
+
+            def record(now: Progress) -> None:
+                line = now.record
+                for callback in callbacks:
+                    callback(line)
+
+            tellers.append(record)
+        if on_epoch is not None:
+            tellers.append(on_epoch)
 
         def tell(now: Progress) -> None:
-            show(now)
-            if on_epoch is not None:
-                on_epoch(now)
+            for each in tellers:
+                each(now)
 
         yield tell
 
 
-def _compare(
-    dataset: Dataset,
-    cells: Sequence[str],
-    seeds: tuple[int, ...],
-    settings: Settings,
-    command: str,
-    on_epoch: Callable[[Progress], None] | None,
+def _nothing() -> None:
+    """The end of a callback that has none."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a comparison is of."""
+
+    dataset: Dataset
+    cells: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: Settings
+    command: str
+
+
+def _kept(
+    plan: _Plan,
+    on_epoch: Callable[[Progress], None],
     on_network: Callable[[Results], None] | None,
+    folder: str | Path | UnfinishedRun | None,
+    resume: bool,
+    overwrite: bool,
 ) -> Results:
+    """Compare, and keep it where the caller says."""
+    if folder is None:
+        if resume or overwrite:
+            raise AnyRNNError("resume and overwrite are about a run folder: expected folder=, too")
+        return _compare(plan, on_epoch, on_network, None)
+    if isinstance(folder, UnfinishedRun):
+        return _compare(plan, on_epoch, on_network, folder)
+    with UnfinishedRun(Path(folder), resume=resume, overwrite=overwrite) as run:
+        results = _compare(plan, on_epoch, on_network, run)
+        if world().first:
+            results.save(run.folder, overwrite=True)
+            run.finish()
+        return results
+
+
+def _compare(
+    plan: _Plan,
+    on_epoch: Callable[[Progress], None],
+    on_network: Callable[[Results], None] | None,
+    kept: UnfinishedRun | None,
+) -> Results:
+    dataset, cells, seeds, settings = plan.dataset, plan.cells, plan.seeds, plan.settings
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
     if not all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds):
@@ -372,41 +505,42 @@ def _compare(
     networks = [network(name) for name in cells]
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            settings.build(each, len(dataset.features), 1)
+            settings.build(each, each.input_size(dataset.scaler), 1)
     settings = settings.resolved(dataset)
+    what: Mapping[str, Any] = {}
+    log: Callable[[Mapping[str, Any]], None] | None = None
+    if kept is not None or world().size > 1:
+        what = identity(dataset, settings, cells)
+        check_same(what)
+    if kept is not None:
+        world().of_first(lambda: kept.begin({**what, "networks": list(cells), "seeds": list(seeds)}))
+        log = MetricsLog(kept.metrics, kept.say) if world().first else None
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
-    results = Results(dataset, settings, seeds, (), baselines(dataset, settings.metric), tuple(cells), command)
+    beside = world().of_first(lambda: baselines(dataset, settings.metric))
+    results = Results(dataset, settings, seeds, (), beside, cells, plan.command)
     for each in networks:
         trained: list[tuple[Model, Run]] = []
         for seed in seeds:
             run = len(results.entries) * len(seeds) + len(trained) + 1
 
-            def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
-                if on_epoch is not None:
-                    on_epoch(Progress(each, seed, run, runs, epoch, epochs, ended, chosen))
+            def tell(end: EpochEnd, *, seed: int = seed, each: Network = each, run: int = run) -> None:
+                pace = end.learning_rate, end.seconds, end.sequences_a_second
+                now = Progress(each, seed, run, runs, end.epoch, epochs, end.ended, chosen, *pace)
+                if log is not None:
+                    log(now.record)
+                on_epoch(now)
 
-            trained.append(train(each, dataset, settings, seed, tell))
+            checkpoints = None if kept is None else kept.checkpoints(each.name, seed, what)
+            trained.append(train(each, dataset, settings, seed, tell, checkpoints))
         with using_threads(settings.thread_count):
-            entry = _entry(trained, len(dataset.features))
-        results = replace(results, entries=(*results.entries, entry), unfinished=results.unfinished[1:])
+            entry = Entry.of(trained, dataset.scaler.width)
+        results = results.with_entry(entry)
         if on_network is not None:
             on_network(results)
     return results
 
 
-def _entry(trained: Sequence[tuple[Model, Run]], input_size: int) -> Entry:
-    model = trained[0][0]
-    explained = explain(model.layer, torch.zeros(2, 2, input_size), lengths=[2, 1])
-    return Entry(
-        model=model,
-        parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
-        engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
-        step_microseconds=step_microseconds(model.layer, input_size),
-        runs=tuple(run for _, run in trained),
-    )
-
-
-def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
+def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:
     names = entry.runs[0].scores
     means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
     return {
@@ -419,13 +553,13 @@ def _entry_dict(entry: Entry, data: Dataset) -> dict[str, Any]:
         "score_std": entry.score_std,
         "train_seconds": entry.train_seconds,
         "step_microseconds": entry.step_microseconds,
-        "scores": _known(means),
+        "scores": known_scores(means),
         "per_class": None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist()),
-        "runs": [{**asdict(run), "scores": _known(run.scores)} for run in entry.runs],
+        "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in entry.runs],
     }
 
 
-def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
+def _per_class(entry: Entry[Model], classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:
     """Of each class how many test sequences there are, and the share of them that is recognised, over the runs."""
     total = Counter(y)
     pairs = Counter(true for run in entry.runs for true, got in zip(y, run.predictions, strict=True) if true == got)
@@ -433,7 +567,7 @@ def _per_class(entry: Entry, classes: Sequence[str], y: Sequence[int]) -> list[d
     return [{"class": name, "total": total[k], "recall": recall[k]} for k, name in enumerate(classes)]
 
 
-def _known(scores: Mapping[str, float]) -> dict[str, float | None]:
+def known_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
     """Scores as JSON has them: null where one is not defined."""
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 

@@ -9,36 +9,41 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 import torch
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened, stem_of
+from anyrnn.workbench.frames import Frame, frame_from
+from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
+from anyrnn.workbench.reading import Reading, columns_kept
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.split import split, split_validation
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
 from anyrnn.workbench.unseen import Unseen, unseen
 
+if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrame
+
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
-JAPANESE_VOWELS = "japanese-vowels"
 _ATTRIBUTION = (
     "Japanese Vowels, M. Kudo, J. Toyama and M. Shimbo (1999), UCI Machine Learning Repository, "
     "https://doi.org/10.24432/C5NS47, CC BY 4.0"
 )
-_FORMATS = {".ts", ".csv", ".parquet"}
+_OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
-Source = str | os.PathLike[str]
+Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"  # in quotes, since narwhals is loaded for frames only
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +65,9 @@ class Dataset:
         missing: The values that were read as missing, which are NaN in the sequences; None: none may be missing.
         validation: What chooses the epoch whose weights are kept; nothing is fitted to it. None: the last epoch it is.
         group_column: The column of the table that says which sequences are in one part; None if none does.
+        gaps: What a network is told of missing values beside the filling: nothing ("fill"), where they are ("mask"), or
+            also the time since each feature was last seen ("since").
+        reading: What was made of the columns of the file; None: each is a feature.
     """
 
     name: str
@@ -76,6 +84,8 @@ class Dataset:
     missing: tuple[str, ...] | None = None
     validation: Sequences | None = None
     group_column: str | None = None
+    gaps: Gaps = "fill"
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for part in self.parts:
@@ -130,7 +140,9 @@ class Dataset:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        return Scaler.fit(self.train, self.missing)
+        if self.reading is None:
+            return Scaler.fit(self.train, self.missing, self.gaps)
+        return Scaler.fit(self.train, self.missing, self.gaps, self.reading.clock, self.reading.of_words)
 
     @property
     def task(self) -> Task:
@@ -141,7 +153,7 @@ class Dataset:
 def load(
     source: Source,
     *,
-    test: Source | None = None,
+    test: "Source | None" = None,
     id_column: str | None = None,
     time_column: str | None = None,
     target_column: str | None = None,
@@ -152,6 +164,9 @@ def load(
     missing: str | float | Sequence[str | float] | None = None,
     validation: float = 0.2,
     group_column: str | None = None,
+    gaps: Gaps = "fill",
+    delta_time: bool = False,
+    encoding: str | None = None,
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
@@ -164,12 +179,13 @@ def load(
     many as there are sequences; two are always few), and as a number otherwise; `task` overrules that.
 
     Args:
-        source: "japanese-vowels", or the path of a .ts, .csv or .parquet file.
-        test: A file with the test part. Without it, X_TRAIN.ts takes X_TEST.ts from its folder; anything else is
-            split.
+        source: "japanese-vowels", the path of a .ts, .csv, .tsv or .parquet file (of text also .gz), or a data frame
+            (pandas, Polars, PyArrow and others). Arrays are for `from_arrays`.
+        test: A file or frame with the test part. Without it, X_TRAIN.ts takes X_TEST.ts from its folder; anything
+            else is split.
         id_column: Tables: the column that says to which sequence a row belongs.
-        time_column: Tables: the column that rows are sorted by within a sequence (numbers, dates, or ISO 8601
-            text). Without it they stay in the order of the file.
+        time_column: Tables: the column that rows are sorted by within a sequence (numbers, dates such as
+            2026-01-31 13:45 or 31.01.2026, times of day). Without it they stay in the order of the file.
         target_column: Tables: the column to predict.
         feature_columns: Tables: the columns to predict from. Without it, all other columns.
         task: "classification" or "regression", where the file's own answer is not wanted.
@@ -182,20 +198,16 @@ def load(
             and networks are trained for all their epochs. With fewer than 100 sequences, or 10 groups, there is none.
         group_column: Tables: the column that says what sequences have in common (an engine, a patient, a site). The
             sequences of one group are all in one part, where we split. It is no feature.
+        gaps: What a network gets beside the filled values: nothing ("fill"), for each feature a column that is 1 where
+            it was seen and 0 where not ("mask"), or also one with the time since it was last seen ("since"): in steps,
+            or by the clock with `delta_time`. The last two take empty cells and NaN for missing without `missing`.
+        delta_time: The time since the step before is one more feature: in seconds where times are dates.
+        encoding: The name of that of a text file, such as "latin-1"; None: UTF-8.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
-    if task not in {None, *get_args(Task)}:
-        raise AnyRNNError(f"load: got task={task!r}, expected 'classification', 'regression' or None")
-    if not 0 < test_fraction < 1:
-        raise AnyRNNError(f"load: got test_fraction={test_fraction}, expected a share between 0 and 1, such as 0.3")
-    if not 0 <= validation < 1:
-        raise AnyRNNError(f"load: got validation={validation}, expected a share from 0 to below 1, such as 0.2")
-    if not 0 <= seed < 1 << 32:
-        raise AnyRNNError(f"load: got seed={seed}, expected a whole number from 0 to 2**32 - 1")
-    source, absent = _source(source), Missing.named(missing)
-    test = None if test is None else _source(test)
+    chosen = Choices(task, test_fraction, seed, missing, validation, gaps)
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
@@ -204,20 +216,95 @@ def load(
         target_column,
         None if feature_columns is None else tuple(feature_columns),
         group=group_column,
+        delta_time=delta_time,
     )
-    if columns != Columns() and (source == JAPANESE_VOWELS or Path(source).suffix.lower() == ".ts"):
+    read, beside = _source(source, columns), None if test is None else _source(test, columns)
+    if columns != Columns(delta_time=delta_time) and (read == JAPANESE_VOWELS or _is_ts(read)):
         raise AnyRNNError(
-            f"{source}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
+            f"{read}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = _parsed(source, columns, missing=absent)
+    own = _parsed(read, columns, missing=chosen.absent, encoding=encoding)
+    shipped = read == JAPANESE_VOWELS
+    stem = stem_of(read) if isinstance(read, str) else "frame"
+    return dataset_of(
+        own,
+        lambda own: _given_test(read, beside, own, columns, chosen.absent, encoding),
+        chosen,
+        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem, flags=re.IGNORECASE),
+        attribution=_ATTRIBUTION if shipped else None,
+        id_column=id_column,
+        time_column=time_column,
+        group_column=group_column,
+    )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a caller may decide about any data: see `load`."""
+
+    task: Task | None
+    test_fraction: float
+    seed: int
+    missing: str | float | Sequence[str | float] | None
+    validation: float
+    gaps: Gaps
+    caller: str = "load"
+
+    def __post_init__(self) -> None:
+        if self.task not in {None, *get_args(Task)}:
+            raise AnyRNNError(f"{self.caller}: got task={self.task!r}, expected 'classification', 'regression' or None")
+        for name, least in (
+            ("test_fraction", "between 0 and 1, such as 0.3"),
+            ("validation", "from 0 to below 1, such as 0.2"),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value < 1 or (name == "test_fraction" and not value):
+                raise AnyRNNError(f"{self.caller}: got {name}={value}, expected a share {least}")
+        if not 0 <= self.seed < 1 << 32:
+            raise AnyRNNError(f"{self.caller}: got seed={self.seed}, expected a whole number from 0 to 2**32 - 1")
+        if self.gaps not in GAPS:
+            raise AnyRNNError(
+                f"{self.caller}: got gaps={self.gaps!r}, expected one of {', '.join(GAPS)}."
+                f"{did_you_mean(str(self.gaps), GAPS)}"
+            )
+
+    @property
+    def absent(self) -> Missing | None:
+        """What is missing: whoever wants to be told of gaps has some."""
+        return Missing.named("nan" if self.missing is None and self.gaps != "fill" else self.missing)
+
+
+def dataset_of(
+    own: Parsed,
+    given_test: Callable[[Parsed], tuple[Parsed | None, str]],
+    chosen: Choices,
+    *,
+    name: str,
+    attribution: str | None = None,
+    id_column: str | None = None,
+    time_column: str | None = None,
+    group_column: str | None = None,
+) -> Dataset:
+    """Split what was read, and say what there is to say about it.
+
+    Args:
+        own: What was read.
+        given_test: The test part that is not ours to choose, if there is one, and a sentence about it.
+        chosen: What the caller decided.
+        name: Of the dataset; this and the others as there.
+        attribution: Whom to name.
+        id_column: Which named the sequences.
+        time_column: Which sorted the steps.
+        group_column: Which named the groups.
+    """
     if len(own.x) < 2:
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another"
             + ("" if id_column is None else f"; does column {id_column!r} say to which sequence a row belongs?")
         )
-    own, task, notes = _task(own, task)
-    classes = _classes(own) if task == "classification" else None
+    own, task, notes = task_of(own, chosen.task)
+    classes = classes_of(own) if task == "classification" else None
     train = _encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
         apart = len(set(own.targets or ())) > 1
@@ -225,28 +312,32 @@ def load(
             f"{own.path}: target {own.target!r} is {train.y[0]:.17g} for every sequence"
             + (", as far as float64 can tell: take a constant off it" if apart else ": there is nothing to predict")
         )
-    given, how = _given_test(source, test, own, columns, absent)
+    given, how = given_test(own)
     if given is None:
-        train, held_out, how = split(train, classes, own, test_fraction, seed)
+        train, held_out, how = split(train, classes, own, chosen.test_fraction, chosen.seed)
     else:
         held_out = _encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
-    train, chosen_by, how_validated = split_validation(train, classes, validation, seed)
-    shipped = source == JAPANESE_VOWELS
+    train, chosen_by, how_validated = split_validation(train, classes, chosen.validation, chosen.seed)
+    if own.reading is not None and own.reading.words:
+        own, given, train, chosen_by, held_out = _with_words_of(train, own, given, chosen_by, held_out)
+    absent = chosen.absent
     dataset = Dataset(
-        name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", Path(source).stem, flags=re.IGNORECASE),
+        name=name,
         features=own.features,
         classes=classes,
         target=own.target,
         train=train,
         test=held_out,
         split=f"{how}; {how_validated}",
-        attribution=_ATTRIBUTION if shipped else None,
+        attribution=attribution,
         id_column=id_column,
         time_column=time_column,
         missing=None if absent is None else absent.texts,
         validation=chosen_by,
         group_column=group_column,
+        gaps=chosen.gaps,
+        reading=own.reading,
     )
     if classes is not None:
         notes = (*notes, *notes_on_classes(own, classes))
@@ -266,11 +357,13 @@ def load_for_prediction(
     target_column: str | None = None,
     missing: str | float | Sequence[str | float] | None = None,
     trained_time: str | None = None,
+    trained_reading: Reading | None = None,
+    encoding: str | None = None,
 ) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
     Args:
-        source: A path as for `load`; "japanese-vowels" is its test part.
+        source: A path or a frame as for `load`; "japanese-vowels" is its test part.
         features: The model's features: by name in a table, by number in a .ts file, which has no names.
         classes: The model's classes, None if it predicts a number.
         id_column: As for `load`; this and the other columns are not looked at for a .ts file.
@@ -280,82 +373,122 @@ def load_for_prediction(
         missing: As for `load`; for a model, `scaler.missing`.
         trained_time: The column that sorted the rows in training. Without a `time_column` it sorts these as well,
             and it is noted if it is not there.
+        trained_reading: What was made of the columns in training: `reading` of a dataset or a model. None: each is a
+            feature.
+        encoding: As for `load`.
 
     Raises:
         AnyRNNError: The file does not fit the model.
     """
-    columns = Columns(id_column, time_column, target_column, tuple(features), trained_time)
-    absent = Missing.named(missing)
-    parsed = _parsed(_source(source), columns, part="TEST", need_target=False, owner="the model", missing=absent)
+    known = trained_reading or Reading(tuple(features))
+    columns = Columns(
+        id_column,
+        time_column,
+        target_column,
+        known.columns,
+        trained_time,
+        reading=known,
+        delta_time=known.delta_time,
+    )
+    parsed = _parsed(
+        _source(source, columns),
+        columns,
+        part="TEST",
+        need_target=False,
+        owner="the model",
+        missing=Missing.named(missing),
+        encoding=encoding,
+    )
     if len(parsed.features) != len(features):
         raise AnyRNNError(
             f"{parsed.path}: got {len(parsed.features)} channels, expected {len(features)}, the features of the "
             f"model: {listed(features)}"
         )
-    return unseen(parsed, classes, _label)
+    return unseen(parsed, classes, label_of)
 
 
-def _source(source: Source) -> str:
-    try:
+def _source(source: Source, columns: Columns) -> str | Frame:
+    if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
-    except TypeError:
+    frame = frame_from(source, (columns.id, columns.time, columns.target, columns.group))
+    if frame is None:
         raise AnyRNNError(
-            f"load: got {type(source).__name__}, expected the path of a .ts, .csv or .parquet file, or "
-            f"{JAPANESE_VOWELS!r}; write a data frame as Parquet first, with a row for each step, or make a "
-            "workbench.Dataset of workbench.Sequences"
-        ) from None
+            f"load: got {type(source).__name__}, expected the path of a .ts, .csv, .tsv or .parquet file, "
+            f"{JAPANESE_VOWELS!r}, or a data frame with a row for each step; arrays are for from_arrays"
+        )
+    return frame
+
+
+def _is_ts(source: str | Frame) -> bool:
+    return isinstance(source, str) and format_of(source) == ".ts"
 
 
 def _parsed(
-    source: str,
+    source: str | Frame,
     columns: Columns,
     *,
     part: str = "TRAIN",
     need_target: bool = True,
     owner: str = "",
     missing: Missing | None = None,
+    encoding: str | None = None,
 ) -> Parsed:
     """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
+    if isinstance(source, Frame):
+        return read_table(source, columns, need_target=need_target, owner=owner, missing=missing)
     if source == JAPANESE_VOWELS:
         name = f"JapaneseVowels_{part}.ts"
         parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
         features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
-        return dataclasses.replace(parsed, features=features, target="speaker")
-    path = Path(source)
+        return dataclasses.replace(parsed, features=features, target="speaker", reading=Reading(features))
     try:
-        path = existing(path)
-        if path.suffix.lower() == ".ts":
-            return parse_ts(path.read_bytes(), str(path), missing)
-        return read_table(path, columns, need_target=need_target, owner=owner, missing=missing)
+        file = opened(Path(source), encoding)
+        if file.format == ".ts":
+            with file.open() as content:
+                return parse_ts(content.read(), str(file), missing, delta_time=columns.delta_time)
+        return read_table(file, columns, need_target=need_target, owner=owner, missing=missing)
     except OSError as error:
-        raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
+        raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
 
 
-def existing(path: Path) -> Path:
-    """A path of a file that can be read; a user's home in it is found."""
-    if not path.exists() and path.parts[:1] and path.parts[0].startswith("~"):
-        with suppress(RuntimeError):  # nobody's home
-            path = path.expanduser()
-    formats = f"expected a .ts, .csv or .parquet file, or {JAPANESE_VOWELS!r}"
-    if path.is_dir():
-        inside = sorted(path.glob("*_TRAIN.ts"))
-        cure = f" Did you mean '{inside[0]}'?" if inside else ""
-        raise AnyRNNError(f"{path}: this is a folder; {formats}.{cure}")
-    if not path.exists():
-        folder = path.parent.iterdir() if path.parent.is_dir() else ()
-        names = [file.name for file in folder if file.suffix.lower() in _FORMATS]
-        raise AnyRNNError(
-            f"{path}: there is no such file; {formats}.{did_you_mean(path.name, [*names, JAPANESE_VOWELS])}"
-        )
-    if path.suffix.lower() not in _FORMATS:
-        raise AnyRNNError(f"{path}: its name ends in {path.suffix or path.name!r}; {formats}")
-    if not path.stat().st_size:
-        raise AnyRNNError(f"{path}: the file is empty; {formats}")
-    return path
+def _with_words_of(
+    train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
+) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
+    """All parts without the words that the training part has not; they are unknown, as others are later on."""
+    if own.reading is None:
+        return own, given, train, validation, test
+    reading, gone = own.reading.trained_on(torch.cat(train.x))
+    if not gone:
+        return own, given, train, validation, test
+    kept = [k for k, name in enumerate(own.features) if name not in gone]
+    note = (
+        f"no sequence of the training part has {listed(gone)}: where others have it, all features of that column are 0"
+    )
+
+    def narrow(part: Sequences) -> Sequences:
+        return dataclasses.replace(part, x=columns_kept(part.x, kept))
+
+    def file(parsed: Parsed, *notes: str) -> Parsed:
+        x = columns_kept(parsed.x, kept)
+        notes = (*parsed.notes, *notes)
+        return dataclasses.replace(parsed, x=x, features=reading.features, reading=reading, notes=notes)
+
+    return (
+        file(own, note),
+        None if given is None else file(given),
+        narrow(train),
+        None if validation is None else narrow(validation),
+        narrow(test),
+    )
 
 
 def _given_test(
-    source: str, test: str | None, own: Parsed, columns: Columns, missing: Missing | None
+    source: str | Frame,
+    test: str | Frame | None,
+    own: Parsed,
+    columns: Columns,
+    missing: Missing | None,
+    encoding: str | None = None,
 ) -> tuple[Parsed | None, str]:
     """The test part that is not ours to choose, if there is one, and the sentence about it."""
     if test is None and source == JAPANESE_VOWELS:
@@ -364,18 +497,23 @@ def _given_test(
         )
     split = f"the test part is {test}, as asked for"
     if test is None:
-        name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)\.ts", Path(source).name)
+        name = (
+            None
+            if isinstance(source, Frame)
+            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
+        )
         if name is None:
             return None, ""
         word = "TEST" if name[2] else "Test" if name[3] else "test"
-        beside = Path(own.path).with_name(f"{name[1]}{word}.ts")
+        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
         if not beside.exists():
             return None, ""
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
-    if (Path(test).suffix.lower() == ".ts") != (Path(own.path).suffix.lower() == ".ts"):
+    if _is_ts(test) != _is_ts(source):
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
-    wanted = dataclasses.replace(columns, features=own.features)
-    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing)
+    features = own.features if own.reading is None else own.reading.columns
+    wanted = dataclasses.replace(columns, features=features, reading=own.reading)
+    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
     if len(given.features) != len(own.features):
         raise AnyRNNError(
             f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"
@@ -402,7 +540,7 @@ def _targets(parsed: Parsed) -> list[str | bool | int | float]:
     return present
 
 
-def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
+def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
     """Classes or a number, and a note where we had to decide; numbers with decimal commas become numbers."""
     values = _targets(parsed)
     told = asked or parsed.task
@@ -412,8 +550,8 @@ def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, 
         if numbers is not None:
             parsed, values = dataclasses.replace(parsed, targets=tuple(numbers)), numbers
             notes = (
-                f"target {parsed.target!r} is written with decimal commas: read as numbers; task='classification' "
-                "(--task classification) reads it as classes",
+                f"target {parsed.target!r} is written with decimal commas: read as numbers; "
+                f"{parsed.asking('classification')} reads it as classes",
             )
     if told or notes:
         return parsed, told or "regression", notes
@@ -426,14 +564,14 @@ def _task(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, 
             return parsed, "regression", ()
         note = (
             f"target {parsed.target!r} holds {distinct} distinct whole numbers, written as decimals such as "
-            f"{values[0]}: read as a number; task='classification' (--task classification) reads them as classes"
+            f"{values[0]}: read as a number; {parsed.asking('classification')} reads them as classes"
         )
         return parsed, "regression", (note,)
     task: Task = "classification" if distinct <= few else "regression"
-    meaning, other = ("classes", "regression") if distinct <= few else ("a number", "classification")
+    meaning, other = "classes" if task == "classification" else "a number", _OTHER[task]
     note = (
-        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} sequences: read as "
-        f"{meaning}; task={other!r} (--task {other}) reads them the other way"
+        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} {parsed.unit}s: read "
+        f"as {meaning}; {parsed.asking(other)} reads them the other way"
     )
     return parsed, task, (note,)
 
@@ -451,12 +589,12 @@ def _with_decimal_commas(
         raise AnyRNNError(
             f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "
             "decimals; write a number without thousands separators and with a decimal point, or read the target as "
-            "classes: task='classification' (--task classification)"
+            f"classes: {parsed.asking('classification')}"
         )
     return [float(text.replace(",", ".")) for text in texts]
 
 
-def _label(value: Value) -> str:
+def label_of(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -464,13 +602,13 @@ def _label(value: Value) -> str:
     return str(value)
 
 
-def _classes(parsed: Parsed) -> tuple[str, ...]:
+def classes_of(parsed: Parsed) -> tuple[str, ...]:
     """The classes that occur: in the order that the file declares, or by number, or by alphabet."""
-    labels = {_label(value) for value in _targets(parsed)}
+    labels = {label_of(value) for value in _targets(parsed)}
     if len(labels) < 2:
         raise AnyRNNError(
-            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every sequence, expected at least two "
-            "classes to tell apart"
+            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every {parsed.unit}, expected at least "
+            "two classes to tell apart"
         )
     if parsed.classes:
         return tuple(label for label in parsed.classes if label in labels)
@@ -484,20 +622,20 @@ def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str
     """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
     values = _targets(parsed)
     if classes is None:
-        numbers = torch.tensor(_numbers(parsed, values), dtype=torch.float64)
+        numbers = torch.tensor(numbers_of(parsed, values), dtype=torch.float64)
         return Sequences(parsed.x, numbers, parsed.ids, parsed.groups)
     index = {label: i for i, label in enumerate(classes)}
     for value, place in zip(values, parsed.where, strict=True):
-        if _label(value) not in index:
+        if label_of(value) not in index:
             raise AnyRNNError(
-                f"{place}: class {_label(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
+                f"{place}: class {label_of(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
                 "no network can predict a class that it was not trained on: leave the sequence out, or add some of "
                 "its class to the training part"
             )
-    return Sequences(parsed.x, torch.tensor([index[_label(value)] for value in values]), parsed.ids, parsed.groups)
+    return Sequences(parsed.x, torch.tensor([index[label_of(value)] for value in values]), parsed.ids, parsed.groups)
 
 
-def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
+def numbers_of(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
     numbers: list[float] = []
     values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
     for value, place in zip(values, parsed.where, strict=True):
@@ -508,7 +646,7 @@ def _numbers(parsed: Parsed, values: list[str | bool | int | float]) -> list[flo
         if not math.isfinite(number):
             raise AnyRNNError(
                 f"{place}: target {parsed.target!r} is {value!r}, expected a finite number; "
-                "correct it, or read the target as classes: task='classification' (--task classification)"
+                f"correct it, or read the target as classes: {parsed.asking('classification')}"
             )
         numbers.append(number)
     return numbers

@@ -59,7 +59,7 @@ def gates(model: Model, part: Sequences, index: int) -> Gates:
         predicted=answer,
         matrices={**shown, "h": output[:, 0]},
         ranges=ranges,
-        inputs=x,
+        inputs=x[:, : len(model.features)],  # without what is said of missing values
     )
 
 

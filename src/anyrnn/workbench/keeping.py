@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.compare import Results
 
 # Of a time limit or a shutdown, and of a terminal that was closed. Windows has the first one only.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -60,6 +60,13 @@ def undisturbed() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+class Saved(Protocol):
+    """Results of any kind that can be saved."""
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
+        """Write the run folder, and say where it is."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """Where results were saved: `folder`, None if nowhere; `trouble` is why it is not the place that was asked for."""
@@ -70,11 +77,11 @@ class Kept:
     def __str__(self) -> str:
         """Say what became of it, if it is not where it was to be."""
         if self.folder is None:
-            return f"{self.trouble}. Nor could the run be kept anywhere else: it is lost"
+            return f"{self.trouble}. Nor could the run be kept anywhere else"
         return f"{self.trouble}. The run is in {self.folder} instead"
 
 
-def keep(results: Results, folder: Path, *, overwrite: bool = False, numbered: bool = False) -> Kept:
+def keep(results: Saved, folder: Path, *, overwrite: bool = False, numbered: bool = False) -> Kept:
     """Save results in a folder; if that fails beside it, among the temporary files, or in the home folder."""
     trouble: AnyRNNError | None = None
     try:

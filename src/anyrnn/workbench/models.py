@@ -20,7 +20,10 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
+from anyrnn.workbench.gaps import Gaps, without_padding
+from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 Pool = Literal["last", "mean", "max"]
@@ -41,11 +44,26 @@ class Network:
         title: As shown in tables.
         layer: Makes the layer from an input size, a hidden size and the options of `anyrnn.Recurrent`, of which its own
             win.
+        gaps: What it has to be told of missing values; None: it takes what comes.
     """
 
     name: str
     title: str
     layer: Callable[..., Layer]
+    gaps: Gaps | None = None
+
+    def input_size(self, scaler: Scaler) -> int:
+        """How many columns it gets from a scaler.
+
+        Raises:
+            AnyRNNError: if they are not what it expects.
+        """
+        if self.gaps not in {None, scaler.kind}:
+            raise AnyRNNError(
+                f"cell {self.name!r} reads what is said of missing values, but they are told by gaps={scaler.kind!r}; "
+                f"expected gaps={self.gaps!r} (--gaps {self.gaps})"
+            )
+        return scaler.width
 
     def __reduce__(self) -> tuple[Any, ...]:
         if NETWORKS.get(self.name) is self:
@@ -69,6 +87,20 @@ def _wrapped(
     return make
 
 
+def _gru_d(input_size: int, hidden_size: int, *, gaps: Gaps | None = None, **options: Any) -> Layer:
+    if gaps != "since":
+        raise AnyRNNError(
+            "cell 'gru-d' reads what is said of missing values, which there is for sequences to a class or a number "
+            "only, with gaps='since' (--gaps since)"
+        )
+    if options.keys() & {"num_layers", "bidirectional"}:
+        raise AnyRNNError(
+            "cell 'gru-d' has one layer and one direction, since it reads what is known of missing values by then; "
+            "leave out layers and bidirectional (--layers, --bidirectional)"
+        )
+    return anyrnn.Recurrent(GRUDCell(input_size, hidden_size), input_size, **options)
+
+
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
@@ -82,6 +114,7 @@ NETWORKS: Mapping[str, Network] = {
         Network("layernorm-gru", "layer-normalised GRU", _wrapped(anyrnn.LayerNormed, anyrnn.GRUCell)),
         Network("mi-lstm", "multiplicative LSTM", _wrapped(anyrnn.MultiplicativeIntegration, anyrnn.LSTMCell)),
         Network("indrnn", "IndRNN", _wrapped(anyrnn.IndependentRecurrence, anyrnn.RNNCell)),
+        Network("gru-d", "GRU-D", _gru_d, gaps="since"),
     )
 }
 COMPARED = ("rnn", "lstm", "gru", "peephole-lstm", "bilstm", "lstm-2")  # if nobody says which
@@ -151,6 +184,11 @@ class _OwnLayer:
         return cell
 
 
+def stacked(network: Network, input_size: int, hidden_size: int, layers: int) -> Layer:
+    """The layers of a network, as many as asked for unless it says so itself."""
+    return network.layer(input_size, hidden_size, **({} if layers == 1 else {"num_layers": layers}))
+
+
 @dataclass(frozen=True)
 class Structure:
     """What a network is made of beside its cell.
@@ -200,19 +238,33 @@ def build(
         recurrent_dropout: Of the state, the same at all steps.
         clip_gradient: The limit of each number of the gradient of the state between two steps.
     """
+    layer = layer_of(network, input_size, structure, recurrent_dropout=recurrent_dropout, clip_gradient=clip_gradient)
+    if not dropout:
+        return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
+    if layer.num_layers > 1:
+        layer.dropout = dropout
+    return _DroppingHead(layer, out_features, structure.pool, dropout)
+
+
+def layer_of(
+    network: Network,
+    input_size: int,
+    structure: Structure,
+    *,
+    recurrent_dropout: float = 0.0,
+    clip_gradient: float | None = None,
+) -> Layer:
+    """Make the untrained recurrent layers; see `build`."""
     asked = {
         "num_layers": (structure.layers, 1),
         "bidirectional": (structure.bidirectional, False),
         "recurrent_dropout": (recurrent_dropout, 0.0),
         "clip_gradient": (clip_gradient, None),
     }
-    options = {name: value for name, (value, usual) in asked.items() if value != usual}
-    layer = network.layer(input_size, structure.hidden_size, **options)
-    if not dropout:
-        return anyrnn.ManyToOne(layer, out_features, pool=structure.pool)
-    if layer.num_layers > 1:
-        layer.dropout = dropout
-    return _DroppingHead(layer, out_features, structure.pool, dropout)
+    options: dict[str, Any] = {name: value for name, (value, usual) in asked.items() if value != usual}
+    if network.gaps is not None:
+        options["gaps"] = network.gaps
+    return network.layer(input_size, structure.hidden_size, **options)
 
 
 def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
@@ -267,6 +319,7 @@ class Model:
         module: The trained `anyrnn.ManyToOne`.
         id_column: The column that named the sequences of the table it was trained on; None if that was no table.
         time_column: The column that sorted their steps; None if none did.
+        reading: What was made of the columns of the table; None: each is a feature.
     """
 
     network: Network
@@ -280,6 +333,7 @@ class Model:
     module: anyrnn.ManyToOne
     id_column: str | None = None
     time_column: str | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if len(self.scaler.mean) != len(self.features):
@@ -288,6 +342,11 @@ class Model:
             )
         if (self.classes is None) is (self.target_scale is None):
             raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
+
+        if self.reading is not None and self.reading.features != self.features:
+            raise AnyRNNError(
+                f"{self.network.name}: the reading gives {', '.join(self.reading.features)}, expected the features"
+            )
 
     @property
     def layer(self) -> Layer:
@@ -298,34 +357,15 @@ class Model:
         """Predict the class or the number of each sequence.
 
         Args:
-            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`.
+            sequences: (T, I) tensors or arrays as read, not scaled, with the features in the order of `features`. Steps
+                at the end in which every feature is NaN are padding.
 
         Raises:
             AnyRNNError: for a sequence of another shape, or one that is not all finite, or so far from those of the
                 training that the network's answer is not. NaN is taken as missing where values could be missing in
                 training, too.
         """
-        scaled: list[Tensor] = []
-        for k, given in enumerate(sequences):
-            try:
-                x = torch.as_tensor(given)
-            except (TypeError, ValueError, RuntimeError) as cause:
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} is a {type(given).__name__}, expected a tensor or an array "
-                    f"(T, {len(self.features)}): {cause}"
-                ) from cause
-            if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(self.features):
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} has shape {tuple(x.shape)}, expected (T, "
-                    f"{len(self.features)}), one column for each of the features that the network was trained "
-                    f"on: {', '.join(self.features)}"
-                )
-            if x.is_complex() or not (x.isfinite() | (x.isnan() & (self.scaler.missing is not None))).all():
-                raise AnyRNNError(
-                    f"{self.network.name}: sequence {k} holds NaN or infinity, expected finite numbers; "
-                    f"fill or drop them first"
-                )
-            scaled.append(self.scaler(x))
+        scaled = [read(self.network.name, k, given, self.features, self.scaler) for k, given in enumerate(sequences)]
         answers = outputs(self.module, scaled)
         wild = (~answers.isfinite().all(1)).nonzero().flatten().tolist()
         if wild:
@@ -345,6 +385,39 @@ class Model:
         classes = self.classes or ()
         indices = outputs.argmax(1).tolist()
         return Predictions(tuple(indices), tuple(classes[k] for k in indices), outputs.softmax(1))
+
+
+def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler) -> Tensor:
+    """Check and scale a sequence (T, I).
+
+    Args:
+        owner: Whose sequence it is, for messages.
+        k: Its number, likewise.
+        given: A tensor or an array, as read.
+        features: The names of the features.
+        scaler: Of these.
+
+    Raises:
+        AnyRNNError: for another shape, and for what is not finite, or missing where nothing may be.
+    """
+    try:
+        x = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as cause:
+        raise AnyRNNError(
+            f"{owner}: sequence {k} is a {type(given).__name__}, expected a tensor or an array (T, {len(features)}): "
+            f"{cause}"
+        ) from cause
+    if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(features):
+        raise AnyRNNError(
+            f"{owner}: sequence {k} has shape {tuple(x.shape)}, expected (T, {len(features)}), one column for each of "
+            f"the features that the network was trained on: {', '.join(features)}"
+        )
+    x = without_padding(x)
+    if x.is_complex() or not (x.isfinite() | (x.isnan() & (scaler.missing is not None))).all():
+        raise AnyRNNError(
+            f"{owner}: sequence {k} holds NaN or infinity, expected finite numbers; fill or drop them first"
+        )
+    return scaler(x)
 
 
 def _own_cell_class(name: str, never_from: Path | None) -> Callable[[int, int], nn.Module]:

@@ -3,16 +3,22 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.parsed import BLANK, Parsed
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk
 from anyrnn.workbench.split import alike, spelling
 
 _FILLED = "a network gets the last value of the sequence before them, or the training mean where there is none"
+_TOLD: Mapping[Gaps, str] = {
+    "fill": "",
+    "mask": ", and is told which ones",
+    "since": ", and is told which ones, and how long ago each feature was seen",
+}
 _PIECE = re.compile(r"(.*\w)[ _./:#-]+(\d{1,9})")  # 12_1, anna-03
 _NEARLY_ALL = 0.9
 _MOST_FEATURES = 5  # a note each; that there are more is said in one
@@ -35,7 +41,13 @@ def notes_on_classes(own: Parsed, classes: Collection[str]) -> Iterator[str]:
 
 
 def notes_on_sequences(
-    files: Sequence[Parsed], train: Sequences, validation: Sequences | None, test: Sequences, scaler: Scaler
+    files: Sequence[Parsed],
+    train: Sequences,
+    validation: Sequences | None,
+    test: Sequences,
+    scaler: Scaler,
+    *,
+    of_targets: bool = True,
 ) -> Iterator[str]:
     """Lengths, ids, groups, missing values, copies, and cells far from all others.
 
@@ -45,6 +57,7 @@ def notes_on_sequences(
         validation: The validation part, if there is one.
         test: The test part.
         scaler: Fitted on the training part.
+        of_targets: Look at the targets, too.
     """
     own = files[0]
     if all(len(x) == 1 for file in files for x in file.x) and own.rows is not None:
@@ -59,7 +72,7 @@ def notes_on_sequences(
     yield from _copies(seen, test)
     yield from _missing(files, scaler)
     yield from _far_cells(files, train, scaler)
-    if train.y.is_floating_point():
+    if of_targets and train.y.is_floating_point():
         yield from _far_targets(files, seen, test)
 
 
@@ -75,7 +88,7 @@ def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> 
     ends = np.cumsum([len(x) for x in inputs.x])
     absent = int(np.isnan(steps).sum())
     if absent:
-        yield f"{absent} of {steps.size} cells are missing: {_FILLED}"
+        yield f"{absent} of {steps.size} cells are missing: {_FILLED}{_TOLD[scaler.kind]}"
     many = 0
     for name, values, mean, std in zip(features, steps.T, scaler.mean, scaler.std, strict=True):
         with np.errstate(over="ignore"):
@@ -173,7 +186,8 @@ def _missing(files: Sequence[Parsed], scaler: Scaler) -> Iterator[str]:
         return
     order = np.argsort(-np.asarray(counts), kind="stable")
     worst = [f"{files[0].features[k]!r} {np.asarray(counts)[k]}" for k in order[:_MOST_FEATURES] if counts[k]]
-    yield (f"{int(np.sum(counts))} of {cells} cells are missing ({', '.join(worst)}): {_FILLED}")
+    told = _TOLD[scaler.kind] or "; gaps='mask' or 'since' (--gaps) tells it which ones"
+    yield f"{int(np.sum(counts))} of {cells} cells are missing ({', '.join(worst)}): {_FILLED}{told}"
 
 
 def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Iterator[str]:

@@ -9,11 +9,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from anyrnn.workbench.reading import Reading
 
 Task = Literal["classification", "regression"]
 Value = str | bool | int | float | None  # a target as its file has it; None where it is missing
@@ -36,14 +39,24 @@ class Parsed:
     features: tuple[str, ...]
     x: tuple[Tensor, ...]  # (T, I) float64 each; NaN where a value is missing and may be
     ids: tuple[str, ...]
-    where: tuple[str, ...]  # "vowels.ts:17" or "train.csv: id 'a'"
+    where: Sequence[str]  # "vowels.ts:17" or "train.csv: id 'a'"
     target: str
     targets: tuple[Value, ...] | None  # None: the file has no target at all
     task: Task | None  # None: the file does not say, the values decide
     classes: tuple[str, ...] = ()  # in the order in which the file declares them, if it does
     notes: tuple[str, ...] = ()
     rows: tuple[NDArray[np.int64], ...] | None = None  # of a table: the data row of each step
+    step_targets: tuple[tuple[Value, ...], ...] | None = None  # of each step, where each has its own
+    unit: str = "sequence"  # what has a target
+    reading: "Reading | None" = None  # how the features were made of what the file has; None: each is as it stands
     groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
+
+    def asking(self, task: Task) -> str:
+        """How to have its targets read as classes, or as numbers: in Python, and on the command line."""
+        if self.unit == "sequence":
+            return f"task={task!r} (--task {task})"
+        answers = "classes" if task == "classification" else "numbers"
+        return f"answers={answers!r} (--answers {answers})"
 
     def cell(self, sequence: int, step: int, feature: int) -> str:
         """Where a note points: "x.csv: data row 17 (id 'a')" or "x.ts:17, step 3 of channel 2"."""

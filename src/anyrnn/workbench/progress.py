@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -18,8 +19,47 @@ from anyrnn.workbench.train import Epoch
 _PAUSE = 0.2  # seconds between two updates of a bar in a notebook, each of which is a message to the browser
 
 
+class Told:
+    """What is told of a training after each epoch, whatever is learned; each kind of task has its own.
+
+    Attributes:
+        network: The network in training.
+        seed: The seed of this training run.
+        run: Which of all the training runs this is, from 1.
+        runs: How many there are.
+        epoch: The epoch just ended.
+        epochs: How many a training run has at most.
+        ended: Whether the run ended with it.
+        sequences_a_second: Of training, in this epoch; 0: not known.
+    """
+
+    network: Network
+    seed: int
+    run: int
+    runs: int
+    epoch: Any
+    epochs: int
+    ended: bool
+    sequences_a_second: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How much of all epochs of all runs is done."""
+        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+
+    @property
+    def share_before(self) -> float:
+        """How much was done before the epoch just ended."""
+        return float(self.run - 1 + (self.epoch.epoch - 1) / self.epochs) / self.runs
+
+    @property
+    def score(self) -> str | None:
+        """What is shown of the epoch; None: nothing new."""
+        return f"validation loss {self.epoch.validation_loss:.4g}"
+
+
 @dataclass(frozen=True)
-class Progress:
+class Progress(Told):
     """How far a comparison is, told after each epoch.
 
     Attributes:
@@ -31,6 +71,9 @@ class Progress:
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
         metric: What its scores are.
+        learning_rate: Of the next update.
+        seconds: Spent on training so far, in this run.
+        sequences_a_second: Of training, in this epoch; 0: not known.
     """
 
     network: Network
@@ -41,25 +84,67 @@ class Progress:
     epochs: int
     ended: bool
     metric: str = "score"
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    sequences_a_second: float = 0.0
 
     @property
-    def share(self) -> float:
-        """How much of all epochs of all runs is done."""
-        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+    def score(self) -> str | None:
+        """The validation score, or without one that of the test part; None where the epoch has neither."""
+        if self.epoch.validation_score is not None:
+            return f"validation {self.metric} {self.epoch.validation_score:.4g}"
+        return None if self.epoch.test_score is None else f"{self.metric} {self.epoch.test_score:.4g}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `metrics.jsonl` and callbacks get of it."""
+        point = self.epoch
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "model": self.network.name,
+            "seed": self.seed,
+            "epoch": point.epoch,
+            "epochs": self.epochs,
+            "ended": self.ended,
+            "train_loss": point.train_loss,
+            "validation_loss": point.validation_loss,
+            "metric": self.metric,
+            "validation_score": point.validation_score,
+            "test_score": point.test_score,
+            "learning_rate": self.learning_rate,
+            "seconds": round(self.seconds, 6),
+            "sequences_a_second": round(self.sequences_a_second, 3),
+        }
+
+
+class _Clock:
+    """How long it takes. A run that goes on from a checkpoint has done a share before it starts."""
+
+    def __init__(self) -> None:
+        self.start, self._first = time.monotonic(), 1.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def left(self, now: Told) -> float:
+        """The seconds that are left, about."""
+        self._first = min(self._first, now.share_before)
+        return self.seconds * (1 - now.share) / (now.share - self._first)
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
+def shown(console: Console) -> Iterator[Callable[[Told], None]]:
     """Show the progress of a comparison: a bar in a notebook or on a terminal, elsewhere a line for each run."""
     display = notebook_display()
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
-    def text(now: Progress) -> str:
-        if now.epoch.validation_score is not None:
-            scores[now.run] = f": validation {now.metric} {now.epoch.validation_score:.4g}"
-        elif now.epoch.test_score is not None:
-            scores[now.run] = f": {now.metric} {now.epoch.test_score:.4g}"
-        return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}"
+    def text(now: Told) -> str:
+        if now.score is not None:
+            scores[now.run] = f": {now.score}"
+        pace = f", {now.sequences_a_second:,.0f} sequences/s" if now.sequences_a_second else ""
+        return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}{pace}"
 
     if display is not None:
         with _in_notebook(display, text) as tell:
@@ -98,19 +183,19 @@ class _Bar:
 
 
 @contextmanager
-def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
     """One output of the cell, updated in place; at the end it says how long it took."""
-    start = last = time.monotonic()
+    clock = _Clock()
+    last = clock.start
     handle = display(_Bar(0.0, "training"), display_id=True)
-    now: Progress | None = None
+    now: Told | None = None
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: Told) -> None:
         nonlocal last, now
         now = progress
-        moment = time.monotonic()
+        moment, left = time.monotonic(), clock.left(now)
         if moment - last >= _PAUSE:
             last = moment
-            left = (moment - start) * (1 / now.share - 1)
             handle.update(_Bar(now.share, f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left"))
         else:
             text(now)
@@ -120,11 +205,11 @@ def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -
     finally:
         if now is not None:
             done = "trained" if now.share == 1 else "stopped in"
-            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {time.monotonic() - start:.0f} s"))
+            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {clock.seconds:.0f} s"))
 
 
 @contextmanager
-def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
+def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
     """A bar that is gone at the end."""
     columns = (
         progress.TextColumn("{task.description}", table_column=Column(min_width=min(40, console.width // 2))),
@@ -134,20 +219,25 @@ def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[
     )
     with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None)
+        begun = False
 
-        def tell(now: Progress) -> None:
+        def tell(now: Told) -> None:
+            nonlocal begun
+            if not begun:  # what was done before counts for nothing in the speed
+                bar.reset(task, total=1.0, completed=now.share_before)  # type: ignore[arg-type] # floats will do
+                begun = True
             bar.update(task, description=text(now), completed=now.share, total=1.0)
 
         yield tell
 
 
-def _lines(console: Console, text: Callable[[Progress], str]) -> Callable[[Progress], None]:
+def _lines(console: Console, text: Callable[[Told], str]) -> Callable[[Told], None]:
     """A line for each training run."""
-    start = time.monotonic()
+    clock = _Clock()
 
-    def line(now: Progress) -> None:
+    def line(now: Told) -> None:
+        left = clock.left(now)
         if now.ended:
-            left = (time.monotonic() - start) / now.run * (now.runs - now.run)
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)
 
     return line

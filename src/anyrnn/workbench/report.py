@@ -17,7 +17,6 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
-from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
 _NBSP = "\N{NO-BREAK SPACE}"
@@ -82,28 +81,35 @@ def render(
         The page; the same results give the same text.
     """
     comparison = Comparison(results)
-    rows, scale = _rows(comparison)
     return page("report.html.j2").render(
-        results=results,
-        comparison=comparison,
-        answer=answer(comparison),
-        notes=_notes(comparison),
-        rows=rows,
-        scale=scale,
-        tie=_tie(comparison),
-        loss=_curves(comparison, "train_loss"),
-        validation=_curves(comparison, "validation_score") if comparison.validated else None,
-        score=_curves(comparison, "test_score"),
-        scored=_scored(comparison),
-        mistakes=_mistakes(comparison),
-        metrics=_metrics(results, comparison),
+        **context(results, comparison),
         recalls=_recalls(comparison),
-        diverged=any(m.diverged for m in comparison.models),
         gates=gates,
         flow=_flow(comparison, flows or {}),
         panels=_panels(gates, comparison.features) if gates else (),
-        palettes={"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     )
+
+
+def context(results: Mapping[str, Any], comparison: Comparison) -> dict[str, object]:
+    """What the pages of all tasks that networks are compared on show: the answer, the table, curves, mistakes."""
+    rows, scale = _rows(comparison)
+    return {
+        "results": results,
+        "comparison": comparison,
+        "answer": answer(comparison),
+        "notes": _notes(comparison),
+        "rows": rows,
+        "scale": scale,
+        "tie": _tie(comparison),
+        "loss": _curves(comparison, "train_loss"),
+        "validation": _curves(comparison, "validation_score") if comparison.validated else None,
+        "score": _curves(comparison, "test_score"),
+        "scored": _scored(comparison),
+        "mistakes": _mistakes(comparison),
+        "metrics": _metrics(results, comparison),
+        "diverged": any(m.diverged for m in comparison.models),
+        "palettes": {"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
+    }
 
 
 def page(name: str) -> Template:
@@ -152,7 +158,7 @@ def _tie(c: Comparison) -> str:
     if c.luck_seeds > c.luck_test:
         why = "standard deviation over the seeds, the median over the networks"
     else:
-        why = f"standard error of the best score over {len(c.targets):,} test sequences"
+        why = f"standard error of the best score over {c.drawn}"
     return (
         f"Shaded: a tie, or within the spread, for a gap of up to {c.score.gap(c.luck)} may be luck (twice the {why})."
     )
@@ -231,15 +237,14 @@ def _metrics(results: Mapping[str, Any], c: Comparison) -> dict[str, object] | N
     if len(names) < 2:
         return None
     rows = [(m.title, found[m.name]) for m in c.models] + [(name, found[name]) for name, _ in c.baselines]
-    cells = [(title, [_any_score(name, number(own.get(name))) for name in names]) for title, own in rows]
+    cells = [(title, [_any_score(c, name, number(own.get(name))) for name in names]) for title, own in rows]
     return {"names": names, "rows": cells}
 
 
-def _any_score(name: str, value: float) -> str:
+def _any_score(c: Comparison, name: str, value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    known = {**CLASS_METRICS, **NUMBER_METRICS}[name]
-    return f"{100 * value:.1f}{_NBSP}%" if known.percent else f"{value:.4g}"
+    return f"{100 * value:.1f}{_NBSP}%" if c.in_percent(name) else f"{value:.4g}"
 
 
 def _recalls(c: Comparison) -> list[tuple[str, int, str]]:

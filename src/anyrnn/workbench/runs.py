@@ -1,8 +1,8 @@
 """The run folder: `results.json`, `models/NAME.safetensors` beside `models/NAME.json`, and `report.html`.
 
-Nothing in it is a pickle, and no code comes with it: a cell of the user's own is imported by its name, if the user says
-so. A folder appears whole or not at all: it is written under a temporary name and renamed at the end. `stored.py`
-knows the files.
+While it is trained it has `metrics.jsonl` and what is needed to go on: see `unfinished.py`. Nothing in it is a pickle,
+and no code comes with it: a cell of the user's own is imported by its name, if the user says so. Results appear whole
+or not at all: they are written under a temporary name and renamed at the end. `stored.py` knows the files.
 """
 
 import os
@@ -22,6 +22,7 @@ from anyrnn.workbench.stored import MADE_BY, file_names, load_model, model_names
 
 M = TypeVar("M")  # a trained model
 
+METRICS, TRAINING = "metrics.jsonl", "training"  # the curves as they grow, and what an unfinished run is kept in
 _PARTS = ("models", "report.html", "results.json")  # in the order in which they move in: the last one makes it a run
 
 
@@ -34,7 +35,7 @@ def check_destination(folder: Path, overwrite: bool) -> None:
     Raises:
         AnyRNNError: if the place will not do.
     """
-    with _disk_trouble(folder):
+    with disk_trouble(folder):
         _check_destination(folder, overwrite)
 
 
@@ -43,15 +44,25 @@ def _check_destination(folder: Path, overwrite: bool) -> None:
         _check_writable(folder, folder)
         if not any(folder.iterdir()):
             return
-        names = _run_in(folder)
-        if names is None:
+        names, unfinished = _run_in(folder), is_unfinished(folder)
+        if names is None and not unfinished:
             raise AnyRNNError(
                 f"{folder}: this folder is there already and holds no run of anyrnn, so it is left alone, "
                 f"whether or not it is to be overwritten; choose another folder"
             )
+        if not overwrite and unfinished:
+            raise AnyRNNError(
+                f"{folder}: a run was begun there and is not finished; go on with it (--resume), choose another "
+                "folder, or overwrite it (--overwrite)"
+            )
         if not overwrite:
             raise AnyRNNError(f"{folder}: a run is there already; choose another folder, or overwrite it (--overwrite)")
-        own = {folder / part for part in _PARTS} | {folder / "models" / f for name in names for f in file_names(name)}
+        own = {folder / part for part in (*_PARTS, METRICS)}
+        own |= {folder / "models" / f for name in names or () for f in file_names(name)}
+        if unfinished:
+            own |= {folder / TRAINING, *(folder / TRAINING).rglob("*")}
+        if names is None:  # the process was killed while the results were moving in
+            own |= set((folder / "models").rglob("*"))
         strangers = sorted(set(folder.rglob("*")) - own)
         if strangers:
             raise AnyRNNError(
@@ -62,6 +73,15 @@ def _check_destination(folder: Path, overwrite: bool) -> None:
     if folder.exists() or folder.is_symlink():
         raise AnyRNNError(f"{folder}: a file of this name is there already; choose another folder")
     _check_writable(folder, next(parent for parent in folder.absolute().parents if parent.exists()))
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a run was begun in a folder and is not finished: see `UnfinishedRun`."""
+    training = folder / TRAINING
+    if (training / "run.json").is_file():
+        return True
+    # Or it had only just begun, when the process was killed.
+    return training.is_dir() and {path.name for path in training.iterdir()} <= {"lock", ".run.json.part"}
 
 
 def _check_writable(folder: Path, place: Path) -> None:
@@ -102,13 +122,13 @@ def save_run(
     target = folder.resolve()
     # What is there already is filled, not replaced: it may be a mounted disk, or the current folder.
     fill = not numbered and target.is_dir()
-    # A temporary folder on the same disk as the destination, so that moving from one to the other is renaming.
+    # A temporary folder on the same disk as the destination, so that moving from one to the other is renaming. What a
+    # process leaves there that is killed, goes with the rest of an unfinished run.
+    place = target.parent if not fill else target / TRAINING if is_unfinished(target) else target
     with (
-        _disk_trouble(folder),
+        disk_trouble(folder),
         _parents(target),
-        tempfile.TemporaryDirectory(
-            prefix=f".{target.name[:40]}.", dir=target if fill else target.parent, ignore_cleanup_errors=True
-        ) as temporary,
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:40]}.", dir=place, ignore_cleanup_errors=True) as temporary,
     ):
         new = Path(temporary, "new")
         new.mkdir()
@@ -160,7 +180,7 @@ def _exchange(new: Path, folder: Path, old: Path) -> None:
 
 
 @contextmanager
-def _disk_trouble(folder: Path) -> Iterator[None]:
+def disk_trouble(folder: Path) -> Iterator[None]:
     """Turn what the operating system says about a folder into one line."""
     try:
         yield
@@ -231,6 +251,7 @@ _OPENED_BY: Mapping[Any, str] = {
     None: "anyrnn.workbench.open_run",
     "text": "anyrnn.workbench.language.open_text_run",
     "forecast": "anyrnn.workbench.forecast.open_forecast_run",
+    "tagging": "anyrnn.workbench.tagging.open_tag_run",
 }
 
 
@@ -259,6 +280,8 @@ def parts_of(
     path = Path(folder)
     if not path.is_dir():
         raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
+    if is_unfinished(path) and not (path / "results.json").exists():
+        raise AnyRNNError(f"{path}: this run is not finished; go on with it first: the same command with --resume")
     results = read_json(path / "results.json")
     names = model_names(results)
     found = results.get("kind")
@@ -267,6 +290,19 @@ def parts_of(
     if names is None or found != kind:
         raise AnyRNNError(f"{path / 'results.json'}: it does not list its models; expected {MADE_BY}")
     return path, results, names, (cells,) if isinstance(cells, str) else tuple(cells)
+
+
+def kind_of(folder: str | Path) -> str | None:
+    """The kind of the run in a folder: "tagging", "text", "forecast", or None, which is one of sequences.
+
+    Raises:
+        AnyRNNError: if it is not there, or damaged.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise AnyRNNError(f"{path}: there is no such folder; expected {MADE_BY}")
+    found = read_json(path / "results.json").get("kind")
+    return found if isinstance(found, str) else None
 
 
 def _run_in(folder: Path) -> tuple[str, ...] | None:

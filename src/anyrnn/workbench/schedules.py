@@ -1,6 +1,6 @@
 """How the learning rate goes over a training run, by name, on torch's schedulers."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.optim import lr_scheduler
@@ -40,3 +40,14 @@ class Rate:
         """Go on by one epoch."""
         if self._by_loss is not None:
             self._by_loss.step(validation_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is."""
+        scheduler = self._by_update or self._by_loss
+        return {} if scheduler is None else scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        scheduler = self._by_update or self._by_loss
+        if scheduler is not None:
+            scheduler.load_state_dict(state)

@@ -1,7 +1,7 @@
 """Sequences in memory: with and without targets, scaled, and side by side in a batch. Leans on torch and NumPy."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.gaps import COLUMNS, GapFeatures, Gaps
 
 _REACHES = 10.0  # see `bulk`
 _FLOATS = (torch.float32, torch.float64)
@@ -126,12 +127,14 @@ class Scaler:
         linear_to: In standard deviations.
         missing: The values that stood for "missing" in the training data; None: none may be missing. If not None, NaN
             is filled with the last value of the sequence, or with the mean where there is none yet.
+        gaps: The columns that say where values were missing, which stand behind the scaled ones; None: there are none.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     linear_to: float = 10.0
     missing: tuple[str, ...] | None = None
+    gaps: GapFeatures | None = None
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -144,9 +147,33 @@ class Scaler:
                 "scaler: expected finite means, finite, positive standard deviations and a positive linear_to"
             )
 
+    @property
+    def kind(self) -> Gaps:
+        """What is told of missing values."""
+        return "fill" if self.gaps is None else self.gaps.kind
+
+    @property
+    def width(self) -> int:
+        """How many columns a scaled sequence has."""
+        return len(self.mean) * COLUMNS[self.kind]
+
     @classmethod
-    def fit(cls, sequences: Inputs, missing: tuple[str, ...] | None = None) -> "Scaler":
+    def fit(
+        cls,
+        sequences: Inputs,
+        missing: tuple[str, ...] | None = None,
+        gaps: Gaps = "fill",
+        clock: int | None = None,
+        unscaled: Collection[int] = (),
+    ) -> "Scaler":
         """Measure the features. Give it the training part and nothing else; NaN is not counted.
+
+        Args:
+            sequences: The training part.
+            missing: See the class.
+            gaps: What the network is told of missing values beside the filling.
+            clock: Which feature is the time since the step before, by which the time since a value is counted.
+            unscaled: Features that stay as they are, such as 0 and 1 for a word.
 
         Raises:
             AnyRNNError: if a feature has no value at all.
@@ -157,12 +184,14 @@ class Scaler:
             if not len(values):
                 raise AnyRNNError(f"scaler: feature {k + 1} is missing in every step, expected at least one value")
             low, high = bulk(values)
-            scales.append(moments(values[(values >= low) & (values <= high)]))
+            kept = values[(values >= low) & (values <= high)]
+            scales.append((0.0, 1.0) if k in unscaled else moments(kept))
         mean, std = zip(*scales, strict=True)
-        return cls(mean, std, missing=missing)
+        told = None if gaps == "fill" else GapFeatures.fit(sequences.x, gaps, clock)
+        return cls(mean, std, missing=missing, gaps=told)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Scale `x` (..., T, I) to float32.
+        """Scale `x` (..., T, I) to float32, with the columns for gaps behind it: (..., T, width).
 
         Raises:
             AnyRNNError: if it has other features, or holds NaN where none may be missing.
@@ -173,13 +202,15 @@ class Scaler:
                 "as in the data it was fitted on"
             )
         x = x.double()
-        absent = x.isnan()
-        if absent.any():
+        filled = x
+        if x.isnan().any():
             if self.missing is None:
                 raise AnyRNNError("scaler: x holds NaN, expected numbers, as in the data it was fitted on")
-            x = _carried_forward(x)
-        z = (x - x.new_tensor(self.mean)) / x.new_tensor(self.std)
+            filled = _carried_forward(x)
+        z = (filled - x.new_tensor(self.mean)) / x.new_tensor(self.std)
         z = z.nan_to_num(nan=0.0)  # NaN: nothing was seen before; an overflow becomes the largest number
+        if self.gaps is not None:
+            z = torch.cat((z, self.gaps.columns(x)), -1)
         size = z.abs()
         beyond = (size - self.linear_to).clamp(min=0.0)
         return torch.where(beyond > 0, (self.linear_to + beyond.log1p()).copysign(z), z).float()
@@ -191,6 +222,7 @@ class Scaler:
             "std": list(self.std),
             "linear_to": None if math.isinf(self.linear_to) else self.linear_to,
             "missing": None if self.missing is None else list(self.missing),
+            "gaps": None if self.gaps is None else self.gaps.to_dict(),
         }
 
     @classmethod
@@ -207,7 +239,8 @@ class Scaler:
                 "scaler: expected {'mean': [numbers], 'std': [numbers]}, the file holds something else; "
                 "train the model again"
             ) from error
-        return cls(mean, std, linear_to, None if missing is None else (*missing,))
+        gaps = GapFeatures.from_dict(values.get("gaps"), len(mean))
+        return cls(mean, std, linear_to, None if missing is None else (*missing,), gaps)
 
 
 @np.errstate(over="ignore")  # the distance of 1e308 and -1e308 is infinite, and that is far enough

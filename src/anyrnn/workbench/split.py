@@ -55,15 +55,18 @@ def split(
 
 
 def split_validation(
-    train: Sequences, classes: tuple[str, ...] | None, share: float, seed: int
+    train: Sequences, classes: tuple[str, ...] | None, share: float, seed: int, *, least: int = _LEAST_SEQUENCES
 ) -> tuple[Sequences, Sequences | None, str]:
-    """What is left to train on, and the validation part taken from it, if there is enough; and a sentence about it."""
+    """What is left to train on, and the validation part taken from it, if there is enough; and a sentence about it.
+
+    There is enough if there are `least` sequences.
+    """
     if share == 0:
         return train, None, "no validation part was asked for: each network is trained for all its epochs"
     pieces, fixed = _pieces(train), "each network is trained for all its epochs"
     few = "are too few for a validation part (fewer than"
-    if len(train) < _LEAST_SEQUENCES:
-        return train, None, f"{len(train)} sequences to train on {few} {_LEAST_SEQUENCES}): {fixed}"
+    if len(train) < least:
+        return train, None, f"{len(train)} sequences to train on {few} {least}): {fixed}"
     if train.groups is not None and len(pieces) < _LEAST_GROUPS:
         return train, None, f"{len(pieces)} groups to train on {few} {_LEAST_GROUPS}): {fixed}"
     rest, validation, how = _drawn(train, pieces, classes is not None, share, seed)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
 # Of results.json and of models/*.json; raised when an older anyrnn could not read what we write.
@@ -44,6 +45,7 @@ def save_model(folder: Path, model: Model) -> None:
         "id_column": model.id_column,
         "time_column": model.time_column,
         "features": list(model.features),
+        "reading": None if model.reading is None else model.reading.to_dict(),
         "classes": None if model.classes is None else list(model.classes),
         "target": model.target,
         "scaler": model.scaler.to_dict(),
@@ -145,7 +147,8 @@ def permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    return build(found, len(fields["features"]), 1 if classes is None else len(classes), fields["structure"])
+    size = found.input_size(fields["scaler"])
+    return build(found, size, 1 if classes is None else len(classes), fields["structure"])
 
 
 def check_size(
@@ -177,6 +180,14 @@ def check_size(
     check_fit(weights, expected, found, path)
 
 
+def layers_of(description: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> int:
+    """The number of layers that a description names, 1 if it does not: at most as many as there are weights."""
+    layers: int = field_of({"layers": 1, **description}, "layers", is_size, "a whole number above 0")
+    if layers > len(weights):
+        raise AnyRNNError(f"got layers={layers}, but {path.name} has {len(weights)} weights only; expected {MADE_BY}")
+    return layers
+
+
 def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], found: Network, path: Path) -> None:
     """Name the first weight that differs in name, shape or dtype."""
     for name in [*expected, *weights]:
@@ -199,28 +210,29 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         return field_of(description, name, holds, expected)
 
     def optional(name: str) -> Any:  # which a run of an older anyrnn did not note
-        return None if name not in description else field(name, _is_text_or_none, "the name of a column, or null")
+        return None if name not in description else field(name, is_text_or_none, "the name of a column, or null")
 
     classes = field("classes", lambda v: v is None or is_names(v), "different names, or null")
-    scale = field("target_scale", lambda v: v is None or _is_scale(v), "null, or a mean and a deviation above 0")
+    scale = field("target_scale", lambda v: v is None or is_scale(v), "null, or a mean and a deviation above 0")
     return {
         "network": field("network", is_network_name, "the name of a network"),
         "structure": Structure(
-            hidden_size=field("hidden_size", _is_size, "a whole number above 0"),
+            hidden_size=field("hidden_size", is_size, "a whole number above 0"),
             pool=field("pool", lambda v: isinstance(v, str) and v in POOLS, f"one of {', '.join(POOLS)}"),
             # An older run had one layer and one direction, unless its network said otherwise.
-            layers=field("layers", _is_size, "a whole number above 0") if "layers" in description else 1,
+            layers=field("layers", is_size, "a whole number above 0") if "layers" in description else 1,
             bidirectional="bidirectional" in description
             and field("bidirectional", lambda v: isinstance(v, bool), "true or false"),
         ),
         "features": tuple(field("features", is_names, "different names")),
         "classes": None if classes is None else tuple(classes),
         "target": field("target", lambda v: isinstance(v, str), "a name"),
-        "scaler": Scaler.from_dict(field("scaler", _is_scaler, "means and deviations of the features")),
+        "scaler": Scaler.from_dict(field("scaler", is_scaler, "means and deviations of the features")),
         "target_scale": None if scale is None else (float(scale[0]), float(scale[1])),
         "seed": field("seed", is_int, "a whole number"),
         "id_column": optional("id_column"),
         "time_column": optional("time_column"),
+        "reading": Reading.from_dict(description.get("reading")),
     }
 
 
@@ -243,7 +255,8 @@ def is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Whether a value of JSON is a whole number above 0, and no larger than a size can be."""
     return is_int(value) and 0 < value < 2**31
 
 
@@ -251,7 +264,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_text_or_none(value: Any) -> bool:
+def is_text_or_none(value: Any) -> bool:
+    """Whether a value of JSON is a text or null."""
     return value is None or isinstance(value, str)
 
 
@@ -265,7 +279,8 @@ def is_names(value: Any) -> bool:
     )
 
 
-def _is_scale(value: Any) -> bool:
+def is_scale(value: Any) -> bool:
+    """Whether a value of JSON is a mean and a deviation above 0."""
     if not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
         return False
     try:
@@ -275,7 +290,8 @@ def _is_scale(value: Any) -> bool:
     return math.isfinite(mean) and math.isfinite(std) and std > 0
 
 
-def _is_scaler(value: Any) -> bool:
+def is_scaler(value: Any) -> bool:
+    """Whether a value of JSON has the lists of numbers of a scaler."""
     return isinstance(value, dict) and all(
         isinstance(value.get(key), list) and all(map(_is_number, value[key])) for key in ("mean", "std")
     )
@@ -291,17 +307,18 @@ def _short(value: object) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON; a number that is not finite, which JSON cannot hold, becomes null."""
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: a number that is not finite becomes null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value
 
 

@@ -7,7 +7,7 @@ All checks that need rows and columns are here; what the targets mean is decided
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,21 @@ import torch
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import BLANK, NOT_A_NAME, Missing, Parsed, Value, did_you_mean, listed
+from anyrnn.workbench.clock import over_midnight, read_times, since_the_last
+from anyrnn.workbench.files import File, opened, separated
+from anyrnn.workbench.frames import Frame
+from anyrnn.workbench.parsed import (
+    BLANK,
+    DECIMAL_COMMA,
+    NOT_A_NAME,
+    THOUSANDS_COMMA,
+    Missing,
+    Parsed,
+    Value,
+    did_you_mean,
+    listed,
+)
+from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, unknown, words_of
 from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
@@ -37,7 +51,9 @@ class Columns:
     """What the caller says about the columns; None: not said. Without features, all columns left over are.
 
     `usual_time` is that of another file: it is the time if it is there and no time was named. `group` names what
-    several sequences may share (an engine, a patient, a site).
+    several sequences may share (an engine, a patient, a site). `per_step`: each row has its own target. `reading` is
+    that of the training; without it, text is read as the words that the file has. With `delta_time` the time since the
+    step before is a feature.
     """
 
     id: str | None = None
@@ -46,6 +62,9 @@ class Columns:
     features: tuple[str, ...] | None = None
     usual_time: str | None = None
     group: str | None = None
+    per_step: bool = False
+    reading: Reading | None = None
+    delta_time: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,37 +79,75 @@ class Roles:
 
 
 def read_table(
-    path: Path, columns: Columns, *, need_target: bool = True, owner: str = "", missing: Missing | None = None
+    file: File | Frame | Path,
+    columns: Columns,
+    *,
+    need_target: bool = True,
+    owner: str = "",
+    missing: Missing | None = None,
 ) -> Parsed:
-    """Read a .csv or .parquet file.
+    """Read a .csv, .tsv or .parquet file.
 
     Args:
-        path: The file; its suffix says which format.
+        file: The file, whose suffix says which format; or a data frame.
         columns: Which column is what.
         need_target: If false, `columns.target` may be None or absent from the file: no targets then.
         owner: Whose features `columns.features` are, for the message that one of them is not there.
         missing: What stands for a missing value and becomes NaN. None: a missing feature is refused.
     """
-    roles = _roles(path, column_names(path), columns, need_target=need_target, owner=owner)
-    table = Table(path, roles, frame_of(path, roles), missing, trained=not need_target)
+    named = (columns.id, columns.time, columns.target if need_target else None, columns.group)
+    file = opened(file) if isinstance(file, Path) else file
+    if isinstance(file, Frame):
+        roles = _roles(file, file.data.columns, columns, need_target=need_target, owner=owner)
+        frame = numbered(file.data, file)
+    else:
+        file = separated(file, [name for name in (*named, *(columns.features or ())) if name is not None])
+        roles = _roles(file, column_names(file), columns, need_target=need_target, owner=owner)
+        frame = frame_of(file, roles)
+    return parsed_table(Table(file, roles, frame, missing, trained=not need_target), columns)
+
+
+def parsed_table(table: "Table", columns: Columns) -> Parsed:
+    """The sequences of a table."""
+    path, roles = table.path, table.roles
     rows, lengths = table.order()
-    matrix = np.stack([table.feature(name) for name in roles.features], axis=1)[rows]  # (rows, I)
     ends = np.cumsum(lengths)
+    reading, matrix = table.features(columns.reading)  # (rows, I), in the order of the file
+    matrix = matrix[rows]
+    if columns.delta_time:
+        if roles.time is None:
+            gone = "" if columns.usual_time is None else f"; {columns.usual_time!r}, that of the training, is not there"
+            raise AnyRNNError(
+                f"{path}: the time since the last step is a feature (delta_time, --delta-time), which takes the column "
+                f"that orders the rows (time_column, --time){gone}"
+            )
+        apart = since_the_last(table.times.gather(rows))
+        apart[ends - lengths] = 0.0
+        matrix = np.column_stack((matrix, apart))
+        reading = Reading(reading.columns, reading.words, delta_time=True)
+    if len(set(reading.features)) < len(reading.features):
+        raise AnyRNNError(
+            f"{path}: two features would have one name, of {listed(reading.features)}; rename a column such as "
+            f"{DELTA_TIME!r}"
+        )
     first_rows = rows[ends - lengths].tolist()
     ids = tuple(table.ids[row] for row in first_rows)
-    targets = table.targets(first_rows) if roles.target else None
+    targets = table.targets(first_rows) if roles.target and not columns.per_step else None
+    of_steps = table.step_targets(rows, ends) if roles.target and columns.per_step else None
     return Parsed(
         path=str(path),
-        features=roles.features,
+        features=reading.features,
         x=tuple(torch.from_numpy(steps) for steps in np.split(matrix, ends[:-1])),
         ids=ids,
         where=tuple(f"{path}: id {id_!r}" for id_ in ids),
         target=roles.target or "target",
         targets=targets,
         task=None,
-        notes=(*(() if roles.time else (_unsorted(columns),)), *table.notes),
+        notes=(*path.notes, *(() if roles.time else (_unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
         groups=table.groups(first_rows) if roles.group else None,
+        step_targets=of_steps,
+        reading=reading,
     )
 
 
@@ -103,14 +160,14 @@ def _unsorted(columns: Columns) -> str:
     )
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: File) -> list[str]:
     """The names of the columns of a file, without blanks around them."""
     try:
-        if path.suffix.lower() == ".parquet":
-            check_parquet(path)
-            return pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema().names()
+        if path.format == ".parquet":
+            check_parquet(path.path)
+            return pl.scan_parquet(path.path, glob=False, hive_partitioning=False).collect_schema().names()
         check_csv(path)
-        names = pl.read_csv(path, n_rows=0, glob=False).columns
+        names = pl.read_csv(path.source, n_rows=0, glob=False, separator=path.separator).columns
     except _FAILURES as error:
         raise _unreadable(path, error) from error
     for name in names:  # polars renames the second 'a' to 'a_duplicated_0'
@@ -120,15 +177,12 @@ def column_names(path: Path) -> list[str]:
                 f"{path}: the header names column {twin[1]!r} twice; give each column its own name."
                 f"{first_line_hint(names)}"
             )
-    for character, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
-        if len(names) == 1 and character in names[0]:
-            raise AnyRNNError(f"{path}: the columns seem to be separated by {word}; expected commas")
     return _without_blanks(names)
 
 
-def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
+def _unreadable(path: File, error: BaseException) -> AnyRNNError:
     reason = str(error).strip().split("\n", maxsplit=1)[0]
-    if path.suffix.lower() == ".parquet":
+    if path.format == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
     problem = ragged_row(path, shorter=False) or odd_quotes(path)
     if problem is not None:
@@ -139,7 +193,7 @@ def _unreadable(path: Path, error: BaseException) -> AnyRNNError:
     )
 
 
-def _roles(path: Path, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
+def _roles(path: File | Frame, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
     unsaid = []
     if columns.id is None:
         unsaid.append("which column names the sequence of a row (id_column, --id)")
@@ -194,15 +248,20 @@ def likely(name: str, names: list[str]) -> str:
     return did_you_mean(name, names) or first_line_hint(names)
 
 
-def frame_of(path: Path, roles: Roles) -> pl.DataFrame:
+def frame_of(path: File, roles: Roles) -> pl.DataFrame:
     """The rows of a file that are not blank, with their numbers beside them."""
     try:
-        if path.suffix.lower() == ".parquet":
-            frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
+        if path.format == ".parquet":
+            frame = pl.read_parquet(path.path, glob=False, hive_partitioning=False)
         else:
             frame = _csv(path, None if roles.id == ROW else roles.id)
     except _FAILURES as error:
         raise _unreadable(path, error) from error
+    return numbered(frame, path)
+
+
+def numbered(frame: pl.DataFrame, path: object) -> pl.DataFrame:
+    """The rows that are not blank, with their numbers beside them."""
     frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(ROW))
     frame = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))  # blank lines
     if frame.is_empty():
@@ -210,14 +269,16 @@ def frame_of(path: Path, roles: Roles) -> pl.DataFrame:
     return frame
 
 
-def _csv(path: Path, id_column: str | None) -> pl.DataFrame:
+def _csv(path: File, id_column: str | None) -> pl.DataFrame:
     """The whole file decides a column's type, and ids stay as they are written: 007 is not 7."""
-    written = pl.read_csv(path, glob=False, n_rows=0).columns
+    written = pl.read_csv(path.source, glob=False, n_rows=0, separator=path.separator).columns
     names = _without_blanks(written)
     as_text = {} if id_column is None else {written[names.index(id_column)]: pl.String}
     while True:
         try:
-            frame = pl.read_csv(path, glob=False, infer_schema_length=None, schema_overrides=as_text)
+            frame = pl.read_csv(
+                path.source, glob=False, infer_schema_length=None, schema_overrides=as_text, separator=path.separator
+            )
         except pl.exceptions.ComputeError as error:
             # 46 digits, or those of other scripts, are a whole number to polars, which it then cannot read.
             column = re.search(r"as dtype `i\d+` at column '(.*)' \(column number", str(error))
@@ -241,7 +302,7 @@ class Table:
     """
 
     def __init__(
-        self, path: Path, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+        self, path: File | Frame, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
     ) -> None:
         self.path = path
         self.roles = roles
@@ -323,7 +384,8 @@ class Table:
             return self.frame[ROW]
         column = self.frame[self.roles.time]
         if column.dtype == pl.String:
-            column = self._read_times(column)
+            column, notes = read_times(column, self.place)
+            self.notes += notes
         elif not (column.dtype.is_numeric() or column.dtype.is_temporal()):
             raise AnyRNNError(
                 f"{self.path}: time column {column.name!r} holds {column.dtype}, expected numbers, dates or times"
@@ -331,36 +393,13 @@ class Table:
         missing = _first(column.is_null() | (column.is_nan() if column.dtype.is_float() else False))
         if missing is not None:
             raise AnyRNNError(f"{self.place(missing)}: the time is missing; every row needs one")
+        row = over_midnight(self.ids, column)
+        if row is not None:
+            self.notes.append(
+                f"{self.place(row)}: the row above has a later time of day; without a date this row comes first, so "
+                "write the date as well if it is after midnight"
+            )
         return column
-
-    def _read_times(self, column: pl.Series) -> pl.Series:
-        """Text as numbers or as moments. Only ISO 8601: what 01/02/2026 means depends on the country."""
-        numbers = column.str.strip_chars().cast(pl.Float64, strict=False)
-        if numbers.is_not_null().any():
-            odd = _first(numbers.is_null() & column.is_not_null())
-            if odd is not None:
-                raise AnyRNNError(f"{self.place(odd)}: the time is {column[odd]!r}, expected a number as in other rows")
-            return numbers
-        moments: list[datetime | None] = []
-        zoned: bool | None = None
-        for row, text in enumerate(column):
-            try:
-                moment = None if text is None else datetime.fromisoformat(text.strip())
-            except ValueError:
-                raise AnyRNNError(
-                    f"{self.place(row)}: the time is {text!r}, expected a number or a date and time in ISO 8601 "
-                    "such as 2026-01-31 13:45:00"
-                ) from None
-            if moment is not None:
-                if zoned not in {None, moment.tzinfo is not None}:
-                    raise AnyRNNError(
-                        f"{self.place(row)}: some times have a time zone and some have none, so they have no order; "
-                        "write all of them one way"
-                    )
-                zoned = moment.tzinfo is not None
-                moment = moment.astimezone(UTC).replace(tzinfo=None) if zoned else moment
-            moments.append(moment)
-        return pl.Series(moments, dtype=pl.Datetime)
 
     def order(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Rows in order of id (first appearance), then time; and the number of rows of each id."""
@@ -376,18 +415,86 @@ class Table:
             )
         return frame["row"].to_numpy(), frame["first"].rle().struct.field("len").to_numpy()
 
+    def features(self, known: Reading | None) -> tuple[Reading, NDArray[np.float64]]:
+        """All features in the order of the file, (rows, I), and what was made of the columns.
+
+        Args:
+            known: What was made of them in training; None: text may be words.
+        """
+        words: dict[str, tuple[str, ...]] = {}
+        parts: list[NDArray[np.float64]] = []
+        for name in self.roles.features:
+            found = self._words(name) if known is None else known.words.get(name)
+            if found is None:
+                parts.append(self.feature(name)[:, np.newaxis])
+            else:
+                words[name] = found
+                parts.append(self._one_hot(name, found, known is not None))
+        return Reading(self.roles.features, words), np.concatenate(parts, axis=1)
+
+    def _words(self, name: str) -> tuple[str, ...] | None:
+        """The words of a column, if it holds words."""
+        if self.frame[name].dtype not in _TEXT:
+            return None
+        return words_of(self._text(name), f"{self.path}: feature {name!r}")
+
+    def _text(self, name: str) -> pl.Series:
+        """A column as text without the blanks around it, null where it is missing."""
+        text = self.frame[name].cast(pl.String).str.strip_chars(_BLANKS)
+        words = BLANK if self.missing is None else self.missing.words
+        return text.zip_with(~text.str.to_lowercase().is_in(words), pl.Series([None], dtype=pl.String))
+
+    def _one_hot(self, name: str, words: tuple[str, ...], trained: bool) -> NDArray[np.float64]:
+        text = self._text(name)
+        row = _first(text.is_null())
+        if row is not None and self.missing is None:
+            raise AnyRNNError(self._is_missing(name, row))
+        if not trained:
+            self.notes.append(note_on_words(name, words))
+        strange = unknown(text, words)
+        row = _first(strange)
+        if row is not None:
+            self.notes.append(
+                f"{self.place(row)}: feature {name!r} is {text[row]!r}, which is none of the words of the training, "
+                f"{listed(words)}: its features are 0 there ({strange.sum()} row{'s' if strange.sum() > 1 else ''}: "
+                f"{listed(text.filter(strange).unique().sort().to_list())})"
+            )
+        return one_hot(text, words)
+
+    def _is_missing(self, name: str, row: int) -> str:
+        value = self.frame[name][row]
+        written = "" if value is None else f" ({value})"
+        return f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row')}" + (
+            "" if self.trained else "; missing='nan' (--missing nan) has missing values filled"
+        )
+
+    def _decimal_commas(self, name: str, text: pl.Series) -> pl.Series:
+        """Text with decimal points where all numbers of the column are written so that the comma may be one.
+
+        If each comma may as well set off the thousands, only semicolons between the columns tell: there is no other
+        reason for them.
+        """
+        present = text.drop_nulls()
+        with_comma = present.filter(present.str.contains(",", literal=True))
+        if not len(with_comma) or not present.str.contains(f"^({DECIMAL_COMMA})$").all():
+            return text
+        if self.path.separator != ";" and with_comma.str.contains(f"^({THOUSANDS_COMMA})$").all():
+            return text
+        self.notes.append(f"feature {name!r} is written with decimal commas: read as numbers")
+        return text.str.replace(",", ".", literal=True)
+
     def feature(self, name: str) -> NDArray[Any]:
         """One feature's values, float64, in the order of the file; NaN where one is missing and may be."""
         column = self.frame[name]
-        words = BLANK if self.missing is None else self.missing.words
         if column.dtype in _TEXT:
-            text = column.cast(pl.String).str.strip_chars(_BLANKS)
+            text = self._decimal_commas(name, self._text(name))
             numbers = text.cast(pl.Float64, strict=False)
-            row = _first(numbers.is_null() & text.is_not_null() & ~text.str.to_lowercase().is_in(words))
+            row = _first(numbers.is_null() & text.is_not_null())
             if row is not None:
-                comma = "write a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text[row]) else "write a number"
+                comma = re.fullmatch(r"[+-]?\d+,\d+", text[row])
+                cure = "write a decimal point" if comma else "write a number"
                 raise AnyRNNError(
-                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; {self._cure(comma)}"
+                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; {self._cure(cure)}"
                 )
         elif column.dtype.is_numeric() or column.dtype in _AS_NUMBERS:
             numbers = column.cast(pl.Float64)
@@ -403,12 +510,7 @@ class Table:
                 self._refuse_short_rows()
             values = np.where(self.missing.mask(values), math.nan, values)
         elif absent.any():
-            row = int(absent.argmax())
-            written = "" if column[row] is None else f" ({column[row]})"
-            raise AnyRNNError(
-                f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row')}"
-                + ("" if self.trained else "; missing='nan' (--missing nan) has missing values filled")
-            )
+            raise AnyRNNError(self._is_missing(name, int(absent.argmax())))
         infinite = np.isinf(values)
         if infinite.any():
             row = int(infinite.argmax())
@@ -427,7 +529,9 @@ class Table:
 
     def _refuse_short_rows(self) -> None:
         """A row that ends early is a damaged file, and no missing value; polars tells them not apart."""
-        row = None if self.path.suffix.lower() == ".parquet" else ragged_row(self.path, shorter=True)
+        if isinstance(self.path, Frame) or self.path.format == ".parquet":
+            return
+        row = ragged_row(self.path, shorter=True)
         if row is not None:
             raise AnyRNNError(row)
 
@@ -437,15 +541,15 @@ class Table:
             return f"{cure.replace(', ', ' or ')}: the model needs it"
         return f"{cure}, or name the features without it (feature_columns, --features)"
 
-    def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
-        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
+    def _targets(self) -> pl.Series | None:
+        """The target of each row, null where it is missing; None if a trained model cannot have such targets."""
         column = self.frame[self.roles.target or ""]
         if column.dtype in _TEXT:
             text = column.cast(pl.String)
             stripped = text.str.strip_chars(_BLANKS)
             self._note_blanks(f"target {column.name!r}:", text, stripped)
             column = _without_markers(stripped)
-            if self.path.suffix.lower() != ".parquet":  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
+            if self.path.format in {".csv", ".tsv"}:  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
                 column = _as_numbers(column)
         elif column.dtype.is_decimal():
             column = column.cast(pl.Float64)
@@ -453,13 +557,26 @@ class Table:
             wrong = f"target {column.name!r} holds {column.dtype}, expected classes (text) or numbers"
             if self.trained:
                 self.notes.append(f"{wrong}: nothing is scored")
-                return (None,) * len(first_rows)
+                return None
             raise AnyRNNError(f"{self.path}: {wrong}")
         if column.dtype.is_float():
             column = column.fill_nan(None)
         if self.missing is not None:
             absent = [value is not None and self.missing.names(str(value)) for value in column]
             column = column.zip_with(~pl.Series(absent, dtype=pl.Boolean), pl.Series([None], dtype=column.dtype))
+        return column
+
+    def step_targets(self, rows: NDArray[Any], ends: NDArray[Any]) -> tuple[tuple[Value, ...], ...]:
+        """The target of each row, in the order of these rows, by sequence; None where one is missing."""
+        column = self._targets()
+        values = [None] * len(rows) if column is None else column.gather(rows).to_list()
+        return tuple(tuple(values[a:b]) for a, b in pairwise([0, *ends.tolist()]))
+
+    def targets(self, first_rows: list[int]) -> tuple[Value, ...]:
+        """The target of each id, after checking that all of its rows agree; for a trained model None where not."""
+        column = self._targets()
+        if column is None:
+            return (None,) * len(first_rows)
         pairs = pl.DataFrame({"id": self.ids, "target": column})
         pairs = pairs.with_columns(expected=pl.col("target").first().over("id"))
         varies = pairs["target"].ne_missing(pairs["expected"])
@@ -470,7 +587,10 @@ class Table:
         got, expected = ("missing" if value is None else repr(value) for value in pairs.row(row)[1:])
         wrong = f"{self.place(row)}: target {column.name!r} is {got}, but {expected} in the first row of this id"
         if not self.trained:
-            raise AnyRNNError(f"{wrong}; a sequence has one target, repeated on each of its rows")
+            raise AnyRNNError(
+                f"{wrong}; a sequence has one target, repeated on each of its rows, unless each row has one of its "
+                "own, to be predicted step by step: --task tagging (workbench.tagging)"
+            )
         doubtful = set(self.ids.filter(varies))
         self.notes.append(f"{wrong}: it counts as missing, as in all sequences in which it varies ({len(doubtful)})")
         return tuple(

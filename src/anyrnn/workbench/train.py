@@ -9,11 +9,11 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from torch.nn import functional as F
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.heads import ManyToOne
+from anyrnn.workbench.checkpoint import Checkpoints
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.metrics import metric, scores, spread
+from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
+from anyrnn.workbench.processes import world
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Scaler, Sequences, batch, moments
 
@@ -37,8 +40,29 @@ _PATIENCE = 10
 _LEAST_UPDATES = 200  # what 20 epochs are there: a few dozen sequences would leave a network untrained
 # Sharing the work of a small step costs more than it saves, and ten times the time where cores are busy otherwise.
 _ONE_THREAD_UP_TO = 256  # units
+_APART = 0x9E3779B97F4A7C15  # between the seeds of two processes: far from any that somebody gives
 _TIMED_STEPS = 100  # T of the call that is timed: long enough for the call itself to weigh little
 _TIMING_SECONDS = 0.25
+
+
+class Question(Protocol):
+    """What a dataset decides of the settings."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes; None if numbers are predicted."""
+
+    @property
+    def train(self) -> Sized:
+        """The training part."""
+
+    @property
+    def validation(self) -> Sized | None:
+        """The validation part."""
+
+    @property
+    def split(self) -> str:
+        """A sentence about the parts."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ class Settings:
         hidden_size: H, the units of each layer and direction.
         epochs: Passes over the training sequences, at most. None: 20, or as many as make 200 updates if that is more;
             five times as many where patience ends the training.
-        batch_size: Sequences an update.
+        batch_size: Sequences an update, of each process: see `processes.py`.
         learning_rate: The highest of the schedule.
         clip_norm: The norm that gradients are cut to.
         pool: How the head summarises the steps: "last", "mean" or "max".
@@ -114,7 +138,7 @@ class Settings:
         if self.schedule not in SCHEDULES:
             raise AnyRNNError(f"settings: got schedule={self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
 
-    def resolved(self, dataset: "Dataset | Lesson") -> "Settings":
+    def resolved(self, dataset: Question) -> Self:
         """These settings for a dataset, with nothing left open that it decides.
 
         Raises:
@@ -128,12 +152,28 @@ class Settings:
                 raise AnyRNNError(f"settings: {what} needs a validation part, and the data have none: {dataset.split}")
         patience = self.patience or (_PATIENCE if validated and self._has_no_end else None)
         epochs = self.epochs_for(len(dataset.train), validated=validated)
-        chosen = metric(self.metric, classes=dataset.classes is not None).name
+        chosen = self.metric_for(dataset).name
         return replace(self, epochs=epochs, patience=patience, threads=self.thread_count, metric=chosen)
+
+    def metric_for(self, dataset: Question) -> Metric:
+        """What chooses epochs and networks on a dataset."""
+        return metric(self.metric, classes=dataset.classes is not None)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """What updates the weights of a module."""
+        return _optimizer(module, self)
+
+    def rate(self, optimizer: torch.optim.Optimizer, updates: int) -> Rate:
+        """How its learning rate goes over so many updates at most."""
+        return Rate(optimizer, self.schedule, updates, (self.patience or _PATIENCE) // 3)
+
+    def class_weights(self, y: Tensor, classes: Sequence[str] | None) -> Tensor | None:
+        """How much each class counts in the loss; None: as much as every other."""
+        return _class_weights(y, len(classes)) if classes and self.balanced else None
 
     def epochs_for(self, sequences: int, *, validated: bool = False) -> int:
         """The number of epochs for so many training sequences, with a validation part or without."""
-        updates = math.ceil(sequences / self.batch_size)
+        updates = math.ceil(sequences / (self.batch_size * world().size))
         usual = max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
         return self.epochs or usual * (_MORE_EPOCHS if validated and self._has_no_end else 1)
 
@@ -175,6 +215,7 @@ class Lesson:
     split: str
     target: str = "y"
     test: None = None
+    reading: None = None
     id_column: None = None
     time_column: None = None
 
@@ -232,12 +273,32 @@ class Run:
     probabilities: tuple[tuple[float, ...], ...] | None = None
 
 
+@dataclass(frozen=True)
+class EpochEnd:
+    """What is told after an epoch.
+
+    Attributes:
+        epoch: Its point of the learning curve.
+        ended: Whether it was the last one.
+        learning_rate: Of the next update.
+        seconds: Spent on training so far, in this run.
+        sequences_a_second: Of training, in this epoch.
+    """
+
+    epoch: Epoch
+    ended: bool
+    learning_rate: float
+    seconds: float
+    sequences_a_second: float
+
+
 def train(
     network: Network,
     dataset: Dataset | Lesson,
     settings: Settings,
     seed: int,
-    on_epoch: Callable[[Epoch, bool], None] | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Model, Run]:
     """Train a network on the training part of a dataset and score it on the test part, if there is one.
 
@@ -249,25 +310,16 @@ def train(
         dataset: What to learn.
         settings: How.
         seed: Of the initial weights and of the shuffling.
-        on_epoch: Called after each epoch with its point of the learning curve, and whether it was the last one.
+        on_epoch: Called after each epoch.
+        checkpoints: Where its state is kept as it goes. A training that was cut off goes on from the last one, to the
+            same weights, bit for bit; one that had ended is not repeated.
 
     Raises:
-        AnyRNNError: if the loss stops being a finite number.
+        AnyRNNError: if the loss stops being a finite number, or a checkpoint is of another training.
     """
     settings = settings.resolved(dataset)
     with seeded(seed), using_threads(settings.thread_count):
-        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda *_: None))
-
-
-@dataclass
-class _Best:
-    """The best epoch so far by the validation part, with its weights."""
-
-    epoch: int
-    score: float
-    loss: float
-    predictions: Predictions
-    weights: dict[str, Tensor]
+        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda _: None), checkpoints)
 
 
 class _Training:
@@ -275,7 +327,7 @@ class _Training:
 
     def __init__(self, network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> None:
         classes, scaler = dataset.classes, dataset.scaler
-        module = settings.build(network, len(dataset.features), len(classes or (0,)))
+        module = settings.build(network, network.input_size(scaler), len(classes or (0,)))
         self.model = Model(
             network=network,
             structure=settings.structure,
@@ -288,6 +340,7 @@ class _Training:
             module=module,
             id_column=dataset.id_column,
             time_column=dataset.time_column,
+            reading=dataset.reading,
         )
         self.settings, self.seed, self.dataset = settings, seed, dataset
         self.metric = metric(settings.metric, classes=classes is not None)
@@ -298,80 +351,169 @@ class _Training:
         self.test = [scaler(x) for x in dataset.test.x] if dataset.test is not None else []
         self.epochs = settings.epochs_for(len(self.part))
         self.optimizer = _optimizer(module, settings)
-        updates = self.epochs * math.ceil(len(self.part) / settings.batch_size)
+        self.world = world()
+        self.batch = settings.batch_size * self.world.size
+        updates = self.epochs * math.ceil(len(self.part) / self.batch)
         self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
         self.shuffle = torch.Generator().manual_seed(seed)
+        steps = sum(map(len, self.part.x)), sum(map(len, self.test))
+        self.scored = frozenset[int]() if dataset.test is None else scored_epochs(self.epochs, *steps)
+        self.course: Course[Epoch] = Course(self.epochs, settings.patience)
+        self.seconds = 0.0
+        self.spread = self.world.spread(module, lambda: module(self.part.x[0].unsqueeze(1))[0])
+        if not self.world.first:  # weights are drawn alike, dropout is not
+            torch.default_generator.manual_seed((seed + self.world.rank * _APART) % 2**63)
 
-    def run(self, on_epoch: Callable[[Epoch, bool], None]) -> tuple[Model, Run]:
-        history: list[Epoch] = []
-        seconds = 0.0
+    def run(self, on_epoch: Callable[[EpochEnd], None], checkpoints: Checkpoints | None) -> tuple[Model, Run]:
+        """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
+        kept = None if checkpoints is None else self.world.of_first(checkpoints.load)
+        if kept is not None and "run" in kept:
+            self.model.module.load_state_dict(kept["weights"])
+            return self.model, _run_from(kept["run"])
+        if kept is not None:
+            self._restore(kept)
+        answers: Predictions | None = None  # for the validation part, after the last epoch
+        while not self.course.ended:
+            before = self.seconds
+            answers = self._epoch()
+            pace = len(self.part) / max(self.seconds - before, 1e-9)
+            point, ended = self.course.history[-1], self.course.ended
+            on_epoch(EpochEnd(point, ended, self.optimizer.param_groups[0]["lr"], self.seconds, pace))
+            if checkpoints is not None and not ended:
+                self._keep(checkpoints)
+        run = self._outcome(self.course.take_best(self.model.module), answers)
+        if checkpoints is not None and self.world.first:
+            checkpoints.save({"run": asdict(run), "weights": self.model.module.state_dict()})
+        return self.model, run
+
+    def _keep(self, checkpoints: Checkpoints) -> None:
+        """Keep a checkpoint, if it is time to: each process has a part of it, and the first one writes."""
+        if not self.world.of_first(lambda: checkpoints.due):
+            return
+        state = self._state()
+        if self.world.first:
+            checkpoints.save(state)
+
+    def _epoch(self) -> Predictions | None:
+        """Learn from all training sequences once, score what came of it; return the answers for the validation part."""
+        epoch, start = self.course.next, time.perf_counter()
+        loss = self._learn()
+        self.seconds += time.perf_counter() - start
+        on_test = self._outputs(self.test) if epoch in self.scored else None
+        on_validation = self._outputs(self.validation)
+        if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
+            raise AnyRNNError(
+                f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss is "
+                f"{loss}; expected finite numbers; a lower learning rate than {self.settings.learning_rate} may help"
+            )
         test = self.dataset.test
-        test_steps = sum(map(len, self.test))
-        scored = scored_epochs(self.epochs, sum(map(len, self.part.x)), test_steps) if test is not None else ()
-        best: _Best | None = None
-        for epoch in range(1, self.epochs + 1):
-            start = time.perf_counter()
-            loss = self._learn()
-            seconds += time.perf_counter() - start
-            on_test = outputs(self.model.module, self.test) if epoch in scored else None
-            on_validation = outputs(self.model.module, self.validation)
-            if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
-                rate = self.settings.learning_rate
-                raise AnyRNNError(
-                    f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss "
-                    f"is {loss}; expected finite numbers; a lower learning rate than {rate} may help"
-                )
-            test_score = None if on_test is None or test is None else self._score(self.model.read(on_test), test)
-            point = Epoch(epoch, loss, test_score)
-            if self.dataset.validation is not None:
-                answers = self.model.read(on_validation)
-                score = self._score(answers, self.dataset.validation)
-                part = self.dataset.validation
-                loss = self._loss(on_validation, part.y, _weights(part)).item()
-                point = replace(point, validation_loss=loss, validation_score=score)
-                if best is None or self._rank(score, loss) > self._rank(best.score, best.loss):
-                    best = _Best(epoch, score, loss, answers, _copied(self.model.module))
-                self.rate.after_epoch(loss)
-            history.append(point)
-            patience = self.settings.patience or self.epochs
-            ended = epoch == self.epochs or (best is not None and epoch - best.epoch >= patience)
-            on_epoch(point, ended)
-            if ended:
-                break
-        run = Run(self.seed, math.nan, seconds, (), (), epoch=len(history))
-        if best is not None:
-            self.model.module.load_state_dict(best.weights)
-            decline, luck = self._decline(best, answers)
-            run = replace(run, epoch=best.epoch, decline=decline, decline_luck=luck)
+        test_score = None if on_test is None or test is None else self._score(self.model.read(on_test), test)
+        point = Epoch(epoch, loss, test_score)
+        if self.dataset.validation is None:
+            self.course.add(point, None, self.model.module)
+            return None
+        answers = self.model.read(on_validation)
+        score = self._score(answers, self.dataset.validation)
+        part = self.dataset.validation
+        validation_loss = self._loss(on_validation, part.y, _weights(part)).item()
+        point = replace(point, validation_loss=validation_loss, validation_score=score)
+        self.course.add(point, self._rank(score, validation_loss), self.model.module)
+        self.rate.after_epoch(validation_loss)
+        return answers
+
+    def _outcome(self, epoch: int, last: Predictions | None) -> Run:
+        """What came of it: the model, whose weights are now those of this epoch, on the test part."""
+        history, test = list(self.course.history), self.dataset.test
+        decline, luck = (None, None) if last is None else self._decline(last)
         if test is None:
-            return self.model, replace(run, history=tuple(history))
-        answers = self.model.read(outputs(self.model.module, self.test))
-        y, shares, classes = test.y, answers.probabilities, self.dataset.classes is not None
-        found = scores(y, answers.values, shares, classes=classes, chosen=self.metric.name)
+            return Run(self.seed, math.nan, self.seconds, tuple(history), (), epoch, decline=decline, decline_luck=luck)
+        answers = self.model.read(self._outputs(self.test))
+        shares, classes = answers.probabilities, self.dataset.classes is not None
+        found = scores(test.y, answers.values, shares, classes=classes, chosen=self.metric.name)
         score = found[self.metric.name]
-        history[run.epoch - 1] = replace(history[run.epoch - 1], test_score=score)
-        kept = tuple(map(tuple, shares.tolist())) if self.metric.of_probabilities and shares is not None else None
-        run = replace(run, scores=found, probabilities=kept)
-        return self.model, replace(run, score=score, history=tuple(history), predictions=answers.values)
+        history[epoch - 1] = replace(history[epoch - 1], test_score=score)
+        return Run(
+            seed=self.seed,
+            score=score,
+            seconds=self.seconds,
+            history=tuple(history),
+            predictions=answers.values,
+            epoch=epoch,
+            decline=decline,
+            decline_luck=luck,
+            scores=found,
+            probabilities=tuple(map(tuple, shares.tolist()))
+            if self.metric.of_probabilities and shares is not None
+            else None,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """All that the coming epochs depend on."""
+        return {
+            "weights": self.model.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state_dict(),
+            "shuffle": self.shuffle.get_state(),
+            "random": self.world.each(torch.get_rng_state()),
+            "seconds": self.seconds,
+            "course": self.course.state(),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.model.module.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict(state["rate"])
+        self.shuffle.set_state(state["shuffle"])
+        torch.set_rng_state(state["random"][self.world.rank].clone())
+        self.seconds = state["seconds"]
+        self.course.restore(state["course"], Epoch)
 
     def _learn(self) -> float:
         """One epoch; return the mean loss."""
-        module, count, size = self.model.module, len(self.part), self.settings.batch_size
-        module.train()
+        module, count = self.model.module, len(self.part)
+        self.spread.train()
         total = 0.0
         order = torch.randperm(count, generator=self.shuffle)
-        for first in range(0, count, size):
-            places = order[first : first + size]
-            x, lengths, y = batch(self.part, places)
-            weights = None if self.weights is None else self.weights[places]
-            loss = self._loss(module(x, lengths=lengths)[0], y, weights)
+        for first in range(0, count, self.batch):
+            places = order[first : first + self.batch]
+            loss = self._loss_of(places) if self.world.size == 1 else self._loss_of_share(places)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             self.rate.after_update()
-            total += loss.item() * len(y)
-        return total / count
+            total += loss.item() * len(places)
+        return self.world.total(torch.tensor(total, dtype=torch.float64)).item() / self.world.size / count
+
+    def _loss_of(self, places: Tensor) -> Tensor:
+        """The mean loss of some training sequences."""
+        x, lengths, y = batch(self.part, places)
+        weights = None if self.weights is None else self.weights[places]
+        return self._loss(self.spread(x, lengths=lengths)[0], y, weights)
+
+    def _loss_of_share(self, places: Tensor) -> Tensor:
+        """The loss of this process's share of a batch, so that the mean over the processes is the mean of the batch."""
+        share = places[self.world.share([len(self.part.x[k]) for k in places.tolist()])]
+        if not len(share):  # a row without steps, so that the process has a gradient to add: zeros
+            x = self.part.x[0].new_zeros(1, 1, self.part.x[0].shape[1])
+            return 0 * cast("Tensor", self.spread(x, lengths=torch.tensor([0]))[0]).sum()
+        return self._loss_of(share) * (self.world.size * self._weight(share) / self._weight(places))
+
+    def _weight(self, places: Tensor) -> float:
+        """How much these training sequences count in a mean loss."""
+        if self.class_weights is None or self.weights is not None:
+            return float(len(places))
+        return float(self.class_weights[self.part.y[places]].sum())
+
+    def _outputs(self, sequences: Sequence[Tensor]) -> Tensor:
+        """What the network says of sequences, each process of a share of them."""
+        if self.world.size == 1:
+            return outputs(self.model.module, sequences)
+        share = self.world.share(list(map(len, sequences)))
+        found = outputs(self.model.module, [sequences[k] for k in share])
+        every = found.new_zeros(len(sequences), found.shape[1])
+        every[share] = found
+        return self.world.total(every)
 
     def _loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
         how = "mean" if weights is None else "none"
@@ -390,16 +532,21 @@ class _Training:
         """What is higher for a better epoch: the validation score decides, of equals the loss."""
         return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
 
-    def _decline(self, best: _Best, last: Predictions) -> tuple[float, float]:
+    def _decline(self, last: Predictions) -> tuple[float, float]:
         """By how much the validation score fell after the best epoch, and twice the standard error of that."""
         part = self.dataset.validation
         if part is None:
             return 0.0, math.inf
+        best = self.model.read(self._outputs(self.validation))
 
         def fall(places: Any) -> float:
-            return self.metric.sign * (self._score(best.predictions, part, places) - self._score(last, part, places))
+            return self.metric.sign * (self._score(best, part, places) - self._score(last, part, places))
 
         return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
+
+
+def _run_from(kept: Mapping[str, Any]) -> Run:
+    return Run(**{**kept, "history": tuple(Epoch(**each) for each in kept["history"])})
 
 
 def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[int]:
@@ -443,10 +590,6 @@ def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def _copied(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def _weights(part: Sequences) -> Tensor | None:

@@ -11,8 +11,11 @@ says ``@classLabel true a b c`` or ``@targetlabel true``. Tags that do not chang
 A label is the class that the header names even if it is written in other case, or as 0.0 in place of 0; aeon's
 loader lowers the case of all. Classes may be listed with commas. A length of 0 means an unknown one.
 
-Not supported, each with an error that names the line: values with time stamps, missing values (``?`` or ``NaN``)
-unless the caller says so, and channels of different length within one sequence.
+With ``@timeStamps true`` a step is ``(time,value)``: see `stamps.py`. Steps at the end of a sequence in which every
+channel is ``?`` or ``NaN`` are padding, as aeon and tslearn write sequences of unequal length.
+
+Not supported, each with an error that names the line: missing values (``?`` or ``NaN``) before that, or channels of
+different times, unless the caller says so; and channels of different length within one sequence.
 """
 
 import math
@@ -25,12 +28,13 @@ import torch
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.gaps import note_on_padding
 from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed, number
+from anyrnn.workbench.reading import Reading
+from anyrnn.workbench.stamps import on_one_axis, split_channels
 from anyrnn.workbench.text import check_kind
 
-_NO_TIME_STAMPS = (
-    "values with time stamps are not supported; write the values alone, or make a CSV table with a time column"
-)
+_PADDING = frozenset({"?", "nan"})
 _ENCODED = (b"classlabel", b"data")  # the header lines whose letters matter; in others any encoding will do
 
 
@@ -41,27 +45,39 @@ class _Header:
     channels: int | None = None  # None: the first sequence decides
     equal_length: bool = False
     steps: int | None = None  # of every sequence, where they are of equal length; None: the first decides
+    time_stamps: bool = False
 
 
-def parse_ts(content: bytes, path: str, missing: Missing | None = None) -> Parsed:
+def parse_ts(content: bytes, path: str, missing: Missing | None = None, *, delta_time: bool = False) -> Parsed:
     """Read the bytes of a .ts file.
 
     Args:
         content: All of it.
         path: Only the name that ids and messages use.
         missing: What stands for a missing value and becomes NaN. None: a missing value is refused.
+        delta_time: One more feature: the time since the step before.
     """
     check_kind(content, path, "a .ts file of the UCR/UEA archives")
     lines = _lines(content, path)
     header = _header(lines, path)
-    arrays: list[np.ndarray] = []
+    if delta_time and not header.time_stamps:
+        raise AnyRNNError(
+            f"{path}: the header does not say '@timeStamps true', so it is not known how far apart steps are; leave "
+            "out delta_time (--delta-time)"
+        )
+    arrays: list[NDArray[np.float64]] = []
+    apart: list[NDArray[np.float64]] = []  # of each step, since the one before
+    padding: list[int] = []  # the steps cut off each sequence
     labels: list[str] = []
     where: list[str] = []
     for count, line in lines:
         place = f"{path}:{count}"
-        if line.startswith("("):
-            raise AnyRNNError(f"{place}: got {_shortened(line)}; {_NO_TIME_STAMPS}")
-        parts = line.split(":")
+        if line.startswith("(") and not header.time_stamps:
+            raise AnyRNNError(
+                f"{place}: got {_shortened(line)}, but the header does not say that steps have time stamps; write "
+                "'@timeStamps true' there"
+            )
+        parts = split_channels(line) if header.time_stamps else line.split(":")
         got = len(parts)
         if header.task is not None:
             labels.append(parts.pop().strip())
@@ -72,12 +88,17 @@ def parse_ts(content: bytes, path: str, missing: Missing | None = None) -> Parse
                 f"{place}: got {got} parts separated by ':', expected {got - len(parts) + channels}: "
                 f"{channels} channels{last}"
             )
+        if header.time_stamps:
+            parts, times = on_one_axis(parts, place, gaps=missing is not None)
+            apart.append(times)
+        parts, cut = _without_padding(parts)
         array = np.stack(_channels(parts, place, missing), axis=1)  # (T, I)
+        padding.append(cut)
         if header.equal_length:
-            steps = header.steps or (arrays[0] if arrays else array).shape[0]
-            if array.shape[0] != steps:
+            steps = header.steps or (len(arrays[0]) + padding[0] if arrays else len(array) + cut)
+            if len(array) + cut != steps:
                 raise AnyRNNError(
-                    f"{place}: got {array.shape[0]} steps, expected {steps} as the header says @equalLength true; "
+                    f"{place}: got {len(array) + cut} steps, expected {steps} as the header says @equalLength true; "
                     "complete the line or write '@equalLength false'"
                 )
         arrays.append(array)
@@ -85,9 +106,12 @@ def parse_ts(content: bytes, path: str, missing: Missing | None = None) -> Parse
     if not arrays:
         raise AnyRNNError(f"{path}: there is nothing after @data, expected one sequence a line")
 
+    reading = Reading(tuple(f"channel {i + 1}" for i in range(arrays[0].shape[1])), delta_time=delta_time)
+    if delta_time:
+        arrays = [np.column_stack((x, times[: len(x)])) for x, times in zip(arrays, apart, strict=True)]
     return Parsed(
         path=path,
-        features=tuple(f"channel {i + 1}" for i in range(arrays[0].shape[1])),
+        features=reading.features,
         x=tuple(torch.from_numpy(array) for array in arrays),
         ids=tuple(f"{PurePath(path).stem} #{i + 1}" for i in range(len(arrays))),
         where=tuple(where),
@@ -95,7 +119,22 @@ def parse_ts(content: bytes, path: str, missing: Missing | None = None) -> Parse
         targets=_targets(labels, where, header, missing) if header.task else None,
         task=header.task,
         classes=_declared(labels, header),
+        notes=tuple(note_on_padding(padding)),
+        reading=reading,
     )
+
+
+def _without_padding(parts: list[str]) -> tuple[list[str], int]:
+    """The channels without the steps at the end in which all are "?" or "NaN", and how many these are; one stays."""
+    if not all(part.rpartition(",")[2].strip().lower() in _PADDING for part in parts):
+        return parts, 0
+    texts = [part.split(",") for part in parts]
+    steps = whole = len(texts[0])
+    if any(len(channel) != whole for channel in texts):  # which is refused
+        return parts, 0
+    while steps > 1 and all(channel[steps - 1].strip().lower() in _PADDING for channel in texts):
+        steps -= 1
+    return [",".join(channel[:steps]) for channel in texts], whole - steps
 
 
 def _lines(content: bytes, path: str) -> Iterator[tuple[int, str]]:
@@ -134,8 +173,6 @@ def _header(lines: Iterator[tuple[int, str]], path: str) -> _Header:
             "expected header lines that start with @, @data, then one sequence a line"
         )
 
-    if _flag(tags, "timestamps"):
-        raise AnyRNNError(f"{tags['timestamps'][0]} true: {_NO_TIME_STAMPS}")
     classification, regression = _flag(tags, "classlabel"), _flag(tags, "targetlabel")
     if classification and regression:
         raise AnyRNNError(
@@ -155,6 +192,7 @@ def _header(lines: Iterator[tuple[int, str]], path: str) -> _Header:
         channels=channels,
         equal_length=_flag(tags, "equallength"),
         steps=_count(tags, "serieslength", least=0) or None,
+        time_stamps=_flag(tags, "timestamps"),
     )
 
 

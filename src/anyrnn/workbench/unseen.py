@@ -12,7 +12,7 @@ from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Parsed, Valu
 from anyrnn.workbench.sequences import Inputs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Unseen(Inputs):
     """Sequences to predict for, some of which may have a truth.
 
@@ -22,11 +22,13 @@ class Unseen(Inputs):
         ids: Their names.
         known: Which of them have a truth that the model could predict.
         truth: That truth, (len(known),): the index of a class, or a number.
+        truths: What the file has as the truth of each sequence; None where it is missing; () if it has no target.
         notes: Why others have none, and the decisions that reading took; a sentence each.
     """
 
     known: tuple[int, ...] = ()
     truth: Tensor | None = None
+    truths: tuple[str | None, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -74,6 +76,7 @@ def unseen(parsed: Parsed, classes: Sequence[str] | None, label: Callable[[Value
         ids=parsed.ids,
         known=tuple(known),
         truth=truth,
+        truths=tuple(None if value is None else label(value) for value in values),
         notes=tuple(notes),
     )
 

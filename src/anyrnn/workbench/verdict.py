@@ -77,7 +77,13 @@ class Standing:
 
 
 class Comparison:
-    """results.json's dictionary, read once: the models from best to worst, and who is tied with the best."""
+    """results.json's dictionary, read once: the models from best to worst, and who is tied with the best.
+
+    Attributes:
+        unit: What is scored.
+    """
+
+    unit = "test sequences"
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         dataset = results["dataset"]
@@ -108,6 +114,15 @@ class Comparison:
             if m is not self.best and self.lead(self.best.mean, m.mean) <= self.luck  # false for NaN
         ]
         self.score = self._score()
+
+    @property
+    def drawn(self) -> str:
+        """Of what the test part might have been another choice."""
+        return f"{len(self.targets):,} test sequences"
+
+    def in_percent(self, name: str) -> bool:
+        """Whether a metric is a share that is written in percent."""
+        return metric(name, classes=self.classes is not None).percent
 
     def curve(self, model: Standing, key: str) -> tuple[tuple[int, float, float, float], ...]:
         """Give the learning curve of a model: epoch; mean, lowest and highest of its runs whose value is finite."""
@@ -158,20 +173,26 @@ class Comparison:
         """
         stds = [m.std for m in self.models if math.isfinite(m.std)]
         seeds = 2 * statistics.median(stds) if stds else 0.0
-        N, score = len(self.targets), self.best.mean
-        if N < 2 or not math.isfinite(score):
+        if len(self.targets) < 2 or not math.isfinite(self.best.mean):
             return seeds, math.inf
+        return seeds, self._luck_of_test(self.best.mean)
+
+    def _luck_of_test(self, score: float) -> float:
+        N = len(self.targets)
         if self.test_groups is not None or self.metric not in {"accuracy", "rmse"}:
-            error = self._drawn_error()
-            return seeds, 2 * error if math.isfinite(error) else math.inf
+            return self._twice(self._drawn_error())
         if self.metric == "accuracy":
             # Agresti and Coull's two more right and two more wrong: all of 20 sequences right is not without error.
             share = (score * N + 2) / (N + 4)
-            return seeds, 2 * math.sqrt(share * (1 - share) / (N + 4))
+            return 2 * math.sqrt(share * (1 - share) / (N + 4))
         true = torch.tensor(self.targets, dtype=torch.float64)
         predicted = torch.tensor([run["predictions"] for run in self.best.runs], dtype=torch.float64)
         error = float((predicted - true).square().mean(0).std()) / math.sqrt(N)  # of the mean squared error
-        return seeds, error / score if score else 0.0  # its root has an error of 1 / (2 rmse) of that; twice
+        return error / score if score else 0.0  # its root has an error of 1 / (2 rmse) of that; twice
+
+    @staticmethod
+    def _twice(error: float) -> float:
+        return 2 * error if math.isfinite(error) else math.inf
 
     def _drawn_error(self) -> float:
         """Give the standard error of the best network's score over the test sequences, or groups, by the bootstrap."""
@@ -249,10 +270,10 @@ def answer(c: Comparison) -> Answer:
         return Answer("No network", " can be recommended: every one of them diverged.")
     score = c.score(best.mean) + (f"{_NBSP}±{_NBSP}{c.score.spread(best.std)}" if math.isfinite(best.std) else "")
     if c.metric == "accuracy":
-        score = f"gets {score} of {len(c.targets):,} test sequences right"
+        score = f"gets {score} of {len(c.targets):,} {c.unit} right"
     else:
         article = "an" if c.metric in {"accuracy", "auc", "rmse", "mae", "r2", "nse"} else "a"
-        score = f"predicts {len(c.targets):,} test sequences with {article} {c.metric} of {score}"
+        score = f"predicts {len(c.targets):,} {c.unit} with {article} {c.metric} of {score}"
     if c.baselines:
         name, baseline = c.baselines[0]
         lead = c.lead(best.mean, baseline)

@@ -3,26 +3,34 @@
 import csv
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import Predictions
-from anyrnn.workbench.sequences import Inputs
+from anyrnn.workbench.unseen import Unseen
 
 
-def csv_text(inputs: Inputs, predictions: Predictions) -> str:
-    """The predictions as CSV: id, prediction and, for classes, the probability that the network gives it."""
+def csv_text(inputs: Unseen, predictions: Predictions, classes: Sequence[str] | None) -> str:
+    """The predictions as CSV.
+
+    The id, the prediction, for classes its probability, the truth as the file has it if it has some, and the
+    probability of each class, p(NAME).
+    """
+    columns: dict[str, Sequence[str]] = {"id": inputs.ids, "prediction": predictions.texts}
+    probabilities = predictions.probabilities
+    if probabilities is not None:
+        columns["probability"] = [f"{value:.4f}" for value in probabilities.amax(1).tolist()]
+    if any(truth is not None for truth in inputs.truths):
+        columns["truth"] = ["" if truth is None else truth for truth in inputs.truths]
+    if probabilities is not None:
+        for name, of_class in zip(classes or (), probabilities.T.tolist(), strict=True):
+            columns[f"p({name})"] = [f"{value:.4f}" for value in of_class]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    if predictions.probabilities is None:
-        writer.writerow(("id", "prediction"))
-        writer.writerows(zip(inputs.ids, predictions.texts, strict=True))
-    else:
-        writer.writerow(("id", "prediction", "probability"))
-        highest = (f"{value:.4f}" for value in predictions.probabilities.amax(1).tolist())
-        writer.writerows(zip(inputs.ids, predictions.texts, highest, strict=True))
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     return file.getvalue()
 
 

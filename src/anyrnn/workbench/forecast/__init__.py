@@ -3,6 +3,7 @@
 ``fit(load_series("table.csv", horizon=24, target_column="y"))`` trains a forecaster and scores it.
 """
 
+from anyrnn.workbench.forecast.predict import predict as predict
 from anyrnn.workbench.forecast.results import ForecastResults as ForecastResults
 from anyrnn.workbench.forecast.results import compare as compare
 from anyrnn.workbench.forecast.results import fit as fit

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
-from anyrnn.workbench.models import Network
+from anyrnn.workbench.models import Network, stacked
 
 Head = Literal["direct", "recursive"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -200,6 +200,8 @@ class TrainedForecaster:
         names: The names of the covariates: past, future, static.
         scale: Mean and deviation of the covariates, in the order past, future, static: (2, P + F + S).
         seed: Of the training run.
+        id_column: The column that named the series of the table that it was trained on, if one did.
+        time_column: The column that sorted their steps, if one did.
     """
 
     network: Network
@@ -210,15 +212,17 @@ class TrainedForecaster:
     names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     scale: tuple[tuple[float, ...], tuple[float, ...]]
     seed: int
+    id_column: str | None = None
+    time_column: str | None = None
 
 
-def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0) -> Forecaster:
+def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0, layers: int = 1) -> Forecaster:
     """Make the untrained model.
 
     Raises:
         AnyRNNError: if the network reads in both directions.
     """
-    return Forecaster(network.layer(form.features, hidden_size), form, dropout)
+    return Forecaster(stacked(network, form.features, hidden_size, layers), form, dropout)
 
 
 def check_levels(levels: Sequence[float]) -> None:

@@ -52,12 +52,18 @@ class Ahead:
         return file.getvalue()
 
 
-def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns) -> Ahead:
+def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns | None = None) -> Ahead:
     """Forecast from the end of each series of a file.
+
+    Args:
+        model: A trained forecaster.
+        source: The path of a .csv or .parquet file.
+        columns: Its columns; None: those of the table that the model was trained on.
 
     Raises:
         AnyRNNError: if the file does not fit the model, or lacks the rows that say what is known ahead.
     """
+    columns = columns or SeriesColumns(model.id_column, model.time_column, model.target, *model.names)
     table = read_series(Path(source), columns)
     h, F = model.module.form.horizon, len(columns.future)
     for each in table.series:

@@ -25,6 +25,7 @@ from anyrnn.workbench.forecast.series import Forecasting
 from anyrnn.workbench.forecast.stored import save_model
 from anyrnn.workbench.forecast.train import ForecastEpoch, ForecastRun, ForecastSettings, form_of, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.progress import Told
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
@@ -61,7 +62,7 @@ class ForecastEntry:
 
 
 @dataclass(frozen=True)
-class ForecastProgress:
+class ForecastProgress(Told):
     """How far a comparison is, told after each epoch."""
 
     network: Network
@@ -70,6 +71,7 @@ class ForecastProgress:
     runs: int
     epoch: ForecastEpoch
     epochs: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class ForecastResults:
         entries: One for each network, in the order asked for.
         baselines: What to beat.
         command: What was run.
+        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
     """
 
     data: Forecasting
@@ -93,6 +96,7 @@ class ForecastResults:
     entries: tuple[ForecastEntry, ...]
     baselines: tuple[NaiveForecast, ...]
     command: str
+    unfinished: tuple[str, ...] = ()
 
     @property
     def best(self) -> ForecastEntry:
@@ -126,6 +130,21 @@ class ForecastResults:
         elif others:
             says += f"; {others[0][1]} follows with {others[0][0]:.4g}"
         return f"{says}."
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else there is to say, a sentence each: which networks the seasonal naive forecast is as good as."""
+        seasonal = next((each for each in self.baselines if each.name.startswith("seasonal naive")), None)
+        if seasonal is None:
+            return ("No season was named (season, --season), so no seasonal naive forecast stands beside.",)
+        if self.metric not in seasonal.metrics:
+            return ()
+        least = seasonal.metrics[self.metric]
+        behind = [(e.model.network.title, e.mean(self.metric)) for e in self.entries if e.mean(self.metric) >= least]
+        if not behind:
+            return ()
+        named = ", ".join(f"{title} ({score:.4g})" for title, score in behind)
+        return (f"Not better than the forecast “{seasonal.name}” ({least:.4g} {self.metric}): {named}.",)
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -194,6 +213,7 @@ class ForecastResults:
             "models": [_entry_dict(entry, self.metric) for entry in self.entries],
             "baselines": [asdict(each) for each in self.baselines],
             "best": self.best.model.network.name,
+            "unfinished": list(self.unfinished),
         }
 
     def examples(self) -> list[Example]:
@@ -262,6 +282,7 @@ def compare(
     settings: ForecastSettings | None = None,
     command: str = "anyrnn.workbench.forecast.compare",
     on_epoch: Callable[[ForecastProgress], None] | None = None,
+    on_network: Callable[[ForecastResults], None] | None = None,
 ) -> ForecastResults:
     """Train each network with each seed on series, and score all of them from the same origins.
 
@@ -273,6 +294,7 @@ def compare(
         settings: The budget; the defaults if None.
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
+        on_network: Called when a network has had all its runs, with the results so far.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds, an unknown metric; and if a
@@ -290,7 +312,9 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(data, cells, tuple(range(seeds)), metric, settings or ForecastSettings(), command, on_epoch)
+    return _compare(
+        data, cells, tuple(range(seeds)), metric, settings or ForecastSettings(), command, on_epoch, on_network
+    )
 
 
 def fit(
@@ -315,6 +339,7 @@ def _compare(
     settings: ForecastSettings,
     command: str,
     on_epoch: Callable[[ForecastProgress], None] | None,
+    on_network: Callable[[ForecastResults], None] | None = None,
 ) -> ForecastResults:
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
@@ -330,23 +355,30 @@ def _compare(
     form, _ = form_of(data, settings)
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            build(each, form, settings.hidden_size)
+            build(each, form, settings.hidden_size, layers=settings.layers)
     settings = replace(settings, context=settings.context_for(data), threads=settings.threads or 1)
     entries: list[ForecastEntry] = []
+    beside = _baselines(data)
     for k, each in enumerate(networks):
         trained: list[tuple[TrainedForecaster, ForecastRun]] = []
         for seed in seeds:
             number = k * len(seeds) + len(trained) + 1
 
-            def tell(epoch: ForecastEpoch, *, seed: int = seed, each: Network = each, number: int = number) -> None:
+            def tell(
+                epoch: ForecastEpoch, ended: bool, *, each: Network = each, seed: int = seed, number: int = number
+            ) -> None:
                 if on_epoch is not None:
                     runs = len(networks) * len(seeds)
-                    on_epoch(ForecastProgress(each, seed, number, runs, epoch, settings.epochs))
+                    on_epoch(ForecastProgress(each, seed, number, runs, epoch, settings.epochs, ended))
 
             trained.append(train(each, data, settings, seed, tell))
         with using_threads(settings.threads or 1):
             entries.append(_entry(trained))
-    return ForecastResults(data, settings, metric, seeds, tuple(entries), _baselines(data), command)
+        missing = tuple(other.name for other in networks[k + 1 :])
+        results = ForecastResults(data, settings, metric, seeds, tuple(entries), beside, command, missing)
+        if on_network is not None:
+            on_network(results)
+    return results
 
 
 def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:

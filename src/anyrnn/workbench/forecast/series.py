@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.table import SeriesColumns, read_series
+from anyrnn.workbench.parsed import listed
 
 _MOST_WINDOWS = 20_000  # that a part is scored on: with more of them, origins are taken farther apart
 
@@ -52,7 +53,7 @@ class Origins:
         return len(self.origin)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forecasting:
     """A question: what are the next values of each series?
 
@@ -72,6 +73,8 @@ class Forecasting:
         future_names: Those that are known ahead.
         static_names: Those that are the same at all steps.
         notes: What reading took for granted, a sentence each.
+        id_column: The column that named the series of the table, if one did.
+        time_column: The column that sorted the steps, if one did.
     """
 
     name: str
@@ -85,6 +88,27 @@ class Forecasting:
     future_names: tuple[str, ...] = ()
     static_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    id_column: str | None = None
+    time_column: str | None = None
+
+    def __repr__(self) -> str:
+        lengths = sorted(map(len, self.series))
+        steps = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+        season = f", season {self.season}" if self.season > 1 else ""
+        named = (("past", self.past_names), ("future", self.future_names), ("static", self.static_names))
+        known = "".join(f", {kind} {listed(names)}" for kind, names in named if names)
+        return (
+            f"{self.name}: {len(self.series)} series of {steps} steps, target {self.target!r}, {self.horizon} steps "
+            f"ahead{season}{known}"
+        )
+
+    @property
+    def split(self) -> str:
+        """Where the parts come from, in a sentence."""
+        return (
+            f"in time: of each series the last {self.test_steps} steps are the test part, the {self.validation_steps} "
+            "before them choose the epoch, and what is before these is trained on"
+        )
 
     def __post_init__(self) -> None:
         for name in ("horizon", "season", "test_steps", "validation_steps"):
@@ -205,5 +229,5 @@ def load_series(
     validation = fifth if validation_steps is None else validation_steps
     return Forecasting(
         path.stem, target_column, series, horizon, season, test, validation, columns.past, columns.future,
-        columns.static, read.notes,
+        columns.static, read.notes, id_column, time_column,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from anyrnn.workbench.stored import (
     check_size,
     field_of,
     is_int,
+    layers_of,
     permitted,
     read_weights,
     write_weights,
@@ -38,6 +39,7 @@ def save_model(folder: Path, model: TrainedForecaster) -> None:
         {
             "kind": "forecast",
             "layer": repr(model.module.layer),
+            "layers": model.module.layer.num_layers,
             "hidden_size": model.hidden_size,
             "context": model.context,
             "form": {**form, "levels": list(model.module.form.levels)},
@@ -45,6 +47,8 @@ def save_model(folder: Path, model: TrainedForecaster) -> None:
             "names": [list(names) for names in model.names],
             "scale": [list(row) for row in model.scale],
             "seed": model.seed,
+            "id_column": model.id_column,
+            "time_column": model.time_column,
         },
     )
 
@@ -69,10 +73,13 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
         if fields.pop("network") != name:
             raise AnyRNNError(f"this is the model {description['network']!r}, expected {name!r}, as the file is named")
         found, form = permitted(name, cells, run), fields.pop("form")
+        layers = layers_of(description, weights, weights_path)
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
             sizes = {"hidden_size": fields["hidden_size"]}
-            check_size(found, lambda: build(found, form, fields["hidden_size"]), sizes, weights, weights_path)
-            module = build(found, form, fields["hidden_size"])
+            check_size(
+                found, lambda: build(found, form, fields["hidden_size"], layers=layers), sizes, weights, weights_path
+            )
+            module = build(found, form, fields["hidden_size"], layers=layers)
     except AnyRNNError as cause:
         place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
         raise AnyRNNError(f"{place}{cause}") from cause
@@ -104,6 +111,9 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         fine = rows and all(isinstance(v, int | float) and math.isfinite(v) for row in value for v in row)
         return fine and [len(row) for row in value] == [count, count] and all(v > 0 for v in value[1])
 
+    def column(value: Any) -> bool:
+        return isinstance(value, str | None)
+
     mean, std = field_of(description, "scale", scale, f"{count} means and positive deviations")
     return {
         "network": field_of(description, "network", is_network_name, "the name of a network"),
@@ -114,6 +124,10 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "names": tuple(tuple(each) for each in called),
         "scale": (tuple(map(float, mean)), tuple(map(float, std))),
         "seed": field_of(description, "seed", is_int, "a whole number"),
+        **{  # which the first files did not have
+            name: field_of({name: None, **description}, name, column, "the name of a column, or null")
+            for name in ("id_column", "time_column")
+        },
     }
 
 

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.data import existing
+from anyrnn.workbench.files import opened, separated, stem_of
 from anyrnn.workbench.parsed import Missing, listed
 from anyrnn.workbench.table import ROW, Roles, Table, column_names, frame_of, likely
 
@@ -62,13 +62,13 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
     Raises:
         AnyRNNError: if a value is missing anywhere else, and for all that `read_table` refuses.
     """
-    try:
-        path = existing(path)
-        names = column_names(path)
-    except OSError as error:
-        raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
     asked = [columns.id, columns.time, columns.target, *columns.past, *columns.future, *columns.static]
     named = [name for name in asked if name is not None]
+    try:
+        file = separated(opened(path), named)
+        names = column_names(file)
+    except OSError as error:
+        raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
     for name in named:
         if name not in names:
             raise AnyRNNError(
@@ -80,9 +80,9 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
             )
     features = (columns.target, *columns.past, *columns.future, *columns.static)
     roles = Roles(columns.id or ROW, columns.time, None, features, None)
-    table = Table(path, roles, frame_of(path, roles), Missing(()), trained=False)
+    table = Table(file, roles, frame_of(file, roles), Missing(()), trained=False)
     if columns.id is None:
-        table.ids = pl.Series([path.stem] * len(table.ids))
+        table.ids = pl.Series([stem_of(file.path)] * len(table.ids))
     rows, lengths = table.order()
     values = {name: table.feature(name)[rows] for name in features}
     times = table.times.gather(rows)
@@ -91,7 +91,7 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
         part = slice(end - length, end)
         found.append(_series(table, columns, {k: v[part] for k, v in values.items()}, rows[part], times[part]))
     notes = () if columns.time else ("no time column was named: steps are in the order of the rows",)
-    return SeriesTable(tuple(found), (*notes, *table.notes, *_uneven(table, found, columns.time)))
+    return SeriesTable(tuple(found), (*file.notes, *notes, *table.notes, *_uneven(table, found, columns.time)))
 
 
 def _series(

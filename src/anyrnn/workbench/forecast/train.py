@@ -7,7 +7,6 @@ validation part are scored, and training ends once they have not become better f
 of the best one. The test part decides nothing.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import (
     HEADS,
@@ -61,6 +61,7 @@ class ForecastSettings:
         clip_norm: The norm that gradients are cut to.
         dropout: Between the layer and the head.
         threads: CPU threads. None: 1, since the steps of a forecaster are small.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
 
     Raises:
         AnyRNNError: for a value that is none of these.
@@ -77,9 +78,10 @@ class ForecastSettings:
     clip_norm: float = 1.0
     dropout: float = 0.0
     threads: int | None = None
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads"):
+        for name in ("hidden_size", "context", "epochs", "patience", "batch_size", "threads", "layers"):
             value = getattr(self, name)
             if (not isinstance(value, int) or value < 1) and not (name in ("context", "threads") and value is None):
                 raise AnyRNNError(f"settings: got {name}={value!r}, expected an int of at least 1")
@@ -214,18 +216,18 @@ def train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None] | None = None,
+    on_epoch: Callable[[ForecastEpoch, bool], None] | None = None,
 ) -> tuple[TrainedForecaster, ForecastRun]:
     """Train a network on the training parts of series, and score it on their test parts, if they have some.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were.
+    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
     with seeded(seed), using_threads(settings.threads or 1):
-        return _train(network, data, settings, seed, on_epoch or (lambda _: None))
+        return _train(network, data, settings, seed, on_epoch or (lambda epoch, ended: None))
 
 
 def form_of(data: Forecasting, settings: ForecastSettings) -> tuple[Form, str]:
@@ -246,35 +248,34 @@ def _train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch], None],
+    on_epoch: Callable[[ForecastEpoch, bool], None],
 ) -> tuple[TrainedForecaster, ForecastRun]:
     form, base = form_of(data, settings)
-    module, context = build(network, form, settings.hidden_size, settings.dropout), settings.context_for(data)
+    module = build(network, form, settings.hidden_size, settings.dropout, settings.layers)
+    context = settings.context_for(data)
     ends = [data.train_end(series) for series in data.series]
     scaled = Scaled(data.series, ends)
     validation = data.origins("validation")
     truth = _scaled_truth(data, scaled, validation)
     training = _Training(module, scaled, ends, context, settings, seed)
-    best, kept, weights = math.inf, 0, copy.deepcopy(module.state_dict())
-    history: list[ForecastEpoch] = []
-    for epoch in range(1, settings.epochs + 1):
+    course: Course[ForecastEpoch] = Course(settings.epochs, settings.patience)
+    while not course.ended:
         loss = training.epoch()
         score = _loss(form, forecasts(module, scaled, validation, context), truth)
         if not (math.isfinite(loss) and math.isfinite(score)):
             raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {epoch}: the mean loss is {loss}; expected "
-                f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
+                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
+                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
-        history.append(ForecastEpoch(epoch, loss, score))
-        on_epoch(history[-1])
-        if score < best:
-            best, kept, weights = score, epoch, copy.deepcopy(module.state_dict())
-        elif epoch - kept >= settings.patience:
-            break
-    module.load_state_dict(weights)
+        course.add(ForecastEpoch(course.next, loss, score), (-score,), module)
+        on_epoch(course.history[-1], course.ended)
+    kept, history = course.take_best(module), course.history
     module.eval()
     names = (data.past_names, data.future_names, data.static_names)
-    model = TrainedForecaster(network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed)
+    model = TrainedForecaster(
+        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
+        data.time_column,
+    )  # fmt: skip
     run = ForecastRun(seed, kept, base, {}, (), training.seconds, tuple(history), np.empty(0), np.empty(0))
     if not data.test_steps:
         return model, run

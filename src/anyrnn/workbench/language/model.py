@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.workbench.language.text import Vocabulary
-from anyrnn.workbench.models import Network
+from anyrnn.workbench.models import Network, stacked
 
 _PIECE = 1000  # tokens a call when a text is scored: bounds the memory, changes no result
 
@@ -52,13 +52,15 @@ class LanguageModel(nn.Sequential):
         return readout(again(output)), state
 
 
-def build(network: Network, size: int, hidden_size: int, embedding_size: int, dropout: float) -> LanguageModel:
+def build(
+    network: Network, size: int, hidden_size: int, embedding_size: int, dropout: float, layers: int = 1
+) -> LanguageModel:
     """Make the untrained model.
 
     Raises:
         AnyRNNError: if the network reads in both directions.
     """
-    return LanguageModel(network.layer(embedding_size, hidden_size), size, embedding_size, dropout)
+    return LanguageModel(stacked(network, embedding_size, hidden_size, layers), size, embedding_size, dropout)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def render(
         baselines=baselines,
         train=_curves(models, "train_loss", "Training loss by epoch, a line for each network"),
         validation=_curves(models, "validation_loss", "Validation loss by epoch, a line for each network"),
-        overfits=_overfits(models),
+        overfits=overfitting(models),
         passage=[(token, nats, _shade(nats)) for token, nats in passage],
         hardest=_hardest(passage),
         shades=range(_SHADES),
@@ -60,7 +60,7 @@ def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> object
     return charts.curves(lines, label, along="epochs")
 
 
-def _overfits(models: Sequence[Mapping[str, Any]]) -> list[str]:
+def overfitting(models: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say of which networks the validation loss rose again while the training loss fell."""
     said = []
     for model in models:

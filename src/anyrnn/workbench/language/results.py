@@ -20,11 +20,12 @@ from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.language.generate import generate
 from anyrnn.workbench.language.model import TrainedText, build, surprise
 from anyrnn.workbench.language.ngrams import NGrams
-from anyrnn.workbench.language.report import render
+from anyrnn.workbench.language.report import overfitting, render
 from anyrnn.workbench.language.stored import save_model
 from anyrnn.workbench.language.text import Text
 from anyrnn.workbench.language.train import TextEpoch, TextRun, TextSettings, train
 from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.progress import Told
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
@@ -64,7 +65,7 @@ class TextEntry:
 
 
 @dataclass(frozen=True)
-class TextProgress:
+class TextProgress(Told):
     """How far a comparison is, told after each epoch."""
 
     network: Network
@@ -73,6 +74,7 @@ class TextProgress:
     runs: int
     epoch: TextEpoch
     epochs: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class TextResults:
         entries: One for each network, in the order asked for.
         baselines: What to beat.
         command: What was run.
+        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
     """
 
     text: Text
@@ -94,6 +97,7 @@ class TextResults:
     entries: tuple[TextEntry, ...]
     baselines: tuple[TextBaseline, ...]
     command: str
+    unfinished: tuple[str, ...] = ()
 
     @property
     def best(self) -> TextEntry:
@@ -121,6 +125,11 @@ class TextResults:
         else:
             tail = f"; {others[0][1]} follows with {others[0][0]:.3f}, more than the spread"
         return f"{says}{tail}."
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What else the curves say, a sentence each: which networks are overfitting."""
+        return tuple(overfitting([_entry_dict(entry) for entry in self.entries]))
 
     def table(self) -> str:
         """The table of the results as text."""
@@ -181,6 +190,7 @@ class TextResults:
             "models": [_entry_dict(entry) for entry in self.entries],
             "baselines": [asdict(baseline) for baseline in self.baselines],
             "best": self.best.model.network.name,
+            "unfinished": list(self.unfinished),
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
@@ -216,6 +226,7 @@ def compare(
     settings: TextSettings | None = None,
     command: str = "anyrnn.workbench.language.compare",
     on_epoch: Callable[[TextProgress], None] | None = None,
+    on_network: Callable[[TextResults], None] | None = None,
 ) -> TextResults:
     """Train each network with each seed on a text, all with the same budget.
 
@@ -226,13 +237,14 @@ def compare(
         settings: The budget; the defaults if None.
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
+        on_network: Called when a network has had all its runs, with the results so far.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds; if a training run diverges.
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(text, cells, tuple(range(seeds)), settings or TextSettings(), command, on_epoch)
+    return _compare(text, cells, tuple(range(seeds)), settings or TextSettings(), command, on_epoch, on_network)
 
 
 def fit(
@@ -255,6 +267,7 @@ def _compare(
     settings: TextSettings,
     command: str,
     on_epoch: Callable[[TextProgress], None] | None,
+    on_network: Callable[[TextResults], None] | None = None,
 ) -> TextResults:
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
@@ -262,23 +275,30 @@ def _compare(
     size = len(text.vocabulary)
     with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
         for each in networks:
-            build(each, size, settings.hidden_size, settings.embedding_size, settings.dropout)
+            build(each, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
     epochs = settings.epochs_for(len(text.train.tokens))
     settings = replace(settings, epochs=epochs, threads=settings.thread_count)
     entries: list[TextEntry] = []
+    beside = _baselines(text)
     for k, each in enumerate(networks):
         trained: list[tuple[TrainedText, TextRun]] = []
         for seed in seeds:
             number = k * len(seeds) + len(trained) + 1
 
-            def tell(epoch: TextEpoch, *, seed: int = seed, each: Network = each, number: int = number) -> None:
+            def tell(
+                epoch: TextEpoch, ended: bool, *, each: Network = each, seed: int = seed, number: int = number
+            ) -> None:
                 if on_epoch is not None:
-                    on_epoch(TextProgress(each, seed, number, len(networks) * len(seeds), epoch, epochs))
+                    on_epoch(TextProgress(each, seed, number, len(networks) * len(seeds), epoch, epochs, ended))
 
             trained.append(train(each, text, settings, seed, tell))
         with using_threads(settings.thread_count):
             entries.append(_entry(trained, settings.embedding_size))
-    return TextResults(text, settings, seeds, tuple(entries), _baselines(text), command)
+        missing = tuple(other.name for other in networks[k + 1 :])
+        results = TextResults(text, settings, seeds, tuple(entries), beside, command, missing)
+        if on_network is not None:
+            on_network(results)
+    return results
 
 
 def _baselines(text: Text) -> tuple[TextBaseline, ...]:

@@ -20,6 +20,7 @@ from anyrnn.workbench.stored import (
     field_of,
     is_int,
     is_names,
+    layers_of,
     permitted,
     read_weights,
     write_weights,
@@ -37,6 +38,7 @@ def save_model(folder: Path, model: TrainedText) -> None:
         {
             "kind": "text",
             "layer": repr(model.module.layer),
+            "layers": model.module.layer.num_layers,
             "hidden_size": model.hidden_size,
             "embedding_size": model.embedding_size,
             "level": model.vocabulary.level,
@@ -67,10 +69,11 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
         if fields["network"] != name:
             raise AnyRNNError(f"this is the model {fields['network']!r}, expected {name!r}, as the file is named")
         found = permitted(name, cells, run)
+        layers = layers_of(description, weights, weights_path)
         sizes = {name: fields[name] for name in ("hidden_size", "embedding_size")}
         with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced: nobody's seed shall notice
-            check_size(found, lambda: _built(found, fields), sizes, weights, weights_path)
-            module = _built(found, fields)
+            check_size(found, lambda: _built(found, fields, layers), sizes, weights, weights_path)
+            module = _built(found, fields, layers)
     except AnyRNNError as cause:
         place = "" if str(cause).startswith(f"{weights_path}: ") else f"{description_path}: "
         raise AnyRNNError(f"{place}{cause}") from cause
@@ -83,8 +86,8 @@ def _load_model(folder: Path, name: str, cells: Collection[str], run: Path) -> T
     )  # fmt: skip
 
 
-def _built(found: Network, fields: Mapping[str, Any]) -> LanguageModel:
-    return build(found, len(fields["vocabulary"]), fields["hidden_size"], fields["embedding_size"], 0.0)
+def _built(found: Network, fields: Mapping[str, Any], layers: int) -> LanguageModel:
+    return build(found, len(fields["vocabulary"]), fields["hidden_size"], fields["embedding_size"], 0.0, layers)
 
 
 def _fields(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Part:
     tokens: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Text:
     """A question to a language model: how surprising is each token, given those before it?
 
@@ -118,6 +118,15 @@ class Text:
     split: str
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        sizes = (f"{len(part.text):,}" for part in (self.train, self.validation, self.test))
+        train, validation, test = sizes
+        words = f" and {sum(len(t) > 1 for t in self.vocabulary.tokens):,} words" * (self.vocabulary.level == "word")
+        return (
+            f"{self.name}: {train} training, {validation} validation and {test} test characters, "
+            f"{sum(len(t) == 1 for t in self.vocabulary.tokens) - 1} different ones{words}"
+        )
+
 
 def is_text(source: object) -> bool:
     """Whether this is the name of a text file."""
@@ -129,7 +138,7 @@ def load_text(
     *,
     level: Level = "character",
     test: str | os.PathLike[str] | None = None,
-    validation_fraction: float = 0.05,
+    validation: float = 0.05,
     test_fraction: float = 0.05,
     least: int = 2,
     encoding: str = "utf-8",
@@ -140,7 +149,7 @@ def load_text(
         source: The path of a text file.
         level: Whether a model reads characters, or words and, where they are rare, characters.
         test: A file with the test part; without it, the end of the text is.
-        validation_fraction: The share of the text in the validation part.
+        validation: The share of the text in the validation part.
         test_fraction: The share in the test part, where it is the end of the text.
         least: Word models: how often a word has to occur in training to be a token.
         encoding: That of the files.
@@ -150,7 +159,7 @@ def load_text(
     """
     if level not in LEVELS:
         raise AnyRNNError(f"load_text: got level={level!r}, expected 'character' or 'word'")
-    for name, share in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+    for name, share in (("validation", validation), ("test_fraction", test_fraction)):
         if not 0 < share < 0.5:
             raise AnyRNNError(f"load_text: got {name}={share}, expected a share above 0 and below 0.5, such as 0.05")
     if not isinstance(least, int) or least < 1:
@@ -169,15 +178,15 @@ def load_text(
         tested, place = _read(Path(test), encoding), f"{Path(test)}, as asked for"
         if len(tested) < 2:
             raise AnyRNNError(f"{test}: got a text of {len(tested)} characters, expected at least 2")
-    start = min(end, len(whole)) - max(2, round(len(whole) * validation_fraction))
+    start = min(end, len(whole)) - max(2, round(len(whole) * validation))
     texts = (whole[:start], whole[start:end], tested)
     vocabulary = Vocabulary.of(texts[0], level, least)
-    train, validation, last = (Part(text, vocabulary.encode(text)) for text in texts)
+    train, chosen_by, last = (Part(text, vocabulary.encode(text)) for text in texts)
     split = (
         f"in the order of the text: {start:,} characters to train on, then {len(texts[1]):,} for validation; the test "
         f"part is {place}: {len(tested):,} characters"
     )
-    return Text(path.stem, vocabulary, train, validation, last, split, _notes(texts, vocabulary))
+    return Text(path.stem, vocabulary, train, chosen_by, last, split, _notes(texts, vocabulary))
 
 
 def _read(path: Path, encoding: str) -> str:

@@ -7,7 +7,6 @@ gradients are clipped. After every epoch the validation part is scored in one pa
 become better for some epochs; the weights are those of the best one. The test part decides nothing.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.course import Course
 from anyrnn.workbench.language.model import LanguageModel, TrainedText, build, surprise
 from anyrnn.workbench.language.text import Text
 from anyrnn.workbench.models import Network
@@ -44,6 +44,7 @@ class TextSettings:
         clip_norm: The norm that gradients are cut to.
         dropout: In front of the recurrent layer and behind it.
         threads: CPU threads. None: as many as PyTorch would take.
+        layers: One upon the other, of each network that does not say so itself, as "lstm-2" does.
 
     Raises:
         AnyRNNError: for a size below one, a rate that is not above zero, or a share that is none.
@@ -59,9 +60,10 @@ class TextSettings:
     clip_norm: float = 1.0
     dropout: float = 0.2
     threads: int | None = None
+    layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "embedding_size", "steps", "batch_size", "epochs", "patience", "threads"):
+        for name in ("hidden_size", "embedding_size", "steps", "batch_size", "epochs", "patience", "threads", "layers"):
             value = getattr(self, name)
             may_be_none = name in ("epochs", "threads")
             if (not isinstance(value, int) or value < 1) and not (may_be_none and value is None):
@@ -135,43 +137,42 @@ class TextRun:
 
 
 def train(
-    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch], None] | None = None
+    network: Network,
+    text: Text,
+    settings: TextSettings,
+    seed: int,
+    on_epoch: Callable[[TextEpoch, bool], None] | None = None,
 ) -> tuple[TrainedText, TextRun]:
     """Train a network on the training part of a text, and score it on the test part.
 
     The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were.
+    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
 
     Raises:
         AnyRNNError: if the loss stops being a finite number.
     """
     with seeded(seed), using_threads(settings.thread_count):
-        return _train(network, text, settings, seed, on_epoch or (lambda _: None))
+        return _train(network, text, settings, seed, on_epoch or (lambda epoch, ended: None))
 
 
 def _train(
-    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch], None]
+    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch, bool], None]
 ) -> tuple[TrainedText, TextRun]:
     size = len(text.vocabulary)
-    module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout)
+    module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
     training = _Training(module, text.train.tokens, settings)
-    best, weights, history = math.inf, copy.deepcopy(module.state_dict()), list[TextEpoch]()
-    kept = 0
-    for epoch in range(1, settings.epochs_for(len(text.train.tokens)) + 1):
+    course: Course[TextEpoch] = Course(settings.epochs_for(len(text.train.tokens)), settings.patience)
+    while not course.ended:
         loss = training.epoch()
         validation = float(surprise(module, text.validation.tokens).double().mean())
         if not (math.isfinite(loss) and math.isfinite(validation)):
             raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {epoch}: the mean loss is {loss}; expected "
-                f"finite numbers; a lower learning rate than {settings.learning_rate} may help"
+                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
+                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
             )
-        history.append(TextEpoch(epoch, loss, validation))
-        on_epoch(history[-1])
-        if validation < best:
-            best, kept, weights = validation, epoch, copy.deepcopy(module.state_dict())
-        elif epoch - kept >= settings.patience:
-            break
-    module.load_state_dict(weights)
+        course.add(TextEpoch(course.next, loss, validation), (-validation,), module)
+        on_epoch(course.history[-1], course.ended)
+    kept, history = course.take_best(module), course.history
     module.eval()
     test = text.test
     nats = float(surprise(module, test.tokens).double().sum())

@@ -1,0 +1,126 @@
+"""`anyrnn predict` and `anyrnn generate`: what a trained network says, or writes."""
+
+import errno
+import sys
+from pathlib import Path
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench import forecast, language, tagging
+from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.output import errors, out_stream
+from anyrnn.workbench.data import load_for_prediction
+from anyrnn.workbench.forecast.table import SeriesColumns
+from anyrnn.workbench.notes import notes_on_unseen
+from anyrnn.workbench.runs import kind_of, open_run
+from anyrnn.workbench.train import score
+from anyrnn.workbench.written import check_file, csv_text, write_file
+
+
+def predict(given: Given) -> None:
+    """Predict for sequences or each of their steps, or forecast series, by the kind of the run."""
+    folder, out = given["folder"], given.get("out")
+    if out is not None:
+        check_file(out, given.get("overwrite", False))
+    _keep_off_path(folder)
+    kind = kind_of(folder)
+    if kind == "text":
+        raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
+    if kind == "forecast":
+        _forecast(given)
+    elif kind == "tagging":
+        _tag(given)
+    else:
+        _predict(given)
+
+
+def generate(given: Given) -> None:
+    """Have a language model write to stdout, and to nothing else."""
+    folder = given["folder"]
+    _keep_off_path(folder)
+    kind = kind_of(folder)
+    if kind != "text":
+        what = {"forecast": "forecasts", "tagging": "taggers"}.get(kind or "", "sequences")
+        raise AnyRNNError(
+            f"{folder}: this is a run of {what}, which `anyrnn predict {folder} DATA` uses; expected a run of a text"
+        )
+    model = language.open_text_run(folder, cells=_own_cells(given)).model(given.get("model"))
+    asked = {name: given[name] for name in ("length", "prompt", "temperature", "seed") if name in given}
+    for token in language.generate(model, **asked):
+        if out_stream.isatty():
+            out_stream.write(token)
+            out_stream.flush()
+        else:
+            out_stream.write_bytes(token.encode("utf-8", "backslashreplace"))
+        if out_stream.failed is not None and out_stream.failed.errno == errno.EPIPE:
+            return  # whose reader has seen enough
+    if out_stream.isatty():
+        out_stream.write("\n")
+
+
+def _predict(given: Given) -> None:
+    trained = open_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
+    inputs = load_for_prediction(
+        given["source"],
+        features=trained.features,
+        classes=trained.classes,
+        id_column=given.get("id_column", trained.id_column),
+        time_column=given.get("time_column"),
+        target_column=given.get("target_column", trained.target),
+        missing=trained.scaler.missing,
+        trained_time=trained.time_column,
+        trained_reading=trained.reading,
+        encoding=given.get("encoding"),
+    )
+    predictions = trained.predict(inputs.x)
+    _write(csv_text(inputs, predictions, trained.classes), given)
+    for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
+        errors.print(note, soft_wrap=True)
+    if inputs.truth is not None:
+        name = "rmse" if trained.classes is None else "accuracy"
+        value = score([predictions.values[k] for k in inputs.known], inputs.truth, trained.classes)
+        of_all = "" if len(inputs.known) == len(inputs) else f" of {len(inputs)}"
+        errors.print(f"{name} {value:.4g} on {len(inputs.known)}{of_all} sequences", soft_wrap=True)
+
+
+def _tag(given: Given) -> None:
+    model = tagging.open_tag_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
+    columns = {name: given[name] for name in ("id_column", "time_column", "target_column") if name in given}
+    found = tagging.predict(model, given["source"], **columns)
+    _write(found.csv(), given)
+    for note in (*found.notes, *filter(None, [found.verdict])):
+        errors.print(note, soft_wrap=True)
+
+
+def _forecast(given: Given) -> None:
+    model = forecast.open_forecast_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
+    columns = SeriesColumns(
+        given.get("id_column", model.id_column),
+        given.get("time_column", model.time_column),
+        given.get("target_column", model.target),
+        *model.names,
+    )
+    ahead = forecast.predict(model, given["source"], columns)
+    _write(ahead.csv(), given)
+    for note in ahead.notes:
+        errors.print(note, soft_wrap=True)
+
+
+def _write(text: str, given: Given) -> None:
+    """Write CSV to a file, or to stdout: in UTF-8, but for a terminal."""
+    if "out" in given:
+        write_file(given["out"], text, given.get("overwrite", False))
+    elif out_stream.isatty():
+        out_stream.write(text)
+    else:
+        out_stream.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _own_cells(given: Given) -> list[str]:
+    """The cells that a command line names, which may be imported."""
+    return [*given.get("cells", ()), *([given["model"]] if "model" in given else [])]
+
+
+def _keep_off_path(folder: Path) -> None:
+    """Import nothing from a run folder from now on, though someone stands in it: `python -m` has put it first."""
+    within = folder.resolve()
+    sys.path[:] = [place for place in sys.path if not Path(place or ".").resolve().is_relative_to(within)]

@@ -1,0 +1,167 @@
+"""The kinds of tasks: what reads their data, what trains for them, and which options they therefore have."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench import forecast, language, tagging
+from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.options import CONFIGURED, Option
+from anyrnn.workbench.compare import compare, fit
+from anyrnn.workbench.data import load
+from anyrnn.workbench.language.text import is_text
+from anyrnn.workbench.tagging.load import is_tagged_text
+from anyrnn.workbench.train import Settings
+
+Verb = Literal["fit", "compare"]
+
+_OF_ANY = frozenset({"source", "task", "out", "overwrite", "config"})  # options that are for every kind of task
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task, by the functions of the Python API that it is done with.
+
+    Attributes:
+        name: As a run folder has it.
+        plural: What messages call such tasks.
+        asked: How to ask for one.
+        load: Reads the data.
+        settings: What training is told; each of its fields is an option.
+        fit: Trains one network.
+        compare: Trains several.
+        then: The command that a trained network is for, with the run folder to be filled in.
+    """
+
+    name: str
+    plural: str
+    asked: str
+    load: Callable[..., Any]
+    settings: type
+    fit: Callable[..., Any]
+    compare: Callable[..., Any]
+    then: str
+
+    def trains(self, verb: Verb) -> Callable[..., Any]:
+        """The function of a command."""
+        return self.fit if verb == "fit" else self.compare
+
+    def words(self, verb: Verb) -> frozenset[str]:
+        """The names of the options that it has."""
+        settings = (field.name for field in fields(self.settings))
+        return _OF_ANY.union(settings, _arguments(self.load), _arguments(self.trains(verb)))
+
+    def default(self, verb: Verb, name: str) -> Any:
+        """The default of an option in the Python API; None if it has none that says what happens."""
+        for function in (self.settings, self.trains(verb), self.load):
+            argument = _arguments(function).get(name)
+            if argument is not None and argument.default is not argument.empty:
+                return argument.default
+        return None
+
+    def training(self, verb: Verb, given: Given) -> dict[str, Any]:
+        """What goes to the function that trains: cells, seeds. A seed is that of the training, not of the split."""
+        return _of(given, _arguments(self.trains(verb)))
+
+    def settings_of(self, given: Given) -> Any:
+        """The settings."""
+        return self.settings(**_of(given, [field.name for field in fields(self.settings)]))
+
+    def read(self, verb: Verb, given: Given) -> Any:
+        """Read the data, by what is for neither.
+
+        Raises:
+            AnyRNNError: if something is not given that has to be, or what `load` raises.
+        """
+        others = given.keys() - self.training(verb, given).keys()
+        if given.get("task") == self.name:
+            others -= {"task"}
+        arguments = _arguments(self.load)
+        for name, argument in arguments.items():
+            if argument.default is argument.empty and name not in given:
+                option = next(each for each in CONFIGURED[verb] if each.name == name)
+                raise AnyRNNError(f"{self.plural} need {option.flag}: {option.help[0].lower()}{option.help[1:]}")
+        return self.load(**_of(given, others & arguments.keys()))
+
+
+def _arguments(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _of(given: Given, names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in names}
+
+
+SEQUENCES = Kind(
+    "sequences", "sequences", "--task classification or regression", load, Settings, fit, compare,
+    "Predict with the best one: anyrnn predict {} DATA",
+)  # fmt: skip
+FORECAST = Kind(
+    "forecast", "forecasts", "--horizon STEPS", forecast.load_series, forecast.ForecastSettings, forecast.fit,
+    forecast.compare, "Forecast with the best one: anyrnn predict {} DATA",
+)  # fmt: skip
+TEXT = Kind(
+    "text", "texts", "--task text", language.load_text, language.TextSettings, language.fit, language.compare,
+    "Let the best one write: anyrnn generate {} --prompt TEXT",
+)  # fmt: skip
+TAGGING = Kind(
+    "tagging", "tagging", "--task tagging", tagging.load_tagged, tagging.TagSettings, tagging.fit, tagging.compare,
+    "Predict each step with the best one: anyrnn predict {} DATA",
+)  # fmt: skip
+KINDS = (SEQUENCES, TAGGING, FORECAST, TEXT)
+#: By what --task says, the kind; all others are of sequences.
+BY_TASK = {kind.name: kind for kind in (TAGGING, FORECAST, TEXT)}
+
+
+def kind_for(verb: Verb, given: Given) -> Kind:
+    """Find out what kind of task a command line asks for, and refuse options that are for others.
+
+    Raises:
+        AnyRNNError: for an option that is not for this kind of task.
+    """
+    task, source = given.get("task"), given["source"]
+    if task is not None:
+        kind, why = BY_TASK.get(task, SEQUENCES), f"--task {task}"
+    elif is_tagged_text(source):
+        kind, why = TAGGING, source
+    elif is_text(source):
+        kind, why = TEXT, source
+    elif "horizon" in given:
+        kind, why = FORECAST, "--horizon"
+    else:
+        kind, why = SEQUENCES, source
+    for option in CONFIGURED[verb]:
+        if option.name in given and option.name not in kind.words(verb):
+            others = [each for each in KINDS if option.name in each.words(verb)]
+            meant = " or ".join(each.plural for each in others)
+            ask = " or ".join(each.asked for each in others)
+            raise AnyRNNError(
+                f"{option.flag} is for {meant}, and this is for {kind.plural} ({why}); leave it out, or ask for "
+                f"{meant} ({ask})"
+            )
+    return kind
+
+
+def described(option: Option, verb: Verb) -> str:
+    """What the help of a command says of an option in brackets: for which tasks it is, and its default there."""
+    kinds = [kind for kind in KINDS if option.name in kind.words(verb)]
+    tasks = f"for {' and '.join(kind.plural for kind in kinds)}" if len(kinds) < len(KINDS) else ""
+    if option.default is not None:
+        default = option.default
+    else:
+        defaults = {kind.plural: said for kind in kinds if (said := written(kind.default(verb, option.name)))}
+        first = next(iter(defaults.values()), "")
+        others = "".join(f"; {plural}: {said}" for plural, said in defaults.items() if said != first)
+        default = first + others
+    return "; ".join(filter(None, (tasks, default and f"default: {default}")))
+
+
+def written(default: Any) -> str:
+    """A default as the help says it; nothing for a flag, which is off, and for one that words have to say."""
+    if isinstance(default, tuple):
+        return ",".join(map(written, default))
+    if isinstance(default, bool) or not isinstance(default, int | float | str):
+        return ""
+    return f"{default:g}" if isinstance(default, float) else f"{default}"

@@ -1,0 +1,170 @@
+"""`anyrnn compare` and `anyrnn fit`: read the data, train, show what came out, and save it."""
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.options import CONFIGURED, joined
+from anyrnn.workbench.cli.output import UNWRITTEN, complain, console, errors, interrupted, say
+from anyrnn.workbench.cli.tasks import Kind, Verb, kind_for
+from anyrnn.workbench.keeping import Kept, keep, undisturbed
+from anyrnn.workbench.models import NETWORKS
+from anyrnn.workbench.processes import world
+from anyrnn.workbench.progress import Told, shown
+from anyrnn.workbench.runs import check_destination
+from anyrnn.workbench.unfinished import UnfinishedRun
+
+#: Trains, and tells of each epoch and of what is finished.
+Train = Callable[[Callable[[Told], None], Callable[[Any], None]], Any]
+
+
+def run(verb: Verb, given: Given) -> None:
+    """Do what a command line asks for."""
+    kind = kind_for(verb, given)
+    settings, others = kind.settings_of(given), kind.training(verb, given)
+    data = kind.read(verb, given)
+    say(str(data))
+    for note in (f"Split: {data.split}", *data.notes):
+        say(note, style="dim")
+    trains = kind.trains(verb)
+    hears = inspect.signature(trains).parameters
+    place = _place(data.name, given, is_kept="folder" in hears)
+
+    def train(tell: Callable[[Told], None], on_network: Callable[[Any], None]) -> Any:
+        asked = {name: value for name, value in others.items() if name not in ("overwrite", "resume")}
+        if "on_network" in hears:
+            asked["on_network"] = on_network
+        if isinstance(place, UnfinishedRun):
+            asked["folder"] = place
+        return trains(data, settings=settings, command=_command(verb, given), on_epoch=tell, **asked)
+
+    _train_and_save(kind, place, train)
+
+
+class _SavedAtTheEnd:
+    """The folder of a run that is not kept as it goes."""
+
+    replaces = True  # what was finished of it is saved beside
+
+    def __init__(self, folder: Path, *, overwrite: bool, numbered: bool) -> None:
+        check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
+        self.folder, self._overwrite, self._numbered = folder, overwrite, numbered
+
+    def save(self, results: Any) -> Kept:
+        """Save what has come out."""
+        return keep(results, self.folder, overwrite=self._overwrite, numbered=self._numbered)
+
+    def close(self) -> bool:
+        """There is nothing to go on with."""
+        return False
+
+    def finish(self, saved: Path) -> None:
+        """Nothing is left to be taken away."""
+
+
+def _place(name: str, given: Given, *, is_kept: bool) -> "_SavedAtTheEnd | UnfinishedRun":
+    """Where a run goes."""
+    folder, overwrite = given.get("out") or Path("runs", name), given.get("overwrite", False)
+    numbered = "out" not in given and not overwrite
+    if not is_kept:
+        return _SavedAtTheEnd(folder, overwrite=overwrite, numbered=numbered)
+    resume = given.get("resume", False)
+    return UnfinishedRun(folder, resume=resume, overwrite=overwrite, numbered=numbered, say=complain)
+
+
+def _train_and_save(kind: Kind, place: "_SavedAtTheEnd | UnfinishedRun", train: Train) -> None:
+    """Train; show what came out, then save it. What was finished outlives whatever comes in between."""
+    finished: list[Any] = []
+    try:
+        with shown(console) as tell:
+            finished.append(train(tell, finished.append))
+        if not world().first:
+            return
+        _show(finished[-1])
+        kept = _saved(place, finished[-1])
+    except KeyboardInterrupt as interrupt:
+        with undisturbed():
+            interrupted(interrupt, _left(place, finished))
+    except BaseException:
+        if finished:
+            errors.print(_left(place, finished), soft_wrap=True)
+        else:
+            place.close()
+        raise
+    if kept.folder is None:
+        complain(f"{kept}, but {_to_go_on(place)}" if place.close() else f"{kept}: it is lost")
+        raise typer.Exit(UNWRITTEN)
+    place.finish(kept.folder)
+    say(f"Report: {kept.folder / 'report.html'}")
+    own = finished[-1].best.model.network.name
+    named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
+    say(f"{kind.then.format(shlex.quote(str(kept.folder)))}{named}")
+    if kept.trouble is not None:
+        complain(kept)
+        raise typer.Exit(UNWRITTEN)
+
+
+def _show(results: Any) -> None:
+    console.print()
+    if console.is_terminal:
+        console.print(results)
+    else:
+        say(results.table())
+    console.print()
+    for sentence in (results.verdict, *results.remarks):
+        say(sentence)
+
+
+def _saved(place: "_SavedAtTheEnd | UnfinishedRun", results: Any) -> Kept:
+    return place.save(results) if isinstance(place, _SavedAtTheEnd) else keep(results, place.folder, overwrite=True)
+
+
+def _left(place: "_SavedAtTheEnd | UnfinishedRun", finished: Sequence[Any]) -> str:
+    """Save the networks that have had all their runs, and say so, and what is there to go on with."""
+    if not world().first:
+        return "Process 0 keeps what was finished."
+    said = _keep(finished[-1], place) if finished else ""
+    if not place.close():
+        return said or "Nothing was written."
+    return f"{said} What was trained is kept: {_to_go_on(place)}.".lstrip()
+
+
+def _to_go_on(place: "_SavedAtTheEnd | UnfinishedRun") -> str:
+    return f"the same command with --resume goes on in {_relative(place.folder)}"
+
+
+def _keep(finished: Any, place: "_SavedAtTheEnd | UnfinishedRun") -> str:
+    folder = place.folder.absolute()
+    if place.replaces:  # a finished run stays there until there is another finished one
+        kept = keep(finished, folder.with_name(f"{folder.name}.partial"), numbered=True)
+    else:
+        kept = keep(finished, folder, overwrite=True)
+    names = ", ".join(entry.model.network.title for entry in finished.entries)
+    if kept.folder is None:
+        return f"The networks that had all their runs ({names}) are not saved: {kept}."
+    return f"The networks that had all their runs ({names}) are saved in {_relative(kept.folder)}."
+
+
+def _relative(folder: Path) -> Path:
+    with suppress(ValueError):
+        return folder.absolute().relative_to(Path.cwd())
+    return folder
+
+
+def _command(verb: Verb, given: Given) -> str:
+    """The command line as it was, or, where a file had options, one that has them all: files change."""
+    if "config" not in given:
+        return shlex.join(["anyrnn", *sys.argv[1:]])
+    words = ["anyrnn", verb, given["source"]]
+    for option in CONFIGURED[verb]:
+        value = given.get(option.name)
+        if option.flag and value is not None and value is not False:
+            words += [option.flag] if value is True else [option.flag, joined(value) if option.several else f"{value}"]
+    return shlex.join(words)

@@ -1,0 +1,91 @@
+"""What a run is of, as JSON: a run that was cut off goes on only if all of it is the same."""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+import torch
+
+import anyrnn
+from anyrnn.workbench.checkpoint import refuse_difference
+from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.processes import world
+from anyrnn.workbench.sequences import Sequences
+from anyrnn.workbench.train import Settings
+
+_SAID_ONLY = frozenset({"name", "split", "notes", "attribution"})  # what of a dataset decides no number
+
+
+def identity(dataset: Dataset, settings: Settings, cells: Iterable[str]) -> dict[str, Any]:
+    """All that the numbers of a training run depend on, but for its network and its seed.
+
+    Args:
+        dataset: What is learned: of its sequences, checksums.
+        settings: How, with nothing left open.
+        cells: The names of the networks; of those that are not anyrnn's, checksums of their modules.
+    """
+    own = sorted(cell for cell in cells if ":" in cell)
+    return {
+        "anyrnn": anyrnn.__version__,
+        "torch": torch.__version__,
+        "data": {
+            field.name: _described(getattr(dataset, field.name))
+            for field in fields(dataset)
+            if field.name not in _SAID_ONLY
+        },
+        "settings": asdict(settings),
+        "processes": world().size,
+        "code": {cell: _module_checksum(cell.partition(":")[0]) for cell in own},
+    }
+
+
+def check_same(found: Mapping[str, Any]) -> None:
+    """Refuse to train together where another process has read other data, or has other versions or code.
+
+    Raises:
+        AnyRNNError: in each process that differs from the first.
+    """
+    first = world().of_first(lambda: found)
+    what = f"process {world().rank} differs from process 0"
+    refuse_difference(what, first, found, "start all processes on the same data, code and options")
+
+
+def _described(value: Any) -> Any:
+    """A value as a run names it: as it is if JSON has it, else a checksum; of sequences, how many there are as well."""
+    if isinstance(value, Sequences):
+        return {"sequences": len(value), "steps": sum(map(len, value.x)), "values": _checksum(value)}
+    if isinstance(value, tuple | list):
+        return [_described(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float) else _checksum(value)
+
+
+def _checksum(value: Any) -> str:
+    sha = hashlib.sha256()
+    _feed(sha.update, value)
+    return sha.hexdigest()
+
+
+def _feed(update: Callable[[Any], None], value: Any) -> None:
+    """Give all that a value holds to a checksum, each with its kind and its length."""
+    if isinstance(value, torch.Tensor):
+        update(f"{value.dtype}{tuple(value.shape)}".encode())
+        update(value.contiguous().numpy().data)
+    elif is_dataclass(value):
+        _feed(update, [(field.name, getattr(value, field.name)) for field in fields(value)])
+    elif isinstance(value, tuple | list):
+        update(f"{len(value)}[".encode())
+        for each in value:
+            _feed(update, each)
+    else:
+        text = repr(value).encode("utf-8", "surrogatepass")
+        update(f"{len(text)}:".encode() + text)
+
+
+def _module_checksum(name: str) -> str | None:
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[name]).encode()).hexdigest()
+    except (KeyError, OSError, TypeError):  # no Python source, as in a notebook
+        return None
