@@ -194,6 +194,16 @@ def test_weights_count_in_the_loss_of_training_and_of_validation():
     assert run.history[0].validation_loss != pytest.approx(losses.mean(), rel=1e-3)
 
 
+def test_weights_stay_with_their_sequences():
+    X, _, slopes = waves(4)
+    x, y = tuple(map(torch.from_numpy, X)), torch.from_numpy(slopes)
+    part = Sequences(x, y, tuple("abcd"), weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert (part.subset([3, 1]) + part.subset([0])).weights.tolist() == [4, 2, 1]
+    assert (part + Sequences(x, y, tuple("abcd"))).weights is None
+    with pytest.raises(anyrnn.AnyRNNError, match=r"got weights of shape \(4,\), the lowest 0, expected one above 0"):
+        Sequences(x, y, tuple("abcd"), weights=torch.tensor([1.0, 2.0, 0.0, 4.0]))
+
+
 def test_balanced_classes_are_those_of_the_workbench():
     X, y, _ = waves(30)
     chosen = np.flatnonzero((y == "up") | (np.arange(30) % 3 == 0))  # down is rare
@@ -308,6 +318,7 @@ HOLES = [np.zeros((4, 3)), np.array([[0, 1, 2], [0, np.nan, 2]])]
         ([np.zeros((0, 3)), np.ones((2, 3))], [0, 1], r"X\[0\] has shape \(0, 3\), expected \(steps, channels\)"),
         (np.zeros((4, 0, 3)), Y3[:4], r"X has shape \(4, 0, 3\), expected an array \(n, T, C\)"),
         (np.zeros((4, 2, 3, 1)), Y3[:4], r"X has shape \(4, 2, 3, 1\), expected an array \(n, T, C\)"),
+        ([[1, 2], [3, np.nan, 5]], [0, 1], r"X\[1\] holds NaN or infinity, first at step 1, channel 0"),
         ([[[1, 2], [3]], [[1, 2], [3, 4]]], [0, 1], r"X\[0\] is no array of numbers"),
         ([np.array([["a"]]), np.array([["b"]])], [0, 1], r"X\[0\] is no array of numbers: could not convert"),
         ([np.ones((2, 1)) * 1j, np.ones((2, 1))], [0, 1], r"X\[0\] is no array of numbers: complex"),
@@ -377,6 +388,7 @@ def test_a_model_of_series_predicts_for_series_of_other_lengths():
     model = RecurrentClassifier(**QUICK).fit(X3[..., 0], Y3)
     assert model.predict(np.zeros((2, 9, 1))).shape == (2,)
     assert model.predict([np.zeros(9), np.zeros(2)]).shape == (2,)
+    assert model.predict([[0.0] * 9, [0.0] * 2]).shape == (2,)
 
 
 @pytest.mark.parametrize("make", [RecurrentClassifier, RecurrentRegressor])
@@ -460,6 +472,7 @@ class Frame:
         (SEASON, {"horizon": 0}, "got horizon=0, expected an int of at least 1"),
         (SEASON, {"cell": "bilstm"}, "a bidirectional layer reads what it is to forecast"),
         (SEASON, {"quantiles": (0.1, 0.9)}, "0.5 among them"),
+        (SEASON, {"quantiles": None}, "got quantiles=None, expected a tuple of levels"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_forecast_is_said(X, options, says):

@@ -117,6 +117,10 @@ class RecurrentForecaster(BaseEstimator):
         """
         if y is not None:
             raise AnyRNNError("RecurrentForecaster: got a y, expected the series as X, and nothing else: fit(series)")
+        if not isinstance(self.quantiles, tuple | list | np.ndarray):
+            raise AnyRNNError(
+                f"RecurrentForecaster: got quantiles={self.quantiles!r}, expected a tuple of levels, or ()"
+            )
         given = {
             field.name: getattr(self, field.name) for field in fields(ForecastSettings) if hasattr(self, field.name)
         }
@@ -136,7 +140,7 @@ class RecurrentForecaster(BaseEstimator):
             self.model_, run = train(network_of(self.cell, type(self).__name__), data, settings, seed)
         self.history_ = [asdict(epoch) for epoch in run.history]
         self.n_iter_, self.best_epoch_ = len(run.history), run.epoch
-        self._known = known
+        self._known, self._season = known, season
         return self
 
     def predict(self, X: Any = None) -> Array:
@@ -169,7 +173,7 @@ class RecurrentForecaster(BaseEstimator):
             forecasts of one step within the values before. Above -1 is better than those.
         """
         check_is_fitted(self)
-        horizon, season = self.model_.module.form.horizon, plain(self.season)
+        horizon, season = self.model_.module.form.horizon, self._season
         whole, _ = _read(X)
         least = horizon + season + 1
         short = next((k for k, each in enumerate(whole) if len(each) < least), None)

@@ -62,7 +62,8 @@ class Sequences(Inputs):
     Attributes:
         y: (N,) int64 (the index of a class), or float64 or float32 (a number).
         groups: The group of each sequence (its engine, patient or site); None: each is a group of its own.
-        weights: (N,): how much each sequence counts in the loss, beside the others; None: all alike.
+        weights: (N,): how much each sequence counts in the loss of networks; None: all alike, as in the scaling, the
+            scores and the baselines.
     """
 
     y: Tensor
@@ -100,8 +101,7 @@ class Sequences(Inputs):
     def __add__(self, other: "Sequences") -> "Sequences":
         """These sequences, and then the others."""
         groups = None if self.groups is None or other.groups is None else (*self.groups, *other.groups)
-        lacking = self.weights is None or other.weights is None
-        weights = None if lacking else torch.cat((self.weights, other.weights))  # type: ignore[arg-type]
+        weights = None if self.weights is None or other.weights is None else torch.cat((self.weights, other.weights))
         return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups, weights)
 
 

@@ -250,7 +250,7 @@ class Run:
 
     Attributes:
         seed: Of the initial weights and of the shuffling.
-        score: By the metric, such as the accuracy.
+        score: By the metric, such as the accuracy; NaN without a test part.
         seconds: Spent on training; reading, scoring and timing are not in it.
         history: The learning curve; the test score of the epoch that was chosen is `score`.
         predictions: The index of the class, or the number, for each test sequence.
