@@ -28,7 +28,7 @@ from anyrnn.workbench.doctor import diagnose
 from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.keeping import Ended, ending_in_order, keep, undisturbed
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
-from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
+from anyrnn.workbench.models import COMPARED, KNOWN, NETWORKS, Pool
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.progress import Progress, shown
@@ -238,7 +238,7 @@ def compare_command(
     cells: Annotated[
         str,
         typer.Option(
-            help=f"Networks, with commas, of {', '.join(NETWORKS)}. module:Class is a cell of your own, called as "
+            help=f"Networks, with commas, of {', '.join(KNOWN)}. module:Class is a cell of your own, called as "
             "Class(input_size, hidden_size), in a module that is installed or in the current directory."
         ),
     ] = ",".join(COMPARED),
@@ -337,7 +337,7 @@ def compare_command(
 @app.command("fit")
 def fit_command(
     data: Data,
-    cell: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}, or module:Class.")] = "lstm",
+    cell: Annotated[str, typer.Option(help=f"One of {', '.join(KNOWN)}, or module:Class.")] = "lstm",
     test: Test = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights and the shuffling.")] = 0,
     epochs: Epochs = None,
@@ -609,7 +609,7 @@ def _train_and_save(
     if kept.folder is not None:
         _say(f"Report: {kept.folder / 'report.html'}")
         own = finished[-1].best.model.network.name
-        named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
+        named = f" --cells {shlex.quote(own)}" if own not in KNOWN else ""
         _say(f"Predict with the best one: anyrnn predict {shlex.quote(str(kept.folder))} DATA{named}")
     if kept.trouble is not None:
         _complain(kept)
