@@ -185,6 +185,10 @@ def test_time_as_a_feature_takes_times(plain: Dataset) -> None:
     Path("x.ts").write_text("@classLabel true u v\n@data\n1:u\n2:v\n")
     with pytest.raises(AnyRNNError, match=r"x.ts: the header does not say '@timeStamps true'"):
         load("x.ts", delta_time=True)
+    with pytest.raises(AnyRNNError, match="the header does not say '@timeStamps true'"):
+        load("japanese-vowels", delta_time=True)
+    with pytest.raises(AnyRNNError, match="the data frame: this has no encoding to name"):
+        load(pl.read_csv("plain.csv"), **ROLES, encoding="latin-1")
     data = load("plain.csv", **ROLES, delta_time=True)
     Path("new.csv").write_text("id,a,b\nn,1,2\n")
     with pytest.raises(AnyRNNError, match=r"new.csv: the time since .*'t', that of the training, is not there"):
@@ -302,6 +306,8 @@ def test_a_frame_is_a_table(plain: Dataset) -> None:
     assert data.name == "frame"
     train, test = frame.filter(pl.col("id") != "s3"), frame.filter(pl.col("id") == "s3")
     assert load(train, **ROLES, test=test).test.ids == ("s3",)
+    with pytest.raises(AnyRNNError, match="the data frame: expected a test file of the same format as Japanese"):
+        load("japanese-vowels", test=test)
     new = load_for_prediction(test, features=data.features, classes=data.classes, **ROLES)
     assert (new.ids, new.truths) == (("s3",), ("v",))
 
