@@ -77,6 +77,12 @@ def test_decimal_commas_between_semicolons_are_numbers_whatever_their_digits(pla
     data = load("x.csv", **ROLES)
     assert_same(data, plain)
     assert "feature 'a' is written with decimal commas: read as numbers" in data.notes
+    assert "time 't' is written with decimal commas: read as numbers" not in data.notes
+    lines = [f"s{k};{t},5;{t};{'uv'[k % 2]}" for k in range(4) for t in (10, 9)]
+    Path("x.csv").write_text("\n".join(["id;t;a;y", *lines]))
+    data = load("x.csv", **ROLES, delta_time=True)
+    assert "time 't' is written with decimal commas: read as numbers" in data.notes
+    assert data.train.x[0].tolist() == [[9, 0], [10, 1]]
     Path("x.csv").write_text("id;t;a;y\n" + "".join(f"s{k};0;{k + 1},125;{'uv'[k % 2]}\n" for k in range(4)))
     assert sorted(x.item() for part in load("x.csv", **ROLES).parts for x in part.x) == [1.125, 2.125, 3.125, 4.125]
 
@@ -294,6 +300,9 @@ def test_a_word_that_is_missing_is_missing_in_all_its_features() -> None:
     x = next(x for part in data.parts for x, id_ in zip(part.x, part.ids, strict=True) if id_ == "s1")
     assert x.isnan().tolist() == [[False] * 4, [False, True, True, True]]
     assert data.scaler(x)[1, 1:4].tolist() == [1, 0, 0]  # filled with the word before
+    Path("x.csv").write_text("id,t,a,y,unit\nr,0,1,u,ER\nr,1,1,u\ns,0,2,v,ER\nq,0,2,v,ER\n")
+    with pytest.raises(AnyRNNError, match=r"data row 2 \(line 3\) has 4 fields, expected 5 as in the header"):
+        load("x.csv", **ROLES, missing="nan")
 
 
 # Frames and arrays
@@ -310,6 +319,11 @@ def test_a_frame_is_a_table(plain: Dataset) -> None:
         load("japanese-vowels", test=test)
     new = load_for_prediction(test, features=data.features, classes=data.classes, **ROLES)
     assert (new.ids, new.truths) == (("s3",), ("v",))
+
+
+def test_a_pyarrow_table_is_a_table(plain: Dataset) -> None:
+    pytest.importorskip("pyarrow")
+    assert_same(load(pl.DataFrame(rows(), schema=["id", "t", "a", "b", "y"], orient="row").to_arrow(), **ROLES), plain)
 
 
 def test_a_pandas_frame_is_a_table_and_its_index_may_name_the_sequences(plain: Dataset) -> None:
