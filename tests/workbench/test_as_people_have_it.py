@@ -242,7 +242,7 @@ def test_text_becomes_a_feature_for_each_word() -> None:
     Path("x.csv").write_text(words())
     data = load("x.csv", **ROLES)
     assert data.features == ("a", "unit=ER", "unit=ICU", "unit=ward")
-    assert "feature 'unit' holds text: read as 3 features that are 0 or 1, for ER, ICU, ward" in data.notes
+    assert "feature 'unit' holds text: read as 3 features that are 0 or 1, for 'ER', 'ICU', 'ward'" in data.notes
     for part in data.parts:
         for x, id_ in zip(part.x, part.ids, strict=True):
             assert x[0, 1:].tolist() == [
@@ -270,8 +270,8 @@ def test_an_unknown_word_at_predict_time_is_said_and_is_all_zeros(folder: Path) 
     )
     assert [x.tolist() for x in new.x] == [[[1, 1, 0, 0, 0], [2, 0, 0, 0, 1]], [[2, 0, 0, 0, 0], [2, 0, 0, 0, 1]]]
     assert new.notes[0] == (
-        "new.csv: data row 2 (id 'n', t 1): feature 'unit' is 'lab', which is none of the words of the training, ER, "
-        "ICU, ward: its features are 0 there (3 rows: gym, lab)"
+        "new.csv: data row 2 (id 'n', t 1): feature 'unit' is 'lab', which is none of the words of the training, 'ER', "
+        "'ICU', 'ward': its features are 0 there (3 rows: 'gym', 'lab')"
     )
     assert len(model.predict(new.x).values) == 2
 
@@ -282,7 +282,7 @@ def test_a_word_of_the_test_part_alone_is_unknown() -> None:
         data = load("x.csv", **ROLES, seed=seed)
         known = "s0" in data.train.ids
         assert ("unit=roof" in data.features) == known
-        assert any("no sequence of the training part has unit=roof" in note for note in data.notes) != known
+        assert any("no sequence of the training part has 'unit=roof'" in note for note in data.notes) != known
         for part in data.parts:
             assert part.x[0].shape[1] == len(data.features)
             if "s0" in part.ids and not known:
@@ -468,5 +468,5 @@ def test_from_the_command_line(folder: Path) -> None:
     result = CliRunner().invoke(app, ["predict", "run", "new.csv"])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "id,prediction,probability,p(u),p(v)"
-    assert "'Ost', which is none of the words of the training, Nord, Süd" in result.stderr
+    assert "'Ost', which is none of the words of the training, 'Nord', 'Süd'" in result.stderr
     assert "1 of 12 cells are missing" in result.stderr

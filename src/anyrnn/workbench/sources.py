@@ -12,8 +12,8 @@ import torch
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened
 from anyrnn.workbench.frames import Frame, frame_from
-from anyrnn.workbench.parsed import Missing, Parsed, listed
-from anyrnn.workbench.reading import Reading, columns_kept
+from anyrnn.workbench.parsed import Missing, Parsed
+from anyrnn.workbench.reading import Reading, columns_kept, quoted
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.table import Columns, read_table
 from anyrnn.workbench.ts import parse_ts
@@ -88,7 +88,7 @@ def with_words_of(
         return own, given, train, validation, test
     kept = [k for k, name in enumerate(own.features) if name not in gone]
     note = (
-        f"no sequence of the training part has {listed(gone)}: where others have it, all features of that column are 0"
+        f"no sequence of the training part has {quoted(gone)}: where others have it, all features of that column are 0"
     )
 
     def narrow(part: Sequences) -> Sequences:

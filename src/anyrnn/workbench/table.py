@@ -30,7 +30,7 @@ from anyrnn.workbench.parsed import (
     did_you_mean,
     listed,
 )
-from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, unknown, words_of
+from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, quoted, unknown, words_of
 from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
@@ -124,7 +124,7 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
         reading = Reading(reading.columns, reading.words, delta_time=True)
     if len(set(reading.features)) < len(reading.features):
         raise AnyRNNError(
-            f"{path}: two features would have one name, of {listed(reading.features)}; rename a column such as "
+            f"{path}: two features would have one name, of {quoted(reading.features)}; rename a column such as "
             f"{DELTA_TIME!r}"
         )
     first_rows = rows[ends - lengths].tolist()
@@ -454,8 +454,8 @@ class Table:
         if row is not None:
             self.notes.append(
                 f"{self.place(row)}: feature {name!r} is {text[row]!r}, which is none of the words of the training, "
-                f"{listed(words)}: its features are 0 there ({strange.sum()} row{'s' if strange.sum() > 1 else ''}: "
-                f"{listed(text.filter(strange).unique().sort().to_list())})"
+                f"{quoted(words)}: its features are 0 there ({strange.sum()} row{'s' if strange.sum() > 1 else ''}: "
+                f"{quoted(text.filter(strange).unique().sort().to_list())})"
             )
         return one_hot(text, words)
 
