@@ -77,6 +77,12 @@ def test_decimal_commas_between_semicolons_are_numbers_whatever_their_digits(pla
     data = load("x.csv", **ROLES)
     assert_same(data, plain)
     assert "feature 'a' is written with decimal commas: read as numbers" in data.notes
+    assert "time 't' is written with decimal commas: read as numbers" not in data.notes
+    lines = [f"s{k};{t},5;{t};{'uv'[k % 2]}" for k in range(4) for t in (10, 9)]
+    Path("x.csv").write_text("\n".join(["id;t;a;y", *lines]))
+    data = load("x.csv", **ROLES, delta_time=True)
+    assert "time 't' is written with decimal commas: read as numbers" in data.notes
+    assert data.train.x[0].tolist() == [[9, 0], [10, 1]]
     Path("x.csv").write_text("id;t;a;y\n" + "".join(f"s{k};0;{k + 1},125;{'uv'[k % 2]}\n" for k in range(4)))
     assert sorted(x.item() for part in load("x.csv", **ROLES).parts for x in part.x) == [1.125, 2.125, 3.125, 4.125]
 
@@ -185,6 +191,10 @@ def test_time_as_a_feature_takes_times(plain: Dataset) -> None:
     Path("x.ts").write_text("@classLabel true u v\n@data\n1:u\n2:v\n")
     with pytest.raises(AnyRNNError, match=r"x.ts: the header does not say '@timeStamps true'"):
         load("x.ts", delta_time=True)
+    with pytest.raises(AnyRNNError, match="the header does not say '@timeStamps true'"):
+        load("japanese-vowels", delta_time=True)
+    with pytest.raises(AnyRNNError, match="the data frame: this has no encoding to name"):
+        load(pl.read_csv("plain.csv"), **ROLES, encoding="latin-1")
     data = load("plain.csv", **ROLES, delta_time=True)
     Path("new.csv").write_text("id,a,b\nn,1,2\n")
     with pytest.raises(AnyRNNError, match=r"new.csv: the time since .*'t', that of the training, is not there"):
@@ -232,7 +242,7 @@ def test_text_becomes_a_feature_for_each_word() -> None:
     Path("x.csv").write_text(words())
     data = load("x.csv", **ROLES)
     assert data.features == ("a", "unit=ER", "unit=ICU", "unit=ward")
-    assert "feature 'unit' holds text: read as 3 features that are 0 or 1, for ER, ICU, ward" in data.notes
+    assert "feature 'unit' holds text: read as 3 features that are 0 or 1, for 'ER', 'ICU', 'ward'" in data.notes
     for part in data.parts:
         for x, id_ in zip(part.x, part.ids, strict=True):
             assert x[0, 1:].tolist() == [
@@ -260,8 +270,8 @@ def test_an_unknown_word_at_predict_time_is_said_and_is_all_zeros(folder: Path) 
     )
     assert [x.tolist() for x in new.x] == [[[1, 1, 0, 0, 0], [2, 0, 0, 0, 1]], [[2, 0, 0, 0, 0], [2, 0, 0, 0, 1]]]
     assert new.notes[0] == (
-        "new.csv: data row 2 (id 'n', t 1): feature 'unit' is 'lab', which is none of the words of the training, ER, "
-        "ICU, ward: its features are 0 there (3 rows: gym, lab)"
+        "new.csv: data row 2 (id 'n', t 1): feature 'unit' is 'lab', which is none of the words of the training, 'ER', "
+        "'ICU', 'ward': its features are 0 there (3 rows: 'gym', 'lab')"
     )
     assert len(model.predict(new.x).values) == 2
 
@@ -272,7 +282,7 @@ def test_a_word_of_the_test_part_alone_is_unknown() -> None:
         data = load("x.csv", **ROLES, seed=seed)
         known = "s0" in data.train.ids
         assert ("unit=roof" in data.features) == known
-        assert any("no sequence of the training part has unit=roof" in note for note in data.notes) != known
+        assert any("no sequence of the training part has 'unit=roof'" in note for note in data.notes) != known
         for part in data.parts:
             assert part.x[0].shape[1] == len(data.features)
             if "s0" in part.ids and not known:
@@ -290,6 +300,9 @@ def test_a_word_that_is_missing_is_missing_in_all_its_features() -> None:
     x = next(x for part in data.parts for x, id_ in zip(part.x, part.ids, strict=True) if id_ == "s1")
     assert x.isnan().tolist() == [[False] * 4, [False, True, True, True]]
     assert data.scaler(x)[1, 1:4].tolist() == [1, 0, 0]  # filled with the word before
+    Path("x.csv").write_text("id,t,a,y,unit\nr,0,1,u,ER\nr,1,1,u\ns,0,2,v,ER\nq,0,2,v,ER\n")
+    with pytest.raises(AnyRNNError, match=r"data row 2 \(line 3\) has 4 fields, expected 5 as in the header"):
+        load("x.csv", **ROLES, missing="nan")
 
 
 # Frames and arrays
@@ -302,8 +315,15 @@ def test_a_frame_is_a_table(plain: Dataset) -> None:
     assert data.name == "frame"
     train, test = frame.filter(pl.col("id") != "s3"), frame.filter(pl.col("id") == "s3")
     assert load(train, **ROLES, test=test).test.ids == ("s3",)
+    with pytest.raises(AnyRNNError, match="the data frame: expected a test file of the same format as Japanese"):
+        load("japanese-vowels", test=test)
     new = load_for_prediction(test, features=data.features, classes=data.classes, **ROLES)
     assert (new.ids, new.truths) == (("s3",), ("v",))
+
+
+def test_a_pyarrow_table_is_a_table(plain: Dataset) -> None:
+    pytest.importorskip("pyarrow")
+    assert_same(load(pl.DataFrame(rows(), schema=["id", "t", "a", "b", "y"], orient="row").to_arrow(), **ROLES), plain)
 
 
 def test_a_pandas_frame_is_a_table_and_its_index_may_name_the_sequences(plain: Dataset) -> None:
@@ -448,5 +468,5 @@ def test_from_the_command_line(folder: Path) -> None:
     result = CliRunner().invoke(app, ["predict", "run", "new.csv"])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[0] == "id,prediction,probability,p(u),p(v)"
-    assert "'Ost', which is none of the words of the training, Nord, Süd" in result.stderr
+    assert "'Ost', which is none of the words of the training, 'Nord', 'Süd'" in result.stderr
     assert "1 of 12 cells are missing" in result.stderr

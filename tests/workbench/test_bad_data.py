@@ -258,7 +258,7 @@ TABLES = {
     ),
     "a word that makes the name of another column": (
         "id,t,a,a=low,y\np,0,low,1,u\nq,0,high,1,v\n",
-        "two features would have one name, of a=high, a=low, a=low; rename a column such as 'delta time'",
+        "two features would have one name, of 'a=high', 'a=low', 'a=low'; rename a column such as 'delta time'",
     ),
     "times of day, and a date": (
         "id,t,a,y\np,10:00,1,u\np,2026-01-31 10:00,2,u\n",

@@ -215,7 +215,7 @@ def test_predict_of_a_number_needs_no_target(here: Path) -> None:
     assert result.exit_code == 0, result.output
     named = [row.rpartition(",") for row in with_target.stdout.splitlines()]
     assert result.stdout.splitlines() == [prediction for prediction, _, _ in named]
-    assert named[1][2] == data.read_text().splitlines()[1].rpartition(",")[2]
+    assert float(named[1][2]) == float(data.read_text().splitlines()[1].rpartition(",")[2])
     assert result.stdout.splitlines()[0] == "id,prediction"
     assert len(result.stdout.splitlines()) == 25
     assert result.stderr == ""

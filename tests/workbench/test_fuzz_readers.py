@@ -77,6 +77,9 @@ OPTIONS = st.one_of(
             "task": st.sampled_from(["classification", "regression"]),
             "missing": st.sampled_from([-9999, "nan", [], ["-9999", "None"], [0, "a"], math.nan, [1e30, 1e300]]),
             "test_fraction": st.sampled_from([0.01, 0.3, 0.9]),
+            "gaps": st.sampled_from(["fill", "mask", "since"]),
+            "delta_time": st.sampled_from([False] * 5 + [True]),
+            "encoding": st.sampled_from([None] * 7 + ["latin-1", "utf-16"]),
         },
     ),
 )
@@ -226,7 +229,9 @@ def check(suffix: str, content: bytes, options: dict[str, Any]) -> str:
                 return "refused"
             raise
         check_whole(data)
-        names = {key: value for key, value in options.items() if key in {"id_column", "time_column", "missing"}}
+        kept = {"id_column", "time_column", "encoding"}
+        names = {key: value for key, value in options.items() if key in kept}
+        names |= {"missing": data.missing, "trained_reading": data.reading}
         again = load_for_prediction(path, features=data.features, classes=data.classes, **names)
         known = dict(zip((*data.train.ids, *data.test.ids), (*data.train.x, *data.test.x), strict=True))
         assert set(again.ids) == set(known)

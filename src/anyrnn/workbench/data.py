@@ -7,32 +7,25 @@ part. Whole sequences are split, never rows, and nothing that is fitted sees the
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import get_args
 
 import torch
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened, stem_of
-from anyrnn.workbench.frames import Frame, frame_from
+from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
-from anyrnn.workbench.reading import Reading, columns_kept
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
+from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of
 from anyrnn.workbench.split import split, split_validation
-from anyrnn.workbench.table import Columns, read_table
-from anyrnn.workbench.ts import parse_ts
+from anyrnn.workbench.table import Columns
 from anyrnn.workbench.unseen import Unseen, unseen
-
-if TYPE_CHECKING:
-    from narwhals.typing import IntoDataFrame
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
 
@@ -42,8 +35,6 @@ _ATTRIBUTION = (
 )
 _OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}
 _MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
-
-Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"  # in quotes, since narwhals is loaded for frames only
 
 
 @dataclass(frozen=True, repr=False)
@@ -218,18 +209,18 @@ def load(
         group=group_column,
         delta_time=delta_time,
     )
-    read, beside = _source(source, columns), None if test is None else _source(test, columns)
-    if columns != Columns(delta_time=delta_time) and (read == JAPANESE_VOWELS or _is_ts(read)):
+    read, beside = source_of(source, columns), None if test is None else source_of(test, columns)
+    if columns != Columns(delta_time=delta_time) and (read == JAPANESE_VOWELS or is_ts(read)):
         raise AnyRNNError(
             f"{read}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = _parsed(read, columns, missing=chosen.absent, encoding=encoding)
+    own = parsed_source(read, columns, missing=chosen.absent, encoding=encoding)
     shipped = read == JAPANESE_VOWELS
     stem = stem_of(read) if isinstance(read, str) else "frame"
     return dataset_of(
         own,
-        lambda own: _given_test(read, beside, own, columns, chosen.absent, encoding),
+        lambda own: given_test_of(read, beside, own, columns, chosen.absent, encoding),
         chosen,
         name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem, flags=re.IGNORECASE),
         attribution=_ATTRIBUTION if shipped else None,
@@ -320,7 +311,7 @@ def dataset_of(
         _check_overlap(train, held_out, given)
     train, chosen_by, how_validated = split_validation(train, classes, chosen.validation, chosen.seed)
     if own.reading is not None and own.reading.words:
-        own, given, train, chosen_by, held_out = _with_words_of(train, own, given, chosen_by, held_out)
+        own, given, train, chosen_by, held_out = with_words_of(train, own, given, chosen_by, held_out)
     absent = chosen.absent
     dataset = Dataset(
         name=name,
@@ -390,8 +381,8 @@ def load_for_prediction(
         reading=known,
         delta_time=known.delta_time,
     )
-    parsed = _parsed(
-        _source(source, columns),
+    parsed = parsed_source(
+        source_of(source, columns),
         columns,
         part="TEST",
         need_target=False,
@@ -405,120 +396,6 @@ def load_for_prediction(
             f"model: {listed(features)}"
         )
     return unseen(parsed, classes, label_of)
-
-
-def _source(source: Source, columns: Columns) -> str | Frame:
-    if isinstance(source, str | os.PathLike):
-        return os.fsdecode(source)
-    frame = frame_from(source, (columns.id, columns.time, columns.target, columns.group))
-    if frame is None:
-        raise AnyRNNError(
-            f"load: got {type(source).__name__}, expected the path of a .ts, .csv, .tsv or .parquet file, "
-            f"{JAPANESE_VOWELS!r}, or a data frame with a row for each step; arrays are for from_arrays"
-        )
-    return frame
-
-
-def _is_ts(source: str | Frame) -> bool:
-    return isinstance(source, str) and format_of(source) == ".ts"
-
-
-def _parsed(
-    source: str | Frame,
-    columns: Columns,
-    *,
-    part: str = "TRAIN",
-    need_target: bool = True,
-    owner: str = "",
-    missing: Missing | None = None,
-    encoding: str | None = None,
-) -> Parsed:
-    """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
-    if isinstance(source, Frame):
-        return read_table(source, columns, need_target=need_target, owner=owner, missing=missing)
-    if source == JAPANESE_VOWELS:
-        name = f"JapaneseVowels_{part}.ts"
-        parsed = parse_ts((files("anyrnn.workbench") / "datasets" / name).read_bytes(), name)
-        features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
-        return dataclasses.replace(parsed, features=features, target="speaker", reading=Reading(features))
-    try:
-        file = opened(Path(source), encoding)
-        if file.format == ".ts":
-            with file.open() as content:
-                return parse_ts(content.read(), str(file), missing, delta_time=columns.delta_time)
-        return read_table(file, columns, need_target=need_target, owner=owner, missing=missing)
-    except OSError as error:
-        raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
-
-
-def _with_words_of(
-    train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
-) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
-    """All parts without the words that the training part has not; they are unknown, as others are later on."""
-    if own.reading is None:
-        return own, given, train, validation, test
-    reading, gone = own.reading.trained_on(torch.cat(train.x))
-    if not gone:
-        return own, given, train, validation, test
-    kept = [k for k, name in enumerate(own.features) if name not in gone]
-    note = (
-        f"no sequence of the training part has {listed(gone)}: where others have it, all features of that column are 0"
-    )
-
-    def narrow(part: Sequences) -> Sequences:
-        return dataclasses.replace(part, x=columns_kept(part.x, kept))
-
-    def file(parsed: Parsed, *notes: str) -> Parsed:
-        x = columns_kept(parsed.x, kept)
-        notes = (*parsed.notes, *notes)
-        return dataclasses.replace(parsed, x=x, features=reading.features, reading=reading, notes=notes)
-
-    return (
-        file(own, note),
-        None if given is None else file(given),
-        narrow(train),
-        None if validation is None else narrow(validation),
-        narrow(test),
-    )
-
-
-def _given_test(
-    source: str | Frame,
-    test: str | Frame | None,
-    own: Parsed,
-    columns: Columns,
-    missing: Missing | None,
-    encoding: str | None = None,
-) -> tuple[Parsed | None, str]:
-    """The test part that is not ours to choose, if there is one, and the sentence about it."""
-    if test is None and source == JAPANESE_VOWELS:
-        return _parsed(source, columns, part="TEST"), (
-            "the data set's own: the same nine speakers, recorded for the test part on other occasions"
-        )
-    split = f"the test part is {test}, as asked for"
-    if test is None:
-        name = (
-            None
-            if isinstance(source, Frame)
-            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
-        )
-        if name is None:
-            return None, ""
-        word = "TEST" if name[2] else "Test" if name[3] else "test"
-        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
-        if not beside.exists():
-            return None, ""
-        test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
-    if _is_ts(test) != _is_ts(source):
-        raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
-    features = own.features if own.reading is None else own.reading.columns
-    wanted = dataclasses.replace(columns, features=features, reading=own.reading)
-    given = _parsed(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
-    if len(given.features) != len(own.features):
-        raise AnyRNNError(
-            f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"
-        )
-    return given, split
 
 
 def _targets(parsed: Parsed) -> list[str | bool | int | float]:

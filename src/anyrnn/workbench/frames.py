@@ -37,19 +37,22 @@ def frame_from(source: Any, columns: tuple[str | None, ...] = ()) -> Frame | Non
         )
     if not nw.dependencies.is_into_dataframe(source):
         return None
-    index = getattr(getattr(source, "index", None), "names", ())
-    levels = [name for name in index if name is not None and name in columns and name not in source.columns]
-    if levels:
-        source = source.reset_index(level=levels)
-    names = [str(name) for name in source.columns] if hasattr(source, "columns") else None
-    if names is not None and len(set(names)) < len(names):
-        raise AnyRNNError(f"the data frame: two columns have one name, of {', '.join(names)}; rename one of them")
-    if names is not None and names != list(source.columns):
-        source = source.rename(columns=dict(zip(source.columns, names, strict=True)))
+    if nw.dependencies.is_pandas_like_dataframe(source):
+        source = _with_named_columns(source, columns)
     frame = nw.from_native(source, eager_only=True)
     if isinstance(source, pl.DataFrame):
         return Frame(source)
     return Frame(pl.DataFrame([_column(frame[name]) for name in frame.columns]))
+
+
+def _with_named_columns(frame: Any, columns: tuple[str | None, ...]) -> Any:
+    """A frame of pandas or its like whose columns have texts for names, and levels of the index that are wanted."""
+    levels = [name for name in frame.index.names if name in columns and name is not None and name not in frame.columns]
+    frame = frame.reset_index(level=levels) if levels else frame
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        raise AnyRNNError(f"the data frame: two columns have one name, of {', '.join(names)}; rename one of them")
+    return frame.set_axis(names, axis=1)
 
 
 def _column(column: Any) -> pl.Series:

@@ -40,7 +40,7 @@ class Network:
     It can be pickled where its cell can: the workbench's own are found again by their names.
 
     Attributes:
-        name: As given to `--cells`: a key of `NETWORKS`, or "module:Class" for a user's own cell.
+        name: As given to `--cells`: a key of `KNOWN`, or "module:Class" for a user's own cell.
         title: As shown in tables.
         layer: Makes the layer from an input size, a hidden size and the options of `anyrnn.Recurrent`, of which its own
             win.
@@ -114,34 +114,36 @@ NETWORKS: Mapping[str, Network] = {
         Network("layernorm-gru", "layer-normalised GRU", _wrapped(anyrnn.LayerNormed, anyrnn.GRUCell)),
         Network("mi-lstm", "multiplicative LSTM", _wrapped(anyrnn.MultiplicativeIntegration, anyrnn.LSTMCell)),
         Network("indrnn", "IndRNN", _wrapped(anyrnn.IndependentRecurrence, anyrnn.RNNCell)),
-        Network("gru-d", "GRU-D", _gru_d, gaps="since"),
     )
 }
+# Those that read what is said of missing values: they are for data of that kind alone.
+FOR_GAPS: Mapping[str, Network] = {"gru-d": Network("gru-d", "GRU-D", _gru_d, gaps="since")}
+KNOWN: Mapping[str, Network] = {**NETWORKS, **FOR_GAPS}
 COMPARED = ("rnn", "lstm", "gru", "peephole-lstm", "bilstm", "lstm-2")  # if nobody says which
 
 
 def is_network_name(name: object) -> bool:
-    """Whether this is a key of `NETWORKS` or of the form "module:Class"; neither can leave a folder as a file name."""
-    return isinstance(name, str) and (name in NETWORKS or _OWN.fullmatch(name) is not None)
+    """Whether this is a key of `KNOWN` or of the form "module:Class"; neither can leave a folder as a file name."""
+    return isinstance(name, str) and (name in KNOWN or _OWN.fullmatch(name) is not None)
 
 
 def network(name: str, *, never_from: Path | None = None) -> Network:
     """Find a network by name.
 
     Args:
-        name: A key of `NETWORKS`, or "module:Class": a user's own cell, an `nn.Module` whose class is called as
+        name: A key of `KNOWN`, or "module:Class": a user's own cell, an `nn.Module` whose class is called as
             ``Class(input_size, hidden_size)``, in a module that Python or the current directory has.
         never_from: A folder from which no module is imported, whatever the path of the interpreter says.
 
     Raises:
         AnyRNNError: if there is no such network, module or class.
     """
-    if name in NETWORKS:
-        return NETWORKS[name]
+    if name in KNOWN:
+        return KNOWN[name]
     if not is_network_name(name):
         raise AnyRNNError(
-            f"cell {name!r} is not known; the names are {', '.join(NETWORKS)}, and 'module:Class' takes a cell "
-            f"class of your own.{did_you_mean(name, NETWORKS)}"
+            f"cell {name!r} is not known; the names are {', '.join(KNOWN)}, and 'module:Class' takes a cell "
+            f"class of your own.{did_you_mean(name, KNOWN)}"
         )
     return own_network(name, _own_cell_class(name, never_from))
 

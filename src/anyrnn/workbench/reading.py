@@ -1,6 +1,6 @@
 """How the columns of a file become the numbers that a network reads: text as words, and time as a feature."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,7 +122,12 @@ def unknown(text: pl.Series, words: tuple[str, ...]) -> pl.Series:
 
 def note_on_words(column: str, words: tuple[str, ...]) -> str:
     """What was made of a column of text."""
-    return f"feature {column!r} holds text: read as {len(words)} features that are 0 or 1, for {listed(words)}"
+    return f"feature {column!r} holds text: read as {len(words)} features that are 0 or 1, for {quoted(words)}"
+
+
+def quoted(words: Collection[str]) -> str:
+    """Words for a message, in which a word may be a blank or the end of a line."""
+    return listed([repr(word) for word in words])
 
 
 def columns_kept(x: tuple[Tensor, ...], kept: list[int]) -> tuple[Tensor, ...]:

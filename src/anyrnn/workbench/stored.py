@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.models import NETWORKS, POOLS, Model, Network, Structure, build, is_network_name, network
+from anyrnn.workbench.models import KNOWN, POOLS, Model, Network, Structure, build, is_network_name, network
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler
 
@@ -135,8 +135,8 @@ def read_weights(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Ten
 
 def permitted(name: str, cells: Collection[str], run: Path) -> Network:
     """Find the network, importing it only if the caller has named it, and never from the folder of the run."""
-    if name in NETWORKS:
-        return NETWORKS[name]
+    if name in KNOWN:
+        return KNOWN[name]
     if name not in cells:
         raise AnyRNNError(
             f"the model is a cell that is not anyrnn's: Python code, {name!r}, which loading it would run; if you "
@@ -147,7 +147,12 @@ def permitted(name: str, cells: Collection[str], run: Path) -> Network:
 
 def _built(found: Network, fields: Mapping[str, Any]) -> anyrnn.ManyToOne:
     classes = fields["classes"]
-    size = found.input_size(fields["scaler"])
+    scaler: Scaler = fields["scaler"]
+    if len(scaler.mean) != len(fields["features"]):
+        raise AnyRNNError(
+            f"{found.name}: the scaler has {len(scaler.mean)} features, expected {len(fields['features'])}"
+        )
+    size = found.input_size(scaler)
     return build(found, size, 1 if classes is None else len(classes), fields["structure"])
 
 
@@ -174,7 +179,7 @@ def check_size(
         with torch.device("meta"):  # sizes without memory
             expected = make().state_dict()
     except Exception:
-        if found.name in NETWORKS:
+        if found.name in KNOWN:
             raise
         return  # a cell of someone's own may look at its numbers, which "meta" has not
     check_fit(weights, expected, found, path)

@@ -31,7 +31,7 @@ from anyrnn.workbench.parsed import (
     did_you_mean,
     listed,
 )
-from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, unknown, words_of
+from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, quoted, unknown, words_of
 from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
@@ -127,7 +127,7 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
         reading = Reading(reading.columns, reading.words, delta_time=True)
     if len(set(reading.features)) < len(reading.features):
         raise AnyRNNError(
-            f"{path}: two features would have one name, of {listed(reading.features)}; rename a column such as "
+            f"{path}: two features would have one name, of {quoted(reading.features)}; rename a column such as "
             f"{DELTA_TIME!r}"
         )
     first_rows = rows[ends - lengths].tolist()
@@ -384,6 +384,7 @@ class Table:
             return self.frame[ROW]
         column = self.frame[self.roles.time]
         if column.dtype == pl.String:
+            column = self._decimal_commas(f"time {column.name!r}", column.str.strip_chars(_BLANKS))
             column, notes = read_times(column, self.place)
             self.notes += notes
         elif not (column.dtype.is_numeric() or column.dtype.is_temporal()):
@@ -447,8 +448,10 @@ class Table:
     def _one_hot(self, name: str, words: tuple[str, ...], trained: bool) -> NDArray[np.float64]:
         text = self._text(name)
         row = _first(text.is_null())
-        if row is not None and self.missing is None:
-            raise AnyRNNError(self._is_missing(name, row))
+        if row is not None:
+            if self.missing is None:
+                raise AnyRNNError(self._is_missing(name, row))
+            self._refuse_short_rows()
         if not trained:
             self.notes.append(note_on_words(name, words))
         strange = unknown(text, words)
@@ -456,8 +459,8 @@ class Table:
         if row is not None:
             self.notes.append(
                 f"{self.place(row)}: feature {name!r} is {text[row]!r}, which is none of the words of the training, "
-                f"{listed(words)}: its features are 0 there ({strange.sum()} row{'s' if strange.sum() > 1 else ''}: "
-                f"{listed(text.filter(strange).unique().sort().to_list())})"
+                f"{quoted(words)}: its features are 0 there ({strange.sum()} row{'s' if strange.sum() > 1 else ''}: "
+                f"{quoted(text.filter(strange).unique().sort().to_list())})"
             )
         return one_hot(text, words)
 
@@ -468,7 +471,7 @@ class Table:
             "" if self.trained else "; missing='nan' (--missing nan) has missing values filled"
         )
 
-    def _decimal_commas(self, name: str, text: pl.Series) -> pl.Series:
+    def _decimal_commas(self, what: str, text: pl.Series) -> pl.Series:
         """Text with decimal points where all numbers of the column are written so that the comma may be one.
 
         If each comma may as well set off the thousands, only semicolons between the columns tell: there is no other
@@ -480,14 +483,14 @@ class Table:
             return text
         if self.path.separator != ";" and with_comma.str.contains(f"^({THOUSANDS_COMMA})$").all():
             return text
-        self.notes.append(f"feature {name!r} is written with decimal commas: read as numbers")
+        self.notes.append(f"{what} is written with decimal commas: read as numbers")
         return text.str.replace(",", ".", literal=True)
 
     def feature(self, name: str) -> NDArray[Any]:
         """One feature's values, float64, in the order of the file; NaN where one is missing and may be."""
         column = self.frame[name]
         if column.dtype in _TEXT:
-            text = self._decimal_commas(name, self._text(name))
+            text = self._decimal_commas(f"feature {name!r}", self._text(name))
             numbers = text.cast(pl.Float64, strict=False)
             row = _first(numbers.is_null() & text.is_not_null())
             if row is not None:

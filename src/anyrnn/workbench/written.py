@@ -15,7 +15,7 @@ from anyrnn.workbench.unseen import Unseen
 def csv_text(inputs: Unseen, predictions: Predictions, classes: Sequence[str] | None) -> str:
     """The predictions as CSV.
 
-    The id, the prediction, for classes its probability, the truth as the file has it if it has some, and the
+    The id, the prediction, for classes its probability, the truth if the file has some, and the
     probability of each class, p(NAME).
     """
     columns: dict[str, Sequence[str]] = {"id": inputs.ids, "prediction": predictions.texts}

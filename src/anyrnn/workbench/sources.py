@@ -1,0 +1,147 @@
+"""Where data come from: the shipped ones, a file of any format, a frame; and the test part that comes with them."""
+
+import dataclasses
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened
+from anyrnn.workbench.frames import Frame, frame_from
+from anyrnn.workbench.parsed import Missing, Parsed
+from anyrnn.workbench.reading import Reading, columns_kept, quoted
+from anyrnn.workbench.sequences import Sequences
+from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.ts import parse_ts
+
+if TYPE_CHECKING:
+    from narwhals.typing import IntoDataFrame
+
+Source: TypeAlias = "str | os.PathLike[str] | IntoDataFrame"  # in quotes, since narwhals is loaded for frames only
+
+
+def source_of(source: Source, columns: Columns) -> str | Frame:
+    """The path of a file, or a frame; what these columns name may stand in its index.
+
+    Raises:
+        AnyRNNError: if it is neither.
+    """
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    frame = frame_from(source, (columns.id, columns.time, columns.target, columns.group))
+    if frame is None:
+        raise AnyRNNError(
+            f"load: got {type(source).__name__}, expected the path of a .ts, .csv, .tsv or .parquet file, "
+            f"{JAPANESE_VOWELS!r}, or a data frame with a row for each step; arrays are for from_arrays"
+        )
+    return frame
+
+
+def is_ts(source: str | Frame) -> bool:
+    """Whether it is a .ts file, which has no columns to name."""
+    return isinstance(source, str) and format_of(source) == ".ts"
+
+
+def parsed_source(
+    source: str | Frame,
+    columns: Columns,
+    *,
+    part: str = "TRAIN",
+    need_target: bool = True,
+    owner: str = "",
+    missing: Missing | None = None,
+    encoding: str | None = None,
+) -> Parsed:
+    """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
+    if encoding is not None and (isinstance(source, Frame) or source == JAPANESE_VOWELS):
+        raise AnyRNNError(f"{source}: this has no encoding to name; leave out encoding (--encoding)")
+    if isinstance(source, Frame):
+        return read_table(source, columns, need_target=need_target, owner=owner, missing=missing)
+    if source == JAPANESE_VOWELS:
+        name = f"JapaneseVowels_{part}.ts"
+        content = (files("anyrnn.workbench") / "datasets" / name).read_bytes()
+        parsed = parse_ts(content, name, delta_time=columns.delta_time)
+        features = tuple(f"LPC cepstrum {i + 1}" for i in range(len(parsed.features)))
+        return dataclasses.replace(parsed, features=features, target="speaker", reading=Reading(features))
+    try:
+        file = opened(Path(source), encoding)
+        if file.format == ".ts":
+            with file.open() as stream:
+                return parse_ts(stream.read(), str(file), missing, delta_time=columns.delta_time)
+        return read_table(file, columns, need_target=need_target, owner=owner, missing=missing)
+    except OSError as error:
+        raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
+
+
+def with_words_of(
+    train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
+) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
+    """All parts without the words that the training part has not; they are unknown, as others are later on."""
+    if own.reading is None:
+        return own, given, train, validation, test
+    reading, gone = own.reading.trained_on(torch.cat(train.x))
+    if not gone:
+        return own, given, train, validation, test
+    kept = [k for k, name in enumerate(own.features) if name not in gone]
+    note = (
+        f"no sequence of the training part has {quoted(gone)}: where others have it, all features of that column are 0"
+    )
+
+    def narrow(part: Sequences) -> Sequences:
+        return dataclasses.replace(part, x=columns_kept(part.x, kept))
+
+    def file(parsed: Parsed, *notes: str) -> Parsed:
+        x = columns_kept(parsed.x, kept)
+        notes = (*parsed.notes, *notes)
+        return dataclasses.replace(parsed, x=x, features=reading.features, reading=reading, notes=notes)
+
+    return (
+        file(own, note),
+        None if given is None else file(given),
+        narrow(train),
+        None if validation is None else narrow(validation),
+        narrow(test),
+    )
+
+
+def given_test_of(
+    source: str | Frame,
+    test: str | Frame | None,
+    own: Parsed,
+    columns: Columns,
+    missing: Missing | None,
+    encoding: str | None = None,
+) -> tuple[Parsed | None, str]:
+    """The test part that is not ours to choose, if there is one, and the sentence about it."""
+    if test is None and source == JAPANESE_VOWELS:
+        return parsed_source(source, columns, part="TEST"), (
+            "the data set's own: the same nine speakers, recorded for the test part on other occasions"
+        )
+    split = f"the test part is {test}, as asked for"
+    if test is None:
+        name = (
+            None
+            if isinstance(source, Frame)
+            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
+        )
+        if name is None:
+            return None, ""
+        word = "TEST" if name[2] else "Test" if name[3] else "test"
+        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
+        if not beside.exists():
+            return None, ""
+        test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
+    if is_ts(test) != is_ts(own.path):
+        raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
+    features = own.features if own.reading is None else own.reading.columns
+    wanted = dataclasses.replace(columns, features=features, reading=own.reading)
+    given = parsed_source(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
+    if len(given.features) != len(own.features):
+        raise AnyRNNError(
+            f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"
+        )
+    return given, split
