@@ -20,7 +20,7 @@ from anyrnn.workbench.forecast.results import CHOICES
 from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.language.text import Level
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
-from anyrnn.workbench.models import COMPARED, NETWORKS, Pool
+from anyrnn.workbench.models import COMPARED, KNOWN, Pool
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.tagging.load import Answers
@@ -221,14 +221,14 @@ STEPS = Option("steps", "--steps", int, _TEXTS, "The tokens of a chunk, through 
 
 CELL = Option(
     "cell", "--cell", str, _NETWORK,
-    f"One of {', '.join(NETWORKS)}, or module:Class, a cell of your own.",
-    values=tuple(NETWORKS), default="lstm; tagging: bilstm, or lstm with --causal", example="lstm",
+    f"One of {', '.join(KNOWN)}, or module:Class, a cell of your own.",
+    values=tuple(KNOWN), default="lstm; tagging: bilstm, or lstm with --causal", example="lstm",
 )  # fmt: skip
 CELLS = Option(
     "cells", "--cells", str, _NETWORK,
-    f"Networks, with commas, of {', '.join(NETWORKS)}. module:Class is a cell of your own, called as Class(input_size, "
+    f"Networks, with commas, of {', '.join(KNOWN)}. module:Class is a cell of your own, called as Class(input_size, "
     "hidden_size), in a module that is installed or in the current directory.",
-    several=True, values=tuple(NETWORKS),
+    several=True, values=tuple(KNOWN),
     default=f"{','.join(COMPARED)}; tagging: {','.join(TAGGERS)}; forecasts, texts: lstm",
     example=["lstm", "gru"],
 )  # fmt: skip
@@ -329,7 +329,7 @@ _AS_TRAINED = "as in training"
 RUN = Option("folder", "", Path, _RUN, "A folder that compare or fit wrote.", metavar="RUN", example="runs/steps")
 MODEL = Option(
     "model", "--model", str, _RUN, "Which network of a comparison.", default="the best", example="lstm",
-    values=tuple(NETWORKS),
+    values=tuple(KNOWN),
 )  # fmt: skip
 OWN_CELLS = replace(
     CELLS,

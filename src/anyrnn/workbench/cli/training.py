@@ -15,7 +15,7 @@ from anyrnn.workbench.cli.options import CONFIGURED, joined
 from anyrnn.workbench.cli.output import UNWRITTEN, complain, console, errors, interrupted, say
 from anyrnn.workbench.cli.tasks import Kind, Verb, kind_for
 from anyrnn.workbench.keeping import Kept, keep, undisturbed
-from anyrnn.workbench.models import NETWORKS
+from anyrnn.workbench.models import KNOWN
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Told, shown
 from anyrnn.workbench.runs import check_destination
@@ -104,7 +104,7 @@ def _train_and_save(kind: Kind, place: "_SavedAtTheEnd | UnfinishedRun", train: 
     place.finish(kept.folder)
     say(f"Report: {kept.folder / 'report.html'}")
     own = finished[-1].best.model.network.name
-    named = f" --cells {shlex.quote(own)}" if own not in NETWORKS else ""
+    named = f" --cells {shlex.quote(own)}" if own not in KNOWN else ""
     say(f"{kind.then.format(shlex.quote(str(kept.folder)))}{named}")
     if kept.trouble is not None:
         complain(kept)
