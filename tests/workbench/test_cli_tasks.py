@@ -209,25 +209,25 @@ def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path)
     [
         (
             ["fit", "book.txt", "--horizon", "3"],
-            r"--horizon is for forecasts, and this is for texts \(book.txt\); leave",
+            r"--horizon is for forecasts, and the task here is texts \(book.txt\); leave",
         ),
-        (["fit", "book.txt", "--target", "y"], r"--target is for sequences or forecasts, and this is for texts"),
+        (["fit", "book.txt", "--target", "y"], r"--target is for sequences or forecasts, and the task here is texts"),
         (
             ["fit", "book.txt", "--cell", "rnn", "--schedule", "cosine"],
-            "--schedule is for sequences, and this is for te",
+            "--schedule is for sequences, and the task here is te",
         ),
         (
             ["fit", "sold.csv", "--season", "7"],
-            r"--season is for forecasts, and this is for sequences \(sold.csv\).*--ho",
+            r"--season is for forecasts, and the task here is sequences \(sold.csv\).*--task f",
         ),
         (
             ["fit", "sold.csv", *map(str, SOLD), "--group", "shop"],
-            r"--group is for sequences.* for forecasts \(--horizon",
+            r"--group is for sequences, and the task here is forecasts \(--horizon\); leave it out$",
         ),
         (["fit", "sold.csv", *map(str, SOLD), "--level", "word"], r"--level is for texts.*\(--task text\)"),
         (
             ["compare", "sold.csv", "--task", "text", "--id", "shop"],
-            r"--id is for .* this is for texts \(--task text\)",
+            r"--id is for .* the task here is texts \(--task text\)",
         ),
         (["fit", "sold.csv", "--horizon", "3"], "forecasts need --target: the column to predict$"),
         (["fit", "sold.csv", "--task", "forecast", "--target", "sold"], "forecasts need --horizon: how many steps"),

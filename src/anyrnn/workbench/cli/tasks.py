@@ -28,7 +28,7 @@ class Kind:
     Attributes:
         name: As a run folder has it.
         plural: What messages call such tasks.
-        asked: How to ask for one.
+        asked: How to ask for one whatever the data are; "": by the data alone.
         load: Reads the data.
         settings: What training is told; each of its fields is an option.
         fit: Trains one network.
@@ -97,7 +97,7 @@ def _of(given: Given, names: Collection[str]) -> dict[str, Any]:
 
 
 SEQUENCES = Kind(
-    "sequences", "sequences", "--task classification or regression", load, Settings, fit, compare,
+    "sequences", "sequences", "", load, Settings, fit, compare,
     "Predict with the best one: anyrnn predict {} DATA",
 )  # fmt: skip
 
@@ -114,7 +114,7 @@ def series_target(text: str) -> str | tuple[str, ...]:
 
 
 FORECAST = Kind(
-    "forecast", "forecasts", "--horizon STEPS", _load_series, forecast.ForecastSettings, forecast.fit,
+    "forecast", "forecasts", "--task forecast --horizon STEPS", _load_series, forecast.ForecastSettings, forecast.fit,
     forecast.compare, "Forecast with the best one: anyrnn predict {} DATA",
 )  # fmt: skip
 TEXT = Kind(
@@ -151,10 +151,9 @@ def kind_for(verb: Verb, given: Given) -> Kind:
         if option.name in given and option.name not in kind.words(verb):
             others = [each for each in KINDS if option.name in each.words(verb)]
             meant = " or ".join(each.plural for each in others)
-            ask = " or ".join(each.asked for each in others)
+            asking = "".join(f", or ask for {each.plural} ({each.asked})" for each in others if each.asked)
             raise AnyRNNError(
-                f"{option.flag} is for {meant}, and this is for {kind.plural} ({why}); leave it out, or ask for "
-                f"{meant} ({ask})"
+                f"{option.flag} is for {meant}, and the task here is {kind.plural} ({why}); leave it out{asking}"
             )
     return kind
 
@@ -168,8 +167,7 @@ def described(option: Option, verb: Verb) -> str:
     else:
         defaults = {kind.plural: said for kind in kinds if (said := written(kind.default(verb, option.name)))}
         first = next(iter(defaults.values()), "")
-        others = "".join(f"; {plural}: {said}" for plural, said in defaults.items() if said != first)
-        default = first + others
+        default = first + "".join(f"; {plural}: {said}" for plural, said in defaults.items() if said != first)
     return "; ".join(filter(None, (tasks, default and f"default: {default}")))
 
 

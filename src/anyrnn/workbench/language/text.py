@@ -119,12 +119,13 @@ class Text:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        sizes = (f"{len(part.text):,}" for part in (self.train, self.validation, self.test))
-        train, validation, test = sizes
-        words = f" and {sum(len(t) > 1 for t in self.vocabulary.tokens):,} words" * (self.vocabulary.level == "word")
+        train, validation, test = (f"{len(part.text):,}" for part in (self.train, self.validation, self.test))
+        words = sum(len(token) > 1 for token in self.vocabulary.tokens)
+        characters = len(self.vocabulary) - words - 1  # but for the one that stands for unknown ones
+        also = f" and {words:,} words" if words else ""
         return (
-            f"{self.name}: {train} training, {validation} validation and {test} test characters, "
-            f"{sum(len(t) == 1 for t in self.vocabulary.tokens) - 1} different ones{words}"
+            f"{self.name}: {train} training, {validation} validation and {test} test characters, {characters} "
+            f"different ones{also}"
         )
 
 
