@@ -111,7 +111,7 @@ def _sentences(
         width = width or len(row)
         if not row[0] or len(row) != width:
             raise AnyRNNError(
-                f"{path}: line {number} has {len(row)} columns ({' | '.join(row)[:60]!r}), expected {width} as in the "
+                f"{path}: line {number} has {len(row)} column{'s' if len(row) > 1 else ''} ({' | '.join(row)[:60]!r}), expected {width} as in the "
                 "first line: a token, and its tag as the last one"
             )
         tag = None if not tagged or row[-1] in {"", _NO_TAG} else row[-1]
