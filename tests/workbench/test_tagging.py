@@ -188,7 +188,7 @@ def test_a_token_may_begin_with_a_hash_and_a_tag_may_be_missing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("Anna\tB-PER\nlives\n", r"a.conll: line 2 has 1 columns \('lives'\), expected 2"),
+        ("Anna\tB-PER\nlives\n", r"a.conll: line 2 has 1 column \('lives'\), expected 2"),
         ("Anna\n\nlives\n", "a line is one column, 'Anna', expected a token and its tag"),
         ("\n\n", "there is no token in it"),
         ("-DOCSTART-\tO\n\n", "there is no token in it but -DOCSTART- and comments"),

@@ -63,7 +63,9 @@ def _of_words(data: Tagging, causal: bool) -> Iterator[tuple[str, NDArray[Any]]]
     reader = Words.fit(seen.x)
     model = SGDClassifier(loss="log_loss", alpha=_ALPHA, random_state=0)
     fitted, asked = (_pieces(reader, part, causal) for part in (seen, test))
-    model.fit(fitted[_known(seen)], seen.flat.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few iterations: a poor rival is still one
+        model.fit(fitted[_known(seen)], seen.flat.numpy())
     before = "and those before it" if causal else "and its neighbours"
     yield f"linear model of the word {before}", model.predict(asked[_known(test)])
 
@@ -108,7 +110,7 @@ def _fitted(x: NDArray[Any], y: NDArray[Any], unseen: NDArray[Any], *, classes: 
     if len(np.unique(y)) == 1:
         return np.full(len(unseen), y[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of too few iterations, of ill-conditioned matrices: a poor rival is still one
+        warnings.simplefilter("ignore")  # as above, and of ill-conditioned matrices
         if classes:
             answers: NDArray[Any] = LogisticRegression(max_iter=200).fit(x, y).predict(unseen)
             return answers

@@ -110,9 +110,10 @@ def _sentences(
             continue
         width = width or len(row)
         if not row[0] or len(row) != width:
+            columns = "1 column" if len(row) == 1 else f"{len(row)} columns"
             raise AnyRNNError(
-                f"{path}: line {number} has {len(row)} columns ({' | '.join(row)[:60]!r}), expected {width} as in the "
-                "first line: a token, and its tag as the last one"
+                f"{path}: line {number} has {columns} ({' | '.join(row)[:60]!r}), expected {width} as in the first "
+                "line: a token, and its tag as the last one"
             )
         tag = None if not tagged or row[-1] in {"", _NO_TAG} else row[-1]
         sentence.append((number, row[0], tag))

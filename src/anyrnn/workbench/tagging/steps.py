@@ -1,6 +1,6 @@
 """Sequences in which each step has a target of its own, and the parts that they are split into."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -186,8 +186,3 @@ class Tagging:
         if self.has_words:
             return Words.fit(self.train.x)
         return Scaler.fit(self.train.plain(), self.missing)
-
-
-def read_all(reader: Scaler | Words, xs: Sequence[Any]) -> list[Tensor]:
-    """What a network reads of sequences: (T, I) float32, or (T, P) int64, the pieces of words."""
-    return [reader(x) for x in xs]
