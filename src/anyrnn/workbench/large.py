@@ -6,6 +6,7 @@ memory; `Spooled.batches` gathers batches from there, in a thread of its own, wh
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def spool(
         ends += (start + last).tolist()
         targets.append(table.targets(piece, last - lengths, lengths))
     if len(set(ids)) < len(ids):
-        twice = next(name for k, name in enumerate(ids) if name in ids[:k])
+        twice = Counter(ids).most_common(1)[0][0]
         raise AnyRNNError(
             f"{file}: the rows of id {twice!r} do not stand together; sort the file by id and time, and write it again"
         )

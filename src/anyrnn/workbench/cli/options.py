@@ -96,6 +96,10 @@ TASK = Option(
     "so, too); a text, whatever the name of its file.",
     example="classification",
 )  # fmt: skip
+ENCODING = Option(
+    "encoding", "--encoding", str, _DATA, "That of a file of text that is not in UTF-8, such as latin-1 or cp1252.",
+    example="latin-1",
+)  # fmt: skip
 TEST = Option(
     "test", "--test", str, _DATA,
     "The file with the test part. Without it X_TRAIN.ts takes X_TEST.ts from its folder, and of anything else a part "
@@ -139,10 +143,6 @@ GAPS = Option(
 DELTA_TIME = Option(
     "delta_time", "--delta-time", bool, _TABLES,
     "The time since the step before is one more feature; --time names it.",
-)  # fmt: skip
-ENCODING = Option(
-    "encoding", "--encoding", str, _TABLES, "Of a text file that is not in UTF-8, such as latin-1 or cp1252.",
-    example="latin-1",
 )  # fmt: skip
 GROUP = Option(
     "group_column", "--group", str, _TABLES,
@@ -215,7 +215,6 @@ QUANTILES = Option(
 
 LEVEL = Option("level", "--level", Level, _TEXTS, "What is read at a step. A rare word is spelled.")
 LEAST = Option("least", "--least", int, _TEXTS, "How often a word has to occur in training not to be spelled.")
-ENCODING = Option("encoding", "--encoding", str, _TEXTS, "That of the file, such as latin-1.")
 EMBEDDING = Option("embedding_size", "--embedding", int, _TEXTS, "Features of a token, or of a word.")
 STEPS = Option("steps", "--steps", int, _TEXTS, "The tokens of a chunk, through which gradients go back.")
 
@@ -306,11 +305,11 @@ RESUME = Option(
 
 #: What `fit` and `compare` have in common.
 _TRAINED = (
-    DATA, TASK, TEST, TEST_FRACTION, VALIDATION,
-    ID, TIME, TARGET, FEATURES, MISSING, GAPS, DELTA_TIME, ENCODING, GROUP,
+    DATA, TASK, ENCODING, TEST, TEST_FRACTION, VALIDATION,
+    ID, TIME, TARGET, FEATURES, MISSING, GAPS, DELTA_TIME, GROUP,
     ANSWERS, CAUSAL, VALIDATION_FILE, WORD_DROPOUT,
     HORIZON, SEASON, PAST, FUTURE, STATIC, TEST_STEPS, VALIDATION_STEPS, CONTEXT, HEAD, QUANTILES,
-    LEVEL, LEAST, ENCODING, EMBEDDING, STEPS,
+    LEVEL, LEAST, EMBEDDING, STEPS,
     HIDDEN, LAYERS, BIDIRECTIONAL, POOL,
     EPOCHS, BATCH_SIZE, LEARNING_RATE, SCHEDULE, PATIENCE, METRIC, BALANCED, DROPOUT, RECURRENT_DROPOUT, WEIGHT_DECAY,
     CLIP_NORM, CLIP_GRADIENT, THREADS,
