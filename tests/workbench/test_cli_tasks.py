@@ -211,10 +211,13 @@ def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path)
             ["fit", "book.txt", "--horizon", "3"],
             r"--horizon is for forecasts, and the task here is texts \(book.txt\); leave",
         ),
-        (["fit", "book.txt", "--target", "y"], r"--target is for sequences or forecasts, and the task here is texts"),
+        (
+            ["fit", "book.txt", "--target", "y"],
+            r"--target is for sequences, tagging or forecasts, and the task here is texts",
+        ),
         (
             ["fit", "book.txt", "--cell", "rnn", "--schedule", "cosine"],
-            "--schedule is for sequences, and the task here is te",
+            "--schedule is for sequences or tagging, and the task here is te",
         ),
         (
             ["fit", "sold.csv", "--season", "7"],
@@ -222,7 +225,7 @@ def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path)
         ),
         (
             ["fit", "sold.csv", *map(str, SOLD), "--group", "shop"],
-            r"--group is for sequences, and the task here is forecasts \(--horizon\); leave it out$",
+            r"--group is for sequences or tagging, and the task here is forecasts \(--horizon\); leave it out",
         ),
         (["fit", "sold.csv", *map(str, SOLD), "--level", "word"], r"--level is for texts.*\(--task text\)"),
         (
@@ -371,6 +374,7 @@ def test_every_word_of_the_python_api_is_an_option(kind, verb: str) -> None:
     names = {option.name for option in CONFIGURED[verb]}
     # What the command line does itself, and the seed of the split, since --seed is that of the training.
     own = {"settings", "command", "on_epoch", "on_network", "progress", "dataset", "text", "data"}
+    own |= {"folder", "callbacks"}
     for function in (kind.load, kind.settings, kind.trains(verb)):
         assert set(inspect.signature(function).parameters) - own - (names | {"seed"}) == set(), function
 
@@ -425,6 +429,7 @@ def test_the_examples_run(here: Path, runs: Path) -> None:
     (here / "steps.csv").write_text(steps.replace("id,t,a,b,y", "patient,hour,a,b,outcome"))
     (here / "tomorrow.csv").write_text(steps)
     book(here / "book.txt")
+    (here / "rivers.csv").write_text(steps.replace("id,t,a,b,y", "river,day,rain,discharge,y"))
     (here / "run.toml").write_text('data = "steps.csv"\nid = "patient"\ntime = "hour"\ntarget = "outcome"\n')
     (here / "runs").symlink_to(runs)
     quick = {"fit": [*QUICK, "--steps", 8], "compare": [*QUICK, "--seeds", 1, "--cells", "rnn,gru"]}
@@ -495,7 +500,7 @@ def test_an_interrupt_keeps_the_networks_of_a_text_or_a_forecast_that_were_finis
 
     monkeypatch.setattr(f"anyrnn.workbench.{name}.results.train", twice)
     result = invoke("compare", *options, *QUICK, "--cells", "rnn,gru", "--out", "run")
-    kept = "The networks that had all their runs (RNN) are kept in run.partial; nothing else was written."
+    kept = "The networks that had all their runs (RNN) are saved in run.partial."
     assert (result.exit_code, result.stderr) == (130, f"Interrupted. {kept}\n")
     results = json.loads((here / "run.partial/results.json").read_text())
     assert ([model["name"] for model in results["models"]], results["unfinished"]) == (["rnn"], ["gru"])

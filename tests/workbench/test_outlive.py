@@ -1,5 +1,6 @@
 """What was trained outlives what comes after: full disks, signals, closed and narrow terminals, other alphabets."""
 
+import csv
 import errno
 import importlib
 import io
@@ -101,6 +102,10 @@ def test_a_column_of_the_training_that_is_not_there_is_noted_or_refused(here: Pa
 # A truth that is missing or unknown
 
 
+def without_truth(predictions: str) -> list[tuple[str, ...]]:
+    return [tuple(v for k, v in row.items() if k != "truth") for row in csv.DictReader(io.StringIO(predictions))]
+
+
 @pytest.mark.parametrize(
     ("changed", "scored", "note"),
     [
@@ -129,7 +134,7 @@ def test_all_is_predicted_and_what_has_a_truth_is_scored(
         rows.append(f"{name},{rest}")
     (here / "d.csv").write_text("\n".join([header, *rows, ""]))
     result = invoke("predict", run, "d.csv")
-    assert (result.exit_code, result.stdout) == (0, whole.stdout)
+    assert (result.exit_code, without_truth(result.stdout)) == (0, without_truth(whole.stdout))
     assert (note is None) or re.search(note, result.stderr), result.stderr
     count = f"on {scored} of 24 sequences\n"
     assert (count in result.stderr) is bool(scored)

@@ -150,7 +150,8 @@ def kind_for(verb: Verb, given: Given) -> Kind:
     for option in CONFIGURED[verb]:
         if option.name in given and option.name not in kind.words(verb):
             others = [each for each in KINDS if option.name in each.words(verb)]
-            meant = " or ".join(each.plural for each in others)
+            *first, last = (each.plural for each in others)
+            meant = f"{', '.join(first)} or {last}" if first else last
             asking = "".join(f", or ask for {each.plural} ({each.asked})" for each in others if each.asked)
             raise AnyRNNError(
                 f"{option.flag} is for {meant}, and the task here is {kind.plural} ({why}); leave it out{asking}"
