@@ -40,16 +40,19 @@ def process(rank: int, folder: Path) -> None:
         assert (world().rank, world().size) == (rank, 2)
         cut = folder / "cut"
 
-        def stop(record: Any) -> None:
-            if record["epoch"] == 3:
+        def stop(progress: Any) -> None:
+            if progress.epoch.epoch == 3:
                 raise InterruptedError
+
+        heard: list[Any] = []
 
         fit(made(), "gru", settings=Settings(batch_size=8, **DATA), folder=folder / "two")
         noisy = Settings(batch_size=8, dropout=0.3, **DATA)  # each process draws numbers of its own
         (whole,) = fit(made(), "gru", settings=noisy).entries
         with pytest.raises(InterruptedError):
-            fit(made(), "gru", settings=noisy, folder=cut, callbacks=[stop])
+            fit(made(), "gru", settings=noisy, folder=cut, on_epoch=stop, callbacks=[heard.append])
         (again,) = fit(made(), "gru", settings=noisy, folder=cut, resume=True).entries
+        assert [record["epoch"] for record in heard] == ([] if rank else [1, 2, 3])
         assert again.runs[0].history == whole.runs[0].history
         assert again.runs[0].predictions == whole.runs[0].predictions
         try:

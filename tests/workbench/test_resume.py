@@ -153,7 +153,7 @@ def test_a_training_goes_on_from_any_epoch_to_the_same_bits(
     data = made(0 if changed.get("metric") == "rmse" else 2)
     settings = replace(SETTINGS, **changed)
     model, run = train(NETWORKS[cell], data, settings, 1)
-    for epoch in (1, 4):
+    for epoch in (1, 4) if changed.get("schedule") == "one-cycle" else (3,):
         folder, seen = tmp_path / str(epoch), list[int]()
         with pytest.raises(CutError):
             train(NETWORKS[cell], data, settings, 1, cut_after(epoch), Checkpoints(folder, {}))

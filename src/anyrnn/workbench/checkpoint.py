@@ -104,7 +104,7 @@ class Checkpoints:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / name, data)
-        write_whole(self.folder / DESCRIPTION, json.dumps(description, indent=1).encode())
+        write_whole(self.folder / DESCRIPTION, json.dumps(description).encode())
         self._count += 1
         remove_strays(self.folder, frozenset({DESCRIPTION, name}))
 

@@ -383,7 +383,7 @@ def compare(
             nothing again that was finished; else begin it.
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has; at the end its `close`, if
-            it has one. See `anyrnn.workbench.callbacks`.
+            it has one. See `anyrnn.workbench.callbacks`. (Of several processes, those of the first one.)
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
@@ -428,9 +428,11 @@ def fit(
 def _told(
     progress: bool | None, on_epoch: Callable[[Progress], None] | None, callbacks: Sequence[Callback]
 ) -> Iterator[Callable[[Progress], None]]:
-    """What is told after each epoch: who looks on, the callbacks, and the caller."""
+    """What is told after each epoch: who looks on, the callbacks, and the caller. Of several processes one tells."""
     with ExitStack() as stack:
         tellers: list[Callable[[Progress], None]] = []
+        if not world().first:
+            progress, callbacks = False, ()
         if progress or (progress is None and notebook_display() is not None):
             tellers.append(stack.enter_context(shown(Console())))
         if callbacks:
