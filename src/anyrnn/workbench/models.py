@@ -367,7 +367,10 @@ class Model:
                 training that the network's answer is not. NaN is taken as missing where values could be missing in
                 training, too.
         """
-        scaled = [read(self.network.name, k, given, self.features, self.scaler) for k, given in enumerate(sequences)]
+        scaled = [
+            read(self.network.name, k, given, self.features, self.scaler, padded=True)
+            for k, given in enumerate(sequences)
+        ]
         answers = outputs(self.module, scaled)
         wild = (~answers.isfinite().all(1)).nonzero().flatten().tolist()
         if wild:
@@ -389,7 +392,7 @@ class Model:
         return Predictions(tuple(indices), tuple(classes[k] for k in indices), outputs.softmax(1))
 
 
-def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler) -> Tensor:
+def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler, *, padded: bool = False) -> Tensor:
     """Check and scale a sequence (T, I).
 
     Args:
@@ -398,6 +401,7 @@ def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler
         given: A tensor or an array, as read.
         features: The names of the features.
         scaler: Of these.
+        padded: Steps without any value at the end are no part of it.
 
     Raises:
         AnyRNNError: for another shape, and for what is not finite, or missing where nothing may be.
@@ -414,7 +418,7 @@ def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler
             f"{owner}: sequence {k} has shape {tuple(x.shape)}, expected (T, {len(features)}), one column for each of "
             f"the features that the network was trained on: {', '.join(features)}"
         )
-    x = without_padding(x)
+    x = without_padding(x) if padded else x
     if x.is_complex() or not (x.isfinite() | (x.isnan() & (scaler.missing is not None))).all():
         raise AnyRNNError(
             f"{owner}: sequence {k} holds NaN or infinity, expected finite numbers; fill or drop them first"

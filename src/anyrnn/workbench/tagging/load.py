@@ -100,6 +100,12 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
         )
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
+    if parsed.reading is not None and parsed.reading.words:
+        column, words = next(iter(parsed.reading.words.items()))
+        raise AnyRNNError(
+            f"{path}: column {column!r} holds text ({listed(words[:3])}), and the features of tagging are numbers: name "
+            "those that are (feature_columns, --features), or write the words as numbers"
+        )
     rows = tuple(tuple(each.tolist()) for each in parsed.rows or ())
     return Read(
         parsed.path, parsed.features, parsed.target, parsed.x, parsed.ids, rows, parsed.step_targets, parsed.groups,
