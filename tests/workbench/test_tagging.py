@@ -734,5 +734,5 @@ def test_options_that_are_not_for_tagging_are_refused(tmp_path, arguments, says)
 def test_text_is_no_feature_of_tagging(tmp_path: Path) -> None:
     rows = [f"{k},{t},{'wet' if t % 2 else 'dry'},{t % 3}" for k in range(4) for t in range(5)]
     (tmp_path / "d.csv").write_text("\n".join(["id,t,ground,y", *rows, ""]))
-    with pytest.raises(AnyRNNError, match=r"column 'ground' holds text \('dry', 'wet'\).*--features"):
-        tagging.load_tagged(tmp_path / "d.csv", id_column="id", time_column="t", target_column="y")
+    with pytest.raises(AnyRNNError, match=r"column 'ground' holds text \(dry, wet\).*--features"):
+        load_tagged(tmp_path / "d.csv", id_column="id", time_column="t", target_column="y")

@@ -103,7 +103,7 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
     if parsed.reading is not None and parsed.reading.words:
         column, words = next(iter(parsed.reading.words.items()))
         raise AnyRNNError(
-            f"{path}: column {column!r} holds text ({listed(words[:3])}), and the features of tagging are numbers: name "
+            f"{path}: column {column!r} holds text ({listed(words[:3])}), and features of tagging are numbers: name "
             "those that are (feature_columns, --features), or write the words as numbers"
         )
     rows = tuple(tuple(each.tolist()) for each in parsed.rows or ())
