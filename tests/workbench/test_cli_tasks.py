@@ -429,7 +429,8 @@ def test_the_examples_run(here: Path, runs: Path) -> None:
     (here / "steps.csv").write_text(steps.replace("id,t,a,b,y", "patient,hour,a,b,outcome"))
     (here / "tomorrow.csv").write_text(steps)
     book(here / "book.txt")
-    (here / "rivers.csv").write_text(steps.replace("id,t,a,b,y", "river,day,rain,discharge,y"))
+    rows = [row.rpartition(",")[0] for row in steps.splitlines()[1:]]
+    (here / "rivers.csv").write_text("\n".join(["river,day,rain,discharge", *rows, ""]))
     (here / "run.toml").write_text('data = "steps.csv"\nid = "patient"\ntime = "hour"\ntarget = "outcome"\n')
     (here / "runs").symlink_to(runs)
     quick = {"fit": [*QUICK, "--steps", 8], "compare": [*QUICK, "--seeds", 1, "--cells", "rnn,gru"]}

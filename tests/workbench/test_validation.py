@@ -245,7 +245,7 @@ def test_patience_ends_schedules_that_have_no_end(settings: Settings, ends: tupl
 def test_training_ends_when_patience_does() -> None:
     data, told = noise(40, 20), []
     settings = replace(QUICK, epochs=200, learning_rate=0.03, schedule="constant", patience=3)
-    _, run = train(network("gru"), data, settings, 0, lambda point, ended: told.append((point.epoch, ended)))
+    _, run = train(network("gru"), data, settings, 0, lambda end: told.append((end.epoch.epoch, end.ended)))
     assert len(run.history) == run.epoch + 3 < 200
     assert told == [(k + 1, k + 1 == len(run.history)) for k in range(len(run.history))]
     progress = []
