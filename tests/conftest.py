@@ -1,7 +1,7 @@
 """What every test starts from: one thread, one seed, no engine asked for by the environment, no cache of the user's.
 
-A test marked ``grid(n)`` is one of a large grid of cases, of which every n-th is run, the same ones each time; all are
-with ``--all``, as in `make test-all`, and so is one that is asked for by its whole name.
+A test marked ``grid(n)`` is one of a large grid of cases, of which every n-th is run, the same ones each time; one marked
+``long`` is not run. All are with ``--all``, as in `make test-all`, and so is one that is asked for by its name.
 """
 
 import gc
@@ -27,17 +27,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run every case of the large grids, not some of them")
+    parser.addoption("--all", action="store_true", help="run every case of the large grids, and what takes long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all") or any("[" in argument for argument in config.args):
+    if config.getoption("--all"):
         return
+    named = {argument.rpartition("::")[2] for argument in config.args if "::" in argument}
     kept, left = [], []
     for item in items:
+        if item.name in named or getattr(item, "originalname", "") in named:
+            kept.append(item)
+            continue
         grid = item.get_closest_marker("grid")
         is_left = grid is not None and hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % grid.args[0]
-        (left if is_left else kept).append(item)
+        (left if is_left or item.get_closest_marker("long") else kept).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
 

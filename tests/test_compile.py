@@ -482,6 +482,7 @@ class Encoding(nn.Module):
         return 0.9 * h + 0.1 * torch.tanh(self.new(torch.cat((e, h), 1)))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 @fresh_cache()  # else PyTorch finds on disk what another version of the operators made of these texts
 def test_inductor_fuses_what_is_before_the_loop_into_the_callers_kernel():

@@ -85,7 +85,7 @@ def run(tmp_path, code, *arguments, **environment):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork and spawn as on Linux")
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_of_a_data_loader_run_the_parents_layer_and_compile_others(start, tmp_path):
     run(tmp_path, WORKERS, start)
 

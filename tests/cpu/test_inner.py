@@ -155,6 +155,7 @@ def made(name, size="small", dtype=DOUBLE):
     return cell.to(dtype)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("name", STEPS)
 def test_it_compiles_and_is_as_the_plain_loop(name, runs):

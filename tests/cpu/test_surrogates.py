@@ -171,6 +171,7 @@ STEPS = {
 }  # fmt: skip
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_gradient_is_the_functions_own(name, runs):
     for call in CALLS:

@@ -164,6 +164,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return SimpleNamespace(layers=layers, report=report, record=record)
 
 
+@pytest.mark.long
 def test_the_layers_benchmark_runs_checks_and_writes_its_tables(benchmarks, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(benchmarks.layers, "find_spec", lambda _: None)  # JAX starts slowly, and has a test of its own
     for name, shapes in {"SHAPES": ((1, 3, 4, 5), (2, 3, 4, 5)), "SHORT": ((1, 2, 3, 4),)}.items():

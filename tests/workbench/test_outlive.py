@@ -313,6 +313,7 @@ def process(shell: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
+@pytest.mark.grid(2)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")
 @pytest.mark.parametrize(
     ("shell", "status", "said"),
