@@ -426,3 +426,35 @@ def test_lengths_that_are_all_the_same_are_said_once(shortest: int, longest: int
     results = copy.deepcopy(CASES["six models"])
     results["dataset"].update(shortest=shortest, longest=longest)
     assert f"to test on, {text}" in Page(render(results, None)).text
+
+
+def test_classes_that_are_never_recognised_come_first_and_are_named() -> None:
+    results = comparison({"lstm": [0.9, 0.92]}, classes=["common", "rare", "rarer", "absent"], N=60)
+    targets = [0] * 40 + [1] * 12 + [2] * 8
+    for run in results["models"][0]["runs"]:
+        run["predictions"] = [0] * 45 + [1] * 7 + [0] * 8
+    results["test_targets"] = targets
+    html = render(results, None)
+    page = Page(html)
+    assert "Never recognised in any of the 2 runs: rarer (1 of 3 classes)." in page.text
+    assert "Not in the test part, so nothing is known of how it does on: absent." in page.text
+    section = next(text for text in page.texts["section"] if "Which classes LSTM" in text)
+    rows = section.replace("\N{NO-BREAK SPACE}", " ").split("recall \n")[1].split()
+    assert " ".join(rows) == "rarer never recognised 8 0.0 % rare 12 58.3 % common 40 100.0 %"
+    assert "ever recognised" not in render(comparison({"lstm": [0.9]}, N=60), None)
+
+
+def test_more_than_fifty_classes_have_the_worst_confusions_in_place_of_a_matrix() -> None:
+    names = [f"word {k}" for k in range(60)]
+    results = comparison({"lstm": [0.5]}, classes=names, N=600)
+    pairs = zip(results["test_targets"], results["models"][0]["runs"][0]["predictions"], strict=True)
+    wrong = Counter(f"{names[t]} {names[p]}" for t, p in pairs if t != p)
+    html = render(results, None)
+    page = Page(html)
+    assert 'id="mistakes"' not in html
+    assert "Confusion matrix" not in html
+    assert f"here are the 50 most frequent of {len(wrong)} pairs of classes that are confused." in page.text
+    section = next(text for text in page.texts["section"] if "Most frequent mistakes" in text)
+    listed = re.findall(r"(word \d+ +word \d+) +(\d+)", " ".join(section.split()))
+    assert [n for _, n in wrong.most_common(50)] == [int(n) for _, n in listed]
+    assert all(wrong[pair] == int(n) for pair, n in listed)

@@ -22,6 +22,9 @@ from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 _NBSP = "\N{NO-BREAK SPACE}"
 _DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
 _LISTED = 10  # entries of the list beside the confusion matrix or the scatter
+_MATRIX = 50  # classes of a confusion matrix whose cells are still large enough to be told apart
+_CONFUSIONS = 50  # listed where there is no matrix
+_NAMED = 12  # classes in a sentence
 
 # What the letters of the equations stand for, and what to look for. Other names are shown as they are.
 _GATES = {
@@ -84,6 +87,7 @@ def render(
     return page("report.html.j2").render(
         **context(results, comparison),
         recalls=_recalls(comparison),
+        unrecognised=_unrecognised(comparison),
         gates=gates,
         flow=_flow(comparison, flows or {}),
         panels=_panels(gates, comparison.features) if gates else (),
@@ -247,15 +251,46 @@ def _any_score(c: Comparison, name: str, value: float) -> str:
     return f"{100 * value:.1f}{_NBSP}%" if c.in_percent(name) else f"{value:.4g}"
 
 
-def _recalls(c: Comparison) -> list[tuple[str, int, str]]:
-    """Give of each class its number of test sequences and the share that the best network recognises, worst first."""
+def _right(c: Comparison) -> list[tuple[float, int, int]]:
+    """Give of each class of the test part the share that the best network recognises, its size, its place.
+
+    Worst first, and of classes that are as bad the largest. Nothing if every network diverged.
+    """
     if c.classes is None or not math.isfinite(c.best.mean):
         return []
     total, right = Counter(c.targets), Counter[float]()
     for run in c.best.runs:
         right.update(true for true, got in zip(c.targets, run["predictions"], strict=True) if true == got)
-    shares = [(right[k] / (total[k] * len(c.best.runs)), k) for k in range(len(c.classes)) if total[k]]
-    return [(c.classes[k], total[k], f"{100 * share:.1f}{_NBSP}%") for share, k in sorted(shares)]
+    shares = [(right[k] / (total[k] * len(c.best.runs)), total[k], k) for k in range(len(c.classes)) if total[k]]
+    return sorted(shares, key=lambda each: (each[0], -each[1], each[2]))
+
+
+def _recalls(c: Comparison) -> list[tuple[str, int, str, bool]]:
+    """Give of each class its number of test sequences, the share recognised, and whether that is none; worst first."""
+    names = c.classes or ()
+    return [(names[k], total, f"{100 * share:.1f}{_NBSP}%", not share) for share, total, k in _right(c)]
+
+
+def _unrecognised(c: Comparison) -> list[str]:
+    """Say which classes the best network never recognises, and of which nothing is known."""
+    found, names = _right(c), c.classes or ()
+    if not found:
+        return []
+    runs = f"in any of the {len(c.best.runs)} runs" if len(c.best.runs) > 1 else "in its run"
+    said = []
+    never = [names[k] for share, _, k in found if not share]
+    if never:
+        said.append(f"Never recognised {runs}: {_named(never)} ({len(never)} of {len(found)} classes).")
+    known = {k for *_, k in found}
+    absent = [name for k, name in enumerate(names) if k not in known]
+    if absent:
+        said.append(f"Not in the test part, so nothing is known of how it does on: {_named(absent)}.")
+    return said
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _mistakes(c: Comparison) -> dict[str, object] | None:
@@ -265,17 +300,22 @@ def _mistakes(c: Comparison) -> dict[str, object] | None:
 
 
 def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
-    """Give the confusion matrix of the best model over all its runs, and its most frequent confusions."""
+    """Give the confusion matrix of the best model over all its runs, and its most frequent confusions.
+
+    More classes than the cells of a matrix have room for get a longer list in its place.
+    """
     runs = c.best.runs
     pairs = Counter((int(true), int(p)) for run in runs for true, p in zip(c.targets, run["predictions"], strict=True))
-    counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))]
     wrong = sorted((-n, true, p) for (true, p), n in pairs.items() if true != p)
+    is_drawn = len(names) <= _MATRIX
+    counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))] if is_drawn else []
     return {
-        "chart": charts.confusion(counts, names),
+        "chart": charts.confusion(counts, names) if is_drawn else None,
         "wide": len(names) > 20,
         "wrong": -sum(n for n, _, _ in wrong),
         "total": len(runs) * len(c.targets),
-        "list": [(names[true], names[p], -n) for n, true, p in wrong[:_LISTED]],
+        "kinds": len(wrong),
+        "list": [(names[true], names[p], -n) for n, true, p in wrong[: _LISTED if is_drawn else _CONFUSIONS]],
     }
 
 
