@@ -301,15 +301,40 @@ def test_confusion_matrix_counts_every_prediction_of_every_seed_of_the_best_mode
 
 
 @pytest.mark.parametrize("N, dots", [(200, 200), (4000, 1334)])
-def test_scatter_shows_the_test_sequences_of_one_seed(N: int, dots: int) -> None:
+def test_scatter_and_errors_show_the_test_sequences_of_one_seed(N: int, dots: int) -> None:
     results = comparison({"lstm": [NAN, 0.1], "gru": [0.1, 0.2]}, number=True, N=N)
+    html = render(results, None)
+    for name in ("mistakes", "residuals"):
+        figure = re.search(rf'<figure class="card" id="{name}">.*?</figure>', html, re.S)[0]
+        assert figure.count('class="s0 dot small"') == dots
+    assert (f"{dots:,} of {N:,} shown" in Page(html).text) == (dots < N)
+
+
+def test_errors_of_numbers_are_drawn_over_the_predictions_around_the_line_of_none() -> None:
+    results = comparison({"lstm": [0.1]}, number=True, N=3)
+    results["models"][0]["score_mean"] = 0.5  # written with three decimals
+    results["test_targets"] = [1.0, 2.0, 3.0]
+    results["models"][0]["runs"][0]["predictions"] = [1.5, 2.0, 2.0]
+    figure = re.search(r'<figure class="card" id="residuals">.*?</figure>', render(results, None), re.S)[0]
+    zero = float(re.search(r'class="base" d="M64 (\S+)H', figure)[1])
+    dots = re.findall(r'cx="(\S+)" cy="(\S+)" r="3.5"><title>(\S+): .*?, error (\S+)</title>', figure)
+    assert [(name, error) for *_, name, error in dots] == [("s0", "0.500"), ("s1", "0.000"), ("s2", "-1.000")]
+    assert [round((zero - float(y)) / (zero - float(dots[0][1])), 2) for _, y, *_ in dots] == [1, 0, -2]
+    assert float(dots[0][0]) < float(dots[1][0]) == float(dots[2][0])
+
+
+def test_the_scores_and_largest_errors_of_numbers_are_those_of_all_seeds() -> None:
+    results = comparison({"lstm": [0.1, 0.1]}, number=True, N=4)
+    results["models"][0]["score_mean"] = 0.5  # written with three decimals
+    results["test_targets"] = [1.0, 2.0, 3.0, 4.0]
+    first, second = results["models"][0]["runs"]
+    first["predictions"], second["predictions"] = [1.0, 2.0, 3.0, 7.0], [3.0, 2.0, 0.0, 5.0]
     page = Page(render(results, None))
-    assert sum(attributes.get("class") == "s0 dot small" for _, attributes in page.tags) == dots
-    assert (f"{dots:,} of {N:,} shown" in page.text) == (dots < N)
-    run = results["models"][1]["runs"][0]
-    errors = [abs(p - t) for p, t in zip(run["predictions"], results["test_targets"], strict=True)]
-    worst = max(range(N), key=lambda k: errors[k])
-    assert f"s{worst} {results['test_targets'][worst]:.3f} {run['predictions'][worst]:.3f}" in page.text
+    # Absolute errors 0 0 0 3 and 2 0 3 1; squared 9 and 14 of a total of 5; errors +3 and 2 - 3 + 1 = 0.
+    assert "mean absolute error (mae) 1.125, mean error +0.375, R² -1.300" in page.text
+    errors = next(text for text in page.texts["section"] if "Largest errors" in text)
+    rows = " ".join(errors.split()).split("absolute error ")[1]
+    assert rows.startswith("s3 4.000 6.000 5.000 to 7.000 2.000 s2 3.000 1.500 0.000 to 3.000 1.500 s0 1.000 2.000 ")
 
 
 def _images(html: str) -> list[list[list[int]]]:

@@ -17,11 +17,11 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.residuals import residuals
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
 _NBSP = "\N{NO-BREAK SPACE}"
-_DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
-_LISTED = 10  # entries of the list beside the confusion matrix or the scatter
+_LISTED = 10  # entries of the list beside the confusion matrix
 _MATRIX = 50  # classes of a confusion matrix whose cells are still large enough to be told apart
 _CONFUSIONS = 50  # listed where there is no matrix
 _NAMED = 12  # classes in a sentence
@@ -296,7 +296,7 @@ def _named(names: Sequence[str]) -> str:
 def _mistakes(c: Comparison) -> dict[str, object] | None:
     if not math.isfinite(c.best.mean):
         return None
-    return _confusion(c, c.classes) if c.classes else _scatter(c)
+    return _confusion(c, c.classes) if c.classes else residuals(c)
 
 
 def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
@@ -316,21 +316,6 @@ def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
         "total": len(runs) * len(c.targets),
         "kinds": len(wrong),
         "list": [(names[true], names[p], -n) for n, true, p in wrong[: _LISTED if is_drawn else _CONFUSIONS]],
-    }
-
-
-def _scatter(c: Comparison) -> dict[str, object]:
-    """Give predicted against true of the best model's first run that did not diverge, and its largest errors."""
-    run = next((r for r in c.best.runs if all(math.isfinite(number(p)) for p in r["predictions"])), c.best.runs[0])
-    points = [(i, t, number(p)) for i, t, p in zip(c.test_ids, c.targets, run["predictions"], strict=True)]
-    shown = points[:: math.ceil(len(points) / _DOTS)]
-    worst = sorted((p for p in points if math.isfinite(p[2])), key=lambda p: -abs(p[2] - p[1]))[:_LISTED]
-    return {
-        "chart": charts.scatter(shown, c.score),
-        "wide": False,
-        "seed": run["seed"],
-        "shown": len(shown),
-        "list": [(i, c.score(t), c.score(p)) for i, t, p in worst],
     }
 
 

@@ -1,0 +1,71 @@
+"""What the report shows of predicted numbers: their errors as a picture, as scores, and the largest with their ids."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from anyrnn.workbench import charts
+from anyrnn.workbench.metrics import NUMBER_METRICS
+from anyrnn.workbench.verdict import Comparison, number
+
+_DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
+_LISTED = 10
+
+
+def residuals(c: Comparison) -> dict[str, object] | None:
+    """Give the pictures of the best network's first run that did not diverge, and what all such runs say together."""
+    runs = _finite_runs(c)
+    if not runs:
+        return None
+    seed, predictions = runs[0]
+    points = list(zip(c.test_ids, c.targets, predictions, strict=True))
+    shown = points[:: math.ceil(len(points) / _DOTS)]
+    return {
+        "chart": charts.scatter(shown, c.score),
+        "residuals": charts.residuals(shown, c.score),
+        "wide": False,
+        "seed": seed,
+        "shown": len(shown),
+        "runs": len(runs),
+        "scores": _scores(c, [predicted for _, predicted in runs]),
+        "list": _largest(c, [predicted for _, predicted in runs]),
+    }
+
+
+def _finite_runs(c: Comparison) -> list[tuple[int, list[float]]]:
+    """Of the best network the seed and the predictions of each run that did not diverge."""
+    found = [(run["seed"], [number(p) for p in run["predictions"]]) for run in c.best.runs]
+    return [(seed, predicted) for seed, predicted in found if all(map(math.isfinite, predicted))]
+
+
+def _scores(c: Comparison, runs: Sequence[Sequence[float]]) -> list[tuple[str, str]]:
+    """MAE and R2, and the bias, which tells whether all is predicted too high: means over the runs."""
+    y = np.array(c.targets, dtype=np.float64)
+    got = [np.array(predicted, dtype=np.float64) for predicted in runs]
+    mae = statistics.fmean(NUMBER_METRICS["mae"].compute(y, p, None) for p in got)
+    r2 = statistics.fmean(NUMBER_METRICS["r2"].compute(y, p, None) for p in got)
+    bias = statistics.fmean(float(((p - y) / len(y)).sum()) for p in got)
+    found = [("mean absolute error (mae)", c.score(mae)), ("mean error", f"{'+' if bias > 0 else ''}{c.score(bias)}")]
+    return [*found, ("R²", f"{r2:.3f}")] if math.isfinite(r2) else found  # all truths the same: there is none
+
+
+def _largest(c: Comparison, runs: Sequence[Sequence[float]]) -> list[Mapping[str, Any]]:
+    """The test sequences whose error is largest over the runs: of one run it may be the luck of its seed."""
+    found = [
+        (statistics.fmean(abs(p - true) for p in predicted), id_, true, predicted)
+        for id_, true, *predicted in zip(c.test_ids, c.targets, *runs, strict=True)
+    ]
+    found.sort(key=lambda each: -each[0])
+    return [
+        {
+            "id": id_,
+            "true": c.score(true),
+            "predicted": c.score(statistics.fmean(predicted)),
+            "range": f"{c.score(min(predicted))} to {c.score(max(predicted))}",
+            "error": c.score(error),
+        }
+        for error, id_, true, predicted in found[:_LISTED]
+    ]
