@@ -11,12 +11,14 @@ import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from made_results import CASES, NAN, comparison, gates
 
+from anyrnn.workbench import Settings, compare, load
 from anyrnn.workbench.report import Gates, render
 
 
@@ -483,3 +485,57 @@ def test_more_than_fifty_classes_have_the_worst_confusions_in_place_of_a_matrix(
     listed = re.findall(r"(word \d+ +word \d+) +(\d+)", " ".join(section.split()))
     assert [n for _, n in wrong.most_common(50)] == [int(n) for _, n in listed]
     assert all(wrong[pair] == int(n) for pair, n in listed)
+
+
+def learned(tmp_path: Path, rows: str, **columns: Any) -> dict[str, Any]:
+    """What is kept of a tiny comparison on a table, whose data the report describes."""
+    (tmp_path / "steps.csv").write_text(rows)
+    data = load(str(tmp_path / "steps.csv"), **columns)
+    return compare(data, ["rnn"], seeds=1, settings=Settings(hidden_size=2, epochs=1)).to_dict()
+
+
+def test_the_data_are_described_by_part_class_length_and_what_is_missing(tmp_path: Path) -> None:
+    lines = [
+        f"s{k},{'rare' if k % 10 == 0 else 'usual'},{'' if k == 3 and t else k % 7 + t},{k}"
+        for k in range(40)
+        for t in range(2 + k % 4)
+    ]
+    rows = "\n".join(["name,kind,a,b", *lines])
+    results = learned(tmp_path, rows, id_column="name", target_column="kind", missing=("NA",))
+    found = results["dataset"]["overview"]
+    assert [sum(counts) for counts in found["classes"]] == [4, 36]
+    assert [sum(counts) for counts in zip(*found["classes"], strict=True)] == found["sequences"]
+    assert sum(found["steps"]) == len(lines)
+    assert found["missing"] == [4, 0]
+    text = Page(render(json.loads(json.dumps(results)), None)).text
+    usual, rare = (found["classes"][results["dataset"]["classes"].index(name)] for name in ("usual", "rare"))
+    share = 100 * usual[0] / (usual[0] + rare[0])
+    said = (" ".join(map(str, counts)) for counts in (usual, rare))
+    assert f"usual {next(said)} {share:.1f} % rare {next(said)} " in text
+    assert f"training {results['dataset']['train']} 2 " in text
+    assert f"a 4 {400 / len(lines):.1f} %" in text
+    assert "4 of 280 cells are missing ('a' 4)" in text
+
+
+def test_an_older_run_has_no_description_of_its_data_and_many_classes_are_folded() -> None:
+    results = copy.deepcopy(CASES["fifty classes"])
+    assert 'id="data"' not in render(results, None)
+    harm = "<script>alert(1)</script>"
+    results["dataset"]["notes"] = [harm]
+    counts = [[k, 2] for k in range(50)]
+    results["dataset"]["overview"] = {
+        "parts": ["training", "test"],
+        "sequences": [1225, 100],
+        "steps": [1225, 100],
+        "lengths": [[1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.5, 2.0, 12345.0]],
+        "classes": counts,
+        "targets": None,
+        "missing": None,
+    }
+    page = Page(render(results, None))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert harm in page.texts["li"][0]
+    assert "All 50 classes" in page.text
+    assert "test 100 1 1 1.5 2 12,345" in page.text
+    assert "Not in the training part, so no network can know it: word 0." in page.text
+    assert page.text.index("word 49 49 2 4.0 %") < page.text.index("word 48 48 2 3.9 %")

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.overview import overview
 from anyrnn.workbench.residuals import residuals
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
@@ -111,6 +112,7 @@ def context(results: Mapping[str, Any], comparison: Comparison) -> dict[str, obj
         "scored": _scored(comparison),
         "mistakes": _mistakes(comparison),
         "metrics": _metrics(results, comparison),
+        "overview": overview(results),
         "diverged": any(m.diverged for m in comparison.models),
         "palettes": {"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     }
