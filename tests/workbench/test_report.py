@@ -19,6 +19,8 @@ import torch
 from made_results import CASES, NAN, comparison, gates
 
 from anyrnn.workbench import Settings, compare, load
+from anyrnn.workbench.cli.options import COMPARE, PREDICT
+from anyrnn.workbench.next_steps import changed as command_with
 from anyrnn.workbench.report import Gates, render
 
 
@@ -539,3 +541,141 @@ def test_an_older_run_has_no_description_of_its_data_and_many_classes_are_folded
     assert "test 100 1 1 1.5 2 12,345" in page.text
     assert "Not in the training part, so no network can know it: word 0." in page.text
     assert page.text.index("word 49 49 2 4.0 %") < page.text.index("word 48 48 2 3.9 %")
+
+
+def steps(results: dict[str, Any], **changes: Any) -> list[tuple[str, str]]:
+    """What next, as the page has it: sentences and commands."""
+    page = Page(render({**results, **changes}, None))
+    section = next((text for text in page.texts["section"] if "What next" in text), "")
+    items = [" ".join(text.split()) for text in page.texts.get("li", []) if text in section]
+    codes = [code.strip() for code in page.texts.get("code", [])]
+    own = [next((code for code in codes if item.endswith(code)), "") for item in items]
+    return [(item.removesuffix(code), code) for item, code in zip(items, own, strict=True)]
+
+
+def overfitted(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results, with a validation part whose score fell after epoch 5."""
+    fallen = copy.deepcopy(results)
+    fallen["dataset"]["validation"] = 50
+    fallen["settings"].update(dropout=0.0, patience=None, pool="last")
+    for model in fallen["models"]:
+        for run in model["runs"]:
+            run.update(epoch=5, decline=0.2, decline_luck=0.05)
+            for point in run["history"]:
+                point.update(validation_loss=1.0, validation_score=0.5)
+    return fallen
+
+
+PREDICT_IT = ("To use LSTM on new data; RUN is the folder of this report: ", "anyrnn predict RUN NEW_DATA")
+WINNER = comparison({"lstm": [0.9, 0.91], "gru": [0.7, 0.71]}, N=1000)
+NEXT = {
+    "clear winner": (
+        WINNER,
+        [("the one to go on with: another size", "anyrnn compare data.csv --seeds 3 --cells lstm --hidden 200")],
+    ),
+    "tie": (
+        comparison({"lstm": [0.9, 0.92], "gru": [0.9, 0.91], "rnn": [0.2, 0.2]}, N=1000),
+        [
+            (
+                "LSTM and GRU are tied: more seeds show how much of that is luck of the weights.",
+                "anyrnn compare data.csv --cells lstm,gru --seeds 5",
+            )
+        ],
+    ),
+    "tie after enough seeds": (
+        comparison({"lstm": [0.9, 0.92, 0.92, 0.91, 0.9], "gru": [0.9] * 5}, N=1000),
+        [("LSTM and GRU are tied after 5 seeds: take the one that costs least.", "")],
+    ),
+    "tie with a baseline": (
+        comparison({"lstm": [0.9]}, baselines={"neighbour": 0.9}),
+        [("LSTM is tied with “neighbour”: more seeds", "anyrnn compare data.csv --cells lstm --seeds 5")],
+    ),
+    "once each": (
+        comparison({"lstm": [0.9], "gru": [0.3]}),
+        [("trained once: more seeds show how far to trust a score.", "anyrnn compare data.csv --seeds 5")],
+    ),
+    "overfitting": (
+        overfitted(WINNER),
+        [("LSTM and GRU overfit: dropout is", "anyrnn compare data.csv --seeds 3 --dropout 0.3 --patience 10")],
+    ),
+    "baseline": (
+        overfitted(comparison({"lstm": [0.5, 0.51]}, N=1000, baselines={"neighbour": 0.9})),
+        [
+            ("The baseline “neighbour” beats every network: use it,", "anyrnn compare data.csv --seeds 3 --pool mean"),
+            ("LSTM overfits: dropout is", "anyrnn compare data.csv --seeds 3 --dropout 0.3 --patience 10"),
+        ],
+    ),
+    "some diverged": (
+        comparison({"lstm": [0.1, 0.1], "gru": [NAN, 0.1]}, number=True),
+        [
+            (
+                "GRU diverged: smaller steps, a fifth of these,",
+                "anyrnn compare data.csv --seeds 3 --learning-rate 0.0002",
+            )
+        ],
+    ),
+    "interrupted": (
+        {**WINNER, "unfinished": ["rnn"]},
+        [("rnn had not all runs when the comparison was", "anyrnn compare data.csv --seeds 3 --resume")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEXT)
+def test_what_next_follows_from_what_happened(case: str) -> None:
+    results, expected = NEXT[case]
+    found = steps(results)
+    assert [command for _, command in found] == [*(command for _, command in expected), PREDICT_IT[1]]
+    assert all(start in text for (start, _), (text, _) in zip(expected, found, strict=False))
+    assert found[-1] == PREDICT_IT
+    known = {option.flag for option in (*COMPARE, *PREDICT)}
+    assert {word for _, command in found for word in command.split() if word.startswith("--")} <= known
+
+
+def test_networks_that_all_diverged_are_not_to_be_used() -> None:
+    results = {**CASES["all diverged"], "settings": {"learning_rate": 0.005, "clip_gradient": None}}
+    assert [command for _, command in steps(results)] == [
+        "anyrnn compare data.csv --seeds 3 --learning-rate 0.001",
+        "anyrnn compare data.csv --seeds 3 --clip-gradient 1.0",
+    ]
+
+
+def test_a_network_that_was_still_learning_gets_more_epochs_and_dropout_has_an_end() -> None:
+    results = overfitted(comparison({"lstm": [0.5, 0.51]}, N=1000, baselines={"neighbour": 0.9}))
+    for run in results["models"][0]["runs"]:
+        run.update(epoch=29, decline=0.0)
+    assert steps(results)[0][1] == "anyrnn compare data.csv --seeds 3 --epochs 60"
+    results = overfitted(WINNER)
+    results["settings"].update(dropout=0.5)
+    assert "--hidden 50" in steps(results)[0][1]
+    results["settings"].update(dropout=0.3, patience=7)
+    assert steps(results)[0][1] == "anyrnn compare data.csv --seeds 3 --dropout 0.5"
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "expected"),
+    [
+        ("anyrnn compare 'my data.csv' --seeds=3", {"seeds": 5}, "anyrnn compare 'my data.csv' --seeds 5"),
+        ("anyrnn compare a --out runs/a/ --overwrite", {"epochs": 9}, "anyrnn compare a --out runs/a-next --epochs 9"),
+        ("anyrnn compare a --resume", {"hidden_size": 9}, "anyrnn compare a --hidden 9"),
+        ("anyrnn fit a --cell gru --seed 3", {"dropout": 0.3}, "anyrnn fit a --cell gru --seed 3 --dropout 0.3"),
+        ("anyrnn fit a --cell gru --seed 3", {"seeds": 5}, "anyrnn compare a --cells gru --seeds 5"),
+        (
+            "anyrnn.workbench.fit",
+            {"cells": "gru,lstm", "seeds": 5},
+            "anyrnn.workbench.compare(data, cells=['gru', 'lstm'], seeds=5)",
+        ),
+        (
+            "anyrnn.workbench.compare",
+            {"pool": "mean"},
+            "anyrnn.workbench.compare(data, settings=dataclasses.replace(settings, pool='mean'))",
+        ),
+        ("anyrnn.workbench.compare", {"validation": 0.2}, ""),
+        ("my own script", {"seeds": 5}, ""),
+        ("anyrnn compare 'half a quote", {"seeds": 5}, ""),
+    ],
+)
+def test_the_next_command_is_the_last_one_with_other_options(
+    command: str, changes: dict[str, Any], expected: str
+) -> None:
+    assert command_with(command, **changes) == expected

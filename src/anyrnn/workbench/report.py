@@ -17,6 +17,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.next_steps import next_steps
 from anyrnn.workbench.overview import overview
 from anyrnn.workbench.residuals import residuals
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
@@ -103,6 +104,7 @@ def context(results: Mapping[str, Any], comparison: Comparison) -> dict[str, obj
         "comparison": comparison,
         "answer": answer(comparison),
         "notes": _notes(comparison),
+        "steps": next_steps(results, comparison),
         "rows": rows,
         "scale": scale,
         "tie": _tie(comparison),
