@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import csv
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -679,3 +681,53 @@ def test_the_next_command_is_the_last_one_with_other_options(
     command: str, changes: dict[str, Any], expected: str
 ) -> None:
     assert command_with(command, **changes) == expected
+
+
+def files(html: str) -> dict[str, str]:
+    """What the links of the page save, by the name of the file."""
+    found = re.findall(r'<a download="([^"]+)" href="data:([\w/+;=-]+?);base64,([^"]+)">(SVG|CSV)</a>', html)
+    assert all(kind.startswith("image/svg+xml" if end == "SVG" else "text/csv") for _, kind, _, end in found)
+    return {name: base64.b64decode(text).decode() for name, _, text, _ in found}
+
+
+@pytest.mark.parametrize("case", ["six models", "numbers", "long names", "twelve models"])
+def test_every_figure_can_be_saved_as_a_picture_that_stands_alone(case: str) -> None:
+    saved = files(render(CASES[case], gates()))
+    pictures = {name: text for name, text in saved.items() if name.endswith(".svg")}
+    about = {"predicted.svg", "errors.svg"} if case == "numbers" else {"confusion.svg"}
+    assert set(pictures) >= {"train-loss.svg", "test-score.svg", "input-gate-i.svg", "the-sequence.svg"} | about
+    for text in pictures.values():
+        root = ElementTree.fromstring(text)  # well-formed
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert float(root.get("width", "0")) > 100
+        assert "var(" not in text  # not every program that draws knows them
+        assert "url(http" not in text
+        used = {name for element in root.iter() for name in element.get("class", "").split()}
+        style = text.split("</style>")[0]
+        plain = {"light", "right", "wrong"} & used | {name for name in used if re.fullmatch(r"s\d|again", name)}
+        assert all(f".{name} " in style for name in used - plain)
+        assert all(f".{name}." in style for name in used if re.fullmatch(r"s\d", name))
+
+
+def test_the_numbers_of_figures_are_saved_as_they_are() -> None:
+    results = comparison({"lstm": [0.9, 0.8], "gru": [0.8, 0.8]}, classes=["a, b", '"c"'], N=50)
+    saved = files(render(results, None))
+    rows = list(csv.reader(saved["train-loss.csv"].splitlines()))
+    assert rows[0] == ["network", "part", "epoch", "mean", "lowest", "highest"]
+    assert len(rows) == 1 + 2 * 30
+    first = [run["history"][0]["train_loss"] for run in results["models"][0]["runs"]]
+    own = next(row for row in rows if row[:3] == ["LSTM", "training", "1"])
+    assert [float(v) for v in own[3:]] == [statistics.fmean(first), min(first), max(first)]
+    matrix = list(csv.reader(saved["confusion.csv"].splitlines()))
+    assert matrix[0][1:] == ["a, b", '"c"'] == [row[0] for row in matrix[1:]]
+    assert sum(int(n) for row in matrix[1:] for n in row[1:]) == 2 * 50
+    numbers = comparison({"lstm": [0.1]}, number=True, N=5)
+    rows = list(csv.reader(files(render(numbers, None))["errors.csv"].splitlines()))[1:]
+    predictions = numbers["models"][0]["runs"][0]["predictions"]
+    wanted = [(p, p - t) for p, t in zip(predictions, numbers["test_targets"], strict=True)]
+    assert [(float(p), float(e)) for _, p, e in rows] == wanted
+
+
+def test_a_name_that_xml_does_not_take_still_gives_a_picture() -> None:
+    results = comparison({"lstm": [0.9]}, classes=["a\x00b\ud800", "</svg><script>"], N=20)
+    ElementTree.fromstring(files(render(results, None))["confusion.svg"])

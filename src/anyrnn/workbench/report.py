@@ -5,6 +5,7 @@ shows: no script, no font, nothing from a network, and a policy in its head that
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.downloads import with_downloads
 from anyrnn.workbench.next_steps import next_steps
 from anyrnn.workbench.overview import overview
 from anyrnn.workbench.residuals import residuals
@@ -211,10 +213,16 @@ def _curves(c: Comparison, key: str) -> Markup:
     ]
     if key == "train_loss":
         beside = [charts.Line(m.title, m.colour, c.curve(m, "validation_loss"), is_beside=True) for m in c.models]
-        return charts.curves([*lines, *beside], "Loss by epoch, a line for each model", log=True)
-    part = "test" if key == "test_score" else "validation"
-    label = f"Score on the {part} part by epoch, a line for each model"
-    return charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
+        chart = charts.curves([*lines, *beside], "Loss by epoch, a line for each model", log=True)
+        parts = {"training": lines, "validation": beside}
+    else:
+        part = "test" if key == "test_score" else "validation"
+        label = f"Score on the {part} part by epoch, a line for each model"
+        chart = charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
+        parts = {part: lines}
+    rows = [(line.title, part, *point) for part, drawn in parts.items() for line in drawn for point in line.points]
+    header = ("network", "part", "epoch", "mean", "lowest", "highest")
+    return with_downloads(chart, key.replace("_", "-"), header, rows)
 
 
 def _flow(c: Comparison, flows: Mapping[str, Sequence[charts.Point]]) -> dict[str, object] | None:
@@ -228,7 +236,10 @@ def _flow(c: Comparison, flows: Mapping[str, Sequence[charts.Point]]) -> dict[st
         small = next((lag for lag, value, *_ in points if value < points[0][1] / 1000), None)
         lost.append(f"{model.title}: {'not within these steps' if small is None else small}")
     label = "Size of the gradient by the number of steps before the last one, a line for each model"
-    return {"chart": charts.curves(lines, label, log=True, along="steps before the last"), "lost": "; ".join(lost)}
+    chart = charts.curves(lines, label, log=True, along="steps before the last")
+    rows = [(line.title, *point) for line in lines for point in line.points]
+    header = ("network", "steps before the last", "mean", "lowest", "highest")
+    return {"chart": with_downloads(chart, "gradient", header, rows), "lost": "; ".join(lost)}
 
 
 def _scored(c: Comparison) -> int:
@@ -314,7 +325,14 @@ def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
     is_drawn = len(names) <= _MATRIX
     counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))] if is_drawn else []
     return {
-        "chart": charts.confusion(counts, names) if is_drawn else None,
+        "chart": with_downloads(
+            charts.confusion(counts, names),
+            "confusion",
+            ("true \\ predicted", *names),
+            [(name, *row) for name, row in zip(names, counts, strict=True)],
+        )
+        if is_drawn
+        else None,
         "wide": len(names) > 20,
         "wrong": -sum(n for n, _, _ in wrong),
         "total": len(runs) * len(c.targets),
@@ -345,7 +363,10 @@ def _panel(
     finite = values[values.isfinite()]
     largest = float(finite.abs().max()) if len(finite) else 0.0
     low, high = limits or (-largest or -1.0, largest or 1.0)
-    chart = charts.heat_map(values, low, high, f"{title}: value of every row at each step", rows)
+    chart = with_downloads(
+        charts.heat_map(values, low, high, f"{title}: value of every row at each step", rows),
+        re.sub(r"\W+", "-", title).strip("-") or "gate",
+    )
     return {
         "title": title,
         "hint": hint,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.downloads import with_downloads
 from anyrnn.workbench.metrics import NUMBER_METRICS
 from anyrnn.workbench.verdict import Comparison, number
 
@@ -24,8 +25,13 @@ def residuals(c: Comparison) -> dict[str, object] | None:
     points = list(zip(c.test_ids, c.targets, predictions, strict=True))
     shown = points[:: math.ceil(len(points) / _DOTS)]
     return {
-        "chart": charts.scatter(shown, c.score),
-        "residuals": charts.residuals(shown, c.score),
+        "chart": with_downloads(charts.scatter(shown, c.score), "predicted", ("id", "true", "predicted"), shown),
+        "residuals": with_downloads(
+            charts.residuals(shown, c.score),
+            "errors",
+            ("id", "predicted", "predicted - true"),
+            [(id_, predicted, predicted - true) for id_, true, predicted in shown],
+        ),
         "wide": False,
         "seed": seed,
         "shown": len(shown),
