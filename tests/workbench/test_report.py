@@ -662,17 +662,7 @@ def test_a_network_that_was_still_learning_gets_more_epochs_and_dropout_has_an_e
         ("anyrnn compare a --resume", {"hidden_size": 9}, "anyrnn compare a --hidden 9"),
         ("anyrnn fit a --cell gru --seed 3", {"dropout": 0.3}, "anyrnn fit a --cell gru --seed 3 --dropout 0.3"),
         ("anyrnn fit a --cell gru --seed 3", {"seeds": 5}, "anyrnn compare a --cells gru --seeds 5"),
-        (
-            "anyrnn.workbench.fit",
-            {"cells": "gru,lstm", "seeds": 5},
-            "anyrnn.workbench.compare(data, cells=['gru', 'lstm'], seeds=5)",
-        ),
-        (
-            "anyrnn.workbench.compare",
-            {"pool": "mean"},
-            "anyrnn.workbench.compare(data, settings=dataclasses.replace(settings, pool='mean'))",
-        ),
-        ("anyrnn.workbench.compare", {"validation": 0.2}, ""),
+        ("anyrnn fit a", {"cells": "lstm", "seeds": 5}, "anyrnn compare a --cells lstm --seeds 5"),
         ("my own script", {"seeds": 5}, ""),
         ("anyrnn compare 'half a quote", {"seeds": 5}, ""),
     ],
@@ -681,6 +671,25 @@ def test_the_next_command_is_the_last_one_with_other_options(
     command: str, changes: dict[str, Any], expected: str
 ) -> None:
     assert command_with(command, **changes) == expected
+
+
+def test_what_next_of_a_comparison_in_python_is_a_call() -> None:
+    results = {**comparison({"lstm": [0.9], "gru": [0.3]}), "command": "anyrnn.workbench.compare"}
+    assert steps(results)[0][1] == "anyrnn.workbench.compare(data, ['lstm', 'gru'], seeds=5)"
+    alone = {**comparison({"lstm": [0.9]}), "command": "anyrnn.workbench.fit"}
+    assert steps(alone)[0][1] == "anyrnn.workbench.compare(data, ['lstm'], seeds=5)"
+    results = {**overfitted(WINNER), "command": "anyrnn.workbench.compare"}
+    assert steps(results)[0][1] == (
+        "anyrnn.workbench.compare(data, ['lstm', 'gru'], seeds=2, "
+        "settings=dataclasses.replace(settings, dropout=0.3, patience=10))"
+    )
+
+
+def test_numbers_scored_in_percent_are_still_written_as_numbers() -> None:
+    results = comparison({"lstm": [0.1]}, number=True, N=5)
+    results["metric"] = {"name": "mape", "higher_is_better": False, "percent": True}
+    section = next(text for text in Page(render(results, None)).texts["section"] if "Largest errors" in text)
+    assert "%" not in section
 
 
 def files(html: str) -> dict[str, str]:

@@ -29,14 +29,13 @@ class Step:
 
 def next_steps(results: Mapping[str, Any], c: Comparison) -> list[Step]:
     """Give two to four steps, the most urgent first; the last one uses the best network, if any can be used."""
-    command: str = results["command"]
-    found = [*_to_finish(command, c), *_against_divergence(results, c)]
+    found = [*_to_finish(results["command"], c), *_against_divergence(results, c)]
     if not math.isfinite(c.best.mean):  # no network has a score
         return found
     found += [
         *_against_a_baseline(results, c),
         *_against_overfitting(results, c),
-        *_against_chance(command, c),
+        *_against_chance(results, c),
     ]
     if not found:
         found = [_another_size(results, c)]
@@ -44,17 +43,13 @@ def next_steps(results: Mapping[str, Any], c: Comparison) -> list[Step]:
 
 
 def changed(command: str, **changes: object) -> str:
-    """The command that was run with other options, for a run of its own; "" if it is no command or call of ours.
+    """The command line that was run with other options, for a run of its own; "" if it is none of ours.
 
     >>> changed("anyrnn compare a.csv --seeds 3 --out runs/a", seeds=5, hidden_size=64)
     'anyrnn compare a.csv --out runs/a-next --seeds 5 --hidden 64'
-    >>> changed("anyrnn fit a.csv --cell gru --seed 1", seeds=5)
+    >>> changed("anyrnn fit a.csv --cell gru --seed 1", cells="gru", seeds=5)
     'anyrnn compare a.csv --cells gru --seeds 5'
-    >>> changed("anyrnn.workbench.compare", seeds=5, hidden_size=64)
-    'anyrnn.workbench.compare(data, seeds=5, settings=dataclasses.replace(settings, hidden_size=64))'
     """
-    if re.fullmatch(r"anyrnn\.[\w.]+", command):
-        return _call(command, changes)
     words = _words(command)
     if not words:
         return ""
@@ -67,6 +62,20 @@ def changed(command: str, **changes: object) -> str:
         flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
         words = [*_without(words, flag), flag, f"{value}"]
     return shlex.join(words)
+
+
+def _again(results: Mapping[str, Any], c: Comparison, **changes: object) -> str:
+    """The comparison once more with other options: as a command line, or as the call in Python."""
+    command: str = results["command"]
+    if not re.fullmatch(r"anyrnn\.[\w.]+", command):
+        return changed(command, **changes)
+    if _OF_LOADING & set(changes):
+        return ""
+    names, seeds = changes.pop("cells", ",".join(m.name for m in c.models)), changes.pop("seeds", len(c.seeds))
+    function = re.sub(r"\.fit$", ".compare", command)
+    settings = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+    last = f", settings=dataclasses.replace(settings, {settings})" if settings else ""
+    return f"{function}(data, {str(names).split(',')!r}, seeds={seeds}{last})"
 
 
 def _split(command: str) -> list[str]:
@@ -94,22 +103,6 @@ def _without(words: list[str], flag: str) -> list[str]:
     return _without([*words[:at], *words[at + 2 :]], flag)
 
 
-def _call(function: str, changes: Mapping[str, object]) -> str:
-    """The call with other arguments: those of the comparison, and those of its settings."""
-    if _OF_LOADING & set(changes):
-        return ""
-    if "seeds" in changes or "cells" in changes:
-        function = re.sub(r"\.fit$", ".compare", function)
-    own = {name: f"{value}" for name, value in changes.items() if name in ("seeds", "cells")}
-    if "cells" in own:
-        own["cells"] = repr(own["cells"].split(","))
-    settings = ", ".join(f"{name}={value!r}" for name, value in changes.items() if name not in own)
-    arguments = ["data", *(f"{name}={value}" for name, value in own.items())]
-    if settings:
-        arguments.append(f"settings=dataclasses.replace(settings, {settings})")
-    return f"{function}({', '.join(arguments)})"
-
-
 def _to_finish(command: str, c: Comparison) -> Iterator[Step]:
     if not c.unfinished:
         return
@@ -123,10 +116,10 @@ def _against_divergence(results: Mapping[str, Any], c: Comparison) -> Iterator[S
     rate = number(settings.get("learning_rate"))
     if diverged and rate > 0:
         text = f"{_titles(diverged)} diverged: smaller steps, a fifth of these, are the first thing to try."
-        yield Step(text, changed(results["command"], learning_rate=float(f"{rate / 5:.3g}")))
+        yield Step(text, _again(results, c, learning_rate=float(f"{rate / 5:.3g}")))
     if len(diverged) == len(c.models) and settings.get("clip_gradient", 0) is None:
         text = "If that is not enough, limit the gradient between two steps, which grows along a sequence."
-        yield Step(text, changed(results["command"], clip_gradient=1.0))
+        yield Step(text, _again(results, c, clip_gradient=1.0))
 
 
 def _against_a_baseline(results: Mapping[str, Any], c: Comparison) -> Iterator[Step]:
@@ -137,10 +130,10 @@ def _against_a_baseline(results: Mapping[str, Any], c: Comparison) -> Iterator[S
     if _was_learning(c, c.best):
         more = 2 * c.epochs
         text += f" {c.best.title} was still getting better when its epochs ended: give it twice as many."
-        yield Step(text, changed(results["command"], epochs=more))
+        yield Step(text, _again(results, c, epochs=more))
     elif settings.get("pool") == "last":
         text += " Reading the mean of all steps in place of the last one often helps where what matters comes early."
-        yield Step(text, changed(results["command"], pool="mean"))
+        yield Step(text, _again(results, c, pool="mean"))
     else:
         yield Step(f"{text} More training sequences are the surest one.")
 
@@ -151,7 +144,7 @@ def _was_learning(c: Comparison, model: Standing) -> bool:
 
 
 def _against_overfitting(results: Mapping[str, Any], c: Comparison) -> Iterator[Step]:
-    command, settings = results["command"], results["settings"]
+    settings = results["settings"]
     fell = [model for model in c.models if (decline := c.decline(model))[0] > decline[1]]  # false for NaN
     if fell:
         dropout = number(settings.get("dropout") or 0.0)
@@ -164,15 +157,15 @@ def _against_overfitting(results: Mapping[str, Any], c: Comparison) -> Iterator[
             changes["patience"] = 10
         text = f"{_titles(fell)} {'overfits' if len(fell) == 1 else 'overfit'}: {remedy} is what to try first"
         text += ", and patience saves the epochs that make it worse." if "patience" in changes else "."
-        yield Step(text, changed(command, **changes))
+        yield Step(text, _again(results, c, **changes))
     elif not c.validated:
         late = [model for model in c.models if c.peak(model)[1] > c.luck]
         if late:
             text = f"{_titles(late)} did better before the last epoch: have a validation part choose the epoch."
-            yield Step(text, changed(command, validation=0.2))
+            yield Step(text, _again(results, c, validation=0.2))
 
 
-def _against_chance(command: str, c: Comparison) -> Iterator[Step]:
+def _against_chance(results: Mapping[str, Any], c: Comparison) -> Iterator[Step]:
     """More seeds where a tie, or a network that was trained once, leaves the choice open."""
     tied = [c.best, *c.ties]
     seeds, names = len(c.seeds), ",".join(model.name for model in tied)
@@ -185,11 +178,12 @@ def _against_chance(command: str, c: Comparison) -> Iterator[Step]:
         text = f"{rival}: more seeds show how much of that is luck of the weights."
         if c.luck_test > c.luck_seeds and seeds > 1:
             text += f" What they cannot tell, with {len(c.targets):,} {c.unit}, a larger test part can."
-        yield Step(text, changed(command, cells=names, seeds=_SEEDS))
+        yield Step(text, _again(results, c, cells=names, seeds=_SEEDS))
     elif seeds == 1:
-        yield Step(
-            "Each network was trained once: more seeds show how far to trust a score.", changed(command, seeds=_SEEDS)
-        )
+        names = ",".join(model.name for model in c.models)
+        alone: dict[str, object] = {"cells": names} if len(c.models) == 1 else {}
+        text = "Each network was trained once: more seeds show how far to trust a score."
+        yield Step(text, _again(results, c, **alone, seeds=_SEEDS))
 
 
 def _is_tied_with_a_baseline(c: Comparison) -> bool:
@@ -199,7 +193,7 @@ def _is_tied_with_a_baseline(c: Comparison) -> bool:
 def _another_size(results: Mapping[str, Any], c: Comparison) -> Step:
     size = results["settings"].get("hidden_size")
     text = f"{c.best.title} is the one to go on with: another size may do better still."
-    return Step(text, changed(results["command"], cells=c.best.name, hidden_size=2 * size) if size else "")
+    return Step(text, _again(results, c, cells=c.best.name, hidden_size=2 * size) if size else "")
 
 
 def _to_predict(c: Comparison) -> Step:

@@ -10,10 +10,11 @@ import numpy as np
 from anyrnn.workbench import charts
 from anyrnn.workbench.downloads import with_downloads
 from anyrnn.workbench.metrics import NUMBER_METRICS
-from anyrnn.workbench.verdict import Comparison, number
+from anyrnn.workbench.verdict import Comparison, Score, number
 
 _DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
 _LISTED = 10
+_DECIMALS = 9  # more are written as powers of ten
 
 
 def residuals(c: Comparison) -> dict[str, object] | None:
@@ -22,12 +23,13 @@ def residuals(c: Comparison) -> dict[str, object] | None:
     if not runs:
         return None
     seed, predictions = runs[0]
+    form = _form(c, [predicted for _, predicted in runs])
     points = list(zip(c.test_ids, c.targets, predictions, strict=True))
     shown = points[:: math.ceil(len(points) / _DOTS)]
     return {
-        "chart": with_downloads(charts.scatter(shown, c.score), "predicted", ("id", "true", "predicted"), shown),
+        "chart": with_downloads(charts.scatter(shown, form), "predicted", ("id", "true", "predicted"), shown),
         "residuals": with_downloads(
-            charts.residuals(shown, c.score),
+            charts.residuals(shown, form),
             "errors",
             ("id", "predicted", "predicted - true"),
             [(id_, predicted, predicted - true) for id_, true, predicted in shown],
@@ -36,8 +38,8 @@ def residuals(c: Comparison) -> dict[str, object] | None:
         "seed": seed,
         "shown": len(shown),
         "runs": len(runs),
-        "scores": _scores(c, [predicted for _, predicted in runs]),
-        "list": _largest(c, [predicted for _, predicted in runs]),
+        "scores": _scores(c, [predicted for _, predicted in runs], form),
+        "list": _largest(c, [predicted for _, predicted in runs], form),
     }
 
 
@@ -47,18 +49,27 @@ def _finite_runs(c: Comparison) -> list[tuple[int, list[float]]]:
     return [(seed, predicted) for seed, predicted in found if all(map(math.isfinite, predicted))]
 
 
-def _scores(c: Comparison, runs: Sequence[Sequence[float]]) -> list[tuple[str, str]]:
+def _form(c: Comparison, runs: Sequence[Sequence[float]]) -> Score:
+    """Writes targets and errors: as the score is written if it is one, else with decimals that suit the error."""
+    if c.metric in ("rmse", "mae"):
+        return c.score
+    error = statistics.fmean(abs(p - t) for predicted in runs for p, t in zip(predicted, c.targets, strict=True))
+    digits = 2 - math.floor(math.log10(error)) if error and math.isfinite(error) else 2
+    return Score(percent=False, decimals=max(digits, 0) if abs(digits) <= _DECIMALS else None)
+
+
+def _scores(c: Comparison, runs: Sequence[Sequence[float]], form: Score) -> list[tuple[str, str]]:
     """MAE and R2, and the bias, which tells whether all is predicted too high: means over the runs."""
     y = np.array(c.targets, dtype=np.float64)
     got = [np.array(predicted, dtype=np.float64) for predicted in runs]
     mae = statistics.fmean(NUMBER_METRICS["mae"].compute(y, p, None) for p in got)
     r2 = statistics.fmean(NUMBER_METRICS["r2"].compute(y, p, None) for p in got)
     bias = statistics.fmean(float(((p - y) / len(y)).sum()) for p in got)
-    found = [("mean absolute error (mae)", c.score(mae)), ("mean error", f"{'+' if bias > 0 else ''}{c.score(bias)}")]
+    found = [("mean absolute error (mae)", form(mae)), ("mean error", f"{'+' if bias > 0 else ''}{form(bias)}")]
     return [*found, ("R²", f"{r2:.3f}")] if math.isfinite(r2) else found  # all truths the same: there is none
 
 
-def _largest(c: Comparison, runs: Sequence[Sequence[float]]) -> list[Mapping[str, Any]]:
+def _largest(c: Comparison, runs: Sequence[Sequence[float]], form: Score) -> list[Mapping[str, Any]]:
     """The test sequences whose error is largest over the runs: of one run it may be the luck of its seed."""
     found = [
         (statistics.fmean(abs(p - true) for p in predicted), id_, true, predicted)
@@ -68,10 +79,10 @@ def _largest(c: Comparison, runs: Sequence[Sequence[float]]) -> list[Mapping[str
     return [
         {
             "id": id_,
-            "true": c.score(true),
-            "predicted": c.score(statistics.fmean(predicted)),
-            "range": f"{c.score(min(predicted))} to {c.score(max(predicted))}",
-            "error": c.score(error),
+            "true": form(true),
+            "predicted": form(statistics.fmean(predicted)),
+            "range": f"{form(min(predicted))} to {form(max(predicted))}",
+            "error": form(error),
         }
         for error, id_, true, predicted in found[:_LISTED]
     ]
