@@ -36,7 +36,8 @@ def with_downloads(
     links = [link.format(name, "svg", "image/svg+xml", _base64(_standalone(chart)), "SVG")]
     if rows:
         links.append(link.format(name, "csv", "text/csv;charset=utf-8", _base64(_csv([header, *rows])), "CSV"))
-    return chart + Markup('<p class="downloads">{}</p>').format(Markup("").join(links))
+    whole = Markup('<div class="scroll">{}</div><p class="downloads">{}</p>')  # scrolls where it has no room
+    return whole.format(chart, Markup("").join(links))
 
 
 def _base64(text: str) -> str:
