@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import csv
 import json
 import math
 import re
@@ -11,12 +12,17 @@ import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from made_results import CASES, NAN, comparison, gates
 
+from anyrnn.workbench import Settings, compare, load
+from anyrnn.workbench.cli.options import COMPARE, PREDICT
+from anyrnn.workbench.next_steps import changed as command_with
 from anyrnn.workbench.report import Gates, render
 
 
@@ -301,15 +307,40 @@ def test_confusion_matrix_counts_every_prediction_of_every_seed_of_the_best_mode
 
 
 @pytest.mark.parametrize("N, dots", [(200, 200), (4000, 1334)])
-def test_scatter_shows_the_test_sequences_of_one_seed(N: int, dots: int) -> None:
+def test_scatter_and_errors_show_the_test_sequences_of_one_seed(N: int, dots: int) -> None:
     results = comparison({"lstm": [NAN, 0.1], "gru": [0.1, 0.2]}, number=True, N=N)
+    html = render(results, None)
+    for name in ("mistakes", "residuals"):
+        figure = re.search(rf'<figure class="card" id="{name}">.*?</figure>', html, re.S)[0]
+        assert figure.count('class="s0 dot small"') == dots
+    assert (f"{dots:,} of {N:,} shown" in Page(html).text) == (dots < N)
+
+
+def test_errors_of_numbers_are_drawn_over_the_predictions_around_the_line_of_none() -> None:
+    results = comparison({"lstm": [0.1]}, number=True, N=3)
+    results["models"][0]["score_mean"] = 0.5  # written with three decimals
+    results["test_targets"] = [1.0, 2.0, 3.0]
+    results["models"][0]["runs"][0]["predictions"] = [1.5, 2.0, 2.0]
+    figure = re.search(r'<figure class="card" id="residuals">.*?</figure>', render(results, None), re.S)[0]
+    zero = float(re.search(r'class="base" d="M64 (\S+)H', figure)[1])
+    dots = re.findall(r'cx="(\S+)" cy="(\S+)" r="3.5"><title>(\S+): .*?, error (\S+)</title>', figure)
+    assert [(name, error) for *_, name, error in dots] == [("s0", "0.500"), ("s1", "0.000"), ("s2", "-1.000")]
+    assert [round((zero - float(y)) / (zero - float(dots[0][1])), 2) for _, y, *_ in dots] == [1, 0, -2]
+    assert float(dots[0][0]) < float(dots[1][0]) == float(dots[2][0])
+
+
+def test_the_scores_and_largest_errors_of_numbers_are_those_of_all_seeds() -> None:
+    results = comparison({"lstm": [0.1, 0.1]}, number=True, N=4)
+    results["models"][0]["score_mean"] = 0.5  # written with three decimals
+    results["test_targets"] = [1.0, 2.0, 3.0, 4.0]
+    first, second = results["models"][0]["runs"]
+    first["predictions"], second["predictions"] = [1.0, 2.0, 3.0, 7.0], [3.0, 2.0, 0.0, 5.0]
     page = Page(render(results, None))
-    assert sum(attributes.get("class") == "s0 dot small" for _, attributes in page.tags) == dots
-    assert (f"{dots:,} of {N:,} shown" in page.text) == (dots < N)
-    run = results["models"][1]["runs"][0]
-    errors = [abs(p - t) for p, t in zip(run["predictions"], results["test_targets"], strict=True)]
-    worst = max(range(N), key=lambda k: errors[k])
-    assert f"s{worst} {results['test_targets'][worst]:.3f} {run['predictions'][worst]:.3f}" in page.text
+    # Absolute errors 0 0 0 3 and 2 0 3 1; squared 9 and 14 of a total of 5; errors +3 and 2 - 3 + 1 = 0.
+    assert "mean absolute error (mae) 1.125, mean error +0.375, R² -1.300" in page.text
+    errors = next(text for text in page.texts["section"] if "Largest errors" in text)
+    rows = " ".join(errors.split()).split("absolute error ")[1]
+    assert rows.startswith("s3 4.000 6.000 5.000 to 7.000 2.000 s2 3.000 1.500 0.000 to 3.000 1.500 s0 1.000 2.000 ")
 
 
 def _images(html: str) -> list[list[list[int]]]:
@@ -426,3 +457,286 @@ def test_lengths_that_are_all_the_same_are_said_once(shortest: int, longest: int
     results = copy.deepcopy(CASES["six models"])
     results["dataset"].update(shortest=shortest, longest=longest)
     assert f"to test on, {text}" in Page(render(results, None)).text
+
+
+def test_classes_that_are_never_recognised_come_first_and_are_named() -> None:
+    results = comparison({"lstm": [0.9, 0.92]}, classes=["common", "rare", "rarer", "absent"], N=60)
+    targets = [0] * 40 + [1] * 12 + [2] * 8
+    for run in results["models"][0]["runs"]:
+        run["predictions"] = [0] * 45 + [1] * 7 + [0] * 8
+    results["test_targets"] = targets
+    html = render(results, None)
+    page = Page(html)
+    assert "Never recognised in any of the 2 runs: rarer (1 of 3 classes)." in page.text
+    assert "Not in the test part, so nothing is known of how it does on: absent." in page.text
+    section = next(text for text in page.texts["section"] if "Which classes LSTM" in text)
+    rows = section.replace("\N{NO-BREAK SPACE}", " ").split("recall \n")[1].split()
+    assert " ".join(rows) == "rarer never recognised 8 0.0 % rare 12 58.3 % common 40 100.0 %"
+    assert "ever recognised" not in render(comparison({"lstm": [0.9]}, N=60), None)
+
+
+def test_more_than_fifty_classes_have_the_worst_confusions_in_place_of_a_matrix() -> None:
+    names = [f"word {k}" for k in range(60)]
+    results = comparison({"lstm": [0.5]}, classes=names, N=600)
+    pairs = zip(results["test_targets"], results["models"][0]["runs"][0]["predictions"], strict=True)
+    wrong = Counter(f"{names[t]} {names[p]}" for t, p in pairs if t != p)
+    html = render(results, None)
+    page = Page(html)
+    assert 'id="mistakes"' not in html
+    assert "Confusion matrix" not in html
+    assert f"here are the 50 most frequent of {len(wrong)} pairs of classes that are confused." in page.text
+    section = next(text for text in page.texts["section"] if "Most frequent mistakes" in text)
+    listed = re.findall(r"(word \d+ +word \d+) +(\d+)", " ".join(section.split()))
+    assert [n for _, n in wrong.most_common(50)] == [int(n) for _, n in listed]
+    assert all(wrong[pair] == int(n) for pair, n in listed)
+
+
+def learned(tmp_path: Path, rows: str, **columns: Any) -> dict[str, Any]:
+    """What is kept of a tiny comparison on a table, whose data the report describes."""
+    (tmp_path / "steps.csv").write_text(rows)
+    data = load(str(tmp_path / "steps.csv"), **columns)
+    return compare(data, ["rnn"], seeds=1, settings=Settings(hidden_size=2, epochs=1)).to_dict()
+
+
+def test_the_data_are_described_by_part_class_length_and_what_is_missing(tmp_path: Path) -> None:
+    lines = [
+        f"s{k},{'rare' if k % 10 == 0 else 'usual'},{'' if k == 3 and t else k % 7 + t},{k}"
+        for k in range(40)
+        for t in range(2 + k % 4)
+    ]
+    rows = "\n".join(["name,kind,a,b", *lines])
+    results = learned(tmp_path, rows, id_column="name", target_column="kind", missing=("NA",))
+    found = results["dataset"]["overview"]
+    assert [sum(counts) for counts in found["classes"]] == [4, 36]
+    assert [sum(counts) for counts in zip(*found["classes"], strict=True)] == found["sequences"]
+    assert sum(found["steps"]) == len(lines)
+    assert found["missing"] == [4, 0]
+    text = Page(render(json.loads(json.dumps(results)), None)).text
+    usual, rare = (found["classes"][results["dataset"]["classes"].index(name)] for name in ("usual", "rare"))
+    share = 100 * usual[0] / (usual[0] + rare[0])
+    said = (" ".join(map(str, counts)) for counts in (usual, rare))
+    assert f"usual {next(said)} {share:.1f} % rare {next(said)} " in text
+    assert f"training {results['dataset']['train']} 2 " in text
+    assert f"a 4 {400 / len(lines):.1f} %" in text
+    assert "4 of 280 cells are missing ('a' 4)" in text
+
+
+def test_an_older_run_has_no_description_of_its_data_and_many_classes_are_folded() -> None:
+    results = copy.deepcopy(CASES["fifty classes"])
+    assert 'id="data"' not in render(results, None)
+    harm = "<script>alert(1)</script>"
+    results["dataset"]["notes"] = [harm]
+    counts = [[k, 2] for k in range(50)]
+    results["dataset"]["overview"] = {
+        "parts": ["training", "test"],
+        "sequences": [1225, 100],
+        "steps": [1225, 100],
+        "lengths": [[1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.5, 2.0, 12345.0]],
+        "classes": counts,
+        "targets": None,
+        "missing": None,
+    }
+    page = Page(render(results, None))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert any(text.strip() == harm for text in page.texts["li"])
+    assert "All 50 classes" in page.text
+    assert "test 100 1 1 1.5 2 12,345" in page.text
+    assert "Not in the training part, so no network can know it: word 0." in page.text
+    assert page.text.index("word 49 49 2 4.0 %") < page.text.index("word 48 48 2 3.9 %")
+
+
+def steps(results: dict[str, Any], **changes: Any) -> list[tuple[str, str]]:
+    """What next, as the page has it: sentences and commands."""
+    page = Page(render({**results, **changes}, None))
+    section = next((text for text in page.texts["section"] if "What next" in text), "")
+    items = [" ".join(text.split()) for text in page.texts.get("li", []) if text in section]
+    codes = [code.strip() for code in page.texts.get("code", [])]
+    own = [next((code for code in codes if item.endswith(code)), "") for item in items]
+    return [(item.removesuffix(code), code) for item, code in zip(items, own, strict=True)]
+
+
+def overfitted(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results, with a validation part whose score fell after epoch 5."""
+    fallen = copy.deepcopy(results)
+    fallen["dataset"]["validation"] = 50
+    fallen["settings"].update(dropout=0.0, patience=None, pool="last")
+    for model in fallen["models"]:
+        for run in model["runs"]:
+            run.update(epoch=5, decline=0.2, decline_luck=0.05)
+            for point in run["history"]:
+                point.update(validation_loss=1.0, validation_score=0.5)
+    return fallen
+
+
+PREDICT_IT = ("To use LSTM on new data; RUN is the folder of this report: ", "anyrnn predict RUN NEW_DATA")
+WINNER = comparison({"lstm": [0.9, 0.91], "gru": [0.7, 0.71]}, N=1000)
+NEXT = {
+    "clear winner": (
+        WINNER,
+        [("the one to go on with: another size", "anyrnn compare data.csv --seeds 3 --cells lstm --hidden 200")],
+    ),
+    "tie": (
+        comparison({"lstm": [0.9, 0.92], "gru": [0.9, 0.91], "rnn": [0.2, 0.2]}, N=1000),
+        [
+            (
+                "LSTM and GRU are tied: more seeds show how much of that is luck of the weights.",
+                "anyrnn compare data.csv --cells lstm,gru --seeds 5",
+            )
+        ],
+    ),
+    "tie after enough seeds": (
+        comparison({"lstm": [0.9, 0.92, 0.92, 0.91, 0.9], "gru": [0.9] * 5}, N=1000),
+        [("LSTM and GRU are tied after 5 seeds: take the one that costs least.", "")],
+    ),
+    "tie with a baseline": (
+        comparison({"lstm": [0.9]}, baselines={"neighbour": 0.9}),
+        [("LSTM is tied with “neighbour”: more seeds", "anyrnn compare data.csv --cells lstm --seeds 5")],
+    ),
+    "once each": (
+        comparison({"lstm": [0.9], "gru": [0.3]}),
+        [("trained once: more seeds show how far to trust a score.", "anyrnn compare data.csv --seeds 5")],
+    ),
+    "overfitting": (
+        overfitted(WINNER),
+        [("LSTM and GRU overfit: dropout is", "anyrnn compare data.csv --seeds 3 --dropout 0.3 --patience 10")],
+    ),
+    "baseline": (
+        overfitted(comparison({"lstm": [0.5, 0.51]}, N=1000, baselines={"neighbour": 0.9})),
+        [
+            ("The baseline “neighbour” beats every network: use it,", "anyrnn compare data.csv --seeds 3 --pool mean"),
+            ("LSTM overfits: dropout is", "anyrnn compare data.csv --seeds 3 --dropout 0.3 --patience 10"),
+        ],
+    ),
+    "some diverged": (
+        comparison({"lstm": [0.1, 0.1], "gru": [NAN, 0.1]}, number=True),
+        [
+            (
+                "GRU diverged: smaller steps, a fifth of these,",
+                "anyrnn compare data.csv --seeds 3 --learning-rate 0.0002",
+            )
+        ],
+    ),
+    "interrupted": (
+        {**WINNER, "unfinished": ["rnn"]},
+        [("rnn had not all runs when the comparison was", "anyrnn compare data.csv --seeds 3 --resume")],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEXT)
+def test_what_next_follows_from_what_happened(case: str) -> None:
+    results, expected = NEXT[case]
+    found = steps(results)
+    assert [command for _, command in found] == [*(command for _, command in expected), PREDICT_IT[1]]
+    assert all(start in text for (start, _), (text, _) in zip(expected, found, strict=False))
+    assert found[-1] == PREDICT_IT
+    known = {option.flag for option in (*COMPARE, *PREDICT)}
+    assert {word for _, command in found for word in command.split() if word.startswith("--")} <= known
+
+
+def test_networks_that_all_diverged_are_not_to_be_used() -> None:
+    results = {**CASES["all diverged"], "settings": {"learning_rate": 0.005, "clip_gradient": None}}
+    assert [command for _, command in steps(results)] == [
+        "anyrnn compare data.csv --seeds 3 --learning-rate 0.001",
+        "anyrnn compare data.csv --seeds 3 --clip-gradient 1.0",
+    ]
+
+
+def test_a_network_that_was_still_learning_gets_more_epochs_and_dropout_has_an_end() -> None:
+    results = overfitted(comparison({"lstm": [0.5, 0.51]}, N=1000, baselines={"neighbour": 0.9}))
+    for run in results["models"][0]["runs"]:
+        run.update(epoch=29, decline=0.0)
+    assert steps(results)[0][1] == "anyrnn compare data.csv --seeds 3 --epochs 60"
+    results = overfitted(WINNER)
+    results["settings"].update(dropout=0.5)
+    assert "--hidden 50" in steps(results)[0][1]
+    results["settings"].update(dropout=0.3, patience=7)
+    assert steps(results)[0][1] == "anyrnn compare data.csv --seeds 3 --dropout 0.5"
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "expected"),
+    [
+        ("anyrnn compare 'my data.csv' --seeds=3", {"seeds": 5}, "anyrnn compare 'my data.csv' --seeds 5"),
+        ("anyrnn compare a --out runs/a/ --overwrite", {"epochs": 9}, "anyrnn compare a --out runs/a-next --epochs 9"),
+        ("anyrnn compare a --resume", {"hidden_size": 9}, "anyrnn compare a --hidden 9"),
+        ("anyrnn fit a --cell gru --seed 3", {"dropout": 0.3}, "anyrnn fit a --cell gru --seed 3 --dropout 0.3"),
+        ("anyrnn fit a --cell gru --seed 3", {"seeds": 5}, "anyrnn compare a --cells gru --seeds 5"),
+        ("anyrnn fit a", {"cells": "lstm", "seeds": 5}, "anyrnn compare a --cells lstm --seeds 5"),
+        ("my own script", {"seeds": 5}, ""),
+        ("anyrnn compare 'half a quote", {"seeds": 5}, ""),
+    ],
+)
+def test_the_next_command_is_the_last_one_with_other_options(
+    command: str, changes: dict[str, Any], expected: str
+) -> None:
+    assert command_with(command, **changes) == expected
+
+
+def test_what_next_of_a_comparison_in_python_is_a_call() -> None:
+    results = {**comparison({"lstm": [0.9], "gru": [0.3]}), "command": "anyrnn.workbench.compare"}
+    assert steps(results)[0][1] == "anyrnn.workbench.compare(data, ['lstm', 'gru'], seeds=5)"
+    alone = {**comparison({"lstm": [0.9]}), "command": "anyrnn.workbench.fit"}
+    assert steps(alone)[0][1] == "anyrnn.workbench.compare(data, ['lstm'], seeds=5)"
+    results = {**overfitted(WINNER), "command": "anyrnn.workbench.compare"}
+    assert steps(results)[0][1] == (
+        "anyrnn.workbench.compare(data, ['lstm', 'gru'], seeds=2, "
+        "settings=dataclasses.replace(settings, dropout=0.3, patience=10))"
+    )
+
+
+def test_numbers_scored_in_percent_are_still_written_as_numbers() -> None:
+    results = comparison({"lstm": [0.1]}, number=True, N=5)
+    results["metric"] = {"name": "mape", "higher_is_better": False, "percent": True}
+    section = next(text for text in Page(render(results, None)).texts["section"] if "Largest errors" in text)
+    assert "%" not in section
+
+
+def files(html: str) -> dict[str, str]:
+    """What the links of the page save, by the name of the file."""
+    found = re.findall(r'<a download="([^"]+)" href="data:([\w/+;=-]+?);base64,([^"]+)">(SVG|CSV)</a>', html)
+    assert all(kind.startswith("image/svg+xml" if end == "SVG" else "text/csv") for _, kind, _, end in found)
+    return {name: base64.b64decode(text).decode() for name, _, text, _ in found}
+
+
+@pytest.mark.parametrize("case", ["six models", "numbers", "long names", "twelve models"])
+def test_every_figure_can_be_saved_as_a_picture_that_stands_alone(case: str) -> None:
+    saved = files(render(CASES[case], gates()))
+    pictures = {name: text for name, text in saved.items() if name.endswith(".svg")}
+    about = {"predicted.svg", "errors.svg"} if case == "numbers" else {"confusion.svg"}
+    assert set(pictures) >= {"train-loss.svg", "test-score.svg", "input-gate-i.svg", "the-sequence.svg"} | about
+    for text in pictures.values():
+        root = ElementTree.fromstring(text)  # well-formed
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert float(root.get("width", "0")) > 100
+        assert "var(" not in text  # not every program that draws knows them
+        assert "url(http" not in text
+        used = {name for element in root.iter() for name in element.get("class", "").split()}
+        style = text.split("</style>")[0]
+        plain = {"light", "right", "wrong"} & used | {name for name in used if re.fullmatch(r"s\d|again", name)}
+        assert all(f".{name} " in style for name in used - plain)
+        assert all(f".{name}." in style for name in used if re.fullmatch(r"s\d", name))
+
+
+def test_the_numbers_of_figures_are_saved_as_they_are() -> None:
+    results = comparison({"lstm": [0.9, 0.8], "gru": [0.8, 0.8]}, classes=["a, b", '"c"'], N=50)
+    saved = files(render(results, None))
+    rows = list(csv.reader(saved["train-loss.csv"].splitlines()))
+    assert rows[0] == ["network", "part", "epoch", "mean", "lowest", "highest"]
+    assert len(rows) == 1 + 2 * 30
+    first = [run["history"][0]["train_loss"] for run in results["models"][0]["runs"]]
+    own = next(row for row in rows if row[:3] == ["LSTM", "training", "1"])
+    assert [float(v) for v in own[3:]] == [statistics.fmean(first), min(first), max(first)]
+    matrix = list(csv.reader(saved["confusion.csv"].splitlines()))
+    assert matrix[0][1:] == ["a, b", '"c"'] == [row[0] for row in matrix[1:]]
+    assert sum(int(n) for row in matrix[1:] for n in row[1:]) == 2 * 50
+    numbers = comparison({"lstm": [0.1]}, number=True, N=5)
+    rows = list(csv.reader(files(render(numbers, None))["errors.csv"].splitlines()))[1:]
+    predictions = numbers["models"][0]["runs"][0]["predictions"]
+    wanted = [(p, p - t) for p, t in zip(predictions, numbers["test_targets"], strict=True)]
+    assert [(float(p), float(e)) for _, p, e in rows] == wanted
+
+
+def test_a_name_that_xml_does_not_take_still_gives_a_picture() -> None:
+    results = comparison({"lstm": [0.9]}, classes=["a\x00b\ud800", "</svg><script>"], N=20)
+    ElementTree.fromstring(files(render(results, None))["confusion.svg"])

@@ -310,6 +310,25 @@ def scatter(points: Sequence[tuple[str, float, float]], form: Callable[[float], 
     return svg(_WIDTH, bottom + 46, "Predicted against true value of each test sequence", parts)
 
 
+def residuals(points: Sequence[tuple[str, float, float]], form: Callable[[float], str]) -> Markup:
+    """Draw predicted minus true over the predicted values, (id, true, predicted), with the line of no error."""
+    points = [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2]) and math.isfinite(p[2] - p[1])]
+    if not points:
+        return Markup('<p class="soft">No prediction is finite.</p>')
+    left, right, top, bottom = 64, _WIDTH - 16, 12, 440
+    x = Axis(*span([predicted for *_, predicted in points], 0.04), left, right)
+    y = Axis(*span([0.0, *(predicted - true for _, true, predicted in points)], 0.04), bottom, top)
+    parts = [_horizontal_axis_grid(y, left, right), _vertical_axis_grid(x, top, bottom)]
+    parts.append(Markup('<path class="base" d="M{} {:.1f}H{}"/>').format(left, y(0.0), right))
+    for name, true, predicted in points:
+        dot = Markup('<circle class="s0 dot small" cx="{:.1f}" cy="{:.1f}" r="3.5"><title>{}</title></circle>')
+        text = f"{name}: true {form(true)}, predicted {form(predicted)}, error {form(predicted - true)}"
+        parts.append(dot.format(x(predicted), y(predicted - true), text))
+    parts.append(Markup('<text class="t mid" x="{}" y="{}">predicted</text>').format((left + right) / 2, bottom + 38))
+    parts.append(Markup('<text class="t" x="{}" y="{}">predicted − true</text>').format(left + 6, top + 12))
+    return svg(_WIDTH, bottom + 46, "Error of each test sequence over its prediction", parts)
+
+
 def heat_map(values: Tensor, low: float, high: float, label: str, rows: Sequence[str] = ()) -> Markup:
     """Draw a matrix (T, H) over time: a column a step, a row a unit; one palette if low is 0, else two-sided.
 

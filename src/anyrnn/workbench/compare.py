@@ -35,6 +35,7 @@ from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
+from anyrnn.workbench.overview import described
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
@@ -329,6 +330,8 @@ class Results(Outcome[Dataset, Model]):
                 "time_column": data.time_column,
                 "group_column": data.group_column,
                 "gaps": data.gaps,
+                "notes": list(data.notes),
+                "overview": described(data),
             },
             "settings": asdict(self.settings),
             "metric": {

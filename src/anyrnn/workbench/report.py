@@ -5,6 +5,7 @@ shows: no script, no font, nothing from a network, and a policy in its head that
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,17 @@ from markupsafe import Markup
 from torch import Tensor
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.downloads import with_downloads
+from anyrnn.workbench.next_steps import next_steps
+from anyrnn.workbench.overview import overview
+from anyrnn.workbench.residuals import residuals
 from anyrnn.workbench.verdict import Comparison, answer, number, overfitting
 
 _NBSP = "\N{NO-BREAK SPACE}"
-_DOTS = 1500  # more dots than this hide each other, and each costs 150 bytes
-_LISTED = 10  # entries of the list beside the confusion matrix or the scatter
+_LISTED = 10  # entries of the list beside the confusion matrix
+_MATRIX = 50  # classes of a confusion matrix whose cells are still large enough to be told apart
+_CONFUSIONS = 50  # listed where there is no matrix
+_NAMED = 12  # classes in a sentence
 
 # What the letters of the equations stand for, and what to look for. Other names are shown as they are.
 _GATES = {
@@ -84,6 +91,7 @@ def render(
     return page("report.html.j2").render(
         **context(results, comparison),
         recalls=_recalls(comparison),
+        unrecognised=_unrecognised(comparison),
         gates=gates,
         flow=_flow(comparison, flows or {}),
         panels=_panels(gates, comparison.features) if gates else (),
@@ -98,6 +106,7 @@ def context(results: Mapping[str, Any], comparison: Comparison) -> dict[str, obj
         "comparison": comparison,
         "answer": answer(comparison),
         "notes": _notes(comparison),
+        "steps": next_steps(results, comparison),
         "rows": rows,
         "scale": scale,
         "tie": _tie(comparison),
@@ -107,6 +116,7 @@ def context(results: Mapping[str, Any], comparison: Comparison) -> dict[str, obj
         "scored": _scored(comparison),
         "mistakes": _mistakes(comparison),
         "metrics": _metrics(results, comparison),
+        "overview": overview(results),
         "diverged": any(m.diverged for m in comparison.models),
         "palettes": {"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     }
@@ -203,10 +213,16 @@ def _curves(c: Comparison, key: str) -> Markup:
     ]
     if key == "train_loss":
         beside = [charts.Line(m.title, m.colour, c.curve(m, "validation_loss"), is_beside=True) for m in c.models]
-        return charts.curves([*lines, *beside], "Loss by epoch, a line for each model", log=True)
-    part = "test" if key == "test_score" else "validation"
-    label = f"Score on the {part} part by epoch, a line for each model"
-    return charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
+        chart = charts.curves([*lines, *beside], "Loss by epoch, a line for each model", log=True)
+        parts = {"training": lines, "validation": beside}
+    else:
+        part = "test" if key == "test_score" else "validation"
+        label = f"Score on the {part} part by epoch, a line for each model"
+        chart = charts.curves(lines, label, best=max if c.sign > 0 else min, percent=c.score.percent)
+        parts = {part: lines}
+    rows = [(line.title, part, *point) for part, drawn in parts.items() for line in drawn for point in line.points]
+    header = ("network", "part", "epoch", "mean", "lowest", "highest")
+    return with_downloads(chart, key.replace("_", "-"), header, rows)
 
 
 def _flow(c: Comparison, flows: Mapping[str, Sequence[charts.Point]]) -> dict[str, object] | None:
@@ -220,7 +236,10 @@ def _flow(c: Comparison, flows: Mapping[str, Sequence[charts.Point]]) -> dict[st
         small = next((lag for lag, value, *_ in points if value < points[0][1] / 1000), None)
         lost.append(f"{model.title}: {'not within these steps' if small is None else small}")
     label = "Size of the gradient by the number of steps before the last one, a line for each model"
-    return {"chart": charts.curves(lines, label, log=True, along="steps before the last"), "lost": "; ".join(lost)}
+    chart = charts.curves(lines, label, log=True, along="steps before the last")
+    rows = [(line.title, *point) for line in lines for point in line.points]
+    header = ("network", "steps before the last", "mean", "lowest", "highest")
+    return {"chart": with_downloads(chart, "gradient", header, rows), "lost": "; ".join(lost)}
 
 
 def _scored(c: Comparison) -> int:
@@ -247,50 +266,78 @@ def _any_score(c: Comparison, name: str, value: float) -> str:
     return f"{100 * value:.1f}{_NBSP}%" if c.in_percent(name) else f"{value:.4g}"
 
 
-def _recalls(c: Comparison) -> list[tuple[str, int, str]]:
-    """Give of each class its number of test sequences and the share that the best network recognises, worst first."""
+def _right(c: Comparison) -> list[tuple[float, int, int]]:
+    """Give of each class of the test part the share that the best network recognises, its size, its place.
+
+    Worst first, and of classes that are as bad the largest. Nothing if every network diverged.
+    """
     if c.classes is None or not math.isfinite(c.best.mean):
         return []
     total, right = Counter(c.targets), Counter[float]()
     for run in c.best.runs:
         right.update(true for true, got in zip(c.targets, run["predictions"], strict=True) if true == got)
-    shares = [(right[k] / (total[k] * len(c.best.runs)), k) for k in range(len(c.classes)) if total[k]]
-    return [(c.classes[k], total[k], f"{100 * share:.1f}{_NBSP}%") for share, k in sorted(shares)]
+    shares = [(right[k] / (total[k] * len(c.best.runs)), total[k], k) for k in range(len(c.classes)) if total[k]]
+    return sorted(shares, key=lambda each: (each[0], -each[1], each[2]))
+
+
+def _recalls(c: Comparison) -> list[tuple[str, int, str, bool]]:
+    """Give of each class its number of test sequences, the share recognised, and whether that is none; worst first."""
+    names = c.classes or ()
+    return [(names[k], total, f"{100 * share:.1f}{_NBSP}%", not share) for share, total, k in _right(c)]
+
+
+def _unrecognised(c: Comparison) -> list[str]:
+    """Say which classes the best network never recognises, and of which nothing is known."""
+    found, names = _right(c), c.classes or ()
+    if not found:
+        return []
+    runs = f"in any of the {len(c.best.runs)} runs" if len(c.best.runs) > 1 else "in its run"
+    said = []
+    never = [names[k] for share, _, k in found if not share]
+    if never:
+        said.append(f"Never recognised {runs}: {_named(never)} ({len(never)} of {len(found)} classes).")
+    known = {k for *_, k in found}
+    absent = [name for k, name in enumerate(names) if k not in known]
+    if absent:
+        said.append(f"Not in the test part, so nothing is known of how it does on: {_named(absent)}.")
+    return said
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _mistakes(c: Comparison) -> dict[str, object] | None:
     if not math.isfinite(c.best.mean):
         return None
-    return _confusion(c, c.classes) if c.classes else _scatter(c)
+    return _confusion(c, c.classes) if c.classes else residuals(c)
 
 
 def _confusion(c: Comparison, names: Sequence[str]) -> dict[str, object]:
-    """Give the confusion matrix of the best model over all its runs, and its most frequent confusions."""
+    """Give the confusion matrix of the best model over all its runs, and its most frequent confusions.
+
+    More classes than the cells of a matrix have room for get a longer list in its place.
+    """
     runs = c.best.runs
     pairs = Counter((int(true), int(p)) for run in runs for true, p in zip(c.targets, run["predictions"], strict=True))
-    counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))]
     wrong = sorted((-n, true, p) for (true, p), n in pairs.items() if true != p)
+    is_drawn = len(names) <= _MATRIX
+    counts = [[pairs[row, column] for column in range(len(names))] for row in range(len(names))] if is_drawn else []
     return {
-        "chart": charts.confusion(counts, names),
+        "chart": with_downloads(
+            charts.confusion(counts, names),
+            "confusion",
+            ("true \\ predicted", *names),
+            [(name, *row) for name, row in zip(names, counts, strict=True)],
+        )
+        if is_drawn
+        else None,
         "wide": len(names) > 20,
         "wrong": -sum(n for n, _, _ in wrong),
         "total": len(runs) * len(c.targets),
-        "list": [(names[true], names[p], -n) for n, true, p in wrong[:_LISTED]],
-    }
-
-
-def _scatter(c: Comparison) -> dict[str, object]:
-    """Give predicted against true of the best model's first run that did not diverge, and its largest errors."""
-    run = next((r for r in c.best.runs if all(math.isfinite(number(p)) for p in r["predictions"])), c.best.runs[0])
-    points = [(i, t, number(p)) for i, t, p in zip(c.test_ids, c.targets, run["predictions"], strict=True)]
-    shown = points[:: math.ceil(len(points) / _DOTS)]
-    worst = sorted((p for p in points if math.isfinite(p[2])), key=lambda p: -abs(p[2] - p[1]))[:_LISTED]
-    return {
-        "chart": charts.scatter(shown, c.score),
-        "wide": False,
-        "seed": run["seed"],
-        "shown": len(shown),
-        "list": [(i, c.score(t), c.score(p)) for i, t, p in worst],
+        "kinds": len(wrong),
+        "list": [(names[true], names[p], -n) for n, true, p in wrong[: _LISTED if is_drawn else _CONFUSIONS]],
     }
 
 
@@ -316,7 +363,10 @@ def _panel(
     finite = values[values.isfinite()]
     largest = float(finite.abs().max()) if len(finite) else 0.0
     low, high = limits or (-largest or -1.0, largest or 1.0)
-    chart = charts.heat_map(values, low, high, f"{title}: value of every row at each step", rows)
+    chart = with_downloads(
+        charts.heat_map(values, low, high, f"{title}: value of every row at each step", rows),
+        re.sub(r"\W+", "-", title).strip("-") or "gate",
+    )
     return {
         "title": title,
         "hint": hint,

@@ -81,9 +81,11 @@ class Comparison:
 
     Attributes:
         unit: What is scored.
+        is_kept: Whether a run that was cut off can be resumed.
     """
 
     unit = "test sequences"
+    is_kept = True
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         dataset = results["dataset"]

@@ -16,6 +16,7 @@ class TagComparison(Comparison):
     """results.json's dictionary of taggers, read once. Targets and predictions are those of all labelled test steps."""
 
     unit = "steps"
+    is_kept = False
 
     def __init__(self, results: Mapping[str, Any]) -> None:
         classes = results["dataset"]["classes"]
