@@ -1,7 +1,7 @@
 """What every test starts from: one thread, one seed, no engine asked for by the environment, no cache of the user's.
 
-A test marked ``grid(n)`` is one of a large grid of cases, of which every n-th is run, the same ones each time; one marked
-``long`` is not run. All are with ``--all``, as in `make test-all`, and so is one that is asked for by its name.
+A test marked ``grid(n)`` is one of a large grid of cases, of which every n-th is run, the same ones each time; one
+marked ``long`` is not run. All are with ``--all``, as in `make test-all`, and so is one that is asked for by its name.
 """
 
 import gc
