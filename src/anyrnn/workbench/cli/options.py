@@ -243,6 +243,11 @@ POOL = Option(
 
 SEED = Option("seed", "--seed", int, _TRAINING, "Of the initial weights and the shuffling.")
 SEEDS = Option("seeds", "--seeds", int, _TRAINING, "Training runs of each network, for the spread.")
+WORKERS = Option(
+    "workers", "--workers", int, _TRAINING,
+    "Training runs at once, each in a process of its own, with its own THREADS and the data in memory. The scores are "
+    "the same.",
+)  # fmt: skip
 EPOCHS = Option(
     "epochs", "--epochs", int, _TRAINING, "Passes over the training part, at most.",
     default=f"{LEAST_EPOCHS}, more if the sequences are few; forecasts: 30; texts: 10, more if short",
@@ -322,7 +327,7 @@ def _in_order(*options: Option) -> tuple[Option, ...]:
 
 
 FIT = _in_order(CELL, SEED, *_TRAINED)
-COMPARE = _in_order(CELLS, SEEDS, *_TRAINED)
+COMPARE = _in_order(CELLS, SEEDS, WORKERS, *_TRAINED)
 
 _AS_TRAINED = "as in training"
 RUN = Option("folder", "", Path, _RUN, "A folder that compare or fit wrote.", metavar="RUN", example="runs/steps")
