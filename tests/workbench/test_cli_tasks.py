@@ -439,7 +439,7 @@ def test_the_examples_run(here: Path, runs: Path) -> None:
     ran = []
     for command in COMMANDS:
         for example in examples(command):
-            if command in {"bench", "doctor"} or re.search("japanese-vowels|my_cells|vowels", example):
+            if command in {"bench", "doctor", "tune"} or re.search("japanese-vowels|my_cells|vowels", example):
                 continue  # which other tests run
             words = shlex.split(example)
             if words == ["init"]:
