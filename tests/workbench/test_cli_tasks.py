@@ -30,7 +30,7 @@ from anyrnn.workbench.runs import open_run
 
 SOLD = ("--horizon", 3, "--id", "shop", "--time", "day", "--target", "sold")
 QUICK = ("--hidden", 4, "--epochs", 1)
-COMMANDS = ("compare", "fit", "predict", "generate", "init", "bench", "doctor")
+COMMANDS = ("compare", "fit", "tune", "predict", "generate", "init", "bench", "doctor")
 
 
 def sold(path: Path) -> Path:
@@ -310,7 +310,10 @@ def test_a_file_says_what_the_command_line_says(here: Path, runs: Path) -> None:
     [
         ("hiden = 4", "'hiden' is no option of anyrnn fit. Did you mean 'hidden'?"),
         ("hidden = 4\nhidden_size = 4", "'hidden' is there twice"),
-        ("cells = ['lstm']", "'cells' is an option of anyrnn compare and anyrnn predict and anyrnn generate, not of"),
+        (
+            "cells = ['lstm']",
+            "'cells' is an option of anyrnn compare and anyrnn tune and anyrnn predict and anyrnn generate, not of",
+        ),
         ("[training]\nhidden = 4", r"got the section \[training\], expected options without sections"),
         ("hidden = 4.5", "hidden = 4.5, expected a whole number"),
         ("hidden = true", "hidden = true, expected a whole number"),
@@ -437,7 +440,7 @@ def test_the_examples_run(here: Path, runs: Path) -> None:
     ran = []
     for command in COMMANDS:
         for example in examples(command):
-            if command in {"bench", "doctor"} or re.search("japanese-vowels|my_cells|vowels", example):
+            if command in {"bench", "doctor", "tune"} or re.search("japanese-vowels|my_cells|vowels", example):
                 continue  # which other tests run
             words = shlex.split(example)
             if words == ["init"]:

@@ -13,3 +13,4 @@ from anyrnn.workbench.data import load_for_prediction as load_for_prediction
 from anyrnn.workbench.runs import open_run as open_run
 from anyrnn.workbench.sequences import Sequences as Sequences
 from anyrnn.workbench.train import Settings as Settings
+from anyrnn.workbench.tune import tune as tune

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import StringIO
+from itertools import product
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -28,10 +29,12 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
 from anyrnn.layers import Layer
 from anyrnn.workbench.baselines import Baseline, baselines
+from anyrnn.workbench.checkpoint import warn
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
+from anyrnn.workbench.jobs import Job, jobs_in
 from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
@@ -41,7 +44,7 @@ from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import EpochEnd, Question, Run, Settings, step_microseconds, train, using_threads
+from anyrnn.workbench.train import EpochEnd, Question, Run, Settings, step_microseconds, using_threads
 from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
 
@@ -367,6 +370,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    workers: int = 1,
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -387,10 +391,14 @@ def compare(
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has; at the end its `close`, if
             it has one. See `anyrnn.workbench.callbacks`. (Of several processes, those of the first one.)
+        workers: How many training runs go on at once, each in a process of its own with the threads of the settings
+            and the data in its memory. The results are the same, bit for bit; what is told comes as it happens, of
+            several runs in turns. A script needs ``if __name__ == "__main__":`` around what it does, since each
+            process imports it.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
-            `folder` holds something else than this run.
+            `folder` holds something else than this run; if the process of a training run dies again and again.
 
     Example:
         >>> from anyrnn import workbench
@@ -402,7 +410,14 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command)
+    if not isinstance(workers, int) or workers < 1:
+        raise AnyRNNError(f"workers: got {workers!r}, expected how many training runs go on at once, at least 1")
+    if workers > 1 and world().size > 1:
+        raise AnyRNNError(
+            f"workers: got {workers}, but torchrun has started {world().size} processes that train each network "
+            "together; expected one of the two"
+        )
+    plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command, workers)
     with _told(progress, on_epoch, callbacks) as tell:
         return _kept(plan, tell, on_network, folder, resume, overwrite)
 
@@ -471,6 +486,7 @@ class _Plan:
     seeds: tuple[int, ...]
     settings: Settings
     command: str
+    workers: int = 1
 
 
 def _kept(
@@ -523,26 +539,43 @@ def _compare(
     epochs, runs, chosen = settings.epochs_for(len(dataset.train)), len(networks) * len(seeds), str(settings.metric)
     beside = world().of_first(lambda: baselines(dataset, settings.metric))
     results = Results(dataset, settings, seeds, (), beside, cells, plan.command)
-    for each in networks:
-        trained: list[tuple[Model, Run]] = []
-        for seed in seeds:
-            run = len(results.entries) * len(seeds) + len(trained) + 1
+    shares: dict[int, float] = {}  # how much of each run is done
 
-            def tell(end: EpochEnd, *, seed: int = seed, each: Network = each, run: int = run) -> None:
-                pace = end.learning_rate, end.seconds, end.sequences_a_second
-                now = Progress(each, seed, run, runs, end.epoch, epochs, end.ended, chosen, *pace)
-                if log is not None:
-                    log(now.record)
-                on_epoch(now)
+    def tell(job: Job, end: EpochEnd) -> None:
+        others = sum(share for run, share in shares.items() if run != job.run)
+        shares[job.run] = 1.0 if end.ended else end.epoch.epoch / epochs
+        pace = end.learning_rate, end.seconds, end.sequences_a_second
+        now = Progress(job.network, job.seed, job.run, runs, end.epoch, epochs, end.ended, chosen, *pace, others)
+        if log is not None:
+            log(now.record)
+        on_epoch(now)
 
-            checkpoints = None if kept is None else kept.checkpoints(each.name, seed, what)
-            trained.append(train(each, dataset, settings, seed, tell, checkpoints))
-        with using_threads(settings.thread_count):
-            entry = Entry.of(trained, dataset.scaler.width)
-        results = results.with_entry(entry)
-        if on_network is not None:
-            on_network(results)
+    trained: dict[int, tuple[Model, Run]] = {}
+    with jobs_in(plan.workers, dataset, settings, tell, warn if kept is None else kept.say) as jobs:
+        for run, (each, seed) in enumerate(product(networks, seeds), 1):
+            jobs.submit(Job(each, seed, run, None if kept is None else kept.checkpoints(each.name, seed, what)))
+        for job, outcome in jobs.as_completed():
+            shares[job.run] = 1.0
+            trained[job.run] = outcome
+            for more in _with_finished(results, trained):
+                results = more
+                if on_network is not None:
+                    on_network(results)
     return results
+
+
+def _with_finished(results: Results, trained: dict[int, tuple[Model, Run]]) -> Iterator[Results]:
+    """The results with one more network each, as long as the next one has had all its runs, which are taken out."""
+    seeds = len(results.seeds)
+    while results.unfinished:
+        first = len(results.entries) * seeds + 1
+        runs = range(first, first + seeds)
+        if not trained.keys() >= set(runs):
+            return
+        with using_threads(results.settings.thread_count):
+            entry = Entry.of([trained.pop(run) for run in runs], results.dataset.scaler.width)
+        results = results.with_entry(entry)
+        yield results
 
 
 def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Told:
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
         sequences_a_second: Of training, in this epoch; 0: not known.
+        others: How much of the other runs is done, counted in runs, where several go on at once; None: all of those
+            before this one, and nothing of those after it.
     """
 
     network: Network
@@ -41,16 +43,21 @@ class Told:
     epochs: int
     ended: bool
     sequences_a_second: float = 0.0
+    others: float | None = None
 
     @property
     def share(self) -> float:
         """How much of all epochs of all runs is done."""
-        return (self.run - 1 + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
+        return float(self._others + (1 if self.ended else self.epoch.epoch / self.epochs)) / self.runs
 
     @property
     def share_before(self) -> float:
         """How much was done before the epoch just ended."""
-        return float(self.run - 1 + (self.epoch.epoch - 1) / self.epochs) / self.runs
+        return float(self._others + (self.epoch.epoch - 1) / self.epochs) / self.runs
+
+    @property
+    def _others(self) -> float:
+        return self.run - 1 if self.others is None else self.others
 
     @property
     def score(self) -> str | None:
@@ -74,6 +81,7 @@ class Progress(Told):
         learning_rate: Of the next update.
         seconds: Spent on training so far, in this run.
         sequences_a_second: Of training, in this epoch; 0: not known.
+        others: How much of the other runs is done, in runs; see `Told`.
     """
 
     network: Network
@@ -87,6 +95,7 @@ class Progress(Told):
     learning_rate: float = 0.0
     seconds: float = 0.0
     sequences_a_second: float = 0.0
+    others: float | None = None
 
     @property
     def score(self) -> str | None:
@@ -204,8 +213,8 @@ def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> It
         yield tell
     finally:
         if now is not None:
-            done = "trained" if now.share == 1 else "stopped in"
-            handle.update(_Bar(now.share, f"{done} {now.run} of {now.runs} runs, {clock.seconds:.0f} s"))
+            done = f"trained {now.runs}" if now.share == 1 else f"stopped in {now.run}"
+            handle.update(_Bar(now.share, f"{done} of {now.runs} runs, {clock.seconds:.0f} s"))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from anyrnn.workbench.stored import MADE_BY, file_names, load_model, model_names
 M = TypeVar("M")  # a trained model
 
 METRICS, TRAINING = "metrics.jsonl", "training"  # the curves as they grow, and what an unfinished run is kept in
+TUNING, JOURNAL = "tuning.json", "optuna.log"  # of a search, its trials; while it goes on, in `TRAINING`, Optuna's file
 _PARTS = ("models", "report.html", "results.json")  # in the order in which they move in: the last one makes it a run
 
 
@@ -57,7 +58,7 @@ def _check_destination(folder: Path, overwrite: bool) -> None:
             )
         if not overwrite:
             raise AnyRNNError(f"{folder}: a run is there already; choose another folder, or overwrite it (--overwrite)")
-        own = {folder / part for part in (*_PARTS, METRICS)}
+        own = {folder / part for part in (*_PARTS, METRICS, TUNING)}
         own |= {folder / "models" / f for name in names or () for f in file_names(name)}
         if unfinished:
             own |= {folder / TRAINING, *(folder / TRAINING).rglob("*")}

@@ -322,26 +322,40 @@ def train(
         return _Training(network, dataset, settings, seed).run(on_epoch or (lambda _: None), checkpoints)
 
 
+def rebuilt(network: Network, dataset: Dataset, settings: Settings, seed: int, weights: Mapping[str, Tensor]) -> Model:
+    """The model that `train` made of these arguments in another process, from its weights."""
+    with seeded(seed):
+        model = _untrained(network, dataset, settings, seed)
+    model.module.load_state_dict(weights)
+    model.module.eval()
+    return model
+
+
+def _untrained(network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> Model:
+    classes, scaler = dataset.classes, dataset.scaler
+    return Model(
+        network=network,
+        structure=settings.structure,
+        features=dataset.features,
+        classes=classes,
+        target=dataset.target,
+        scaler=scaler,
+        target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
+        seed=seed,
+        module=settings.build(network, network.input_size(scaler), len(classes or (0,))),
+        id_column=dataset.id_column,
+        time_column=dataset.time_column,
+        reading=dataset.reading,
+    )
+
+
 class _Training:
     """One training run."""
 
     def __init__(self, network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> None:
-        classes, scaler = dataset.classes, dataset.scaler
-        module = settings.build(network, network.input_size(scaler), len(classes or (0,)))
-        self.model = Model(
-            network=network,
-            structure=settings.structure,
-            features=dataset.features,
-            classes=classes,
-            target=dataset.target,
-            scaler=scaler,
-            target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
-            seed=seed,
-            module=module,
-            id_column=dataset.id_column,
-            time_column=dataset.time_column,
-            reading=dataset.reading,
-        )
+        classes = dataset.classes
+        self.model = _untrained(network, dataset, settings, seed)
+        module, scaler = self.model.module, dataset.scaler
         self.settings, self.seed, self.dataset = settings, seed, dataset
         self.metric = metric(settings.metric, classes=classes is not None)
         self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None

@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import DESCRIPTION, Checkpoints, refuse_other_run, warn
 from anyrnn.workbench.durable import write_whole
-from anyrnn.workbench.runs import METRICS, TRAINING, check_destination, disk_trouble
+from anyrnn.workbench.runs import JOURNAL, METRICS, TRAINING, check_destination, disk_trouble
 from anyrnn.workbench.stored import file_names
 
 try:
@@ -97,7 +97,7 @@ class UnfinishedRun:
         if not self._begun or not self._training.is_dir():
             self._release()
             return False
-        left = any(self._training.glob(f"*/{DESCRIPTION}"))
+        left = any(self._training.glob(f"*/{DESCRIPTION}")) or (self._training / JOURNAL).exists()
         if not left:
             self._clear()
         self._release()

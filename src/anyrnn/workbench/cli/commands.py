@@ -12,7 +12,7 @@ import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import language
 from anyrnn.workbench.bench import Setting, bench
-from anyrnn.workbench.cli import options, predicting, starting, tasks, training
+from anyrnn.workbench.cli import options, predicting, starting, tasks, training, tuning
 from anyrnn.workbench.cli.declare import Command, Given, takes
 from anyrnn.workbench.cli.options import Option
 from anyrnn.workbench.cli.output import (
@@ -148,6 +148,23 @@ def fit_command(given: Given) -> None:
       anyrnn fit --config run.toml --seed 1
     """  # noqa: D301 - \b keeps the lines of the examples
     training.run("fit", given)
+
+
+@app.command("tune", cls=Command)
+@takes("tune", options.TUNE, tuning.described)
+def tune_command(given: Given) -> None:
+    """Search for the network, and the number of its units, that does best on the validation part.
+
+    Optuna proposes what to try, and trials that do worse than most end early. `pip install 'anyrnn[tune]'` adds it. The
+    best network is saved as `anyrnn fit` does, with all trials in tuning.json.
+
+    \b
+    Examples:
+      anyrnn tune japanese-vowels
+      anyrnn tune steps.csv --id patient --time hour --target outcome --cells lstm,gru --sizes 8,128 --trials 50
+      anyrnn tune steps.csv --id patient --time hour --target outcome --resume
+    """  # noqa: D301 - \b keeps the lines of the examples
+    tuning.run(given)
 
 
 @app.command("predict", cls=Command)

@@ -27,6 +27,8 @@ from anyrnn.workbench.tagging.load import Answers
 from anyrnn.workbench.tagging.results import COMPARED as TAGGERS
 from anyrnn.workbench.tagging.scores import SPAN_METRICS
 from anyrnn.workbench.train import LEAST_EPOCHS
+from anyrnn.workbench.tune import SIZES as SIZES_TRIED
+from anyrnn.workbench.tune import TRIALS as TRIALS_DONE
 
 #: What `--task` says. Those beside `Task` have functions of their own in Python.
 AnyTask = Literal[Task, "forecast", "text", "tagging"]
@@ -243,6 +245,11 @@ POOL = Option(
 
 SEED = Option("seed", "--seed", int, _TRAINING, "Of the initial weights and the shuffling.")
 SEEDS = Option("seeds", "--seeds", int, _TRAINING, "Training runs of each network, for the spread.")
+WORKERS = Option(
+    "workers", "--workers", int, _TRAINING,
+    "Training runs at once, each in a process of its own, with its own THREADS and the data in memory. The scores are "
+    "the same.",
+)  # fmt: skip
 EPOCHS = Option(
     "epochs", "--epochs", int, _TRAINING, "Passes over the training part, at most.",
     default=f"{LEAST_EPOCHS}, more if the sequences are few; forecasts: 30; texts: 10, more if short",
@@ -321,8 +328,20 @@ def _in_order(*options: Option) -> tuple[Option, ...]:
     return tuple(sorted(options, key=lambda option: _SECTIONS.index(option.section)))
 
 
+SIZES = Option(
+    "sizes", "--sizes", int, _NETWORK, "The fewest and the most units of a layer, with a comma.", metavar="FEW,MANY",
+    several=True, default=f"{SIZES_TRIED[0]},{SIZES_TRIED[1]}", example=list(SIZES_TRIED),
+)  # fmt: skip
+TRIALS = Option(
+    "trials", "--trials", int, _TRAINING, "How many networks to try.", default=f"{TRIALS_DONE}", example=TRIALS_DONE
+)
+
 FIT = _in_order(CELL, SEED, *_TRAINED)
-COMPARE = _in_order(CELLS, SEEDS, *_TRAINED)
+COMPARE = _in_order(CELLS, SEEDS, WORKERS, *_TRAINED)
+_OF_SEQUENCES = [each for each in _TRAINED if each.section not in {_TAGGING, _FORECASTS, _TEXTS}]
+TUNE = _in_order(
+    replace(CELLS, default=",".join(COMPARED)), SIZES, TRIALS, *(each for each in _OF_SEQUENCES if each is not HIDDEN)
+)
 
 _AS_TRAINED = "as in training"
 RUN = Option("folder", "", Path, _RUN, "A folder that compare or fit wrote.", metavar="RUN", example="runs/steps")
@@ -392,7 +411,7 @@ INIT = (
 )  # fmt: skip
 
 #: By the command, what may stand in its configuration file.
-CONFIGURED = {"compare": COMPARE, "fit": FIT, "predict": PREDICT, "generate": GENERATE, "bench": BENCH}
+CONFIGURED = {"compare": COMPARE, "fit": FIT, "tune": TUNE, "predict": PREDICT, "generate": GENERATE, "bench": BENCH}
 
 #: By another way to write a word, the word: the `hidden_size` of Python is --hidden, and --batch is --batch-size.
 _OTHER_WORDS = {

@@ -43,7 +43,7 @@ def run(verb: Verb, given: Given) -> None:
             asked["on_network"] = on_network
         if isinstance(place, UnfinishedRun):
             asked["folder"] = place
-        return trains(data, settings=settings, command=_command(verb, given), on_epoch=tell, **asked)
+        return trains(data, settings=settings, command=command_of(verb, given), on_epoch=tell, **asked)
 
     _train_and_save(kind, place, train)
 
@@ -158,7 +158,7 @@ def _relative(folder: Path) -> Path:
     return folder
 
 
-def _command(verb: Verb, given: Given) -> str:
+def command_of(verb: str, given: Given) -> str:
     """The command line as it was, or, where a file had options, one that has them all: files change."""
     if "config" not in given:
         return shlex.join(["anyrnn", *sys.argv[1:]])

@@ -1,0 +1,352 @@
+"""The training runs of a comparison as jobs: done one after the other in this process, or several at once in others.
+
+Both ways have one interface, `Jobs`, and give the same weights and scores, bit for bit: a training run depends on its
+seed and on nothing that another one does. A process that dies costs one job, which is done again, from its last
+checkpoint if there is one.
+
+The processes are spawned, not forked: PyTorch's threads do not survive a fork. Each has a pipe to this one, and gets
+the data once, then one job at a time; it sends what is told of each epoch as it happens.
+"""
+
+import io
+import multiprocessing
+import pickle
+import signal
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from anyrnn.engines.select import engine, wanted_name
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.checkpoint import Checkpoints
+from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.models import Model, Network, network
+from anyrnn.workbench.train import EpochEnd, Run, Settings, rebuilt, train
+
+_TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
+_PROCESSES = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        network: What is trained.
+        seed: Of this run.
+        run: Which of all runs it is, from 1.
+        checkpoints: Where its state is kept; None: nowhere.
+    """
+
+    network: Network
+    seed: int
+    run: int
+    checkpoints: Checkpoints | None
+
+    def __str__(self) -> str:
+        return f"{self.network.name}, seed {self.seed}"
+
+
+Outcome = tuple[Model, Run]
+Tell = Callable[[Job, EpochEnd], None]
+
+
+class Jobs(Protocol):
+    """Where jobs are done."""
+
+    def submit(self, job: Job) -> None:
+        """Line up a job."""
+
+    def as_completed(self) -> Iterator[tuple[Job, Outcome]]:
+        """Have them done; each comes when it is, in whatever order.
+
+        Raises:
+            AnyRNNError: if a job raises one, or if its process dies again and again. The other jobs end with it.
+        """
+
+
+@contextmanager
+def jobs_in(
+    workers: int, dataset: Dataset, settings: Settings, tell: Tell, say: Callable[[str], None]
+) -> Iterator[Jobs]:
+    """Do jobs inside a ``with`` block, in this process (one worker) or in several others, which end with the block.
+
+    Args:
+        workers: How many at once.
+        dataset: What is learned.
+        settings: How, with nothing left open.
+        tell: Called in this process after each epoch of each job.
+        say: Is told what went wrong and was put right.
+    """
+    if workers == 1:
+        yield _Here(dataset, settings, tell)
+        return
+    processes = _Processes(workers, dataset, settings, tell, say)
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+class _Here:
+    """Jobs in this process, one after the other, in the order of their submission."""
+
+    def __init__(self, dataset: Dataset, settings: Settings, tell: Tell) -> None:
+        self._dataset, self._settings, self._tell = dataset, settings, tell
+        self._waiting: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def as_completed(self) -> Iterator[tuple[Job, Outcome]]:
+        while self._waiting:
+            job = self._waiting.popleft()
+            tell = partial(self._tell, job)
+            yield job, train(job.network, self._dataset, self._settings, job.seed, tell, job.checkpoints)
+
+
+class _Processes:
+    """Jobs in several processes."""
+
+    def __init__(
+        self, count: int, dataset: Dataset, settings: Settings, tell: Tell, say: Callable[[str], None]
+    ) -> None:
+        self._count, self._dataset, self._settings, self._tell, self._say = count, dataset, settings, tell, say
+        self._lesson = _pickled(_Lesson(dataset, settings, wanted_name(), torch.get_default_dtype()))
+        self._waiting: deque[Job] = deque()
+        self._workers: dict[Connection, _Worker] = {}
+        self._deaths: Counter[int] = Counter()  # by the number of the run
+        self._told: Counter[int] = Counter()  # likewise, the last epoch that was told: a second try repeats some
+
+    def submit(self, job: Job) -> None:
+        self._waiting.append(job)
+
+    def as_completed(self) -> Iterator[tuple[Job, Outcome]]:
+        self._start(min(self._count, len(self._waiting)))
+        while self._waiting or any(worker.job for worker in self._workers.values()):
+            for connection in wait(list(self._workers)):
+                worker = self._workers[connection]  # type: ignore[index] # these are connections
+                try:
+                    message = worker.receive()
+                except (EOFError, OSError):
+                    self._lost(worker)
+                    continue
+                done = self._heard(worker, message)
+                if done is not None:
+                    yield done
+
+    def end(self) -> None:
+        """End the processes, whatever they do: checkpoints are whole at any moment."""
+        for worker in self._workers.values():
+            worker.end()
+        self._workers.clear()
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
+            worker = _Worker()
+            self._workers[worker.connection] = worker
+
+    def _hand_out(self, worker: "_Worker") -> None:
+        worker.job = self._waiting.popleft() if self._waiting else None
+        if worker.job is not None:
+            worker.send(_Order.of(worker.job))
+
+    def _heard(self, worker: "_Worker", message: Any) -> tuple[Job, Outcome] | None:
+        """Do what a message asks for; return the job that it says is done."""
+        job = worker.job
+        if isinstance(message, _Ready):
+            worker.ready = True
+            worker.send_bytes(self._lesson)
+            self._hand_out(worker)
+        elif isinstance(message, EpochEnd) and job is not None:
+            if message.epoch.epoch > self._told[job.run]:
+                self._told[job.run] = message.epoch.epoch
+                self._tell(job, message)
+            worker.send(_Told())
+        elif isinstance(message, _Said):
+            self._say(message.text)
+        elif isinstance(message, _Failed):
+            if message.refused:
+                raise AnyRNNError(message.text)
+            raise RuntimeError(f"{job}: a worker process failed:\n{message.text}")
+        elif isinstance(message, _Done) and job is not None:
+            self._hand_out(worker)
+            return job, (rebuilt(job.network, self._dataset, self._settings, job.seed, message.weights), message.run)
+        return None
+
+    def _lost(self, worker: "_Worker") -> None:
+        """A process has died: another one takes its place, and its job."""
+        del self._workers[worker.connection]
+        how, job = worker.end(patience=5.0), worker.job  # what dies on an error takes a moment to do so
+        if not worker.ready:
+            raise AnyRNNError(
+                f"workers: a worker process {how} before it could begin; in a script, the call of compare has to stand "
+                'below `if __name__ == "__main__":`, since each worker process imports the script; if memory is short, '
+                "have fewer workers"
+            )
+        if job is not None:
+            self._deaths[job.run] += 1
+            if self._deaths[job.run] == _TRIES:
+                raise AnyRNNError(
+                    f"{job}: its worker process {how}, {_TRIES} times; have fewer workers if memory is short, or none "
+                    "(workers=1) to see what happens"
+                )
+            self._say(f"{job}: its worker process {how}; this training run is tried again")
+            self._waiting.appendleft(job)
+        if self._waiting:
+            self._start(1)
+
+
+class _Worker:
+    """A process, and this end of the pipe to it."""
+
+    def __init__(self) -> None:
+        self.connection, there = _PROCESSES.Pipe()
+        self._process = _PROCESSES.Process(target=_work, args=(there,), daemon=True)
+        self._process.start()
+        there.close()  # so that the pipe ends when the process does
+        self.ready = False
+        self.job: Job | None = None
+
+    def receive(self) -> Any:
+        return _receive(self.connection)
+
+    def send(self, message: Any) -> None:
+        self.send_bytes(_pickled(message))
+
+    def send_bytes(self, message: bytes) -> None:
+        with suppress(OSError):  # it has died: receiving from it will say so
+            self.connection.send_bytes(message)
+
+    def end(self, patience: float = 0.0) -> str:
+        """End it, if it has not ended by itself within some seconds; say how it ended."""
+        self.connection.close()
+        self._process.join(patience)
+        self._process.kill()
+        self._process.join()
+        code = self._process.exitcode or 0
+        return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit status {code})"
+
+
+# What goes through the pipes
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """To a process: what all jobs have in common."""
+
+    dataset: Dataset
+    settings: Settings
+    engine: str
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Order:
+    """To a process: a job. Its network goes by name, its checkpoints without what they are told to."""
+
+    network: str
+    seed: int
+    folder: Path | None
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, job: Job) -> "_Order":
+        kept = job.checkpoints
+        folder, identity = (None, {}) if kept is None else (kept.folder, kept.identity)
+        return cls(job.network.name, job.seed, folder, identity)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """To a process: what it said of an epoch has been told."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """From a process: its imports, of seconds, are done, and it reads. Later on it sends an `EpochEnd` each epoch."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """From a process: something to say."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    """From a process: what came of its job."""
+
+    weights: Mapping[str, Tensor]
+    run: Run
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """From a process: why there is nothing: a refusal in words for the user, or a traceback."""
+
+    text: str
+    refused: bool
+
+
+class _Pickler(pickle.Pickler):
+    """Copies of tensors by themselves: PyTorch's own way copies, for a row of a large tensor, all of it."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is Tensor and value.dtype != torch.bfloat16:  # NumPy has none
+            return torch.tensor, (value.detach().cpu().contiguous().numpy(),)
+        return NotImplemented
+
+
+def _pickled(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def _receive(connection: Connection) -> Any:
+    return pickle.loads(connection.recv_bytes())  # noqa: S301 - from a process of our own
+
+
+# In a worker process
+
+
+def _work(connection: Connection) -> None:
+    """Do jobs until the process that orders them is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the first one sees to it
+    with suppress(EOFError, ConnectionError):
+        connection.send_bytes(_pickled(_Ready()))
+        lesson: _Lesson = _receive(connection)
+        torch.set_default_dtype(lesson.dtype)
+        while True:
+            connection.send_bytes(_pickled(_done(lesson, _receive(connection), connection)))
+
+
+def _done(lesson: _Lesson, order: _Order, connection: Connection) -> _Done | _Failed:
+    def tell(end: EpochEnd) -> None:
+        """Tell of an epoch, and wait until it is told: a line of metrics.jsonl comes before its checkpoint."""
+        connection.send_bytes(_pickled(end))
+        _receive(connection)
+
+    def say(text: str) -> None:
+        connection.send_bytes(_pickled(_Said(text)))
+
+    kept = None if order.folder is None else Checkpoints(order.folder, order.identity, say)
+    try:
+        with engine(lesson.engine):
+            model, run = train(network(order.network), lesson.dataset, lesson.settings, order.seed, tell, kept)
+    except AnyRNNError as error:
+        return _Failed(str(error), refused=True)
+    except Exception:  # noqa: BLE001 - a cell of the user's own may raise anything
+        return _Failed(traceback.format_exc(), refused=False)
+    return _Done(model.module.state_dict(), run)

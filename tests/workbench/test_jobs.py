@@ -1,0 +1,148 @@
+"""Several training runs at once, in processes: the same bits, and a process that dies costs one of them."""
+
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from anyrnn.errors import AnyRNNError
+from anyrnn.workbench import Dataset, Sequences, Settings, compare, jobs, load
+from anyrnn.workbench.cli import app
+from anyrnn.workbench.fingerprint import identity
+from anyrnn.workbench.models import KNOWN
+from anyrnn.workbench.train import EpochEnd
+
+#: Everything that draws random numbers is on.
+SETTINGS = Settings(hidden_size=4, epochs=4, batch_size=8, dropout=0.2, recurrent_dropout=0.2)
+TIMES = {"time", "seconds", "sequences_a_second", "train_seconds", "step_microseconds", "command"}
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """Sequences that are rows of one tensor: is the sum of the first feature positive?"""
+    rows = torch.randn(76, 6, 2, generator=torch.Generator().manual_seed(3))
+
+    def part(first: int, last: int) -> Sequences:
+        x = tuple(rows[k, : 3 + k % 4] for k in range(first, last))
+        y = torch.stack([each[:, 0].sum() > 0 for each in x]).long()
+        return Sequences(x, y, tuple(f"s{k}" for k in range(first, last)))
+
+    return Dataset("sums", ("u", "v"), ("no", "yes"), "y", part(0, 40), part(60, 76), "made", validation=part(40, 60))
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if key not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def content(folder: Path) -> tuple[Any, list[Any], dict[str, bytes]]:
+    """The results of a run, its lines of metrics, sorted, and the weights."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines.sort(key=lambda line: (line["model"], line["seed"]))  # of a run, they have to be in order
+    weights = {path.name: path.read_bytes() for path in (folder / "models").glob("*.safetensors")}
+    return without_times(json.loads((folder / "results.json").read_text())), without_times(lines), weights
+
+
+def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_job(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(data, ["gru", "rnn"], seeds=2, settings=SETTINGS, folder=tmp_path / "one")
+    heard, killed = jobs._Processes._heard, []
+
+    def kill_first(self: Any, worker: Any, message: Any) -> Any:
+        if isinstance(message, EpochEnd) and message.epoch.epoch == 3 and not killed:
+            killed.append(str(worker.job))
+            worker._process.kill()
+        return heard(self, worker, message)
+
+    monkeypatch.setattr(jobs._Processes, "_heard", kill_first)
+    shares, networks = [], []
+    with pytest.warns(UserWarning, match="its worker process was killed") as warned:
+        compare(
+            data,
+            ["gru", "rnn"],
+            seeds=2,
+            settings=SETTINGS,
+            folder=tmp_path / "two",
+            workers=2,
+            on_epoch=lambda now: shares.append((now.share_before, now.share)),
+            on_network=lambda results: networks.append(results.entries[-1].model.network.name),
+        )
+    (said,) = (str(each.message) for each in warned)
+    assert said == f"{killed[0]}: its worker process was killed (SIGKILL); this training run is tried again"
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert networks == ["gru", "rnn"]
+    assert [after for _, after in shares] == [pytest.approx(k / 16) for k in range(1, 17)]
+    assert [before for before, _ in shares] == [pytest.approx(k / 16) for k in range(16)]
+    assert not multiprocessing.active_children()
+
+
+def test_data_arrive_as_they_are_and_take_no_more_room_than_they_need(data: Dataset) -> None:
+    table = load("japanese-vowels")
+    for each in (data, table):
+        sent = jobs._pickled(each)
+        assert identity(pickle.loads(sent), SETTINGS, []) == identity(each, SETTINGS, [])
+    numbers = sum(x.numel() for part in data.parts for x in part.x)
+    assert len(jobs._pickled(data)) < 4 * numbers + 300 * 76  # each row with its own numbers, not with all of them
+
+
+# What goes wrong
+
+
+@pytest.fixture
+def processes(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Processes of which none is started; `said` has what they say."""
+    said: list[str] = []
+    found = jobs._Processes(2, data, SETTINGS, lambda job, end: None, said.append)
+    monkeypatch.setattr(found, "_start", lambda count: None)
+    return SimpleNamespace(jobs=found, said=said)
+
+
+def lost(ready: bool) -> Any:
+    job = jobs.Job(KNOWN["gru"], 1, 2, None)
+    return SimpleNamespace(connection=0, ready=ready, job=job, end=lambda patience: "was killed (SIGKILL)")
+
+
+def test_a_job_whose_process_dies_again_and_again_is_given_up(processes: Any) -> None:
+    for tries in (1, 2):
+        worker = processes.jobs._workers[0] = lost(ready=True)
+        processes.jobs._lost(worker)
+        assert len(processes.said) == tries
+        assert processes.jobs._waiting.popleft() == worker.job
+    worker = processes.jobs._workers[0] = lost(ready=True)
+    with pytest.raises(AnyRNNError, match=r"gru, seed 1: its worker process was killed \(SIGKILL\), 3 times"):
+        processes.jobs._lost(worker)
+
+
+def test_a_process_that_cannot_begin_is_no_job_that_died(processes: Any) -> None:
+    worker = processes.jobs._workers[0] = lost(ready=False)
+    with pytest.raises(AnyRNNError, match=r'before it could begin; in a script, .* `if __name__ == "__main__":`'):
+        processes.jobs._lost(worker)
+
+
+def test_what_a_job_raises_is_raised_here(data: Dataset, processes: Any) -> None:
+    here, there = multiprocessing.Pipe()
+    lesson = jobs._Lesson(data, SETTINGS, "auto", torch.float32)
+    refused = jobs._done(lesson, jobs._Order("grü", 0, None, {}), there)
+    with pytest.raises(AnyRNNError, match="cell 'grü' is not known"):
+        processes.jobs._heard(lost(ready=True), refused)
+    here.close()  # as if nobody heard of its epochs any more
+    failed = jobs._done(lesson, jobs._Order("gru", 0, None, {}), there)
+    with pytest.raises(RuntimeError, match=r"(?s)gru, seed 1: a worker process failed:.*BrokenPipeError"):
+        processes.jobs._heard(lost(ready=True), failed)
+    there.close()
+
+
+def test_the_number_of_workers_is_checked(data: Dataset) -> None:
+    with pytest.raises(AnyRNNError, match="workers: got 0, expected how many training runs go on at once, at least 1"):
+        compare(data, ["gru"], settings=SETTINGS, workers=0)
+    refused = CliRunner().invoke(app, ["compare", "book.txt", "--workers", "2"])
+    assert refused.exit_code == 2
+    assert "--workers is for sequences, and the task here is texts" in refused.stderr
