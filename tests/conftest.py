@@ -34,14 +34,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--all"):
         return
     named = {argument.rpartition("::")[2] for argument in config.args if "::" in argument}
-    kept, left = [], []
+    kept, left, seen = [], [], set[str]()
     for item in items:
+        function = item.nodeid.partition("[")[0]
         if item.name in named or getattr(item, "originalname", "") in named:
-            kept.append(item)
-            continue
-        grid = item.get_closest_marker("grid")
-        is_left = grid is not None and hasattr(item, "callspec") and zlib.crc32(item.nodeid.encode()) % grid.args[0]
-        (left if is_left or item.get_closest_marker("long") else kept).append(item)
+            chosen = True
+        elif grid := item.get_closest_marker("grid"):  # of each function at least one case
+            chosen = function not in seen or zlib.crc32(item.nodeid.encode()) % grid.args[0] == 0
+        else:
+            chosen = True
+        chosen &= item.get_closest_marker("long") is None or item.name in named
+        seen.add(function)
+        (kept if chosen else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
 

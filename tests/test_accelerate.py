@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import anyrnn
 from zoo import close, flat, gradients, loss_of
 
+pytestmark = pytest.mark.grid(2)
+
 T, B, I, H = 5, 3, 4, 6
 
 KINDS = {

@@ -661,6 +661,7 @@ def test_the_feedback_may_be_a_function_and_runs_compiled():
 # ---- Where PyTorch traces ----
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("name", CASES)
 def test_below_torch_compile(name, lengths):

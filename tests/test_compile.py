@@ -213,6 +213,7 @@ def sized(T, B):
     return x, torch.randint(1, T + 1, (B,))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("how", ["dynamic=True", "marked", "found"])
 def test_sizes_that_change_are_compiled_for_once(how):
     """PyTorch finds out by itself that sizes change when it meets the second ones; told so, it need not."""
@@ -355,6 +356,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_of_the_cell_after_compilation_is_seen(what, monkeypatch):
     torch._dynamo.reset()
@@ -427,6 +429,7 @@ def test_a_cell_that_cannot_be_recorded_is_traced_step_by_step_in_a_short_sequen
     compare([got, *gradients_of(got, x)], [want, *gradients_of(want, x)])
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("cell", [Reading, Moving])
 @pytest.mark.parametrize("lengths", [None, [20, 3, 0]], ids=["full", "ragged"])
 def test_a_cell_that_cannot_be_recorded_breaks_the_graph_in_a_long_or_ragged_one_and_says_why(cell, lengths):
@@ -441,6 +444,7 @@ def test_a_cell_that_cannot_be_recorded_breaks_the_graph_in_a_long_or_ragged_one
         torch.compile(model, fullgraph=True, backend="aot_eager")(x, lengths)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("engine", ["reference", "torch", "cpu"])
 def test_an_engine_that_is_asked_for_by_name_is_asked_for_below_compile(engine, monkeypatch):
     torch._dynamo.reset()

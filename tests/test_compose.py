@@ -82,7 +82,7 @@ def both(layer, x, *arguments, **options):
     return results
 
 
-@pytest.mark.grid(2)
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("pair", TABLE, ids="-".join)
 def test_every_cell_is_wrapped_and_compiled_or_refused_with_the_reason(pair):
     wrapper, name = pair

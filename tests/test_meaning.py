@@ -27,7 +27,7 @@ from zoo import (
 )
 
 BOTH = [(case, engine, direction) for case, engine in PAIRS for direction in ("forward", "backward")]
-pytestmark = pytest.mark.grid(4)
+pytestmark = pytest.mark.grid(6)
 every = pytest.mark.parametrize(("case", "engine", "direction"), BOTH, ids=ids(BOTH))
 of_layers = pytest.mark.parametrize(("case", "engine"), LAYER_PAIRS, ids=ids(LAYER_PAIRS))
 # A batch that no kernel takes is the reference's, unless an engine is asked for by name.

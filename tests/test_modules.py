@@ -17,6 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import anyrnn
 from zoo import CASES, B, H, I, T, close, flat, gradients, layer_state, loss_of, plain_layer, x_of
 
+pytestmark = pytest.mark.grid(2)
+
 LAYERS = {
     "RNN": anyrnn.RNN,
     "LSTM": anyrnn.LSTM,

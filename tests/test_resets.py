@@ -250,6 +250,7 @@ def test_weights_that_are_put_in_for_a_call_are_used():
     close(torch.func.functional_call(layer, weights, (x,), {"reset": reset}), other(x, reset=reset))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("name", ["LSTM", "ConcatLSTM"])
 def test_resets_below_torch_compile(name):

@@ -53,6 +53,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_compiled_is_not_slower_than_the_plain_loop(case: Case):
     slow = {}

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import anyrnn
 from zoo import ConcatLSTM, H, I, MixedSizes, close, flat, gradients, loss_of, plain, x_of
 
+pytestmark = pytest.mark.grid(2)
+
 T, B = 4, 3
 LENGTHS = [4, 0, 2]
 
@@ -261,6 +263,7 @@ def test_dropout_acts_on_the_output_of_every_layer_but_the_last(connect, engine)
         close([layer(x)[0]], [layer(x)[0]])
 
 
+@pytest.mark.grid(2)
 @pytest.mark.usefixtures("_compiled_anew")
 @pytest.mark.parametrize("connect", CONNECTIONS)
 def test_below_torch_compile_and_export(connect):

@@ -352,6 +352,7 @@ COMPILED = [
 ]  # fmt: skip
 
 
+@pytest.mark.grid(2)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", COMPILED)
 def test_below_torch_compile_it_is_the_same_without_graph_breaks(name):

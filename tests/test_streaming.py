@@ -60,6 +60,7 @@ def assert_equal(got, want, tolerance):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_streamed_is_chunked_is_whole_for_every_cell(case):
     torch.manual_seed(0)

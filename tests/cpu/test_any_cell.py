@@ -181,6 +181,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_right_or_refused(name, runs):
     full = (*CALL[:2], None, *CALL[3:])

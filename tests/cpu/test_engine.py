@@ -101,6 +101,7 @@ PROCESSORS = [
 ]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name, case", PROCESSORS, ids=ids(PROCESSORS))
 def test_older_processors_compute_the_same(name, case, monkeypatch, runs):
     monkeypatch.setenv("ANYRNN_CPU", name)

@@ -21,6 +21,8 @@ from anyrnn.engines.cpu.math import EMIT, ULP
 from anyrnn.engines.cpu.vectors import DOUBLE as DOUBLE_FORMAT
 from anyrnn.engines.cpu.vectors import FLOAT as SINGLE_FORMAT
 
+pytestmark = pytest.mark.grid(2)
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -239,6 +239,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.grid(2)
 @pooled
 @pytest.mark.parametrize(
     "start, workers, expected",

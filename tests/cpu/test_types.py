@@ -142,6 +142,7 @@ def assert_refused(step, dtype, reason, runs):
     assert not runs
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=["single", "double"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_type_that_makes_a_difference_is_refused(name, dtype, runs):

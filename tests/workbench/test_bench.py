@@ -228,6 +228,7 @@ def test_a_bench_shows_the_machine_the_engine_every_time_and_what_is_missing(mon
         assert f"Not measured: {name} not installed: pip install 'anyrnn[bench]'" in lines
 
 
+@pytest.mark.long
 def test_a_cell_of_ones_own_is_measured_beside_its_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bench_cells.py").write_text("import torch\n\nclass Mine(torch.nn.GRUCell):\n    pass\n")

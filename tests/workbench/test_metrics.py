@@ -141,6 +141,7 @@ def test_a_metric_that_does_not_fit_is_refused(name: str, classes: bool, message
 # What it decides
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", CLASS_METRICS)
 def test_the_metric_is_the_score_of_runs_networks_and_baselines(name: str) -> None:
     results = compare(unbalanced(), ["rnn", "gru"], seeds=2, settings=replace(QUICK, metric=name))

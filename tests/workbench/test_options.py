@@ -44,6 +44,7 @@ def losses(results: Results) -> list[float]:
     return [point.train_loss for point in results.entries[0].runs[0].history]
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize(
     "option",
     [
@@ -121,6 +122,7 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], messag
         Settings(**wrong)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("cell", ["lstm", "bilstm", "lstm-2", "indrnn", "own_cell_of_options:Own"])
 def test_a_network_of_several_layers_and_directions_is_opened_again(
     few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str
