@@ -131,6 +131,24 @@ class Entry(Generic[M]):
         """The mean over the seeds."""
         return statistics.mean(run.seconds for run in self.runs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `results.json` has it."""
+        names = self.runs[0].scores
+        means = {name: statistics.fmean(run.scores[name] for run in self.runs) for name in names}
+        return {
+            "name": self.model.network.name,
+            "title": self.model.network.title,
+            "layer": repr(self.model.layer),
+            "parameters": self.parameters,
+            "engines": list(self.engines),
+            "score_mean": self.score_mean,
+            "score_std": self.score_std,
+            "train_seconds": self.train_seconds,
+            "step_microseconds": self.step_microseconds,
+            "scores": known_scores(means),
+            "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in self.runs],
+        }
+
 
 @dataclass(frozen=True, repr=False)
 class Outcome(ABC, Generic[D, M]):
@@ -579,22 +597,8 @@ def _with_finished(results: Results, trained: dict[int, tuple[Model, Run]]) -> I
 
 
 def _entry_dict(entry: Entry[Model], data: Dataset) -> dict[str, Any]:
-    names = entry.runs[0].scores
-    means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
-    return {
-        "name": entry.model.network.name,
-        "title": entry.model.network.title,
-        "layer": repr(entry.model.layer),
-        "parameters": entry.parameters,
-        "engines": list(entry.engines),
-        "score_mean": entry.score_mean,
-        "score_std": entry.score_std,
-        "train_seconds": entry.train_seconds,
-        "step_microseconds": entry.step_microseconds,
-        "scores": known_scores(means),
-        "per_class": None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist()),
-        "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in entry.runs],
-    }
+    per_class = None if data.classes is None else _per_class(entry, data.classes, data.test.y.tolist())
+    return {**entry.to_dict(), "per_class": per_class}
 
 
 def _per_class(entry: Entry[Model], classes: Sequence[str], y: Sequence[int]) -> list[dict[str, Any]]:

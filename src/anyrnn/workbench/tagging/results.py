@@ -1,7 +1,6 @@
 """Taggers compared on the same steps: what is shown, and what is saved."""
 
 import platform
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -124,7 +123,7 @@ class TagResults(Outcome[Tagging, TrainedTagger]):
                 "percent": self._metric.percent,
             },
             "seeds": list(self.seeds),
-            "models": [_entry_dict(entry) for entry in self.entries],
+            "models": [entry.to_dict() for entry in self.entries],
             "causal": [entry.model.network.name for entry in self.entries if entry.model.causal],
             "unfinished": list(self.unfinished),
             "baselines": [
@@ -233,21 +232,3 @@ def _compare(
         if on_network is not None:
             on_network(results)
     return results
-
-
-def _entry_dict(entry: Entry[TrainedTagger]) -> dict[str, Any]:
-    names = entry.runs[0].scores
-    means = {name: statistics.fmean(run.scores[name] for run in entry.runs) for name in names}
-    return {
-        "name": entry.model.network.name,
-        "title": entry.model.network.title,
-        "layer": repr(entry.model.layer),
-        "parameters": entry.parameters,
-        "engines": list(entry.engines),
-        "score_mean": entry.score_mean,
-        "score_std": entry.score_std,
-        "train_seconds": entry.train_seconds,
-        "step_microseconds": entry.step_microseconds,
-        "scores": known_scores(means),
-        "runs": [{**asdict(run), "scores": known_scores(run.scores)} for run in entry.runs],
-    }
