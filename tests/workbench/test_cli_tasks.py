@@ -84,7 +84,9 @@ def test_a_text_is_fitted_with_nats_and_bits_beside_counts(here: Path) -> None:
     result = invoke("fit", book(here / "book.txt"), "--steps", 8, *QUICK, "--threads", 1)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "book: 1,872 training, 104 validation and 104 test characters, 15 different ones\n" in result.stdout
-    assert re.search(r"^\[1/1\] LSTM, seed 0: validation loss \d\.\d+, about 0 s left$", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^\[1/1\] LSTM, seed 0: validation loss \d\.\d+, [\d,]+ tokens/s, about 0 s left$", result.stdout, re.M
+    )
     assert re.search(r"^network +bits a character +nats +parameters", result.stdout, re.MULTILINE)
     rows = re.findall(
         r"^(LSTM|counts of .*?|frequencies .*?)  +(\d\.\d{3}) +(\d\.\d{3})\b", result.stdout, re.MULTILINE
