@@ -20,12 +20,14 @@ from test_jobs import content, without_times
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import checkpoint as checkpoint_module
 from anyrnn.workbench import forecast, language, loop, tagging
+from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.forecast.train import ForecastLesson
 from anyrnn.workbench.language.text import Part, Text, Vocabulary
 from anyrnn.workbench.language.train import TextLesson
 from anyrnn.workbench.models import network
 from anyrnn.workbench.processes import World
 from anyrnn.workbench.tagging.train import TagLesson
+from anyrnn.workbench.training import Training
 from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.work import Done, Job, Order, Work, done, outcome, pickled
 
@@ -125,6 +127,34 @@ def test_a_run_of_any_task_goes_on_to_the_same_bits(
         )
     assert [record["epoch"] for record in heard] == [3, 4]
     assert content(again) == content(whole)
+
+
+@pytest.mark.usefixtures("plainly")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_text_goes_on_within_an_epoch_with_the_state_that_was_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "_SHARE", float("inf"))  # one after each update
+    task, updates = TASKS["text"], []
+    lesson = TextLesson(verse(), replace(task.settings, epochs=2).resolved(verse()))
+    model, run = lesson.train(network(cell), 1)
+    update = Training.update
+
+    def counted(self: Any, loss: torch.Tensor) -> None:
+        updates.append(self.course.next)
+        if len(updates) == 15:
+            raise CutError
+        update(self, loss)
+
+    monkeypatch.setattr(Training, "update", counted)
+    with pytest.raises(CutError):
+        lesson.train(network(cell), 1, None, Checkpoints(tmp_path, {}))
+    assert updates[-6:] == [2] * 6  # the sixth update of the second epoch failed
+    again, found = lesson.train(network(cell), 1, None, Checkpoints(tmp_path, {}))
+    assert updates[15:] == [2] * 4  # of nine, five were kept
+    assert without_times(found.to_dict()) == without_times(run.to_dict())
+    there, here = model.module.state_dict(), again.module.state_dict()
+    assert all(torch.equal(there[name], here[name]) for name in there | here)
 
 
 def test_other_data_are_refused_by_name(tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ class Training(ABC, Generic[M, R]):
         self.model, self.settings, self.seed = model, settings, seed
         self.optimizer, self.rate, self.course, self.amount = optimizer, rate, course, amount
         self.world, self.seconds = world(), 0.0
-        self._before = 0.0  # the seconds spent until this epoch began
+        self._before = self._since = (
+            0.0  # the seconds spent until this epoch began, and the time up to which they count
+        )
+        self._place: Mapping[str, Any] | None = None
+        self._checkpoints: Checkpoints | None = None
 
     @abstractmethod
     def learn(self) -> float:
@@ -116,7 +120,7 @@ class Training(ABC, Generic[M, R]):
     def run(self, tell: Tell, checkpoints: Checkpoints | None) -> tuple[M, R]:
         """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
         module = self.model.module
-        kept = None if checkpoints is None else self.world.of_first(checkpoints.load)
+        kept, self._checkpoints = None if checkpoints is None else self.world.of_first(checkpoints.load), checkpoints
         if kept is not None and "run" in kept:
             module.load_state_dict(kept["weights"])
             module.eval()
@@ -130,8 +134,8 @@ class Training(ABC, Generic[M, R]):
             pace = self.amount / max(self.seconds - self._before, 1e-9)
             self._before = self.seconds
             tell(EpochEnd(point, ended, self.optimizer.param_groups[0]["lr"], self.seconds, pace))
-            if checkpoints is not None and not ended:
-                self._keep(checkpoints)
+            if not ended:
+                self.keep()
         run: Any = self.outcome(self.course.take_best(module))
         module.eval()
         if checkpoints is not None and self.world.first:
@@ -155,25 +159,41 @@ class Training(ABC, Generic[M, R]):
                 f"{loss}; expected finite numbers; a lower learning rate than {self.settings.learning_rate} may help"
             )
 
+    def keep(self, place: Mapping[str, Any] | None = None) -> None:
+        """Keep a checkpoint, if it is time to: each process has a part of it, and the first one writes.
+
+        Args:
+            place: Within an epoch, how far that is: `learn` finds it by `place` if the training goes on from here.
+        """
+        checkpoints = self._checkpoints
+        if checkpoints is None or not self.world.of_first(lambda: checkpoints.due):
+            return
+        if place is not None:
+            self._spend()
+        state = self._state(place)
+        if self.world.first:
+            checkpoints.save(state)
+
+    def place(self) -> Mapping[str, Any] | None:
+        """How far the epoch was when the training was cut off; None: it begins."""
+        place, self._place = self._place, None
+        return place
+
     def _epoch(self) -> None:
-        epoch, start = self.course.next, time.perf_counter()
+        epoch, self._since = self.course.next, time.perf_counter()
         loss = self.learn()
-        self.seconds += time.perf_counter() - start
+        self._spend()
         point, rank = self.scored(epoch, loss)
         self.course.add(point, rank, self.model.module)
         if point.validation_loss is not None:
             self.rate.after_epoch(point.validation_loss)
 
-    def _keep(self, checkpoints: Checkpoints) -> None:
-        """Keep a checkpoint, if it is time to: each process has a part of it, and the first one writes."""
-        if not self.world.of_first(lambda: checkpoints.due):
-            return
-        state = self._state()
-        if self.world.first:
-            checkpoints.save(state)
+    def _spend(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _state(self) -> dict[str, Any]:
-        """All that the coming epochs depend on."""
+    def _state(self, place: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All that the coming updates depend on."""
         return {
             "weights": self.model.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -181,6 +201,8 @@ class Training(ABC, Generic[M, R]):
             "drawn": self.drawn(),
             "random": self.world.each(torch.get_rng_state()),
             "seconds": self.seconds,
+            "before": self._before,
+            "place": place,
             "course": self.course.state(),
         }
 
@@ -190,7 +212,7 @@ class Training(ABC, Generic[M, R]):
         self.rate.load_state_dict(state["rate"])
         self.draw_from(state["drawn"])
         torch.set_rng_state(state["random"][self.world.rank].clone())
-        self.seconds = self._before = state["seconds"]
+        self.seconds, self._before, self._place = state["seconds"], state["before"], state["place"]
         self.course.restore(state["course"], Epoch)
 
 

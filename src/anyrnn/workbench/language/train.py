@@ -10,6 +10,7 @@ become better for some epochs; the weights are those of the best one. The test p
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -204,13 +205,17 @@ class _Training(Training[TrainedText, TextRun]):
         """Read the training part once: its mean loss."""
         module = self.model.module
         module.train()
-        total, state = 0.0, None
-        for chunk in anyrnn.chunks(self.rows, self.steps, batch=len(self.rows)):
+        place = self.place() or {"chunk": 0, "total": 0.0, "state": None}
+        total: float = place["total"]
+        state = place["state"]
+        chunks = enumerate(anyrnn.chunks(self.rows, self.steps, batch=len(self.rows)), 1)
+        for k, chunk in islice(chunks, place["chunk"], None):
             tokens, target = chunk.data
             logits, state = module.logits(tokens, anyrnn.detach(state))
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
             self.update(loss)
             total += loss.item() * target.numel()
+            self.keep({"chunk": k, "total": total, "state": state})  # an epoch may take hours
         return total / self.amount
 
     def scored(self, epoch: int, loss: float) -> tuple[Epoch, tuple[float, ...] | None]:
