@@ -1,6 +1,7 @@
 """The loop over networks and seeds, for every task: kept as it goes, gone on with to the same bits, done elsewhere."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,18 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_jobs import content, without_times
+from test_jobs import SETTINGS, content, sums, without_times
 
+from anyrnn import workbench
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import checkpoint as checkpoint_module
-from anyrnn.workbench import forecast, language, loop, tagging
+from anyrnn.workbench import forecast, jobs, language, loop, tagging
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.forecast.train import ForecastLesson
 from anyrnn.workbench.language.text import Part, Text, Vocabulary
 from anyrnn.workbench.language.train import TextLesson
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import network
 from anyrnn.workbench.processes import World
 from anyrnn.workbench.tagging.train import TagLesson
+from anyrnn.workbench.train import SequenceLesson
 from anyrnn.workbench.training import Training
 from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.work import Done, Job, Order, Work, done, outcome, pickled
@@ -223,14 +227,41 @@ def test_what_is_done_elsewhere_comes_back_as_if_it_were_done_here(task: Task) -
     assert again.layer.training is model.layer.training is False
 
 
-@pytest.mark.parametrize("name", ["text", *(pytest.param(name, marks=pytest.mark.long) for name in TASKS)])
-def test_workers_give_the_bits_of_one_process(name: str, tmp_path: Path) -> None:
-    task = TASKS[name]
-    for workers in (1, 2):
+@pytest.mark.parametrize(
+    "name", ["text", *(pytest.param(name, marks=pytest.mark.long) for name in ("sequences", "tagging", "forecast"))]
+)
+def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_job(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {**TASKS, "sequences": Task(workbench, sums, SETTINGS, SequenceLesson)}[name]
+    arguments: dict[str, Any] = {"cells": ["gru", "rnn"], "seeds": 2, "settings": task.settings}
+    task.module.compare(task.data(), **arguments, folder=tmp_path / "one")
+    heard, killed = jobs._Processes._heard, []
+
+    def kill_first(self: Any, worker: Any, message: Any) -> Any:
+        if isinstance(message, EpochEnd) and message.epoch.epoch == 3 and not killed:
+            killed.append(str(worker.job))
+            worker._process.kill()
+        return heard(self, worker, message)
+
+    monkeypatch.setattr(jobs._Processes, "_heard", kill_first)
+    shares, networks = [], []
+    with pytest.warns(UserWarning, match="its worker process was killed") as warned:
         task.module.compare(
-            task.data(), ["rnn"], seeds=2, settings=task.settings, folder=tmp_path / str(workers), workers=workers
+            task.data(),
+            **arguments,
+            folder=tmp_path / "two",
+            workers=2,
+            on_epoch=lambda now: shares.append((now.share_before, now.share)),
+            on_network=lambda results: networks.append(results.entries[-1].model.network.name),
         )
-    assert content(tmp_path / "2") == content(tmp_path / "1")
+    (said,) = (str(each.message) for each in warned)
+    assert said == f"{killed[0]}: its worker process was killed (SIGKILL); this training run is tried again"
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert networks == ["gru", "rnn"]
+    assert [after for _, after in shares] == [pytest.approx(k / 16) for k in range(1, 17)]
+    assert [before for before, _ in shares] == [pytest.approx(k / 16) for k in range(16)]
+    assert not multiprocessing.active_children()
 
 
 # What is told, and what is refused
