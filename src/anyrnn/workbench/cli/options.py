@@ -272,8 +272,8 @@ PATIENCE = Option(
 METRIC = Option(
     "metric", "--metric", str, _TRAINING,
     f"What chooses epochs and networks. For classes: {', '.join(CLASS_METRICS)}; for a number: "
-    f"{', '.join(NUMBER_METRICS)}; for tags that are BIO: {', '.join(SPAN_METRICS)}; for forecasts, networks alone: "
-    f"{', '.join(CHOICES)}.",
+    f"{', '.join(NUMBER_METRICS)}; for tags of spans (BIO, BIOES): {', '.join(SPAN_METRICS)}; for "
+    f"forecasts, networks alone: {', '.join(CHOICES)}.",
     metavar="NAME", default="the first; tagging: span-f1, or macro-f1; forecasts: mase", example="accuracy",
     values=(*CLASS_METRICS, *NUMBER_METRICS, *SPAN_METRICS, *CHOICES),
 )  # fmt: skip

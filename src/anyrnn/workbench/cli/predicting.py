@@ -86,8 +86,8 @@ def _predict(given: Given) -> None:
 
 def _tag(given: Given) -> None:
     model = tagging.open_tag_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
-    columns = {name: given[name] for name in ("id_column", "time_column", "target_column") if name in given}
-    found = tagging.predict(model, given["source"], **columns)
+    asked = ("id_column", "time_column", "target_column", "encoding")
+    found = tagging.predict(model, given["source"], **{name: given[name] for name in asked if name in given})
     _write(found.csv(), given)
     for note in (*found.notes, *filter(None, [found.verdict])):
         errors.print(note, soft_wrap=True)

@@ -115,6 +115,7 @@ class TagResults(Outcome[Tagging, TrainedTagger]):
                 "id_column": data.id_column,
                 "time_column": data.time_column,
                 "group_column": data.group_column,
+                "gaps": data.gaps,
             },
             "settings": asdict(self.settings),
             "metric": {

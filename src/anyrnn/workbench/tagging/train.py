@@ -107,6 +107,7 @@ class _Training:
             module=module,
             id_column=data.id_column,
             time_column=data.time_column,
+            reading=data.reading,
         )
         self.settings, self.seed, self.metric = settings, seed, settings.metric_for(data)
         self.class_weights = settings.class_weights(data.train.flat, classes)
