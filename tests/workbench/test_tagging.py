@@ -890,7 +890,7 @@ def test_the_file_that_init_writes_is_one_of_rivers(tmp_path):
     [
         (("--causal", "--cell", "bilstm"), "reads what comes after a step"),
         (("--horizon", "3"), "--horizon is for forecasts, and the task here is tagging"),
-        (("--pool", "mean"), "nothing is pooled"),
+        (("--pool", "mean"), "--pool is for sequences, and the task here is tagging"),
         (("--id", "a"), "has no columns to name"),
         (("--metric", "f1"), "got 'f1', expected one of span-f1"),
     ],

@@ -121,6 +121,16 @@ def with_words_of(
     )
 
 
+def test_beside(path: str) -> Path | None:
+    """X_TEST.ts beside X_TRAIN.ts; None if there is none."""
+    name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(path).name)
+    if name is None:
+        return None
+    word = "TEST" if name[2] else "Test" if name[3] else "test"
+    beside = Path(path).with_name(f"{name[1]}{word}{name[4]}")
+    return beside if beside.exists() else None
+
+
 def given_test_of(
     source: str | Frame,
     test: str | Frame | None,
@@ -136,16 +146,8 @@ def given_test_of(
         )
     split = f"the test part is {test}, as asked for"
     if test is None:
-        name = (
-            None
-            if isinstance(source, Frame)
-            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
-        )
-        if name is None:
-            return None, ""
-        word = "TEST" if name[2] else "Test" if name[3] else "test"
-        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
-        if not beside.exists():
+        beside = None if isinstance(source, Frame) else test_beside(own.path)
+        if beside is None:
             return None, ""
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
     if is_ts(test) != is_ts(own.path):

@@ -7,6 +7,8 @@ from pathlib import Path
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.idle import refuse_idle
+from anyrnn.workbench.cli.options import PREDICT
 from anyrnn.workbench.cli.output import errors, out_stream
 from anyrnn.workbench.cli.tasks import series_target
 from anyrnn.workbench.data import load_for_prediction
@@ -23,6 +25,7 @@ def predict(given: Given) -> None:
     if out is not None:
         check_file(out, given.get("overwrite", False))
     _keep_off_path(folder)
+    refuse_idle("predict", PREDICT, given)
     kind = kind_of(folder)
     if kind == "text":
         raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
@@ -101,7 +104,7 @@ def _forecast(given: Given) -> None:
         series_target(given["target_column"]) if "target_column" in given else model.target_columns or model.target,
         *model.names,
     )
-    ahead = forecast.predict(model, given["source"], columns)
+    ahead = forecast.predict(model, given["source"], columns, encoding=given.get("encoding"))
     _write(ahead.csv(), given)
     for note in ahead.notes:
         errors.print(note, soft_wrap=True)
