@@ -116,3 +116,9 @@ def test_an_option_that_needs_another_is_refused_without_it(
     result = invoke(*arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert says in result.stderr
+
+
+def test_the_help_of_tune_is_of_its_own_tasks_alone() -> None:
+    words = " ".join(invoke("tune", "--help").stdout.split())
+    assert "[default: 20, more if the sequences are few] " in words
+    assert not re.search("tagging|forecast|texts?:|series,|spans|TEXT", words)

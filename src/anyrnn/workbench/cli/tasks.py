@@ -167,12 +167,14 @@ def described(option: Option, verb: Verb) -> str:
     """What the help of a command says of an option in brackets: for which tasks it is, and its default there."""
     kinds = [kind for kind in KINDS if option.name in kind.words(verb)]
     tasks = f"for {' and '.join(kind.plural for kind in kinds)}" if len(kinds) < len(KINDS) else ""
-    if option.default is not None:
-        default = option.default
-    else:
-        defaults = {kind.plural: said for kind in kinds if (said := written(kind.default(verb, option.name)))}
-        first = next(iter(defaults.values()), "")
-        default = first + "".join(f"; {plural}: {said}" for plural, said in defaults.items() if said != first)
+    found = {kind.plural: option.default_of(kind.plural) or written(kind.default(verb, option.name)) for kind in kinds}
+    defaults = {plural: said for plural, said in found.items() if said}
+    first = next(iter(defaults.values()), "")
+    others: dict[str, list[str]] = {}
+    for plural, said in defaults.items():
+        if said != first:
+            others.setdefault(said, []).append(plural)
+    default = "; ".join([first, *(f"{', '.join(plurals)}: {said}" for said, plurals in others.items())])
     return "; ".join(filter(None, (tasks, default and f"default: {default}")))
 
 
