@@ -277,6 +277,11 @@ def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path)
         (["predict", "RUNS/book", "book.txt"], "a run of a text, which goes on with `anyrnn generate .*/book`"),
         (["predict", "RUNS/sold", "sold.csv", "--id", "shap"], "column 'shap' is not there.*Did you mean 'shop'?"),
         (["predict", "RUNS/sold", "nowhere.csv"], "nowhere.csv"),
+        (
+            ["predict", "RUNS/steps", "RUNS/steps.csv", "--target", "z"],
+            r"column 'z', the truth \(--target\), is not there",
+        ),
+        (["predict", "RUNS/steps", "RUNS/steps.csv", "--out", "RUNS", "--overwrite"], "this is no file, but a folder"),
         (["generate", "nowhere"], "nowhere: there is no such folder"),
         (["init", "--out", "book.txt"], "book.txt: this is there already"),
     ],

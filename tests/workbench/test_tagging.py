@@ -861,6 +861,7 @@ def test_rows_are_tagged_from_the_command_line(tmp_path):
     assert {line["prediction"] for line in lines} <= {"high", "low"}
     assert "accuracy" in said.stderr
     assert "of 294 steps" in said.stderr
+    assert "column 'z', the truth (--target), is not there" in invoke("predict", folder, path, "--target", "z").stderr
 
 
 def test_words_are_tagged_from_the_command_line_by_the_name_of_their_file(tmp_path):

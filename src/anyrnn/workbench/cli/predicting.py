@@ -76,6 +76,7 @@ def _predict(given: Given) -> None:
         trained_reading=trained.reading,
         encoding=given.get("encoding"),
     )
+    _need_truth(given, is_there=bool(inputs.truths))
     predictions = trained.predict(inputs.x)
     _write(csv_text(inputs, predictions, trained.classes), given)
     for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
@@ -91,6 +92,7 @@ def _tag(given: Given) -> None:
     model = tagging.open_tag_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
     asked = ("id_column", "time_column", "target_column", "encoding")
     found = tagging.predict(model, given["source"], **{name: given[name] for name in asked if name in given})
+    _need_truth(given, is_there=found.read.targets is not None)
     _write(found.csv(), given)
     for note in (*found.notes, *filter(None, [found.verdict])):
         errors.print(note, soft_wrap=True)
@@ -108,6 +110,15 @@ def _forecast(given: Given) -> None:
     _write(ahead.csv(), given)
     for note in ahead.notes:
         errors.print(note, soft_wrap=True)
+
+
+def _need_truth(given: Given, *, is_there: bool) -> None:
+    """A column with the truth that is named has to be there; that of the training need not."""
+    if "target_column" in given and not is_there:
+        raise AnyRNNError(
+            f"{given['source']}: column {given['target_column']!r}, the truth (--target), is not there; leave it "
+            "out if there is none"
+        )
 
 
 def _write(text: str, given: Given) -> None:
