@@ -241,7 +241,7 @@ class TrainedTagger:
 
         Raises:
             AnyRNNError: for a sequence of another form, or one that is not all finite, or so far from those of the
-                training that the answer is not.
+                training that the answer is not. NaN is taken as missing where values could be missing in training, too.
         """
         read = [self._read(k, each) for k, each in enumerate(sequences)]
         answers = outputs(self.module, read)
