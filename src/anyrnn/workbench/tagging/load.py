@@ -357,6 +357,7 @@ def _drawn(own: Read, whole: Steps, test_fraction: float, seed: int) -> tuple[St
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another; give "
             "a file with the test part (test, --test), or cut it into pieces, by year say, with an id each"
+            + ("; if it is a table, name its --id" if own.table is None and format_of(own.path) == ".tsv" else "")
         )
     # Which sequences are in one part is decided by their names and groups, as for whole sequences.
     train, test, how = split(_named(whole), None, _flat(own), test_fraction, seed)

@@ -83,7 +83,7 @@ class Predicted:
             return ""
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items() if math.isfinite(value))
         of_all = "" if self.scored == self.steps else f" of {self.steps:,}"
-        return f"{numbers} on {self.scored:,}{of_all} steps"
+        return f"{numbers} on {self.scored:,}{of_all} step{'s' if self.steps > 1 else ''}"
 
 
 def predict(
