@@ -20,7 +20,7 @@ from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
-from anyrnn.workbench.reading import Reading
+from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of
 from anyrnn.workbench.split import split, split_validation
@@ -100,12 +100,7 @@ class Dataset:
                     f"{self.name}: group {min(both)!r} is in the training and in the validation part, expected each "
                     "group in one part"
                 )
-        never = torch.cat(self.train.x).isnan().all(0)
-        if never.any():
-            raise AnyRNNError(
-                f"{self.name}: feature {self.features[int(never.int().argmax())]!r} is missing in every step of the "
-                "training part; name the features without it (feature_columns, --features)"
-            )
+        check_seen(self.name, self.features, self.train.x)
 
     @property
     def parts(self) -> tuple[Sequences, ...]:
@@ -131,9 +126,7 @@ class Dataset:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        if self.reading is None:
-            return Scaler.fit(self.train, self.missing, self.gaps)
-        return Scaler.fit(self.train, self.missing, self.gaps, self.reading.clock, self.reading.of_words)
+        return scaler_for(self.train, self.missing, self.gaps, self.reading)
 
     @property
     def task(self) -> Task:

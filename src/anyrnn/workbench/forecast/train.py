@@ -112,6 +112,11 @@ class ForecastSettings:
         """L for these series."""
         least = min(map(data.train_end, data.series))
         longest = least - (data.horizon if self.head == "direct" else 1)
+        if self.context is not None and self.context > longest > 0:
+            raise AnyRNNError(
+                f"settings: got context={self.context}, expected at most {longest}: the shortest training part has "
+                f"{least} steps"
+            )
         wanted = self.context or max(2 * data.season, 2 * data.horizon, _LEAST_CONTEXT)
         return max(1, min(wanted, longest))
 
