@@ -2,7 +2,7 @@
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,7 @@ import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.explain import explain
 from anyrnn.workbench.doctor import machine
-from anyrnn.workbench.forecast.metrics import METRICS, mase_scales, point_metrics
+from anyrnn.workbench.forecast.metrics import METRICS, by_step, mase_scales, point_metrics
 from anyrnn.workbench.forecast.model import TrainedForecaster, build
 from anyrnn.workbench.forecast.naive import baselines
 from anyrnn.workbench.forecast.report import Example, render
@@ -36,11 +36,11 @@ CHOICES = tuple(name for name in METRICS if name != "coverage")
 
 @dataclass(frozen=True)
 class NaiveForecast:
-    """A baseline: its name, its metrics on the test part, and the mean absolute error of each step."""
+    """A baseline: its name, its metrics on the test part, and its errors at each step by name."""
 
     name: str
     metrics: dict[str, float]
-    by_step: tuple[float, ...]
+    by_step: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:
     found = []
     for name, guess in baselines(data.season).items():
         said = guess(data, test)
-        found.append(NaiveForecast(name, point_metrics(y, said, scales), tuple(np.abs(y - said).mean(0).tolist())))
+        found.append(NaiveForecast(name, point_metrics(y, said, scales), by_step(y, said)))
     return tuple(found)
 
 
@@ -409,7 +409,7 @@ def _entry_dict(entry: ForecastEntry, metric: str) -> dict[str, Any]:
             "epoch": run.epoch,
             "base": run.base,
             "metrics": run.metrics,
-            "by_step": list(run.by_step),
+            "by_step": run.by_step,
             "seconds": run.seconds,
             "history": [asdict(epoch) for epoch in run.history],
         }

@@ -9,7 +9,7 @@ of the best one. The test part decides nothing.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.course import Course
-from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
+from anyrnn.workbench.forecast.metrics import by_step, mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import (
     HEADS,
     Forecaster,
@@ -121,7 +121,7 @@ class ForecastRun:
         epoch: The one whose weights were kept: that with the best validation loss.
         base: What forecasts are differences from: "naive" or "seasonal naive", the better one on validation.
         metrics: On the test part, by name.
-        by_step: The mean absolute error of each step of the forecast.
+        by_step: Of each step of the forecast the errors, by name: see `metrics.by_step`.
         seconds: Spent on training; scoring is not in it.
         history: The learning curve.
         forecasts: The forecasts of the test part (N, h), and its quantiles (N, h, Q), as read, not scaled.
@@ -131,7 +131,7 @@ class ForecastRun:
     epoch: int
     base: str
     metrics: dict[str, float]
-    by_step: tuple[float, ...]
+    by_step: Mapping[str, tuple[float, ...]]
     seconds: float
     history: tuple[ForecastEpoch, ...]
     forecasts: Array
@@ -276,7 +276,7 @@ def _train(
         network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
         data.time_column, data.target_columns,
     )  # fmt: skip
-    run = ForecastRun(seed, kept, base, {}, (), training.seconds, tuple(history), np.empty(0), np.empty(0))
+    run = ForecastRun(seed, kept, base, {}, {}, training.seconds, tuple(history), np.empty(0), np.empty(0))
     if not data.test_steps:
         return model, run
     test = data.origins("test")
@@ -286,8 +286,7 @@ def _train(
     metrics = point_metrics(y, point, mase_scales(data, test))
     if len(settings.quantiles) > 1:
         metrics |= quantile_metrics(y, values, settings.quantiles)
-    by_step = tuple(np.abs(y - point).mean(0).tolist())
-    return model, replace(run, metrics=metrics, by_step=by_step, forecasts=point, quantiles=values)
+    return model, replace(run, metrics=metrics, by_step=by_step(y, point), forecasts=point, quantiles=values)
 
 
 def _scaled_truth(data: Forecasting, scaled: Scaled, origins: Origins) -> Tensor:
