@@ -5,7 +5,7 @@
     python benchmarks/series.py ett ETTh1.csv etth1.csv
 
 * **M4** (https://github.com/Mcompetitions/M4-methods, Makridakis and others 2020, who name no
-  licence): a row for each series becomes a row for each step. The last 48 steps of each series are the competition's test part.
+  licence): a row for each series becomes a row for each step. The last 48 steps of each are its test part.
 * **Exchange rates** of eight countries by day (https://github.com/laiguokun/multivariate-time-series-data, Lai and
   others 2018, who name no licence): its columns get names. Their test part is the last fifth.
 * **ETT** (https://github.com/zhouhaoyi/ETDataset, Zhou and others 2021; CC BY-ND 4.0: what is written here is for your

@@ -21,7 +21,7 @@ from anyrnn.workbench.forecast import (
     load_series,
     open_forecast_run,
 )
-from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
+from anyrnn.workbench.forecast.metrics import by_step, mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import Form, Windows, build, forecast, losses
 from anyrnn.workbench.forecast.naive import drift, mean, naive, seasonal_naive
 from anyrnn.workbench.forecast.predict import predict
@@ -137,11 +137,14 @@ def test_a_recursive_forecast_is_scored_as_it_runs_freely():
     np.testing.assert_allclose(run.forecasts[7], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("head", "season", "levels"), [("direct", 1, (0.5,)), ("direct", 3, ()), ("recursive", 3, ())])
-def test_what_is_learned_stands_behind_the_position_that_was_read(head, season, levels):
+@pytest.mark.parametrize(
+    ("head", "season", "levels", "centre"),
+    [("direct", 1, (0.5,), 0), ("direct", 3, (), 6), ("recursive", 3, (), 0), ("recursive", 1, (), 4)],
+)
+def test_what_is_learned_stands_behind_the_position_that_was_read(head, season, levels, centre):
     torch.manual_seed(0)
     L, h, B, first = 9, 4, 2, 5
-    form = Form(h, 0, 1, 0, levels, head, season)
+    form = Form(h, 0, 1, 0, levels, head, season, centre)
     model = build(network("rnn"), form, 5)
     torch.nn.init.normal_(model.head.weight)
     y, known = torch.randn(L + h, B), torch.randn(L + h, B, 1)
@@ -169,6 +172,17 @@ def test_an_untrained_network_forecasts_as_its_base():
         np.testing.assert_allclose(said[..., 1], guess(data, origins), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["direct", "recursive"])
+def test_a_centred_network_forecasts_a_raised_series_as_much_higher(head):
+    torch.manual_seed(0)
+    model = build(network("gru"), Form(5, 0, 0, 0, (0.1, 0.5, 0.9), head, 1, centre=12), 4)
+    torch.nn.init.normal_(model.head.weight)
+    none = torch.empty(12, 2, 0), torch.empty(17, 2, 0), torch.empty(2, 0)
+    y = torch.randn(12, 2)
+    low, high = (forecast(model, Windows(values, *none)) for values in (y, y + 3))
+    torch.testing.assert_close(high, low + 3)
+
+
 # Naive forecasts and metrics
 
 
@@ -189,6 +203,10 @@ def test_metrics_are_those_of_their_definitions():
     assert found["smape"] == pytest.approx((200 / 3 + 0 + 0 + 200) / 4)  # 0 beside 0 is no error
     assert found["wape"] == 9 / 7
     assert found["mase"] == pytest.approx((0.5 / 2 + 4 / 8) / 2)
+    assert found["rrse"] == pytest.approx(math.sqrt(65) / math.sqrt(np.square(y - y.mean()).sum()))
+    steps = by_step(y, said)
+    assert steps["mae"] == (0.5, 4.0)
+    assert steps["rrse"] == pytest.approx((math.sqrt(1 / 0.5), math.sqrt(64 / 18)))
 
 
 def test_quantiles_are_scored_as_scikit_learn_does():
@@ -201,10 +219,10 @@ def test_quantiles_are_scored_as_scikit_learn_does():
     assert found["coverage"] == np.mean((q[..., 0] <= y) & (y <= q[..., 2]))
 
 
-def test_the_scale_of_mase_is_the_seasonal_change_in_training_and_constant_series_have_none():
+def test_the_scale_of_mase_is_the_seasonal_change_before_the_test_and_constant_series_have_none():
     data = Forecasting("d", "y", (series([0, 2, 1, 5] * 10), series([3.0] * 40, "b")), 3, 3, 9, 9)
     scales = mase_scales(data, Origins(np.array([0, 1]), np.array([35, 35])))
-    y = data.series[0].y[:22]
+    y = data.series[0].y[:31]
     assert scales[0] == np.abs(y[3:] - y[:-3]).mean()
     assert np.isnan(scales[1])
 
