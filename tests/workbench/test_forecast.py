@@ -137,14 +137,11 @@ def test_a_recursive_forecast_is_scored_as_it_runs_freely():
     np.testing.assert_allclose(run.forecasts[7], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("head", "season", "levels", "centre"),
-    [("direct", 1, (0.5,), 0), ("direct", 3, (), 6), ("recursive", 3, (), 0), ("recursive", 1, (), 4)],
-)
-def test_what_is_learned_stands_behind_the_position_that_was_read(head, season, levels, centre):
+@pytest.mark.parametrize(("head", "season", "levels"), [("direct", 1, (0.5,)), ("direct", 3, ()), ("recursive", 3, ())])
+def test_what_is_learned_stands_behind_the_position_that_was_read(head, season, levels):
     torch.manual_seed(0)
     L, h, B, first = 9, 4, 2, 5
-    form = Form(h, 0, 1, 0, levels, head, season, centre)
+    form = Form(h, 0, 1, 0, levels, head, season)
     model = build(network("rnn"), form, 5)
     torch.nn.init.normal_(model.head.weight)
     y, known = torch.randn(L + h, B), torch.randn(L + h, B, 1)
@@ -170,17 +167,6 @@ def test_an_untrained_network_forecasts_as_its_base():
         scaled = Scaled(data.series, [data.train_end(one) for one in data.series])
         said = scaled.unscaled(forecasts(model, scaled, origins, 12), origins.series)
         np.testing.assert_allclose(said[..., 1], guess(data, origins), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("head", ["direct", "recursive"])
-def test_a_centred_network_forecasts_a_raised_series_as_much_higher(head):
-    torch.manual_seed(0)
-    model = build(network("gru"), Form(5, 0, 0, 0, (0.1, 0.5, 0.9), head, 1, centre=12), 4)
-    torch.nn.init.normal_(model.head.weight)
-    none = torch.empty(12, 2, 0), torch.empty(17, 2, 0), torch.empty(2, 0)
-    y = torch.randn(12, 2)
-    low, high = (forecast(model, Windows(values, *none)) for values in (y, y + 3))
-    torch.testing.assert_close(high, low + 3)
 
 
 # Naive forecasts and metrics

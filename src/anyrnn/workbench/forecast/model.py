@@ -5,7 +5,7 @@ value will be from a naive forecast, so that an untrained network forecasts abou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,8 +33,6 @@ class Form:
             as the next value.
         season: The base of a forecast: how many steps back the value is from which it is how far away; 1 is the last
             value. 0: no base.
-        centre: Values are read less their mean over so many first steps of a window: a series whose level has moved
-            since training is read as one that has not. 0: as they are.
     """
 
     horizon: int
@@ -44,7 +42,6 @@ class Form:
     levels: tuple[float, ...]
     head: Head
     season: int
-    centre: int = 0
 
     @property
     def outputs(self) -> int:
@@ -130,12 +127,11 @@ def forecast(model: Forecaster, windows: Windows) -> Tensor:
     last step that had some.
     """
     form, L = model.form, len(windows.y)
-    windows, level = _centred(form, windows)
     output, state = model.read(windows.steps())
     if form.head == "direct":
         ahead = windows.future[L:].transpose(0, 1)  # (B, h, F)
         said = model.say(output[-1], ahead)
-        return said + (_base(form, windows.y, form.horizon) + level.unsqueeze(1)).unsqueeze(-1)
+        return said + _base(form, windows.y, form.horizon).unsqueeze(-1)
     middle = form.levels.index(0.5) if form.levels else 0
     known, found, last = windows.y, [], output[-1]
     for k in range(form.horizon):
@@ -149,15 +145,7 @@ def forecast(model: Forecaster, windows: Windows) -> Tensor:
             )  # fmt: skip
             output, state = model.read(torch.cat(parts, dim=-1), state)
             last = output[-1]
-    return torch.stack(found, dim=1) + level[:, None, None]
-
-
-def _centred(form: Form, windows: Windows) -> tuple[Windows, Tensor]:
-    """Windows with values less their level, and the level (B,): the mean over the first `form.centre` steps, or 0."""
-    if not form.centre:
-        return windows, windows.y.new_zeros(windows.y.shape[1])
-    level = windows.y[: form.centre].mean(0)
-    return replace(windows, y=windows.y - level), level
+    return torch.stack(found, dim=1)
 
 
 def _base(form: Form, known: Tensor, count: int) -> Tensor:
@@ -182,9 +170,8 @@ def losses(model: Forecaster, windows: Windows, later: Tensor, first: int) -> Te
         The mean over windows, positions and steps: quantile losses, or squared errors.
     """
     form, L = model.form, len(windows.y)
-    windows, level = _centred(form, windows)
     output, _ = model.read(windows.steps())
-    everything = torch.cat((windows.y, later[: form.steps] - level))
+    everything = torch.cat((windows.y, later[: form.steps]))
     index = torch.arange(first, L)[:, None] + 1 + torch.arange(form.steps)  # (N, steps)
     target = everything[index].transpose(1, 2)  # (N, B, steps)
     ahead = windows.future[index].transpose(1, 2)  # (N, B, steps, F)
