@@ -118,9 +118,10 @@ class Dataset:
         steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation)} validation"
+        features = f"{len(self.features)} feature{'s' if len(self.features) > 1 else ''}"
         return (
             f"{self.name}: {len(self.train)} training{also} and {len(self.test)} test sequences of {steps} steps, "
-            f"{len(self.features)} features, target {self.target!r} ({question})"
+            f"{features}, target {self.target!r} ({question})"
         )
 
     @cached_property

@@ -182,7 +182,8 @@ class Tagging:
         steps = f"{min(lengths)} to {max(lengths):,}" if min(lengths) < max(lengths) else f"{lengths[0]:,}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation):,} validation"
-        what = "words" if self.has_words else f"{len(self.features)} features"
+        count = len(self.features)
+        what = "words" if self.has_words else f"{count} feature{'s' if count > 1 else ''}"
         return (
             f"{self.name}: {len(self.train):,} training{also} and {len(self.test):,} test sequences of {steps} steps, "
             f"{what}, target {self.target!r} of each step ({question})"
