@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened
 from anyrnn.workbench.frames import Frame, frame_from
 from anyrnn.workbench.parsed import Missing, Parsed
 from anyrnn.workbench.reading import Reading, columns_kept, quoted
 from anyrnn.workbench.sequences import Sequences
-from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.table import read_table
 from anyrnn.workbench.ts import parse_ts
 
 if TYPE_CHECKING:

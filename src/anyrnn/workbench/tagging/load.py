@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.data import classes_of, label_of, numbers_of, task_of
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import opened
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import Missing, Parsed, Task, Value, listed
 from anyrnn.workbench.sequences import Scaler, Sequences
 from anyrnn.workbench.split import split, split_validation
-from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.table import read_table
 from anyrnn.workbench.tagging.conll import SUFFIXES, Sentences, read_conll
 from anyrnn.workbench.tagging.spans import is_other_scheme
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
+from anyrnn.workbench.targets import classes_of, label_of, numbers_of, task_of
 
 _TABLES = frozenset({".csv", ".parquet"})
 _TASKS: Mapping[str, Task] = {"classes": "classification", "numbers": "regression"}
