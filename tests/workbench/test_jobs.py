@@ -15,8 +15,10 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import Dataset, Sequences, Settings, compare, jobs, load
 from anyrnn.workbench.cli import app
 from anyrnn.workbench.fingerprint import identity
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import KNOWN
-from anyrnn.workbench.train import EpochEnd
+from anyrnn.workbench.train import SequenceLesson
+from anyrnn.workbench.work import Job, Order, Work, done, pickled
 
 #: Everything that draws random numbers is on.
 SETTINGS = Settings(hidden_size=4, epochs=4, batch_size=8, dropout=0.2, recurrent_dropout=0.2)
@@ -87,10 +89,10 @@ def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_j
 def test_data_arrive_as_they_are_and_take_no_more_room_than_they_need(data: Dataset) -> None:
     table = load("japanese-vowels")
     for each in (data, table):
-        sent = jobs._pickled(each)
+        sent = pickled(each)
         assert identity(pickle.loads(sent), SETTINGS, []) == identity(each, SETTINGS, [])
     numbers = sum(x.numel() for part in data.parts for x in part.x)
-    assert len(jobs._pickled(data)) < 4 * numbers + 300 * 76  # each row with its own numbers, not with all of them
+    assert len(pickled(data)) < 4 * numbers + 300 * 76  # each row with its own numbers, not with all of them
 
 
 # What goes wrong
@@ -100,13 +102,13 @@ def test_data_arrive_as_they_are_and_take_no_more_room_than_they_need(data: Data
 def processes(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Processes of which none is started; `said` has what they say."""
     said: list[str] = []
-    found = jobs._Processes(2, data, SETTINGS, lambda job, end: None, said.append)
+    found = jobs._Processes(2, SequenceLesson(data, SETTINGS), lambda job, end: None, said.append)
     monkeypatch.setattr(found, "_start", lambda count: None)
     return SimpleNamespace(jobs=found, said=said)
 
 
 def lost(ready: bool) -> Any:
-    job = jobs.Job(KNOWN["gru"], 1, 2, None)
+    job = Job(KNOWN["gru"], 1, 2, None)
     return SimpleNamespace(connection=0, ready=ready, job=job, end=lambda patience: "was killed (SIGKILL)")
 
 
@@ -128,16 +130,17 @@ def test_a_process_that_cannot_begin_is_no_job_that_died(processes: Any) -> None
 
 
 def test_what_a_job_raises_is_raised_here(data: Dataset, processes: Any) -> None:
-    here, there = multiprocessing.Pipe()
-    lesson = jobs._Lesson(data, SETTINGS, "auto", torch.float32)
-    refused = jobs._done(lesson, jobs._Order("grü", 0, None, {}), there)
+    work = Work.of(SequenceLesson(data, SETTINGS))
+
+    def gone(_: EpochEnd) -> None:
+        raise BrokenPipeError  # as if nobody heard of its epochs any more
+
+    refused = done(work, Order("grü", 0, None, {}), gone, processes.said.append)
     with pytest.raises(AnyRNNError, match="cell 'grü' is not known"):
         processes.jobs._heard(lost(ready=True), refused)
-    here.close()  # as if nobody heard of its epochs any more
-    failed = jobs._done(lesson, jobs._Order("gru", 0, None, {}), there)
+    failed = done(work, Order("gru", 0, None, {}), gone, processes.said.append)
     with pytest.raises(RuntimeError, match=r"(?s)gru, seed 1: a worker process failed:.*BrokenPipeError"):
         processes.jobs._heard(lost(ready=True), failed)
-    there.close()
 
 
 def test_the_number_of_workers_is_checked(data: Dataset) -> None:

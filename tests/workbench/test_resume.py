@@ -24,8 +24,9 @@ from anyrnn.workbench import checkpoint as checkpoint_module
 from anyrnn.workbench import durable as durable_module
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.cli import app
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import NETWORKS
-from anyrnn.workbench.train import EpochEnd, Run, train
+from anyrnn.workbench.train import Run, train
 
 #: Everything that draws random numbers is on, and the best epoch is not the last one.
 SETTINGS = Settings(hidden_size=5, epochs=6, batch_size=8, dropout=0.2, recurrent_dropout=0.2, learning_rate=0.02)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import Dataset, Sequences, Settings, open_run, tune
 from anyrnn.workbench.cli import app
-from anyrnn.workbench.train import Epoch, EpochEnd
+from anyrnn.workbench.lesson import Epoch, EpochEnd
 
 #: The module; in the package, its function of the same name hides it.
 SEARCH = importlib.import_module("anyrnn.workbench.tune")

@@ -21,7 +21,7 @@ from anyrnn.workbench.models import Network, Pool, Predictions, network, own_net
 from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.split import split_validation
-from anyrnn.workbench.train import Lesson, Settings, train, using_threads
+from anyrnn.workbench.train import Settings, Untested, train, using_threads
 
 Cell = str | Callable[[int, int], nn.Module]
 
@@ -101,9 +101,9 @@ class _RecurrentEstimator(BaseEstimator):
         seed = seed_of(self.random_state)
         learned, chosen_by, how = split_validation(whole, classes, share, seed)
         features = tuple(f"channel {k}" for k in range(self._channels))
-        lesson = Lesson(features, classes, learned, chosen_by, how)
+        data = Untested(features, classes, learned, chosen_by, how)
         with ONE_AT_A_TIME:
-            self.model_, run = train(network_of(self.cell, name), lesson, settings, seed)
+            self.model_, run = train(network_of(self.cell, name), data, settings, seed)
         self.history_ = [
             {key: value for key, value in asdict(epoch).items() if value is not None} for epoch in run.history
         ]

@@ -34,7 +34,8 @@ from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.jobs import Job, jobs_in
+from anyrnn.workbench.jobs import jobs_in
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
@@ -44,9 +45,10 @@ from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, save_model
-from anyrnn.workbench.train import EpochEnd, Question, Run, Settings, step_microseconds, using_threads
+from anyrnn.workbench.train import Question, Run, SequenceLesson, Settings, step_microseconds, using_threads
 from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.verdict import Comparison, answer, overfitting
+from anyrnn.workbench.work import Job
 
 Callback = Callable[[Mapping[str, Any]], object]  # is called with what a line of metrics.jsonl has
 
@@ -562,14 +564,14 @@ def _compare(
     def tell(job: Job, end: EpochEnd) -> None:
         others = sum(share for run, share in shares.items() if run != job.run)
         shares[job.run] = 1.0 if end.ended else end.epoch.epoch / epochs
-        pace = end.learning_rate, end.seconds, end.sequences_a_second
+        pace = end.learning_rate, end.seconds, end.pace
         now = Progress(job.network, job.seed, job.run, runs, end.epoch, epochs, end.ended, chosen, *pace, others)
         if log is not None:
             log(now.record)
         on_epoch(now)
 
     trained: dict[int, tuple[Model, Run]] = {}
-    with jobs_in(plan.workers, dataset, settings, tell, warn if kept is None else kept.say) as jobs:
+    with jobs_in(plan.workers, SequenceLesson(dataset, settings), tell, warn if kept is None else kept.say) as jobs:
         for run, (each, seed) in enumerate(product(networks, seeds), 1):
             jobs.submit(Job(each, seed, run, None if kept is None else kept.checkpoints(each.name, seed, what)))
         for job, outcome in jobs.as_completed():

@@ -8,55 +8,25 @@ The processes are spawned, not forked: PyTorch's threads do not survive a fork. 
 the data once, then one job at a time; it sends what is told of each epoch as it happens.
 """
 
-import io
 import multiprocessing
 import pickle
 import signal
-import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
-from anyrnn.engines.select import engine, wanted_name
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.checkpoint import Checkpoints
-from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.models import Model, Network, network
-from anyrnn.workbench.train import EpochEnd, Run, Settings, rebuilt, train
+from anyrnn.workbench.lesson import EpochEnd, Lesson
+from anyrnn.workbench.work import Done, Failed, Job, Order, Outcome, Work, done, outcome, pickled
 
 _TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
 _PROCESSES = multiprocessing.get_context("spawn")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run.
-
-    Attributes:
-        network: What is trained.
-        seed: Of this run.
-        run: Which of all runs it is, from 1.
-        checkpoints: Where its state is kept; None: nowhere.
-    """
-
-    network: Network
-    seed: int
-    run: int
-    checkpoints: Checkpoints | None
-
-    def __str__(self) -> str:
-        return f"{self.network.name}, seed {self.seed}"
-
-
-Outcome = tuple[Model, Run]
 Tell = Callable[[Job, EpochEnd], None]
 
 
@@ -75,22 +45,19 @@ class Jobs(Protocol):
 
 
 @contextmanager
-def jobs_in(
-    workers: int, dataset: Dataset, settings: Settings, tell: Tell, say: Callable[[str], None]
-) -> Iterator[Jobs]:
+def jobs_in(workers: int, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> Iterator[Jobs]:
     """Do jobs inside a ``with`` block, in this process (one worker) or in several others, which end with the block.
 
     Args:
         workers: How many at once.
-        dataset: What is learned.
-        settings: How, with nothing left open.
+        lesson: What is learned, and how.
         tell: Called in this process after each epoch of each job.
         say: Is told what went wrong and was put right.
     """
     if workers == 1:
-        yield _Here(dataset, settings, tell)
+        yield _Here(lesson, tell)
         return
-    processes = _Processes(workers, dataset, settings, tell, say)
+    processes = _Processes(workers, lesson, tell, say)
     try:
         yield processes
     finally:
@@ -100,8 +67,8 @@ def jobs_in(
 class _Here:
     """Jobs in this process, one after the other, in the order of their submission."""
 
-    def __init__(self, dataset: Dataset, settings: Settings, tell: Tell) -> None:
-        self._dataset, self._settings, self._tell = dataset, settings, tell
+    def __init__(self, lesson: Lesson, tell: Tell) -> None:
+        self._lesson, self._tell = lesson, tell
         self._waiting: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
@@ -111,17 +78,15 @@ class _Here:
         while self._waiting:
             job = self._waiting.popleft()
             tell = partial(self._tell, job)
-            yield job, train(job.network, self._dataset, self._settings, job.seed, tell, job.checkpoints)
+            yield job, self._lesson.train(job.network, job.seed, tell, job.checkpoints)
 
 
 class _Processes:
     """Jobs in several processes."""
 
-    def __init__(
-        self, count: int, dataset: Dataset, settings: Settings, tell: Tell, say: Callable[[str], None]
-    ) -> None:
-        self._count, self._dataset, self._settings, self._tell, self._say = count, dataset, settings, tell, say
-        self._lesson = _pickled(_Lesson(dataset, settings, wanted_name(), torch.get_default_dtype()))
+    def __init__(self, count: int, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> None:
+        self._count, self._lesson, self._tell, self._say = count, lesson, tell, say
+        self._work = pickled(Work.of(lesson))
         self._waiting: deque[Job] = deque()
         self._workers: dict[Connection, _Worker] = {}
         self._deaths: Counter[int] = Counter()  # by the number of the run
@@ -158,14 +123,14 @@ class _Processes:
     def _hand_out(self, worker: "_Worker") -> None:
         worker.job = self._waiting.popleft() if self._waiting else None
         if worker.job is not None:
-            worker.send(_Order.of(worker.job))
+            worker.send(Order.of(worker.job))
 
     def _heard(self, worker: "_Worker", message: Any) -> tuple[Job, Outcome] | None:
         """Do what a message asks for; return the job that it says is done."""
         job = worker.job
         if isinstance(message, _Ready):
             worker.ready = True
-            worker.send_bytes(self._lesson)
+            worker.send_bytes(self._work)
             self._hand_out(worker)
         elif isinstance(message, EpochEnd) and job is not None:
             if message.epoch.epoch > self._told[job.run]:
@@ -174,13 +139,10 @@ class _Processes:
             worker.send(_Told())
         elif isinstance(message, _Said):
             self._say(message.text)
-        elif isinstance(message, _Failed):
-            if message.refused:
-                raise AnyRNNError(message.text)
-            raise RuntimeError(f"{job}: a worker process failed:\n{message.text}")
-        elif isinstance(message, _Done) and job is not None:
-            self._hand_out(worker)
-            return job, (rebuilt(job.network, self._dataset, self._settings, job.seed, message.weights), message.run)
+        elif isinstance(message, Done | Failed) and job is not None:
+            if isinstance(message, Done):
+                self._hand_out(worker)
+            return job, outcome(self._lesson, job, message)
         return None
 
     def _lost(self, worker: "_Worker") -> None:
@@ -221,7 +183,7 @@ class _Worker:
         return _receive(self.connection)
 
     def send(self, message: Any) -> None:
-        self.send_bytes(_pickled(message))
+        self.send_bytes(pickled(message))
 
     def send_bytes(self, message: bytes) -> None:
         with suppress(OSError):  # it has died: receiving from it will say so
@@ -237,33 +199,7 @@ class _Worker:
         return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit status {code})"
 
 
-# What goes through the pipes
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """To a process: what all jobs have in common."""
-
-    dataset: Dataset
-    settings: Settings
-    engine: str
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Order:
-    """To a process: a job. Its network goes by name, its checkpoints without what they are told to."""
-
-    network: str
-    seed: int
-    folder: Path | None
-    identity: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, job: Job) -> "_Order":
-        kept = job.checkpoints
-        folder, identity = (None, {}) if kept is None else (kept.folder, kept.identity)
-        return cls(job.network.name, job.seed, folder, identity)
+# What goes through the pipes, beside a `Work`, an `Order` for each job, what comes of it, and an `EpochEnd` each epoch
 
 
 @dataclass(frozen=True)
@@ -273,7 +209,7 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Ready:
-    """From a process: its imports, of seconds, are done, and it reads. Later on it sends an `EpochEnd` each epoch."""
+    """From a process: its imports, of seconds, are done, and it reads."""
 
 
 @dataclass(frozen=True)
@@ -281,37 +217,6 @@ class _Said:
     """From a process: something to say."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class _Done:
-    """From a process: what came of its job."""
-
-    weights: Mapping[str, Tensor]
-    run: Run
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """From a process: why there is nothing: a refusal in words for the user, or a traceback."""
-
-    text: str
-    refused: bool
-
-
-class _Pickler(pickle.Pickler):
-    """Copies of tensors by themselves: PyTorch's own way copies, for a row of a large tensor, all of it."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is Tensor and value.dtype != torch.bfloat16:  # NumPy has none
-            return torch.tensor, (value.detach().cpu().contiguous().numpy(),)
-        return NotImplemented
-
-
-def _pickled(value: Any) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
-    return file.getvalue()
 
 
 def _receive(connection: Connection) -> Any:
@@ -324,29 +229,17 @@ def _receive(connection: Connection) -> Any:
 def _work(connection: Connection) -> None:
     """Do jobs until the process that orders them is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the first one sees to it
-    with suppress(EOFError, ConnectionError):
-        connection.send_bytes(_pickled(_Ready()))
-        lesson: _Lesson = _receive(connection)
-        torch.set_default_dtype(lesson.dtype)
-        while True:
-            connection.send_bytes(_pickled(_done(lesson, _receive(connection), connection)))
 
-
-def _done(lesson: _Lesson, order: _Order, connection: Connection) -> _Done | _Failed:
     def tell(end: EpochEnd) -> None:
-        """Tell of an epoch, and wait until it is told: a line of metrics.jsonl comes before its checkpoint."""
-        connection.send_bytes(_pickled(end))
+        """Tell of an epoch, and wait until it is told."""
+        connection.send_bytes(pickled(end))
         _receive(connection)
 
     def say(text: str) -> None:
-        connection.send_bytes(_pickled(_Said(text)))
+        connection.send_bytes(pickled(_Said(text)))
 
-    kept = None if order.folder is None else Checkpoints(order.folder, order.identity, say)
-    try:
-        with engine(lesson.engine):
-            model, run = train(network(order.network), lesson.dataset, lesson.settings, order.seed, tell, kept)
-    except AnyRNNError as error:
-        return _Failed(str(error), refused=True)
-    except Exception:  # noqa: BLE001 - a cell of the user's own may raise anything
-        return _Failed(traceback.format_exc(), refused=False)
-    return _Done(model.module.state_dict(), run)
+    with suppress(EOFError, ConnectionError):
+        connection.send_bytes(pickled(_Ready()))
+        work: Work = _receive(connection)
+        while True:
+            connection.send_bytes(pickled(done(work, _receive(connection), tell, say)))

@@ -13,8 +13,8 @@ from rich import progress
 from rich.console import Console
 from rich.table import Column
 
+from anyrnn.workbench.lesson import Epoch
 from anyrnn.workbench.models import Network
-from anyrnn.workbench.train import Epoch
 
 _PAUSE = 0.2  # seconds between two updates of a bar in a notebook, each of which is a message to the browser
 

@@ -9,7 +9,7 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from anyrnn.heads import ManyToOne
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.lesson import Epoch, EpochEnd, Tell
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
 from anyrnn.workbench.processes import world
@@ -205,7 +206,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Untested:
     """A `Dataset` without a test part, for whoever scores elsewhere what was trained."""
 
     features: tuple[str, ...]
@@ -223,25 +224,6 @@ class Lesson:
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
         return Scaler.fit(self.train)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One point of a learning curve.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Its mean over the sequences, while they were learned from.
-        test_score: On the whole test part; None after an epoch in which it was not scored, see `scored_epochs`.
-        validation_loss: After the epoch; None without a validation part.
-        validation_score: Likewise.
-    """
-
-    epoch: int
-    train_loss: float
-    test_score: float | None
-    validation_loss: float | None = None
-    validation_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -273,31 +255,12 @@ class Run:
     probabilities: tuple[tuple[float, ...], ...] | None = None
 
 
-@dataclass(frozen=True)
-class EpochEnd:
-    """What is told after an epoch.
-
-    Attributes:
-        epoch: Its point of the learning curve.
-        ended: Whether it was the last one.
-        learning_rate: Of the next update.
-        seconds: Spent on training so far, in this run.
-        sequences_a_second: Of training, in this epoch.
-    """
-
-    epoch: Epoch
-    ended: bool
-    learning_rate: float
-    seconds: float
-    sequences_a_second: float
-
-
 def train(
     network: Network,
-    dataset: Dataset | Lesson,
+    dataset: Dataset | Untested,
     settings: Settings,
     seed: int,
-    on_epoch: Callable[[EpochEnd], None] | None = None,
+    on_epoch: Tell | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Model, Run]:
     """Train a network on the training part of a dataset and score it on the test part, if there is one.
@@ -322,16 +285,27 @@ def train(
         return _Training(network, dataset, settings, seed).run(on_epoch or (lambda _: None), checkpoints)
 
 
-def rebuilt(network: Network, dataset: Dataset, settings: Settings, seed: int, weights: Mapping[str, Tensor]) -> Model:
-    """The model that `train` made of these arguments in another process, from its weights."""
-    with seeded(seed):
-        model = _untrained(network, dataset, settings, seed)
-    model.module.load_state_dict(weights)
-    model.module.eval()
-    return model
+@dataclass(frozen=True)
+class SequenceLesson:
+    """A dataset and settings in which nothing is left open: see `anyrnn.workbench.lesson.Lesson`."""
+
+    dataset: Dataset
+    settings: Settings
+
+    def train(self, network: Network, seed: int, tell: Tell, checkpoints: Checkpoints | None) -> tuple[Model, Run]:
+        """Train a network once."""
+        return train(network, self.dataset, self.settings, seed, tell, checkpoints)
+
+    def rebuilt(self, network: Network, seed: int, weights: Mapping[str, Tensor]) -> Model:
+        """The model that `train` made in another process, from its weights."""
+        with seeded(seed):
+            model = _untrained(network, self.dataset, self.settings, seed)
+        model.module.load_state_dict(weights)
+        model.module.eval()
+        return model
 
 
-def _untrained(network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> Model:
+def _untrained(network: Network, dataset: Dataset | Untested, settings: Settings, seed: int) -> Model:
     classes, scaler = dataset.classes, dataset.scaler
     return Model(
         network=network,
@@ -352,7 +326,7 @@ def _untrained(network: Network, dataset: Dataset | Lesson, settings: Settings, 
 class _Training:
     """One training run."""
 
-    def __init__(self, network: Network, dataset: Dataset | Lesson, settings: Settings, seed: int) -> None:
+    def __init__(self, network: Network, dataset: Dataset | Untested, settings: Settings, seed: int) -> None:
         classes = dataset.classes
         self.model = _untrained(network, dataset, settings, seed)
         module, scaler = self.model.module, dataset.scaler
@@ -378,7 +352,7 @@ class _Training:
         if not self.world.first:  # weights are drawn alike, dropout is not
             torch.default_generator.manual_seed((seed + self.world.rank * _APART) % 2**63)
 
-    def run(self, on_epoch: Callable[[EpochEnd], None], checkpoints: Checkpoints | None) -> tuple[Model, Run]:
+    def run(self, on_epoch: Tell, checkpoints: Checkpoints | None) -> tuple[Model, Run]:
         """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
         kept = None if checkpoints is None else self.world.of_first(checkpoints.load)
         if kept is not None and "run" in kept:

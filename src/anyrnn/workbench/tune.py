@@ -23,10 +23,11 @@ from anyrnn.workbench.compare import Results, fit
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.durable import write_whole
 from anyrnn.workbench.fingerprint import identity
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import COMPARED, network
 from anyrnn.workbench.runs import JOURNAL, TRAINING, TUNING
 from anyrnn.workbench.stored import finite
-from anyrnn.workbench.train import EpochEnd, Settings, train
+from anyrnn.workbench.train import Settings, train
 from anyrnn.workbench.unfinished import UnfinishedRun
 
 SIZES = (16, 256)  # units: where networks of a few thousand sequences do best

@@ -14,6 +14,7 @@ import anyrnn
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.compare import Entry, Outcome, known_scores
 from anyrnn.workbench.doctor import machine
+from anyrnn.workbench.lesson import Epoch
 from anyrnn.workbench.models import Network, network
 from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
@@ -25,7 +26,7 @@ from anyrnn.workbench.tagging.steps import Tagging
 from anyrnn.workbench.tagging.stored import save_model
 from anyrnn.workbench.tagging.train import TagSettings, train
 from anyrnn.workbench.tagging.verdict import TagComparison
-from anyrnn.workbench.train import Epoch, Run, using_threads
+from anyrnn.workbench.train import Run, using_threads
 
 #: The networks that are compared if nobody says which: with causal answers those that read forwards only.
 COMPARED = ("rnn", "lstm", "gru", "bilstm")

@@ -14,13 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.course import Course
+from anyrnn.workbench.lesson import Epoch
 from anyrnn.workbench.metrics import Metric, spread
 from anyrnn.workbench.models import Network
 from anyrnn.workbench.sequences import moments
 from anyrnn.workbench.tagging.model import Tagger, TrainedTagger, build, outputs
 from anyrnn.workbench.tagging.scores import step_metric
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
-from anyrnn.workbench.train import Epoch, Question, Run, Settings, scored_epochs, seeded, using_threads
+from anyrnn.workbench.train import Question, Run, Settings, scored_epochs, seeded, using_threads
 
 
 @dataclass(frozen=True)
