@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -39,6 +40,7 @@ from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
+from anyrnn.workbench.ondisk import lengths_of
 from anyrnn.workbench.overview import described
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
@@ -318,7 +320,8 @@ class Results(Outcome[Dataset, Model]):
         """
         results = self.to_dict()
         test = self.dataset.test
-        longest = max(range(len(test)), key=lambda k: len(test.x[k]))  # the one with most to see
+        lengths = lengths_of(test.x)
+        longest = max(range(len(test)), key=lambda k: lengths[k])  # the one with most to see
         models = [entry.model for entry in self.entries]
         flows = {model.network.name: flow(model, test) for model in models}
         report = render(results, gates(self.best.model, test, longest), flows)
@@ -327,7 +330,7 @@ class Results(Outcome[Dataset, Model]):
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""
         data = self.dataset
-        steps = [len(x) for part in data.parts for x in part.x]
+        steps = np.concatenate([lengths_of(part.x) for part in data.parts])
         return {
             "format": FORMAT,
             "anyrnn": anyrnn.__version__,
@@ -345,8 +348,8 @@ class Results(Outcome[Dataset, Model]):
                 "train": len(data.train),
                 "validation": 0 if data.validation is None else len(data.validation),
                 "test": len(data.test),
-                "shortest": min(steps),
-                "longest": max(steps),
+                "shortest": int(steps.min()),
+                "longest": int(steps.max()),
                 "split": data.split,
                 "attribution": data.attribution,
                 "id_column": data.id_column,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
 
+import numpy as np
 import torch
 
 from anyrnn.errors import AnyRNNError
@@ -19,11 +20,13 @@ from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
+from anyrnn.workbench.ondisk import OnDisk, lengths_of, missing_of
 from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of
 from anyrnn.workbench.split import split, split_validation
+from anyrnn.workbench.streamed import Stream
 from anyrnn.workbench.targets import classes_of, encoded, label_of, task_of
 from anyrnn.workbench.unseen import Unseen, unseen
 
@@ -78,6 +81,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in self.parts:
+            if isinstance(part.x, OnDisk):  # what its steps hold was looked at when they were written there
+                continue
             if part.x[0].shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.name}: got sequences of {part.x[0].shape[1]} features, expected {len(self.features)}: "
@@ -98,10 +103,10 @@ class Dataset:
                     f"{self.name}: group {min(both)!r} is in the training and in the validation part, expected each "
                     "group in one part"
                 )
-        never = torch.cat(self.train.x).isnan().all(0)
+        never = missing_of(self.train.x) == lengths_of(self.train.x).sum()
         if never.any():
             raise AnyRNNError(
-                f"{self.name}: feature {self.features[int(never.int().argmax())]!r} is missing in every step of the "
+                f"{self.name}: feature {self.features[int(never.argmax())]!r} is missing in every step of the "
                 "training part; name the features without it (feature_columns, --features)"
             )
 
@@ -117,8 +122,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         """What is asked of how many sequences, in a sentence; the numbers themselves would fill the screen."""
-        lengths = [len(x) for part in self.parts for x in part.x]
-        steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
+        lengths = np.concatenate([lengths_of(part.x) for part in self.parts])
+        steps = f"{lengths.min()} to {lengths.max()}" if lengths.min() < lengths.max() else f"{lengths[0]}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation)} validation"
         return (
@@ -156,6 +161,7 @@ def load(
     gaps: Gaps = "fill",
     delta_time: bool = False,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
@@ -192,11 +198,13 @@ def load(
             or by the clock with `delta_time`. The last two take empty cells and NaN for missing without `missing`.
         delta_time: The time since the step before is one more feature: in seconds where times are dates.
         encoding: The name of that of a text file, such as "latin-1"; None: UTF-8.
+        stream: Whether a Parquet table is read in pieces, and its steps are kept on the disk: "always", "never", or
+            "auto", if it would take more than half of the memory. What comes of it is the same.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
-    chosen = Choices(task, test_fraction, seed, missing, validation, gaps)
+    chosen = Choices(task, test_fraction, seed, missing, validation, gaps, stream=stream)
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
@@ -213,12 +221,12 @@ def load(
             f"{read}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = parsed_source(read, columns, missing=chosen.absent, encoding=encoding)
+    own = parsed_source(read, columns, missing=chosen.absent, encoding=encoding, stream=stream)
     shipped = read == JAPANESE_VOWELS
     stem = stem_of(read) if isinstance(read, str) else "frame"
     return dataset_of(
         own,
-        lambda own: given_test_of(read, beside, own, columns, chosen.absent, encoding),
+        lambda own: given_test_of(read, beside, own, columns, chosen.absent, encoding, stream),
         chosen,
         name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem, flags=re.IGNORECASE),
         attribution=_ATTRIBUTION if shipped else None,
@@ -239,6 +247,7 @@ class Choices:
     validation: float
     gaps: Gaps
     caller: str = "load"
+    stream: Stream = "auto"
 
     def __post_init__(self) -> None:
         if self.task not in {None, *get_args(Task)}:
@@ -252,11 +261,13 @@ class Choices:
                 raise AnyRNNError(f"{self.caller}: got {name}={value}, expected a share {least}")
         if not 0 <= self.seed < 1 << 32:
             raise AnyRNNError(f"{self.caller}: got seed={self.seed}, expected a whole number from 0 to 2**32 - 1")
-        if self.gaps not in GAPS:
-            raise AnyRNNError(
-                f"{self.caller}: got gaps={self.gaps!r}, expected one of {', '.join(GAPS)}."
-                f"{did_you_mean(str(self.gaps), GAPS)}"
-            )
+        for name, known in (("gaps", GAPS), ("stream", get_args(Stream))):
+            value = getattr(self, name)
+            if value not in known:
+                raise AnyRNNError(
+                    f"{self.caller}: got {name}={value!r}, expected one of {', '.join(known)}."
+                    f"{did_you_mean(str(value), known)}"
+                )
 
     @property
     def absent(self) -> Missing | None:
@@ -348,6 +359,7 @@ def load_for_prediction(
     trained_time: str | None = None,
     trained_reading: Reading | None = None,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
@@ -365,6 +377,7 @@ def load_for_prediction(
         trained_reading: What was made of the columns in training: `reading` of a dataset or a model. None: each is a
             feature.
         encoding: As for `load`.
+        stream: As for `load`.
 
     Raises:
         AnyRNNError: The file does not fit the model.
@@ -387,6 +400,7 @@ def load_for_prediction(
         owner="the model",
         missing=Missing.named(missing),
         encoding=encoding,
+        stream=stream,
     )
     if len(parsed.features) != len(features):
         raise AnyRNNError(
@@ -398,9 +412,9 @@ def load_for_prediction(
 
 def _check_overlap(train: Sequences, test: Sequences, given: Parsed) -> None:
     """A sequence of the same id and values in both parts makes the test score a memory test."""
-    known = dict(zip(train.ids, train.x, strict=True))
-    for x, id_, place in zip(test.x, test.ids, given.where, strict=True):
-        if id_ in known and torch.equal(x.nan_to_num(), known[id_].nan_to_num()):
+    known = {id_: k for k, id_ in enumerate(train.ids)}
+    for k, (id_, place) in enumerate(zip(test.ids, given.where, strict=True)):
+        if id_ in known and torch.equal(test.x[k].nan_to_num(), train.x[known[id_]].nan_to_num()):
             raise AnyRNNError(
                 f"{place}: this sequence is in the training file too, with the same id and the same values; "
                 "expected a test part that training does not see: take it out of one of the files"

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.ondisk import OnDisk, Steps, pieces
 from anyrnn.workbench.parsed import listed
 
 DELTA_TIME = "delta time"  # the name of the feature
@@ -53,12 +53,12 @@ class Reading:
         names = {f"{column}={word}" for column, words in self.words.items() for word in words}
         return tuple(k for k, name in enumerate(self.features) if name in names)
 
-    def trained_on(self, x: Tensor) -> tuple["Reading", tuple[str, ...]]:
-        """Without the words that no step of the training part (T, I) has, and the names of their features.
+    def trained_on(self, xs: Steps) -> tuple["Reading", tuple[str, ...]]:
+        """Without the words that no step of the training part has, and the names of their features.
 
         The weight of a word that is never learned from would be a random one.
         """
-        absent = ~(x == 1).any(0)
+        absent = ~torch.stack([(x == 1).any(0) for _, x in pieces(xs)]).any(0)
         gone = {self.features[k] for k in self.of_words if absent[k]}
         kept = {c: tuple(word for word in words if f"{c}={word}" not in gone) for c, words in self.words.items()}
         if not all(kept.values()):  # a column that is missing throughout is refused elsewhere
@@ -130,7 +130,9 @@ def quoted(words: Collection[str]) -> str:
     return listed([repr(word) for word in words])
 
 
-def columns_kept(x: tuple[Tensor, ...], kept: list[int]) -> tuple[Tensor, ...]:
+def columns_kept(x: Steps, kept: list[int]) -> Steps:
     """Sequences with these features only."""
+    if isinstance(x, OnDisk):
+        return x.with_columns(kept)
     places = torch.tensor(kept)
     return tuple(each.index_select(1, places) for each in x)

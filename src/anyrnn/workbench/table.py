@@ -6,6 +6,7 @@ All checks that need rows are here; `columns.py` says which column is what, `tar
 
 import math
 import re
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,29 @@ def read_table(
     return parsed_table(Table(file, roles, frame, missing, trained=not need_target), columns)
 
 
-def parsed_table(table: "Table", columns: Columns) -> Parsed:
-    """The sequences of a table."""
+@dataclass(frozen=True)
+class Arranged:
+    """The sequences of a table, one behind the other.
+
+    Attributes:
+        reading: What was made of the columns.
+        matrix: The features of all steps (sum of T_i, I).
+        rows: Which row of the table each step is.
+        ends: Where each sequence ends (N,).
+        first_rows: The row of the table that is the first step of each.
+        ids: Their names.
+    """
+
+    reading: Reading
+    matrix: NDArray[np.float64]
+    rows: NDArray[Any]
+    ends: NDArray[Any]
+    first_rows: list[int]
+    ids: tuple[str, ...]
+
+
+def arranged(table: "Table", columns: Columns) -> Arranged:
+    """Read the features of a table, and bring its rows into order."""
     path, roles = table.path, table.roles
     rows, lengths = table.order()
     ends = np.cumsum(lengths)
@@ -90,33 +112,47 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
             f"{DELTA_TIME!r}"
         )
     first_rows = rows[ends - lengths].tolist()
-    ids = tuple(table.ids[row] for row in first_rows)
+    return Arranged(reading, matrix, rows, ends, first_rows, tuple(table.ids.gather(first_rows)))
+
+
+def parsed_table(table: "Table", columns: Columns) -> Parsed:
+    """The sequences of a table."""
+    path, roles, found = table.path, table.roles, arranged(table, columns)
+    rows, ends, first_rows, ids = found.rows, found.ends, found.first_rows, found.ids
     targets = table.targets(first_rows) if roles.target and not columns.per_step else None
     of_steps = table.step_targets(rows, ends) if roles.target and columns.per_step else None
     return Parsed(
         path=str(path),
-        features=reading.features,
-        x=tuple(torch.from_numpy(steps) for steps in np.split(matrix, ends[:-1])),
+        features=found.reading.features,
+        x=tuple(torch.from_numpy(steps) for steps in np.split(found.matrix, ends[:-1])),
         ids=ids,
         where=tuple(f"{path}: id {id_!r}" for id_ in ids),
         target=roles.target or "target",
         targets=targets,
         task=None,
-        notes=(*path.notes, *(() if roles.time else (_unsorted(columns),)), *table.notes),
+        notes=(*path.notes, *(() if roles.time else (unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
         groups=table.groups(first_rows) if roles.group else None,
         step_targets=of_steps,
-        reading=reading,
+        reading=found.reading,
     )
 
 
-def _unsorted(columns: Columns) -> str:
+def unsorted(columns: Columns) -> str:
+    """What there is to say where no column orders the rows of a sequence."""
     if columns.usual_time is None:
         return "no time column was named: steps are in the order of the rows"
     return (
         f"column {columns.usual_time!r}, by which the steps were sorted in training, is not there: they are in the "
         "order of the rows; --time names another (time_column)"
     )
+
+
+def text_of(column: pl.Series, missing: Missing | None) -> pl.Series:
+    """A column as text without the blanks around it, null where it is missing."""
+    text = column.cast(pl.String).str.strip_chars(BLANKS)
+    words = BLANK if missing is None else missing.words
+    return text.zip_with(~text.str.to_lowercase().is_in(words), pl.Series([None], dtype=pl.String))
 
 
 class Table:
@@ -265,9 +301,7 @@ class Table:
 
     def _text(self, name: str) -> pl.Series:
         """A column as text without the blanks around it, null where it is missing."""
-        text = self.frame[name].cast(pl.String).str.strip_chars(BLANKS)
-        words = BLANK if self.missing is None else self.missing.words
-        return text.zip_with(~text.str.to_lowercase().is_in(words), pl.Series([None], dtype=pl.String))
+        return text_of(self.frame[name], self.missing)
 
     def _one_hot(self, name: str, words: tuple[str, ...], trained: bool) -> NDArray[np.float64]:
         text = self._text(name)

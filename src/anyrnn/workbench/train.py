@@ -25,12 +25,13 @@ from anyrnn.heads import ManyToOne
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.large import Waiting, gathered
 from anyrnn.workbench.lesson import Epoch, EpochEnd, Tell
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
 from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
-from anyrnn.workbench.sequences import Scaler, Sequences, batch, moments
+from anyrnn.workbench.sequences import Scaler, Sequences, moments, scaled, some, steps_of
 
 # On five folds of the training part of japanese-vowels RNN, LSTM and GRU reach 0.96-0.97 with 20 epochs as with 30,
 # and 0.93-0.95 with 10; a peak of 0.005 does as well as 0.01, and better than 0.003 and below.
@@ -241,6 +242,7 @@ class Run:
         decline_luck: How much of that may be luck: twice its standard error over the validation sequences.
         scores: By every metric, NaN where one is not defined.
         probabilities: Of the classes, for each test sequence; None unless the metric needs them.
+        loading: Of the seconds, those in which the network waited for sequences.
     """
 
     seed: int
@@ -253,6 +255,7 @@ class Run:
     decline_luck: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     probabilities: tuple[tuple[float, ...], ...] | None = None
+    loading: float = 0.0
 
 
 def train(
@@ -333,10 +336,11 @@ class _Training:
         self.settings, self.seed, self.dataset = settings, seed, dataset
         self.metric = metric(settings.metric, classes=classes is not None)
         self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
-        self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
-        self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
+        self.part = replace(dataset.train, x=scaled(dataset.train.x, scaler))
+        self.lengths = steps_of(self.part.x)
+        self.validation = scaled(dataset.validation.x, scaler) if dataset.validation is not None else ()
         self.weights = _weights(dataset.train)
-        self.test = [scaler(x) for x in dataset.test.x] if dataset.test is not None else []
+        self.test = scaled(dataset.test.x, scaler) if dataset.test is not None else ()
         self.epochs = settings.epochs_for(len(self.part))
         self.optimizer = _optimizer(module, settings)
         self.world = world()
@@ -344,10 +348,10 @@ class _Training:
         updates = self.epochs * math.ceil(len(self.part) / self.batch)
         self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
         self.shuffle = torch.Generator().manual_seed(seed)
-        steps = sum(map(len, self.part.x)), sum(map(len, self.test))
+        steps = int(self.lengths.sum()), int(steps_of(self.test).sum())
         self.scored = frozenset[int]() if dataset.test is None else scored_epochs(self.epochs, *steps)
         self.course: Course[Epoch] = Course(self.epochs, settings.patience)
-        self.seconds = 0.0
+        self.seconds = self.loading = 0.0
         self.spread = self.world.spread(module, lambda: module(self.part.x[0].unsqueeze(1))[0])
         if not self.world.first:  # weights are drawn alike, dropout is not
             torch.default_generator.manual_seed((seed + self.world.rank * _APART) % 2**63)
@@ -433,6 +437,7 @@ class _Training:
             probabilities=tuple(map(tuple, shares.tolist()))
             if self.metric.of_probabilities and shares is not None
             else None,
+            loading=self.loading,
         )
 
     def _state(self) -> dict[str, Any]:
@@ -444,6 +449,7 @@ class _Training:
             "shuffle": self.shuffle.get_state(),
             "random": self.world.each(torch.get_rng_state()),
             "seconds": self.seconds,
+            "loading": self.loading,
             "course": self.course.state(),
         }
 
@@ -453,7 +459,7 @@ class _Training:
         self.rate.load_state_dict(state["rate"])
         self.shuffle.set_state(state["shuffle"])
         torch.set_rng_state(state["random"][self.world.rank].clone())
-        self.seconds = state["seconds"]
+        self.seconds, self.loading = state["seconds"], state["loading"]
         self.course.restore(state["course"], Epoch)
 
     def _learn(self) -> float:
@@ -462,30 +468,29 @@ class _Training:
         self.spread.train()
         total = 0.0
         order = torch.randperm(count, generator=self.shuffle)
-        for first in range(0, count, self.batch):
-            places = order[first : first + self.batch]
-            loss = self._loss_of(places) if self.world.size == 1 else self._loss_of_share(places)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
-            self.rate.after_update()
-            total += loss.item() * len(places)
+        updates = [order[first : first + self.batch] for first in range(0, count, self.batch)]
+        shares = [places[self.world.share(self.lengths[places.numpy()].tolist())] for places in updates]
+        with Waiting(gathered(self.part.x, [share.tolist() for share in shares])) as gathering:
+            for places, share, (x, lengths) in zip(updates, shares, gathering, strict=True):
+                loss = self._loss_of(share, x, lengths)
+                if self.world.size > 1:  # so that the mean over the processes is the mean of the batch
+                    loss = loss * (self.world.size * self._weight(share) / self._weight(places))
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
+                self.optimizer.step()
+                self.rate.after_update()
+                total += loss.item() * len(places)
+        self.loading += gathering.seconds
         return self.world.total(torch.tensor(total, dtype=torch.float64)).item() / self.world.size / count
 
-    def _loss_of(self, places: Tensor) -> Tensor:
-        """The mean loss of some training sequences."""
-        x, lengths, y = batch(self.part, places)
+    def _loss_of(self, places: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+        """The mean loss of some training sequences; without any, 0, of which a process has a gradient to add."""
+        outputs = self.spread(x, lengths=lengths)[0]
+        if not len(places):
+            return 0 * cast("Tensor", outputs).sum()
         weights = None if self.weights is None else self.weights[places]
-        return self._loss(self.spread(x, lengths=lengths)[0], y, weights)
-
-    def _loss_of_share(self, places: Tensor) -> Tensor:
-        """The loss of this process's share of a batch, so that the mean over the processes is the mean of the batch."""
-        share = places[self.world.share([len(self.part.x[k]) for k in places.tolist()])]
-        if not len(share):  # a row without steps, so that the process has a gradient to add: zeros
-            x = self.part.x[0].new_zeros(1, 1, self.part.x[0].shape[1])
-            return 0 * cast("Tensor", self.spread(x, lengths=torch.tensor([0]))[0]).sum()
-        return self._loss_of(share) * (self.world.size * self._weight(share) / self._weight(places))
+        return self._loss(outputs, self.part.y[places], weights)
 
     def _weight(self, places: Tensor) -> float:
         """How much these training sequences count in a mean loss."""
@@ -497,8 +502,8 @@ class _Training:
         """What the network says of sequences, each process of a share of them."""
         if self.world.size == 1:
             return outputs(self.model.module, sequences)
-        share = self.world.share(list(map(len, sequences)))
-        found = outputs(self.model.module, [sequences[k] for k in share])
+        share = self.world.share(steps_of(sequences).tolist())
+        found = outputs(self.model.module, some(sequences, share))
         every = found.new_zeros(len(sequences), found.shape[1])
         every[share] = found
         return self.world.total(every)

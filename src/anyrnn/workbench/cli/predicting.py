@@ -72,6 +72,7 @@ def _predict(given: Given) -> None:
         trained_time=trained.time_column,
         trained_reading=trained.reading,
         encoding=given.get("encoding"),
+        stream=given.get("stream", "auto"),
     )
     predictions = trained.predict(inputs.x)
     _write(csv_text(inputs, predictions, trained.classes), given)

@@ -109,8 +109,9 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
         )
     rows = tuple(tuple(each.tolist()) for each in parsed.rows or ())
     return Read(
-        parsed.path, parsed.features, parsed.target, parsed.x, parsed.ids, rows, parsed.step_targets, parsed.groups,
-        parsed, parsed.notes, lambda k, t: f"{parsed.path}: data row {rows[k][t]} (id {parsed.ids[k]!r})",
+        parsed.path, parsed.features, parsed.target, tuple(parsed.x), parsed.ids, rows, parsed.step_targets,
+        parsed.groups, parsed, parsed.notes,
+        lambda k, t: f"{parsed.path}: data row {rows[k][t]} (id {parsed.ids[k]!r})",
     )  # fmt: skip
 
 
