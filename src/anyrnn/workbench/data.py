@@ -271,8 +271,8 @@ class Choices:
 
     @property
     def absent(self) -> Missing | None:
-        """What is missing: whoever wants to be told of gaps has some."""
-        return Missing.named("nan" if self.missing is None and self.gaps != "fill" else self.missing)
+        """What is missing."""
+        return Missing.given(self.missing, self.gaps)
 
 
 def dataset_of(

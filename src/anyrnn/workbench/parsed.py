@@ -89,6 +89,11 @@ class Missing:
         several = [values] if isinstance(values, str | int | float) else values
         return cls(tuple(str(value).strip() for value in several))
 
+    @classmethod
+    def given(cls, values: "str | float | Sequence[str | float] | None", gaps: str) -> "Missing | None":
+        """The same; but whoever wants to be told of gaps has some."""
+        return cls.named("nan" if values is None and gaps != "fill" else values)
+
     @cached_property
     def words(self) -> frozenset[str]:
         """In lower case, with the usual ones."""

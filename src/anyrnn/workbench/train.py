@@ -25,6 +25,7 @@ from anyrnn.heads import ManyToOne
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.large import Waiting, gathered
 from anyrnn.workbench.lesson import Epoch, EpochEnd, Tell
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
@@ -215,6 +216,8 @@ class Untested:
     train: Sequences
     validation: Sequences | None
     split: str
+    missing: tuple[str, ...] | None = None
+    gaps: Gaps = "fill"
     target: str = "y"
     test: None = None
     reading: None = None
@@ -224,7 +227,7 @@ class Untested:
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        return Scaler.fit(self.train)
+        return Scaler.fit(self.train, self.missing, self.gaps)
 
 
 @dataclass(frozen=True)
