@@ -80,7 +80,7 @@ def test_a_table_in_pieces_gives_what_the_whole_one_gives(tmp_path: Path, order:
     assert repr(pieces) == repr(whole)
     assert pieces.reading == whole.reading
     settings = Settings(hidden_size=4, epochs=2)
-    assert identity(pieces, settings, ())["data"] == identity(whole, settings, ())["data"]
+    assert identity(pieces, settings, "", ())["data"] == identity(whole, settings, "", ())["data"]
     own = [note for note in pieces.notes if note not in whole.notes]
     assert "the table is read in pieces (stream, --stream), with the same results: its steps are in" in own[0]
     assert len(own) == (3 if order == "scattered" else 2)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -76,7 +77,7 @@ class Checkpoints:
         return time.perf_counter() - self._written >= self._cost / _SHARE
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a state: numbers, texts, tensors, and lists, tuples and dicts of them."""
+        """Keep a state: numbers, texts, tensors, arrays, and lists, tuples and dicts of them."""
         start = time.perf_counter()
         try:
             self._save(state)
@@ -160,6 +161,8 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = str(len(tensors))
         tensors[name] = value.detach().clone().contiguous()  # cloned: safetensors takes none that share memory
         return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        return {"array": _packed(torch.from_numpy(value), tensors)}
     if isinstance(value, Mapping):
         return {"items": [[_packed(key, tensors), _packed(each, tensors)] for key, each in value.items()]}
     if isinstance(value, tuple):
@@ -178,6 +181,8 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]].clone(memory_format=torch.contiguous_format)  # aligned as all others are
+    if "array" in value:
+        return _unpacked(value["array"], tensors).numpy()
     if "tuple" in value:
         return tuple(_unpacked(each, tensors) for each in value["tuple"])
     return {_unpacked(key, tensors): _unpacked(each, tensors) for key, each in value["items"]}
