@@ -467,9 +467,9 @@ def test_a_layer_whose_batch_has_no_steps_can_be_trained_and_differentiated_twic
 class Writing(torch.nn.Module):
     """Writes into what it is given: at every step, from the third step on, or where x says so."""
 
-    def __init__(self, when, pair):
+    def __init__(self, when, pair, apart):
         super().__init__()
-        self.hidden_size, self.when, self.pair, self.count = H, when, pair, 0
+        self.hidden_size, self.when, self.pair, self.apart, self.count = H, when, pair, apart, 0
         self.W = torch.nn.Linear(I, H)
 
     def forward(self, x, state):
@@ -478,21 +478,24 @@ class Writing(torch.nn.Module):
             x.mul_(0.5).add_(1)
             for h in state if self.pair else (state,):
                 h.mul_(0.9).add_(self.W(x))
-            return state
-        new = 0.5 * (state[0] if self.pair else state) + self.W(x)
-        return (new, state[1]) if self.pair else new
+        else:
+            new = 0.5 * (state[0] if self.pair else state) + self.W(x)
+            state = (new, state[1]) if self.pair else new
+        return (state[0] if self.pair else state, state) if self.apart else state
 
 
 @pytest.mark.parametrize("given", ["nothing", "leaves", "no leaves"])
-@pytest.mark.parametrize("pair", [False, True], ids=["one state", "pair"])
+@pytest.mark.parametrize(
+    ("pair", "apart"), [(False, False), (True, False), (True, True)], ids=["one state", "pair", "output and pair"]
+)
 @pytest.mark.parametrize("when", ["always", "late", "x"])
 @pytest.mark.parametrize("engine", ["auto", "reference", "cpu"])
 @pytest.mark.parametrize("lengths", [None, (2, 4, 4)], ids=str)
-def test_a_step_that_writes_into_what_it_is_given_writes_into_copies(given, pair, when, engine, lengths):
+def test_a_step_that_writes_into_what_it_is_given_writes_into_copies(given, pair, apart, when, engine, lengths):
     """Nothing of the caller's changes, and no output of before, also where plain PyTorch would refuse to write."""
     if engine == "cpu" and when != "always":
         pytest.skip("it counts, or looks at numbers: none for machine code")
-    cell, count = Writing(when, pair).double(), 2 if pair else 1
+    cell, count = Writing(when, pair, apart).double(), 2 if pair else 1
     cell.state_sizes = (H, H) if pair else H
     x, *states = leaves(x_of(), *(torch.randn(B, H, dtype=torch.float64) for _ in range(count)))
     if given == "nothing":
@@ -509,7 +512,8 @@ def test_a_step_that_writes_into_what_it_is_given_writes_into_copies(given, pair
         # Rows whose turn is over come last, so that the rows of a step are the first ones.
         order = rows.argsort(descending=True, stable=True)[: int(valid.sum())]
         parts = [s[order].clone() for s in current]
-        new = flat(cell(inputs[0][t][order].clone(), tuple(parts) if pair else parts[0]))
+        result = cell(inputs[0][t][order].clone(), tuple(parts) if pair else parts[0])
+        new = flat(result[1] if apart else result)
         current = [s.index_copy(0, order, n) for s, n in zip(current, new, strict=True)]
         outputs.append(torch.where(valid, current[0], 0.0))
     want = [torch.stack(outputs), *current]

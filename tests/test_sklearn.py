@@ -23,7 +23,7 @@ from torch import nn
 
 import anyrnn
 from anyrnn.sklearn import RecurrentClassifier, RecurrentForecaster, RecurrentRegressor
-from anyrnn.workbench import Settings, load
+from anyrnn.workbench import Settings, from_arrays, load
 from anyrnn.workbench.forecast import ForecastSettings
 from anyrnn.workbench.forecast import compare as compare_forecasts
 from anyrnn.workbench.forecast.series import Forecasting, Series
@@ -301,6 +301,31 @@ def test_the_prediction_for_a_sequence_hardly_depends_on_the_others():
     assert np.allclose(model.predict(X), [model.predict([x])[0] for x in X], rtol=0, atol=1e-6)
 
 
+def test_trailing_nan_is_padding_and_gaps_are_read_as_by_the_workbench():
+    X, y, _ = waves(40)
+    longest = max(map(len, X))
+    padded = np.full((len(X), longest, 2), np.nan)
+    for row, x in zip(padded, X, strict=True):
+        row[: len(x)] = x
+    ragged = RecurrentClassifier(**QUICK).fit(X, y)
+    assert torch.equal(weights_of(RecurrentClassifier(**QUICK).fit(padded, y)), weights_of(ragged))
+    assert np.array_equal(ragged.predict_proba(padded), ragged.predict_proba(X))
+    holes = [np.where((np.arange(len(x)) == 1)[:, None], (np.nan, -9.0), x) for x in X]
+    with pytest.raises(ValueError, match=r"'channel 1' is NaN at step 1, .*missing='nan' has missing values filled"):
+        ragged.predict(holes)
+    model = RecurrentClassifier(missing=-9, gaps="mask", **QUICK)
+    assert model.__sklearn_tags__().input_tags.allow_nan
+    assert not ragged.__sklearn_tags__().input_tags.allow_nan
+    data = from_arrays(holes, y, missing=-9, gaps="mask", test=(holes, y), validation=0)
+    settings = Settings(hidden_size=4, epochs=2)
+    theirs, run = train(network("lstm"), data, settings, 0)
+    assert torch.equal(weights_of(model.fit(holes, y)), torch.cat([p.flatten() for p in theirs.module.parameters()]))
+    assert model.predict(holes).tolist() == [data.classes[k] for k in run.predictions]
+    assert pickle.loads(pickle.dumps(clone(model).fit(holes, y))).score(holes, y) == run.score
+    search = GridSearchCV(model, {"gaps": ["fill", "since"]}, cv=2, error_score="raise").fit(holes, y)
+    assert search.best_score_ > 0
+
+
 X3, Y3 = np.zeros((6, 4, 3)), np.array([0, 1] * 3)
 RAGGED = [np.zeros((4, 3)), np.ones((2, 3))]
 HOLES = [np.zeros((4, 3)), np.array([[0, 1, 2], [0, np.nan, 2]])]
@@ -309,19 +334,19 @@ HOLES = [np.zeros((4, 3)), np.array([[0, 1, 2], [0, np.nan, 2]])]
 @pytest.mark.parametrize(
     ("X", "y", "says"),
     [
-        ([*RAGGED, np.zeros((4, 2))], [0, 1, 1], r"X\[2\] has 2 channels, expected 3 as in X\[0\]"),
-        (HOLES, [0, 1], r"X\[1\] holds NaN or infinity, first at step 1, channel 1"),
+        ([*RAGGED, np.zeros((4, 2))], [0, 1, 1], r"X\[2\]: got 2 channels, expected 3 as in .*X\[0\]"),
+        (HOLES, [0, 1], r"X\[1\]: 'channel 2' is NaN at step 1, .*missing='nan' has missing values filled, and gaps="),
         (np.full((4, 3, 2), np.inf), Y3[:4], "X contains infinity"),
         (RAGGED, [0, 1, 1], "X has 2 sequences and y 3 targets"),
         (X3, None, "requires y to be passed, but the target y is None"),
         (X3, Y3 * 0, r"y has one class, .*0.*, in the sequences whose weight is above 0"),
-        ([np.zeros((0, 3)), np.ones((2, 3))], [0, 1], r"X\[0\] has shape \(0, 3\), expected \(steps, channels\)"),
+        ([np.zeros((0, 3)), np.ones((2, 3))], [0, 1], r"X\[0\]: got shape \(0, 3\), expected \(T, C\)"),
         (np.zeros((4, 0, 3)), Y3[:4], r"X has shape \(4, 0, 3\), expected an array \(n, T, C\)"),
         (np.zeros((4, 2, 3, 1)), Y3[:4], r"X has shape \(4, 2, 3, 1\), expected an array \(n, T, C\)"),
-        ([[1, 2], [3, np.nan, 5]], [0, 1], r"X\[1\] holds NaN or infinity, first at step 1, channel 0"),
-        ([[[1, 2], [3]], [[1, 2], [3, 4]]], [0, 1], r"X\[0\] is no array of numbers"),
-        ([np.array([["a"]]), np.array([["b"]])], [0, 1], r"X\[0\] is no array of numbers: could not convert"),
-        ([np.ones((2, 1)) * 1j, np.ones((2, 1))], [0, 1], r"X\[0\] is no array of numbers: complex"),
+        ([[1, 2], [3, np.nan, 5]], [0, 1], r"X\[1\]: 'channel 1' is NaN at step 1"),
+        ([[[1, 2], [3]], [[1, 2], [3, 4]]], [0, 1], r"X\[0\]: this is no array of numbers"),
+        ([np.array([["a"]]), np.array([["b"]])], [0, 1], r"X\[0\]: this is no array of numbers"),
+        ([np.ones((2, 1)) * 1j, np.ones((2, 1))], [0, 1], r"X\[0\]: this is no array of numbers: it holds complex"),
         (np.zeros(6), Y3, "Reshape your data"),
     ],
 )  # fmt: skip
@@ -340,6 +365,7 @@ def test_what_cannot_be_learned_from_is_said(X, y, says):
         ({"cell": lambda i, h: 7}, "gave a int; expected a function"),
         ({"hidden_size": 0}, "got hidden_size=0"),
         ({"validation": 1.0}, "got validation=1.0, expected a share from 0 to below 1"),
+        ({"gaps": "masked"}, "got gaps='masked', expected one of fill, mask, since"),
         ({"patience": 3}, "patience needs a validation part.*: 6 sequences to train on are too few"),
         ({"metric": "rmse"}, "got 'rmse', expected one of accuracy"),
         ({"random_state": -1}, "random_state: got -1, expected a whole number from 0"),

@@ -202,12 +202,16 @@ class Signature:
         else:
             new = (result,) if self.bare else tuple(result)
             outputs = new[:1]
+        self.check(cell, new, states)
+        return outputs, new
+
+    def check(self, cell: nn.Module, new: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> None:
+        """Raise an AnyRNNError if new states have another form than the old ones."""
         if len(new) != len(states):
             raise AnyRNNError(_misshapen(cell, new, states))
         for n, s in zip(new, states, strict=True):  # no generator: it takes as long as a small operation
             if n.shape != s.shape:
                 raise AnyRNNError(_misshapen(cell, new, states))
-        return outputs, new
 
     def _outputs(self, cell: nn.Module, output: Any) -> tuple[Tensor, ...]:
         """The tensors of several outputs, in order."""

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._library.opaque_object import register_opaque_type
-from torch._opaque_base import OpaqueBase
 from torch.utils._python_dispatch import _disable_current_modes
 
 from anyrnn import operators
@@ -39,6 +38,11 @@ from anyrnn.protocol import ExtraForm, Form, Signature, Size, Sizes, outside_inf
 from anyrnn.runtime.call import CallForm, Request, Result
 from anyrnn.runtime.lock import LOCK
 from anyrnn.runtime.plans import HOOKED, has_hooks
+
+try:
+    from torch._custom_class_base import CustomClassBase  # type: ignore[import-not-found]
+except ImportError:  # before PyTorch 2.14, which warns where the former name is imported
+    from torch._opaque_base import OpaqueBase as CustomClassBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -376,7 +380,7 @@ def _replaced(value: Any, new: Mapping[int, Any], depth: int = 4) -> Any:
 # ---- What torch.compile guards on ----
 
 
-class _Watch(OpaqueBase):
+class _Watch(CustomClassBase):  # type: ignore[misc]
     """A cell, and what it looked like when its step was recorded."""
 
     def __init__(self, cell: nn.Module, sight: Sight) -> None:

@@ -106,4 +106,4 @@ def test_a_function_is_refused(name):
     step, reason = REFUSED[name]
     with pytest.raises(anyrnn.AnyRNNError, match=reason):
         outcome("cpu", plain(step), CALL, DOUBLE)
-    assert torch.autograd.Function.apply.__func__.__module__ == "torch.autograd.function"
+    assert "__getattribute__" not in vars(type(torch.autograd.Function))

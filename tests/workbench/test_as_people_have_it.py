@@ -414,7 +414,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
     "a gap": (
         (np.where(np.arange(6).reshape(3, 2) == 2, np.nan, GOOD), [0, 1] * 2),
         {},
-        r"x\[0\]: 'channel 1' is nan at",
+        r"x\[0\]: 'channel 1' is NaN at",
     ),
     "infinity": (
         (GOOD * np.inf, [0, 1] * 2),

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.data import Inputs, Scaler, Sequences, batch, load, load_for_prediction
-from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.table import read_table
 from anyrnn.workbench.ts import parse_ts
 
 VOWELS = load("japanese-vowels", validation=0)

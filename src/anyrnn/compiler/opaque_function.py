@@ -11,12 +11,14 @@ a `surrogate`, if it is one number for each number of an argument:
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionMeta
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -73,47 +75,87 @@ class _Inside(TorchDispatchMode):
 def recorded(
     record: Callable[[FunctionCall, tuple[Any, ...], Any], None], is_varying: Callable[[Tensor], bool]
 ) -> Iterator[None]:
-    """Record calls, or refuse them, by another `apply` meanwhile, which `autograd.Function.apply` comes to.
+    """Record calls of this thread, or refuse them.
 
-    So calls of a method that was bound before, ``spike = Spike.apply``, are seen, too.
+    PyTorch's `apply` is code in C, which a cell may have bound long before: ``spike = Spike.apply``. But it reads
+    ``_backward_cls``, then ``forward`` of the class that it is called on, and finds what reading of its attributes is
+    made to find meanwhile. What a cell's own code reads of the class, it finds as ever.
 
     Args:
         record: Records a call, with its arguments and its result.
         is_varying: Whether a tensor depends on the input or the state.
     """
-    base: Any = torch.autograd.function._SingleLevelFunction
-    before = vars(base).get("apply")
+    _trace.calls = _Calls(record, is_varying)
+    FunctionMeta.__getattribute__ = _attribute  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del FunctionMeta.__getattribute__
+        _trace.calls = None
 
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        call = super(base, cls).apply if before is None else before.__get__(None, cls)
-        if cls is Surrogate or getattr(_trace, "record", None) is None:
-            return call(*args, **kwargs)
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        is_plain = not kwargs and all(isinstance(a, Tensor | _PLAIN) for a in args)
-        if any(map(is_varying, tensors)) or not is_plain:
+
+def _attribute(cls: Any, name: str) -> Any:
+    calls = getattr(_trace, "calls", None)
+    found = type.__getattribute__(cls, name)
+    return found if calls is None or name not in _READ or cls is Surrogate else calls.read(cls, name, found)
+
+
+_READ = ("_backward_cls", "forward", "setup_context")
+
+
+class _Calls:
+    """What `apply` finds in a function's class while a step is recorded."""
+
+    def __init__(
+        self, record: Callable[[FunctionCall, tuple[Any, ...], Any], None], is_varying: Callable[[Tensor], bool]
+    ) -> None:
+        self._record, self._is_varying = record, is_varying
+        self._begun: Any = None  # the class whose `_backward_cls` was read last, and whether there were gradients then
+        self._recorded: Any = None  # the class whose call was recorded just now, and that has a context to set up
+
+    def read(self, cls: Any, name: str, found: Any) -> Any:
+        """What is found in a class."""
+        if name == "setup_context":
+            done, self._recorded = self._recorded, None
+            return _nothing_to_set_up if done is cls else found
+        begun, self._begun = self._begun, None
+        if name == "_backward_cls":
+            self._begun = cls, torch.is_grad_enabled()
+        elif begun is not None and begun[0] is cls:
+            return functools.partial(self._forward, cls, begun[1])
+        return found
+
+    def _forward(self, cls: Any, with_grad: bool, *args: Any) -> Any:
+        """Take the place of a function's forward. What autograd, which waits outside, makes of it is never asked."""
+        has_context = cls.setup_context is torch.autograd.Function.setup_context
+        with torch.set_grad_enabled(with_grad):
+            result = self._called(cls, args[1:] if has_context else args)
+        self._recorded = None if has_context else cls
+        return result
+
+    def _called(self, cls: Any, args: tuple[Any, ...]) -> Any:
+        tensors = [t for t in pytree.tree_leaves(args) if isinstance(t, Tensor)]
+        if any(map(self._is_varying, tensors)) or not all(isinstance(a, Tensor | _PLAIN) for a in args):
             return _on_the_spot(cls, args)
         versions = [t._version for t in tensors]
-        with _disable_current_modes(), _Inside(cls.__name__, is_varying):
-            result = call(*args)
+        _trace.calls = None
+        try:
+            with _disable_current_modes(), _Inside(cls.__name__, self._is_varying):
+                result = cls.apply(*args)
+        finally:
+            _trace.calls = self
         parts = result if isinstance(result, tuple) else (result,)
         if versions != [t._version for t in tensors] or not all(isinstance(r, Tensor) for r in parts):
             msg = (
                 f"`{cls.__name__}`, an autograd.Function, changes what it is given, or gives other things than tensors"
             )
             raise AnyRNNError(msg)
-        _trace.record(FunctionCall(cls, len(args)), args, result)
+        self._record(FunctionCall(cls, len(args)), args, result)
         return result
 
-    base.apply = classmethod(apply)
-    _trace.record = record
-    try:
-        yield
-    finally:
-        _trace.record = None
-        if before is None:
-            del base.apply
-        else:
-            base.apply = before
+
+def _nothing_to_set_up(ctx: Any, inputs: Any, output: Any) -> None:
+    pass
 
 
 _PLAIN = bool | int | float | str | None

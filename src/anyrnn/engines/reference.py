@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from anyrnn.engines.checkpoint import run_checkpointed
+from anyrnn.engines.unrolled import loop_of
 from anyrnn.protocol import outside_inference_mode, shape_of
 from anyrnn.randomness import own_random_numbers
 from anyrnn.records import innermost, locals_of, recorded_of
@@ -94,8 +95,11 @@ def _run_full(call: Call) -> Result:
     for a step only after another was seen to write into it: autograd may have saved the tensor that is written into.
     """
     step, states = _Stepper(call), tuple(s.clone() for s in call.states)
-    copies = _hides_writes()
-    for x, inputs in step.inputs():
+    copies, steps = _hides_writes(), iter(step.inputs())
+    loop = None if copies or call.extras or call.request != NO_REQUEST else loop_of(call.signature)
+    if loop is not None:
+        states, copies = loop(call.cell, steps, states, step.series.append, call.signature)
+    for x, inputs in steps:
         extras = [*inputs, *step.context()] if call.extras else []
         if copies:
             new = step(x, tuple(s.clone() for s in states), extras)

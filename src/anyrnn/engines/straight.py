@@ -1,8 +1,9 @@
 """The straight path of a call: one layer in one direction, plain tensors, nothing asked but output and final state.
 
 For a few steps the time of a call is that of what leads to the kernel. Here is what `Layer._apply_layer`, the choice of
-an engine and `CompiledEngine.run` come to in the most common case, without the values that they hand to each other.
-Whatever is not plainly that case is left to them, errors included.
+an engine and `CompiledEngine.run` come to in the most common case (for a cell that was refused before and is as it was:
+the plain loop), without the values that they hand to each other. Whatever is not plainly that case is left to them,
+errors included.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from anyrnn.engines import short
 from anyrnn.engines.cpu.backend import CpuBackend
-from anyrnn.engines.select import wanted_name
+from anyrnn.engines.select import ENGINES, wanted_name
+from anyrnn.engines.vendor import kernel_of
 from anyrnn.protocol import placement
-from anyrnn.runtime.call import CallForm
+from anyrnn.runtime.call import Call, CallForm
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import run_parts
 from anyrnn.runtime.plans import last_plan_of, plan_of
@@ -76,18 +78,25 @@ def run(layer: Straight, x: object, state: State | None) -> tuple[Tensor, State]
         if done is not None:
             return done
     last = last_plan_of(cell)  # to look at a cell takes as long as all else here, and is not done twice in vain
-    if isinstance(last, str) or (last is not None and last.direct is None):
+    if isinstance(last, str):
+        if wanted != "auto" or kernel_of(cell) is not None:
+            return None
+    elif last is not None and last.direct is None:
         return None
     states = _states(signature, state, x, B)
     if states is None:
         return None
     plan = plan_of(cell, CallForm(signature, (features,), x.dtype))
-    if isinstance(plan, str) or plan.direct is None:
-        return None
     if layer.batch_first:
         x = x.transpose(0, 1)
-    batch = layout(T, B, None, False)
-    (output,), finals = run_parts(plan, CpuBackend.host(), cell, batch, x, states, (), state is None)
+    if isinstance(last, str) and isinstance(plan, str):
+        result = ENGINES["reference"].run(Call(cell, signature, x, tuple(states), None, False, state is None))
+        (output,), finals = result.series, list(result.states)
+    elif isinstance(plan, str) or plan.direct is None:
+        return None
+    else:
+        batch = layout(T, B, None, False)
+        (output,), finals = run_parts(plan, CpuBackend.host(), cell, batch, x, states, (), state is None)
     new = tuple([f.unsqueeze(0) for f in finals])
     return output.transpose(0, 1) if layer.batch_first else output, new[0] if signature.bare else new
 

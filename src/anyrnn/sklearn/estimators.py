@@ -1,7 +1,7 @@
 """A class or a number for whole sequences: scikit-learn's interface around the workbench's training and splitting."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Self
 
@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.sklearn.inputs import read_groups, read_sequences, read_weights
+from anyrnn.sklearn.inputs import absent_in, read_groups, read_sequences, read_weights
+from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.lesson import using_threads
 from anyrnn.workbench.models import Network, Pool, Predictions, network, own_network
 from anyrnn.workbench.schedules import Schedule
@@ -25,6 +26,7 @@ from anyrnn.workbench.split import split_validation
 from anyrnn.workbench.train import Settings, Untested, train
 
 Cell = str | Callable[[int, int], nn.Module]
+Absent = str | float | Sequence[str | float] | None
 
 # PyTorch has one random generator and one number of threads a process: what runs in several threads takes turns.
 ONE_AT_A_TIME = threading.Lock()
@@ -53,6 +55,8 @@ class _RecurrentEstimator(BaseEstimator):
         weight_decay: float = 0.0,
         clip_norm: float = 1.0,
         clip_gradient: float | None = None,
+        missing: Absent = None,
+        gaps: Gaps = "fill",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -73,12 +77,15 @@ class _RecurrentEstimator(BaseEstimator):
         self.weight_decay = weight_decay
         self.clip_norm = clip_norm
         self.clip_gradient = clip_gradient
+        self.missing = missing
+        self.gaps = gaps
         self.n_jobs = n_jobs
         self.random_state = random_state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = absent_in(self) is not None
         return tags
 
     def _fit(
@@ -92,6 +99,8 @@ class _RecurrentEstimator(BaseEstimator):
         """Train on sequences with targets as the workbench has them. A weight of 0 leaves a sequence out."""
         name = type(self).__name__
         settings = self._settings()
+        if self.gaps not in GAPS:
+            raise AnyRNNError(f"{name}: got gaps={self.gaps!r}, expected one of {', '.join(GAPS)}")
         share = plain(self.validation)
         if not isinstance(share, int | float) or not 0 <= share < 1:
             raise AnyRNNError(f"{name}: got validation={share!r}, expected a share from 0 to below 1")
@@ -171,6 +180,12 @@ class RecurrentClassifier(ClassifierMixin, _RecurrentEstimator):
         weight_decay: Of AdamW, on matrices only.
         clip_norm: The norm that the gradient of an update is cut to.
         clip_gradient: The limit of each number of the gradient of the state between two steps; None: there is none.
+        missing: The value, or a list of them, that stands for a missing one beside NaN, such as -9999; "nan": NaN
+            alone. None: NaN is refused, but for padding: steps at the end in which every channel is NaN. A missing
+            value gets the last one of its sequence, or the training mean where there is none yet.
+        gaps: What a network gets beside that: nothing ("fill"), for each channel one that is 1 where it was seen and 0
+            where not ("mask"), or also one with the steps since it was last seen ("since"). The last two imply
+            missing="nan".
         class_weight: How much each class counts in the loss: "balanced" (by the inverse of its frequency), or a dict
             from classes to numbers. None: all alike.
         n_jobs: CPU threads. None: 1 up to 256 units, where more do not pay; -1: all.
@@ -218,6 +233,8 @@ class RecurrentClassifier(ClassifierMixin, _RecurrentEstimator):
         weight_decay: float = 0.0,
         clip_norm: float = 1.0,
         clip_gradient: float | None = None,
+        missing: Absent = None,
+        gaps: Gaps = "fill",
         class_weight: str | Mapping[Any, float] | None = None,
         n_jobs: int | None = None,
         random_state: Any = None,
@@ -240,6 +257,8 @@ class RecurrentClassifier(ClassifierMixin, _RecurrentEstimator):
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             clip_gradient=clip_gradient,
+            missing=missing,
+            gaps=gaps,
             n_jobs=n_jobs,
             random_state=random_state,
         )

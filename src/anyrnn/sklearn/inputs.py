@@ -1,21 +1,24 @@
 """What an estimator is given, as sequences (T, C): arrays (n, T, C) and (n, T), lists of arrays, tensors and frames.
 
-scikit-learn checks tables; what it has no notion of, channels and sequences of their own lengths, is checked here.
+scikit-learn checks tables; what it has no notion of, channels, sequences of their own lengths, padding and gaps, is
+checked as the workbench checks arrays.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.arrays import read_arrays
+from anyrnn.workbench.parsed import Missing
 
 _FORMS = "an array (n, T, C), an array (n, T) of series with one channel, or a list of n arrays (T_i, C)"
-_FLOATS = [np.float64, np.float32]  # others are converted to the first
+# Other types are converted to the first; NaN is looked at when it is known which is padding.
+_AS_FLOATS: dict[str, Any] = {"dtype": [np.float64, np.float32], "ensure_all_finite": "allow-nan"}
 
 
 def read_sequences(estimator: Any, X: Any, *, reset: bool) -> tuple[Tensor, ...]:
@@ -31,12 +34,16 @@ def read_sequences(estimator: Any, X: Any, *, reset: bool) -> tuple[Tensor, ...]
     """
     if isinstance(X, Tensor):
         X = X.detach().cpu().numpy()
-    name = type(estimator).__name__
     if _is_list_of_arrays(X):
-        return _channels_checked(estimator, _from_list(name, X), reset=reset)
+        return _channels_checked(estimator, _read(estimator, X), reset=reset)
     if len(getattr(X, "shape", ())) >= 3:
         return _channels_checked(estimator, _from_cube(estimator, X), reset=reset)
     return _from_table(estimator, X, reset=reset)
+
+
+def _read(estimator: Any, sequences: Sequence[Any]) -> tuple[Tensor, ...]:
+    found, _ = read_arrays(f"{type(estimator).__name__}: X", sequences, absent_in(estimator))
+    return found
 
 
 def _is_list_of_arrays(X: Any) -> bool:
@@ -60,62 +67,31 @@ def _is_list(value: Any) -> bool:
 def _from_table(estimator: Any, X: Any, *, reset: bool) -> tuple[Tensor, ...]:
     """An array (n, T): series of one channel."""
     if reset:
-        table = validate_data(estimator, X, dtype=_FLOATS)
+        table = validate_data(estimator, X, **_AS_FLOATS)
         estimator._channels, estimator._columns = 1, table.shape[1]
     elif estimator._columns is not None:
         try:
-            table = validate_data(estimator, X, dtype=_FLOATS, reset=False)
+            table = validate_data(estimator, X, reset=False, **_AS_FLOATS)
         except ValueError as cause:
             if "features as input" not in str(cause):
                 raise
             raise AnyRNNError(f"{cause}: series of other lengths are taken as an array (n, T, 1), or a list") from cause
     else:
-        table = check_array(X, dtype=_FLOATS, estimator=estimator, input_name="X")
+        table = check_array(X, **_AS_FLOATS, estimator=estimator, input_name="X")
         if estimator._channels != 1:
             raise AnyRNNError(
                 f"{type(estimator).__name__}: X is a table of shape {table.shape}, n series of one channel; expected "
                 f"{estimator._channels} channels as in fit: an array (n, T, {estimator._channels}), or a list of "
                 f"arrays (T_i, {estimator._channels})"
             )
-    return tuple(_tensor(table).unsqueeze(2))
+    return _read(estimator, table)
 
 
 def _from_cube(estimator: Any, X: Any) -> tuple[Tensor, ...]:
-    cube = check_array(X, dtype=_FLOATS, allow_nd=True, estimator=estimator, input_name="X")
+    cube = check_array(X, **_AS_FLOATS, allow_nd=True, estimator=estimator, input_name="X")
     if cube.ndim != 3 or not cube.shape[1] or not cube.shape[2]:
         raise AnyRNNError(f"{type(estimator).__name__}: X has shape {cube.shape}, expected {_FORMS}")
-    return tuple(_tensor(cube))
-
-
-def _from_list(name: str, X: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Arrays (T_i, C), or (T_i,) of one channel."""
-    found: list[Tensor] = []
-    for k, given in enumerate(X):
-        try:
-            array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-            if np.iscomplexobj(array):
-                raise ValueError("complex numbers are not supported")
-            x = _tensor(array)
-        except (TypeError, ValueError) as cause:
-            raise AnyRNNError(f"{name}: X[{k}] is no array of numbers: {cause}; expected {_FORMS}") from cause
-        if x.dim() == 1:
-            x = x.unsqueeze(1)
-        if x.dim() != 2 or not x.numel():
-            raise AnyRNNError(f"{name}: X[{k}] has shape {array.shape}, expected (steps, channels), of each at least 1")
-        if x.shape[1] != (found[0] if found else x).shape[1]:
-            raise AnyRNNError(
-                f"{name}: X[{k}] has {x.shape[1]} channels, expected {found[0].shape[1]} as in X[0]: the sequences "
-                "may differ in their steps, the first dimension, and not in their channels"
-            )
-        wild = (~x.isfinite()).nonzero()
-        if len(wild):
-            step, channel = wild[0].tolist()
-            raise AnyRNNError(
-                f"{name}: X[{k}] holds NaN or infinity, first at step {step}, channel {channel}; expected finite "
-                "numbers: fill or drop them first"
-            )
-        found.append(x)
-    return tuple(found)
+    return _read(estimator, cube)
 
 
 def _channels_checked(estimator: Any, x: tuple[Tensor, ...], *, reset: bool) -> tuple[Tensor, ...]:
@@ -132,10 +108,9 @@ def _channels_checked(estimator: Any, x: tuple[Tensor, ...], *, reset: bool) -> 
     return x
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
-    """As float32 if it is that, else as float64; it is copied if torch cannot write to it, of which it would warn."""
-    dtype = np.float32 if array.dtype == np.float32 else np.float64
-    return torch.from_numpy(np.require(array, dtype=dtype, requirements=["C", "W"]))
+def absent_in(estimator: Any) -> Missing | None:
+    """What is missing, by the estimator's `missing` and `gaps`; None: nothing may be, but for padding."""
+    return Missing.given(estimator.missing, estimator.gaps)
 
 
 def read_weights(estimator: Any, sample_weight: Any, count: int) -> NDArray[np.float64]:

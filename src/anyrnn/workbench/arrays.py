@@ -96,33 +96,18 @@ def _parsed(
         if y is not None:
             raise AnyRNNError(f"{name}: a PyTorch dataset gives the targets itself; leave out y")
         x, y = _of_dataset(name, x)
-    sequences = [_array(f"{name}[{k}]", each, channels_first) for k, each in enumerate(_several(name, x))]
+    kept, cut = read_arrays(name, _several(name, x), missing, channels_first=channels_first, features=features)
     if y is None:
         raise AnyRNNError(f"{name}: there are no targets; expected y, the class or the number of each sequence")
     targets = _targets(name, y)
-    if not sequences or len(targets) != len(sequences):
-        raise AnyRNNError(f"{name}: got {len(sequences)} sequences and {len(targets)} targets, expected one for each")
-    width = sequences[0].shape[1]
-    for k, array in enumerate(sequences):
-        if array.shape[1] != width:
-            raise AnyRNNError(
-                f"{name}[{k}]: got {array.shape[1]} channels, expected {width} as in {name}[0]; sequences may differ "
-                "in their steps (the first dimension, or the last one with channels_first=True)"
-            )
-    features = tuple(f"channel {k + 1}" for k in range(width)) if features is None else features
-    if len(features) != width or len(set(features)) < width:
-        raise AnyRNNError(
-            f"{name}: got {width} channels and the feature names {', '.join(features)}, expected a different name for "
-            "each channel"
-        )
-    whole = [torch.from_numpy(array) for array in sequences]
-    kept = [_with_gaps(f"{name}[{k}]", without_padding(each), features, missing) for k, each in enumerate(whole)]
-    cut = [len(each) - len(rest) for each, rest in zip(whole, kept, strict=True)]
+    if len(targets) != len(kept):
+        raise AnyRNNError(f"{name}: got {len(kept)} sequences and {len(targets)} targets, expected one for each")
+    features = features_of(kept[0].shape[1]) if features is None else features
     ids = tuple(f"{name[:-1]}{k}" for k in range(len(kept)))  # "3" and "test 3"
     return Parsed(
         path=name,
         features=features,
-        x=tuple(kept),
+        x=kept,
         ids=ids,
         where=tuple(f"{name}[{k}]" for k in range(len(kept))),
         target=target,
@@ -130,6 +115,54 @@ def _parsed(
         task=None,
         notes=tuple(note_on_padding(cut)),
     )
+
+
+def features_of(width: int, first: int = 1) -> tuple[str, ...]:
+    """The names of channels that have none."""
+    return tuple(f"channel {k}" for k in range(first, first + width))
+
+
+def read_arrays(
+    name: str,
+    given: Sequence[Any],
+    missing: Missing | None,
+    *,
+    channels_first: bool = False,
+    features: Sequence[str] | None = None,
+) -> tuple[tuple[Tensor, ...], list[int]]:
+    """Sequences (T, C) from arrays, without padding, and how many steps of padding each had; estimators read so, too.
+
+    Args:
+        name: What the caller calls them.
+        given: An array (T, C), or (T,) of one channel, for each sequence.
+        missing: What stands for a missing value, which is NaN in the result. None: NaN is refused but for padding.
+        channels_first: They are (C, T).
+        features: The names of the channels, for messages. None: numbers.
+
+    Raises:
+        AnyRNNError: for what is no array of numbers, for channels that differ, and for what is not finite.
+    """
+    whole = [_array(f"{name}[{k}]", each, channels_first) for k, each in enumerate(given)]
+    if not whole:
+        raise AnyRNNError(f"{name}: got no sequences, expected at least one")
+    width = whole[0].shape[1]
+    for k, array in enumerate(whole):
+        if array.shape[1] != width:
+            raise AnyRNNError(
+                f"{name}[{k}]: got {array.shape[1]} channels, expected {width} as in {name}[0]; sequences may differ "
+                f"in their steps only, the {'last' if channels_first else 'first'} dimension"
+            )
+    features = features_of(width) if features is None else tuple(features)
+    if len(features) != width or len(set(features)) < width:
+        raise AnyRNNError(
+            f"{name}: got {width} channels and the feature names {', '.join(features)}, expected a different name for "
+            "each channel"
+        )
+    kept = [
+        _with_gaps(f"{name}[{k}]", without_padding(torch.from_numpy(each)), features, missing)
+        for k, each in enumerate(whole)
+    ]
+    return tuple(kept), [len(each) - len(rest) for each, rest in zip(whole, kept, strict=True)]
 
 
 def _named(own: Parsed, ids: Sequence[Any] | None, groups: Sequence[Any] | None) -> Parsed:
@@ -173,6 +206,8 @@ def _array(place: str, x: Any, channels_first: bool) -> NDArray[Any]:
     """A sequence (T, C), float64, or float32 if it is that."""
     try:
         array = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
+        if array.dtype.kind == "O":  # of numbers perhaps, or of text
+            array = array.astype(np.float64)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"it holds {array.dtype}")
     except (TypeError, ValueError) as cause:
@@ -192,10 +227,12 @@ def _with_gaps(place: str, x: Tensor, features: Sequence[str], missing: Missing 
     wrong = x.isinf() if missing is not None else ~x.isfinite()
     if wrong.any():
         step, k = wrong.nonzero()[0].tolist()
-        cure = "; missing='nan' has missing values filled" if x[step, k].isnan() else ""
+        value, cure = f"{x[step, k]:g}", ""
+        if x[step, k].isnan():
+            value, cure = "NaN", "; missing='nan' has missing values filled, and gaps='mask' tells of them, too"
         raise AnyRNNError(
-            f"{place}: {features[k]!r} is {x[step, k]:g} at step {step}, expected a finite number: fill it in, or "
-            f"leave the sequence out{cure}"
+            f"{place}: {features[k]!r} is {value} at step {step}, expected a finite number: fill it in, or leave the "
+            f"sequence out{cure}"
         )
     return x
 

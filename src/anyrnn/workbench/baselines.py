@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from anyrnn.workbench.convolutions import KERNELS, Convolutions
 from anyrnn.workbench.data import Dataset, Inputs
 from anyrnn.workbench.metrics import metric, scores
-from anyrnn.workbench.sequences import moments
+from anyrnn.workbench.sequences import moments, scaled, steps_of
 
 MAJORITY, MEAN = "majority class", "mean"
 STATISTICS = "1-nearest neighbour on summary statistics"
@@ -32,6 +32,9 @@ _MOST_NUMBERS = 4000  # of a flattened sequence: longer ones are interpolated to
 _MOST_SEQUENCES = 20_000  # that ridge learns from
 _MOST_DISTANCES = 5e10  # numbers that are compared with each other: some ten seconds
 _MOST_PRODUCTS = 5e10  # likewise, of the convolutions
+_FAR_TOO_MANY = 4 * _MOST_PRODUCTS  # of a test part alone
+_FEWEST = 1000  # sequences to learn from: fewer of many are no rival
+_AT_ONCE = 4096  # sequences of the test part: bounds the memory
 _ALPHAS = np.logspace(-3, 4, 8)  # of ridge, which chooses by leaving out one sequence at a time
 
 
@@ -52,10 +55,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a baseline learns from, numbers (N, D) and targets (N,), and what it predicts for."""
+    """What a baseline learns from, numbers (N, D) and targets (N,), and what it predicts for, in chunks."""
 
     seen: NDArray[Any]
-    unseen: NDArray[Any]
+    unseen: Callable[[], Iterator[NDArray[Any]]]
     y: NDArray[Any]
 
 
@@ -76,8 +79,8 @@ def baselines(dataset: Dataset, chosen: str | None = None) -> tuple[Baseline, ..
     return tuple(_scored(dataset, name, *each) for each in _fitted(dataset))
 
 
-def _fitted(dataset: Dataset) -> Iterator[tuple[str, Any, _Part]]:
-    """The name of each baseline, its model, and what it sees."""
+def _fitted(dataset: Dataset) -> Iterator[tuple[str, Any, _Part | None]]:
+    """The name of each baseline, its model, and what it sees; None where that would take too long."""
     # scikit-learn takes a second to load, which `anyrnn --help` shall not wait for.
     from sklearn.dummy import DummyClassifier, DummyRegressor  # noqa: PLC0415
     from sklearn.linear_model import RidgeClassifierCV, RidgeCV  # noqa: PLC0415
@@ -88,30 +91,35 @@ def _fitted(dataset: Dataset) -> Iterator[tuple[str, Any, _Part]]:
     ridge: Callable[..., Any] = RidgeClassifierCV if classes else RidgeCV
     # What the networks get: with the offset of a Unix time left in, its deviation would be lost in the squares.
     scaler, fitted = dataset.scaler, dataset.train_and_validation
-    train, test = ([scaler(x) for x in part.x] for part in (fitted, dataset.test))
+    train, test = (scaled(part.x, scaler) for part in (fitted, dataset.test))
     y = fitted.y.numpy()
 
-    def some(count: float) -> list[int]:
-        most = max(1, min(len(train), int(count)))
-        return sorted(np.random.default_rng(0).permutation(len(train))[:most].tolist())
+    def chunks() -> Iterator[Sequence[Tensor]]:
+        return (list(test[first : first + _AT_ONCE]) for first in range(0, len(test), _AT_ONCE))
 
-    def part(features: Callable[[Sequence[Tensor]], NDArray[Any]], count: float = math.inf) -> _Part:
-        places = some(min(count, len(train)))
-        return _Part(features([train[k] for k in places]), features(test), y[places])
+    def part(features: Callable[[Sequence[Tensor]], NDArray[Any]], most: float) -> _Part | None:
+        """Of as many sequences at most; None if that is too few to be worth a word."""
+        if most < min(_FEWEST, len(train)):
+            return None
+        places = sorted(np.random.default_rng(0).permutation(len(train))[: int(most)].tolist())
+        return _Part(features([train[k] for k in places]), lambda: map(features, chunks()), y[places])
 
-    summaries = part(lambda xs: summary_statistics(Inputs(tuple(xs), None, ("",) * len(xs))))
+    lengths, tested = steps_of(train), steps_of(test)
+    longest, width = int(max(lengths.max(), tested.max())), train[0].shape[1]
     nothing = DummyClassifier(strategy="most_frequent") if classes else DummyRegressor()
-    yield (MAJORITY if classes else MEAN), nothing, summaries
+    nought = _Part(np.zeros((len(train), 1)), lambda: (np.zeros((len(xs), 1)) for xs in chunks()), y)
+    yield (MAJORITY if classes else MEAN), nothing, nought
+
+    summaries = part(_summarised, _MOST_DISTANCES / (len(test) * (6 * width + 1)))
     yield STATISTICS, neighbour(n_neighbors=1), summaries
 
-    longest, width = max(len(x) for x in (*train, *test)), train[0].shape[1]
     steps = min(longest, max(1, _MOST_NUMBERS // width))
     raw = (lambda xs: _padded(xs, longest)) if steps == longest else (lambda xs: _interpolated(xs, steps))
     yield STEPS, neighbour(n_neighbors=1, algorithm="brute"), part(raw, _MOST_DISTANCES / (len(test) * steps * width))
 
-    same = min(steps, int(np.median([len(x) for x in train])))
+    same = min(steps, int(np.median(lengths)))
     count = min(_MOST_SEQUENCES, _MOST_PRODUCTS / (same * width) ** 2)  # what its matrix of D x D costs
-    yield RIDGE, ridge(_ALPHAS), part(lambda xs: _with_lengths(_interpolated(xs, same), xs), count)
+    yield RIDGE, ridge(_ALPHAS), part(lambda xs: _with_lengths(_interpolated(xs, same), xs), max(count, _FEWEST))
     convolve = Convolutions(same, width)
 
     def convolved(xs: Sequence[Tensor]) -> NDArray[Any]:
@@ -119,30 +127,35 @@ def _fitted(dataset: Dataset) -> Iterator[tuple[str, Any, _Part]]:
         return _with_lengths(convolve(shaped).numpy(), xs)
 
     each = KERNELS * width * 9 * same
-    count = min(_MOST_SEQUENCES, max(_MOST_PRODUCTS / each - len(test), 1000))
-    yield CONVOLUTIONS, ridge(_ALPHAS), part(convolved, count)
+    count = min(_MOST_SEQUENCES, max(_MOST_PRODUCTS / each - len(test), _FEWEST))
+    yield CONVOLUTIONS, ridge(_ALPHAS), part(convolved, count if len(test) * each < _FAR_TOO_MANY else 0)
 
 
-def _scored(dataset: Dataset, chosen: str, name: str, model: Any, part: _Part) -> Baseline:
+def _scored(dataset: Dataset, chosen: str, name: str, model: Any, part: _Part | None) -> Baseline:
     from sklearn.pipeline import make_pipeline  # noqa: PLC0415 - as above
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
 
-    classes, total = dataset.classes, len(dataset.train_and_validation)
+    classes, total = dataset.classes, len(dataset.train) + len(dataset.validation or ())
+    if part is None:
+        return Baseline(f"{name}: left out, it would take too long for {len(dataset.test):,} test sequences", math.nan)
     mean, std = (0.0, 1.0) if classes is not None else moments(part.y.astype(np.float64))
     y = part.y if classes is not None else (part.y.astype(np.float64) - mean) / std
-    ranks = None
+    shares = ranks = None
     if classes is not None and len(np.unique(y)) == 1:  # of those that were taken: nothing can be told apart
-        predicted, shares = np.full(len(part.unseen), y[0]), None
+        predicted = np.full(len(dataset.test), y[0])
     else:
         whole = model if name == STEPS else make_pipeline(StandardScaler(), model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of ill-conditioned matrices: a poor rival is still one
             whole.fit(part.seen, y)
-            predicted = whole.predict(part.unseen)
-        shares = _shares(whole, part.unseen, len(classes)) if classes is not None else None
-        ranks = _ranks(whole, part.unseen, len(classes)) if classes is not None else None
+            answers = [_answers(whole, unseen, len(classes or ())) for unseen in part.unseen()]
+        predicted, shares, ranks = (_joined(each) for each in zip(*answers, strict=True))
     found = scores(
-        dataset.test.y, (predicted * std + mean).tolist(), shares, classes=classes is not None, chosen=chosen
+        dataset.test.y,
+        (predicted * std + mean).tolist(),
+        None if shares is None else torch.from_numpy(shares),
+        classes=classes is not None,
+        chosen=chosen,
     )
     if ranks is not None and shares is None:  # which is all that it takes
         found["auc"] = metric("auc", classes=True).compute(dataset.test.y.numpy(), predicted, ranks)
@@ -150,13 +163,26 @@ def _scored(dataset: Dataset, chosen: str, name: str, model: Any, part: _Part) -
     return Baseline(f"{name}{taken}", found[chosen], found)
 
 
-def _shares(model: Any, unseen: NDArray[Any], count: int) -> Tensor | None:
+def _answers(
+    model: Any, unseen: NDArray[Any], classes: int
+) -> tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]:
+    """What a model predicts, and of classes the probabilities, and what sorts by them, if it gives such."""
+    if not classes:
+        return model.predict(unseen), None, None
+    return model.predict(unseen), _shares(model, unseen, classes), _ranks(model, unseen, classes)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return None if parts[0] is None else np.concatenate(parts)
+
+
+def _shares(model: Any, unseen: NDArray[Any], count: int) -> NDArray[Any] | None:
     """The probabilities of all classes (N, count), if the model gives any."""
     if not hasattr(model, "predict_proba"):
         return None
     shares = np.zeros((len(unseen), count))
     shares[:, model.classes_.astype(int)] = model.predict_proba(unseen)
-    return torch.from_numpy(shares)
+    return shares
 
 
 def _ranks(model: Any, unseen: NDArray[Any], count: int) -> NDArray[Any] | None:
@@ -187,6 +213,10 @@ def _interpolated(xs: Sequence[Tensor], steps: int) -> NDArray[Any]:
 def _with_lengths(features: NDArray[Any], xs: Sequence[Tensor]) -> NDArray[Any]:
     """What interpolation has lost, as one more number."""
     return np.column_stack((features, [float(len(x)) for x in xs])).astype(np.float64)
+
+
+def _summarised(xs: Sequence[Tensor]) -> NDArray[np.float64]:
+    return summary_statistics(Inputs(tuple(xs), None, ("",) * len(xs)))
 
 
 def summary_statistics(sequences: Inputs) -> NDArray[np.float64]:

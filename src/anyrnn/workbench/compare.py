@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anyrnn.workbench.baselines import baselines
 from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.inspect import flow, gates
 from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
 from anyrnn.workbench.models import COMPARED, Model
+from anyrnn.workbench.ondisk import lengths_of
 from anyrnn.workbench.outcome import Entry, Scored
 from anyrnn.workbench.overview import described
 from anyrnn.workbench.processes import world
@@ -46,7 +49,7 @@ class Results(Scored[Dataset, Model]):
         """Write the run folder: see `Outcome.save`."""
         results = self.to_dict()
         test = self.dataset.test
-        longest = max(range(len(test)), key=lambda k: len(test.x[k]))  # the one with most to see
+        longest = int(lengths_of(test.x).argmax())  # the one with most to see
         models = [entry.model for entry in self.entries]
         flows = {model.network.name: flow(model, test) for model in models}
         report = render(results, gates(self.best.model, test, longest), flows)
@@ -55,7 +58,7 @@ class Results(Scored[Dataset, Model]):
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""
         data = self.dataset
-        steps = [len(x) for part in data.parts for x in part.x]
+        steps = np.concatenate([lengths_of(part.x) for part in data.parts])
         described_data = {
             "name": data.name,
             "task": data.task,
@@ -65,8 +68,8 @@ class Results(Scored[Dataset, Model]):
             "train": len(data.train),
             "validation": 0 if data.validation is None else len(data.validation),
             "test": len(data.test),
-            "shortest": min(steps),
-            "longest": max(steps),
+            "shortest": int(steps.min()),
+            "longest": int(steps.max()),
             "split": data.split,
             "attribution": data.attribution,
             "id_column": data.id_column,

@@ -6,25 +6,28 @@ part. Whole sequences are split, never rows, and nothing that is fitted sees the
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
 
+import numpy as np
 import torch
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
-from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Missing, Parsed, Task, Value, did_you_mean, listed
+from anyrnn.workbench.ondisk import OnDisk, lengths_of
+from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed
 from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of
 from anyrnn.workbench.split import split, split_validation
-from anyrnn.workbench.table import Columns
+from anyrnn.workbench.streamed import Stream
+from anyrnn.workbench.targets import classes_of, encoded, label_of, task_of
 from anyrnn.workbench.unseen import Unseen, unseen
 
 __all__ = ["Dataset", "Inputs", "Scaler", "Sequences", "Task", "batch", "load", "load_for_prediction"]
@@ -33,8 +36,6 @@ _ATTRIBUTION = (
     "Japanese Vowels, M. Kudo, J. Toyama and M. Shimbo (1999), UCI Machine Learning Repository, "
     "https://doi.org/10.24432/C5NS47, CC BY 4.0"
 )
-_OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}
-_MOST_CLASSES = 20  # whole numbers with more distinct values than this are read as a number, not as classes
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +81,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in self.parts:
+            if isinstance(part.x, OnDisk):  # what its steps hold was looked at when they were written there
+                continue
             if part.x[0].shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.name}: got sequences of {part.x[0].shape[1]} features, expected {len(self.features)}: "
@@ -114,8 +117,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         """What is asked of how many sequences, in a sentence; the numbers themselves would fill the screen."""
-        lengths = [len(x) for part in self.parts for x in part.x]
-        steps = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
+        lengths = np.concatenate([lengths_of(part.x) for part in self.parts])
+        steps = f"{lengths.min()} to {lengths.max()}" if lengths.min() < lengths.max() else f"{lengths[0]}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation)} validation"
         features = f"{len(self.features)} feature{'s' if len(self.features) > 1 else ''}"
@@ -152,6 +155,7 @@ def load(
     gaps: Gaps = "fill",
     delta_time: bool = False,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> Dataset:
     """Read sequences and what to predict for each, and split them into a training, a validation and a test part.
 
@@ -188,11 +192,13 @@ def load(
             or by the clock with `delta_time`. The last two take empty cells and NaN for missing without `missing`.
         delta_time: The time since the step before is one more feature: in seconds where times are dates.
         encoding: The name of that of a text file, such as "latin-1"; None: UTF-8.
+        stream: Whether a Parquet table is read in pieces, and its steps are kept on the disk: "always", "never", or
+            "auto", if it would take more than half of the memory. What comes of it is the same.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
-    chosen = Choices(task, test_fraction, seed, missing, validation, gaps)
+    chosen = Choices(task, test_fraction, seed, missing, validation, gaps, stream=stream)
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load: got feature_columns={feature_columns!r}, expected a list of names")
     columns = Columns(
@@ -209,12 +215,12 @@ def load(
             f"{read}: a .ts file has no columns to name; leave out --id, --time, --target, --features and "
             "--group (id_column and the like), which are for tables"
         )
-    own = parsed_source(read, columns, missing=chosen.absent, encoding=encoding)
+    own = parsed_source(read, columns, missing=chosen.absent, encoding=encoding, stream=stream)
     shipped = read == JAPANESE_VOWELS
     stem = stem_of(read) if isinstance(read, str) else "frame"
     return dataset_of(
         own,
-        lambda own: given_test_of(read, beside, own, columns, chosen.absent, encoding),
+        lambda own: given_test_of(read, beside, own, columns, chosen.absent, encoding, stream),
         chosen,
         name=JAPANESE_VOWELS if shipped else re.sub("_train$", "", stem, flags=re.IGNORECASE),
         attribution=_ATTRIBUTION if shipped else None,
@@ -235,6 +241,7 @@ class Choices:
     validation: float
     gaps: Gaps
     caller: str = "load"
+    stream: Stream = "auto"
 
     def __post_init__(self) -> None:
         if self.task not in {None, *get_args(Task)}:
@@ -248,16 +255,18 @@ class Choices:
                 raise AnyRNNError(f"{self.caller}: got {name}={value}, expected a share {least}")
         if not 0 <= self.seed < 1 << 32:
             raise AnyRNNError(f"{self.caller}: got seed={self.seed}, expected a whole number from 0 to 2**32 - 1")
-        if self.gaps not in GAPS:
-            raise AnyRNNError(
-                f"{self.caller}: got gaps={self.gaps!r}, expected one of {', '.join(GAPS)}."
-                f"{did_you_mean(str(self.gaps), GAPS)}"
-            )
+        for name, known in (("gaps", GAPS), ("stream", get_args(Stream))):
+            value = getattr(self, name)
+            if value not in known:
+                raise AnyRNNError(
+                    f"{self.caller}: got {name}={value!r}, expected one of {', '.join(known)}."
+                    f"{did_you_mean(str(value), known)}"
+                )
 
     @property
     def absent(self) -> Missing | None:
-        """What is missing: whoever wants to be told of gaps has some."""
-        return Missing.named("nan" if self.missing is None and self.gaps != "fill" else self.missing)
+        """What is missing."""
+        return Missing.given(self.missing, self.gaps)
 
 
 def dataset_of(
@@ -290,7 +299,7 @@ def dataset_of(
         )
     own, task, notes = task_of(own, chosen.task)
     classes = classes_of(own) if task == "classification" else None
-    train = _encoded(own, classes)
+    train = encoded(own, classes)
     if classes is None and train.y.amin() == train.y.amax():
         apart = len(set(own.targets or ())) > 1
         raise AnyRNNError(
@@ -301,7 +310,7 @@ def dataset_of(
     if given is None:
         train, held_out, how = split(train, classes, own, chosen.test_fraction, chosen.seed)
     else:
-        held_out = _encoded(given, classes, trained_on=own.path)
+        held_out = encoded(given, classes, trained_on=own.path)
         _check_overlap(train, held_out, given)
     train, chosen_by, how_validated = split_validation(train, classes, chosen.validation, chosen.seed)
     if own.reading is not None and own.reading.words:
@@ -344,6 +353,7 @@ def load_for_prediction(
     trained_time: str | None = None,
     trained_reading: Reading | None = None,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> Unseen:
     """Read sequences for a model that is already trained; they need no target.
 
@@ -361,6 +371,7 @@ def load_for_prediction(
         trained_reading: What was made of the columns in training: `reading` of a dataset or a model. None: each is a
             feature.
         encoding: As for `load`.
+        stream: As for `load`.
 
     Raises:
         AnyRNNError: The file does not fit the model.
@@ -383,6 +394,7 @@ def load_for_prediction(
         owner="the model",
         missing=Missing.named(missing),
         encoding=encoding,
+        stream=stream,
     )
     if len(parsed.features) != len(features):
         raise AnyRNNError(
@@ -392,142 +404,11 @@ def load_for_prediction(
     return unseen(parsed, classes, label_of)
 
 
-def _targets(parsed: Parsed) -> list[str | bool | int | float]:
-    """The targets, after checking that each sequence has one."""
-    if parsed.targets is None:
-        raise AnyRNNError(
-            f"{parsed.path}: the header says neither '@classLabel true a b c' nor '@targetlabel true', so there is "
-            "nothing to learn; expected one of them, and the class or number at the end of each line"
-        )
-    present = [value for value in parsed.targets if value is not None]
-    missing = len(parsed.targets) - len(present)
-    if missing:
-        place = parsed.where[parsed.targets.index(None)]
-        also = f", and in {missing - 1} more sequences" if missing > 1 else ""
-        raise AnyRNNError(
-            f"{place}: target {parsed.target!r} is missing here{also}; expected one for each sequence: fill it in, or "
-            "leave the sequence out"
-        )
-    return present
-
-
-def task_of(parsed: Parsed, asked: Task | None) -> tuple[Parsed, Task, tuple[str, ...]]:
-    """Classes or a number, and a note where we had to decide; numbers with decimal commas become numbers."""
-    values = _targets(parsed)
-    told = asked or parsed.task
-    notes: tuple[str, ...] = ()
-    if told != "classification" and any(isinstance(value, str) for value in values):
-        numbers = _with_decimal_commas(parsed, values)
-        if numbers is not None:
-            parsed, values = dataclasses.replace(parsed, targets=tuple(numbers)), numbers
-            notes = (
-                f"target {parsed.target!r} is written with decimal commas: read as numbers; "
-                f"{parsed.asking('classification')} reads it as classes",
-            )
-    if told or notes:
-        return parsed, told or "regression", notes
-    if any(isinstance(value, str | bool) for value in values):
-        return parsed, "classification", ()
-    distinct = len(set(values))
-    few = max(2, min(_MOST_CLASSES, len(values) // 2))
-    if any(isinstance(value, float) for value in values):
-        if distinct > few or not all(float(value).is_integer() for value in values):
-            return parsed, "regression", ()
-        note = (
-            f"target {parsed.target!r} holds {distinct} distinct whole numbers, written as decimals such as "
-            f"{values[0]}: read as a number; {parsed.asking('classification')} reads them as classes"
-        )
-        return parsed, "regression", (note,)
-    task: Task = "classification" if distinct <= few else "regression"
-    meaning, other = "classes" if task == "classification" else "a number", _OTHER[task]
-    note = (
-        f"target {parsed.target!r} holds whole numbers, {distinct} distinct ones in {len(values)} {parsed.unit}s: read "
-        f"as {meaning}; {parsed.asking(other)} reads them the other way"
-    )
-    return parsed, task, (note,)
-
-
-def _with_decimal_commas(
-    parsed: Parsed, values: list[str | bool | int | float]
-) -> list[str | bool | int | float] | None:
-    """The targets as numbers if all of them are written so and some have a comma; None if they are not."""
-    texts = [str(value) for value in values]
-    with_comma = [text for text in texts if "," in text]
-    if not with_comma or not all(re.fullmatch(DECIMAL_COMMA, text) for text in texts):
-        return None
-    if all(re.fullmatch(THOUSANDS_COMMA, text) for text in with_comma):
-        place = parsed.where[texts.index(with_comma[0])]
-        raise AnyRNNError(
-            f"{place}: target {parsed.target!r} is {with_comma[0]!r}, whose comma may set off the thousands or the "
-            "decimals; write a number without thousands separators and with a decimal point, or read the target as "
-            f"classes: {parsed.asking('classification')}"
-        )
-    return [float(text.replace(",", ".")) for text in texts]
-
-
-def label_of(value: Value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # a class 1 that one of two files writes as 1.0
-    return str(value)
-
-
-def classes_of(parsed: Parsed) -> tuple[str, ...]:
-    """The classes that occur: in the order that the file declares, or by number, or by alphabet."""
-    labels = {label_of(value) for value in _targets(parsed)}
-    if len(labels) < 2:
-        raise AnyRNNError(
-            f"{parsed.path}: target {parsed.target!r} is {labels.pop()!r} for every {parsed.unit}, expected at least "
-            "two classes to tell apart"
-        )
-    if parsed.classes:
-        return tuple(label for label in parsed.classes if label in labels)
-    try:
-        return tuple(sorted(labels, key=float))
-    except ValueError:
-        return tuple(sorted(labels))
-
-
-def _encoded(parsed: Parsed, classes: tuple[str, ...] | None, *, trained_on: str = "") -> Sequences:
-    """Targets as torch wants them. `trained_on` is whose the classes are, where that is not this file."""
-    values = _targets(parsed)
-    if classes is None:
-        numbers = torch.tensor(numbers_of(parsed, values), dtype=torch.float64)
-        return Sequences(parsed.x, numbers, parsed.ids, parsed.groups)
-    index = {label: i for i, label in enumerate(classes)}
-    for value, place in zip(values, parsed.where, strict=True):
-        if label_of(value) not in index:
-            raise AnyRNNError(
-                f"{place}: class {label_of(value)!r} is not among the classes of {trained_on}: {listed(classes)}; "
-                "no network can predict a class that it was not trained on: leave the sequence out, or add some of "
-                "its class to the training part"
-            )
-    return Sequences(parsed.x, torch.tensor([index[label_of(value)] for value in values]), parsed.ids, parsed.groups)
-
-
-def numbers_of(parsed: Parsed, values: list[str | bool | int | float]) -> list[float]:
-    numbers: list[float] = []
-    values = _with_decimal_commas(parsed, values) or values  # of a test file: those of training are numbers by now
-    for value, place in zip(values, parsed.where, strict=True):
-        try:
-            number = float(value)
-        except (OverflowError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise AnyRNNError(
-                f"{place}: target {parsed.target!r} is {value!r}, expected a finite number; "
-                f"correct it, or read the target as classes: {parsed.asking('classification')}"
-            )
-        numbers.append(number)
-    return numbers
-
-
 def _check_overlap(train: Sequences, test: Sequences, given: Parsed) -> None:
     """A sequence of the same id and values in both parts makes the test score a memory test."""
-    known = dict(zip(train.ids, train.x, strict=True))
-    for x, id_, place in zip(test.x, test.ids, given.where, strict=True):
-        if id_ in known and torch.equal(x.nan_to_num(), known[id_].nan_to_num()):
+    known = {id_: k for k, id_ in enumerate(train.ids)}
+    for k, (id_, place) in enumerate(zip(test.ids, given.where, strict=True)):
+        if id_ in known and torch.equal(test.x[k].nan_to_num(), train.x[known[id_]].nan_to_num()):
             raise AnyRNNError(
                 f"{place}: this sequence is in the training file too, with the same id and the same values; "
                 "expected a test part that training does not see: take it out of one of the files"

@@ -12,8 +12,9 @@ import torch
 
 import anyrnn
 from anyrnn.workbench.checkpoint import refuse_difference
+from anyrnn.workbench.ondisk import digests_of, lengths_of
 from anyrnn.workbench.processes import world
-from anyrnn.workbench.sequences import Sequences
+from anyrnn.workbench.sequences import Inputs, Sequences
 
 _SAID_ONLY = frozenset({"name", "split", "notes", "attribution"})  # what of a dataset decides no number
 
@@ -57,7 +58,7 @@ def check_same(found: Mapping[str, Any]) -> None:
 def _described(value: Any) -> Any:
     """A value as a run names it: as it is if JSON has it, else a checksum; of sequences, how many there are as well."""
     if isinstance(value, Sequences):
-        return {"sequences": len(value), "steps": sum(map(len, value.x)), "values": _checksum(value)}
+        return {"sequences": len(value), "steps": int(lengths_of(value.x).sum()), "values": _checksum(value)}
     if isinstance(value, tuple | list):
         return [_described(each) for each in value]
     return value if value is None or isinstance(value, str | int | float) else _checksum(value)
@@ -77,6 +78,9 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
     elif isinstance(value, np.ndarray):
         update(f"{value.dtype}{value.shape}".encode())
         update(np.ascontiguousarray(value).data)
+    elif isinstance(value, Inputs):  # the same in memory and on the disk
+        own = [(field.name, getattr(value, field.name)) for field in fields(value) if field.name != "x"]
+        _feed(update, (own, b"".join(digests_of(value.x)), lengths_of(value.x)))
     elif is_dataclass(value):
         _feed(update, [(field.name, getattr(value, field.name)) for field in fields(value)])
     elif isinstance(value, tuple | list):

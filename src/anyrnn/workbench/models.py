@@ -22,6 +22,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
+from anyrnn.workbench.large import gathered
 from anyrnn.workbench.parsed import did_you_mean
 from anyrnn.workbench.reading import Reading, check_reading
 from anyrnn.workbench.sequences import Scaler
@@ -29,6 +30,7 @@ from anyrnn.workbench.sequences import Scaler
 Pool = Literal["last", "mean", "max"]
 POOLS: tuple[Pool, ...] = get_args(Pool)
 
+_AT_ONCE = 4096  # sequences that are scaled together
 _CHUNK = 256  # sequences a call when predicting: bounds the memory, changes no result
 _OWN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -274,10 +276,9 @@ def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
     module.eval()
     parts = [torch.empty(0, module.linear.out_features)]
     with torch.inference_mode():
-        for start in range(0, len(sequences), _CHUNK):
-            chunk = list(sequences[start : start + _CHUNK])
-            lengths = torch.tensor([len(x) for x in chunk])
-            parts.append(module(nn.utils.rnn.pad_sequence(chunk), lengths=lengths)[0])
+        chunks = (range(first, min(first + _CHUNK, len(sequences))) for first in range(0, len(sequences), _CHUNK))
+        for x, lengths in gathered(sequences, chunks):
+            parts.append(module(x, lengths=lengths)[0])
     return torch.cat(parts)
 
 
@@ -363,19 +364,25 @@ class Model:
                 training that the network's answer is not. NaN is taken as missing where values could be missing in
                 training, too.
         """
+        firsts = range(0, len(sequences), _AT_ONCE)
+        answers = [self._answers(first, sequences[first : first + _AT_ONCE]) for first in firsts]
+        return self.read(torch.cat([torch.empty(0, self.module.linear.out_features), *answers]))
+
+    def _answers(self, first: int, sequences: Sequence[Any]) -> Tensor:
+        """What the head says of sequences (N, out_features), the first of which has this number."""
         scaled = [
             read(self.network.name, k, given, self.features, self.scaler, padded=True)
-            for k, given in enumerate(sequences)
+            for k, given in enumerate(sequences, first)
         ]
         answers = outputs(self.module, scaled)
         wild = (~answers.isfinite().all(1)).nonzero().flatten().tolist()
         if wild:
             raise AnyRNNError(
-                f"{self.network.name}: the answer for sequence {wild[0]} is not finite; its largest feature is "
+                f"{self.network.name}: the answer for sequence {first + wild[0]} is not finite; its largest feature is "
                 f"{scaled[wild[0]].abs().max():.3g} standard deviations from the mean of those that the network was "
                 "trained on; expected sequences like those"
             )
-        return self.read(answers)
+        return answers
 
     def read(self, outputs: Tensor) -> Predictions:
         """Turn the head's output (N, out_features) into predictions."""

@@ -1,16 +1,19 @@
 """What the reader of a table should know about their data before they trust a score, a sentence each."""
 
-import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.ondisk import Steps, digests_of, lengths_of, missing_of, pieces
 from anyrnn.workbench.parsed import BLANK, Parsed
-from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk
+from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, bulk, rows_of, sample
 from anyrnn.workbench.split import alike, spelling
 
 _FILLED = "a network gets the last value of the sequence before them, or the training mean where there is none"
@@ -60,12 +63,12 @@ def notes_on_sequences(
         of_targets: Look at the targets, too.
     """
     own = files[0]
-    if all(len(x) == 1 for file in files for x in file.x) and own.rows is not None:
+    if own.is_table and all((lengths_of(file.x) == 1).all() for file in files):
         yield (
             "every sequence has 1 step; if each row of the table is a whole sequence, its values must be written below "
             "each other, a row for each step"
         )
-    if own.rows is not None:
+    if own.is_table:
         yield from _ids(files)
         yield from _groups(files)
     seen = train if validation is None else train + validation
@@ -84,24 +87,26 @@ def notes_on_unseen(inputs: Inputs, features: Sequence[str], scaler: Scaler) -> 
         features: Their features.
         scaler: Of the trained network.
     """
-    steps = torch.cat(inputs.x).numpy()  # (sum of T_i, I)
-    ends = np.cumsum([len(x) for x in inputs.x])
-    absent = int(np.isnan(steps).sum())
+    cells, absent = int(lengths_of(inputs.x).sum()) * len(features), int(missing_of(inputs.x).sum())
     if absent:
-        yield f"{absent} of {steps.size} cells are missing: {_FILLED}{_TOLD[scaler.kind]}"
-    many = 0
-    for name, values, mean, std in zip(features, steps.T, scaler.mean, scaler.std, strict=True):
-        with np.errstate(over="ignore"):
-            far = np.flatnonzero(np.abs(values - mean) > scaler.linear_to * std)
-        many += len(far) > 0
-        if len(far) and many <= _MOST_FEATURES:
-            i = int(np.searchsorted(ends, far[0], side="right"))
-            lies = f"1 of {len(values)} cells lies" if len(far) == 1 else f"{len(far)} of {len(values)} cells lie"
-            yield (
-                f"feature {name!r}: {lies} more than {scaler.linear_to:g} standard deviations from the mean of the "
-                f"training part, {mean:.6g}; the first is {values[far[0]]:.9g}, step "
-                f"{far[0] - ends[i] + len(inputs.x[i]) + 1} of {inputs.ids[i]!r}: the network has seen nothing like it"
-            )
+        yield f"{absent} of {cells} cells are missing: {_FILLED}{_TOLD[scaler.kind]}"
+    steps = cells // len(features)
+    far = [_Far() for _ in features]
+    for place, values in _located(inputs.x):
+        for k, (mean, std) in enumerate(zip(scaler.mean, scaler.std, strict=True)):
+            with np.errstate(over="ignore"):
+                rows = np.flatnonzero(np.abs(values[:, k] - mean) > scaler.linear_to * std)
+            if len(rows):
+                far[k].add(values[rows, k], place(rows[0]))
+    for name, each, mean in [(features[k], far[k], scaler.mean[k]) for k in _worth_a_note(far)]:
+        lies = f"1 of {steps} cells lies" if each.count == 1 else f"{each.count} of {steps} cells lie"
+        sequence, step = each.place
+        yield (
+            f"feature {name!r}: {lies} more than {scaler.linear_to:g} standard deviations from the mean of the "
+            f"training part, {mean:.6g}; the first is {each.value:.9g}, step {step + 1} of {inputs.ids[sequence]!r}: "
+            "the network has seen nothing like it"
+        )
+    many = sum(each.count > 0 for each in far)
     if many > _MOST_FEATURES:
         yield f"{many - _MOST_FEATURES} more features have cells far from those of the training part"
 
@@ -161,8 +166,8 @@ def _running_numbers(ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def _copies(train: Sequences, test: Sequences) -> Iterator[str]:
-    known = {_digest(x): id_ for x, id_ in zip(train.x, train.ids, strict=True)}
-    copies = [(id_, known[_digest(x)]) for x, id_ in zip(test.x, test.ids, strict=True) if _digest(x) in known]
+    known = dict(zip(digests_of(train.x), train.ids, strict=True))
+    copies = [(id_, known[x]) for x, id_ in zip(digests_of(test.x), test.ids, strict=True) if x in known]
     if copies:
         yield (
             f"{len(copies)} of {len(test)} test sequences have the very values of a training sequence, "
@@ -170,80 +175,114 @@ def _copies(train: Sequences, test: Sequences) -> Iterator[str]:
         )
 
 
-def _digest(x: torch.Tensor) -> bytes:
-    values = x.double().nan_to_num(nan=np.pi) + 0.0  # -0.0 is 0.0
-    return hashlib.blake2b(values.numpy().tobytes(), digest_size=16).digest()
-
-
 def _missing(files: Sequence[Parsed], scaler: Scaler) -> Iterator[str]:
     if scaler.missing is None:
         return
-    counts = sum(np.isnan(x.numpy()).sum(0) for file in files for x in file.x)  # (I,)
-    cells = sum(x.numel() for file in files for x in file.x)
+    counts = np.sum([missing_of(file.x) for file in files], axis=0)  # (I,)
+    cells = sum(int(lengths_of(file.x).sum()) for file in files) * len(counts)
     values = ", ".join(scaler.missing) or "nothing"
     if not np.any(counts):
         yield f"no cell is missing: the features hold no {values}, nothing empty and no NaN"
         return
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    worst = [f"{files[0].features[k]!r} {np.asarray(counts)[k]}" for k in order[:_MOST_FEATURES] if counts[k]]
+    order = np.argsort(-counts, kind="stable")
+    worst = [f"{files[0].features[k]!r} {counts[k]}" for k in order[:_MOST_FEATURES] if counts[k]]
     told = _TOLD[scaler.kind] or "; gaps='mask' or 'since' (--gaps) tells it which ones"
     yield f"{int(np.sum(counts))} of {cells} cells are missing ({', '.join(worst)}): {_FILLED}{told}"
 
 
+class _Far:
+    """The cells of a feature, or targets, that are far from the others.
+
+    Attributes:
+        count: How many.
+        value: The first one.
+        place: Where that is.
+        values: How often there is which.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.value, self.values = 0, math.nan, Counter[float]()
+        self.place: Any = None
+
+    def add(self, values: NDArray[Any], place: Any) -> None:
+        """More of them, and where the first of these is."""
+        if not self.count:
+            self.value, self.place = float(values[0]), place
+        self.count += len(values)
+        self.values.update(values.tolist())
+
+
+def _worth_a_note(far: Sequence[_Far]) -> list[int]:
+    """The features that get a note of their own."""
+    return [k for k, each in enumerate(far) if each.count][:_MOST_FEATURES]
+
+
+def _located(xs: Steps) -> Iterator[tuple[Callable[[int], tuple[int, int]], NDArray[Any]]]:
+    """Pieces of the steps (rows, I), each behind what says of a row which sequence and which of its steps it is."""
+    ends = np.cumsum(lengths_of(xs))
+    for first, rows in pieces(xs):
+        before = int(ends[first - 1]) if first else 0
+
+        def at(row: int, before: int = before) -> tuple[int, int]:
+            sequence = int(np.searchsorted(ends, before + row, side="right"))
+            return sequence, int(before + row - (ends[sequence - 1] if sequence else 0))
+
+        yield at, rows.numpy()
+
+
 def _far_cells(files: Sequence[Parsed], train: Sequences, scaler: Scaler) -> Iterator[str]:
-    in_training = set(train.ids)
-    steps = [torch.cat(file.x).numpy() for file in files]  # (sum of T_i, I) each
-    ends = [np.cumsum([len(x) for x in file.x]) for file in files]
-    fitted = np.repeat([id_ in in_training for id_ in files[0].ids], [len(x) for x in files[0].x])
-    cells = sum(map(len, steps))
-    many = 0
-    for k, name in enumerate(files[0].features):
-        column = steps[0][fitted, k]
-        low, high = bulk(column[~np.isnan(column)])
-        far: list[tuple[float, str]] = []
-        for number, file in enumerate(files):
-            values = steps[number][:, k]
-            outside = (values < low) | (values > high)
-            # New data may go a little further.
-            with np.errstate(over="ignore"):
-                further = np.abs(values - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
-            outside &= further if number else further | fitted
-            for row in np.flatnonzero(outside):
-                i = int(np.searchsorted(ends[number], row, side="right"))
-                far.append((float(values[row]), file.cell(i, int(row - ends[number][i]) + len(file.x[i]), k)))
-        if far:
-            many += 1
-            if many <= _MOST_FEATURES:
-                yield (
-                    f"feature {name!r}: {_far(far, cells, 'cell', low, high)}. Such cells do not decide the scale, and "
-                    f"are scaled by their logarithm{_if_missing(far)}"
-                )
+    own, in_training = files[0], set(train.ids)
+    measured = sample(train.x)
+    limits = [bulk(column[~np.isnan(column)]) for column in rows_of(measured).numpy().T]
+    fitted = np.repeat([id_ in in_training for id_ in own.ids], lengths_of(own.x))
+    far = [_Far() for _ in own.features]
+    for number, file in enumerate(files):
+        before = 0
+        for place, values in _located(file.x):
+            for k, (low, high) in enumerate(limits):
+                outside = (values[:, k] < low) | (values[:, k] > high)
+                # New data may go a little further, and what was not measured, too.
+                with np.errstate(over="ignore"):
+                    further = np.abs(values[:, k] - scaler.mean[k]) > scaler.linear_to * scaler.std[k]
+                if not number and measured is train.x:
+                    further |= fitted[before : before + len(values)]
+                rows = np.flatnonzero(outside & further)
+                if len(rows):
+                    far[k].add(values[rows, k], file.cell(*place(rows[0]), k))
+            before += len(values)
+    cells = sum(int(lengths_of(file.x).sum()) for file in files)
+    for k in _worth_a_note(far):
+        yield (
+            f"feature {own.features[k]!r}: {_said(far[k], cells, 'cell', *limits[k])}. Such cells do not decide the "
+            f"scale, and are scaled by their logarithm{_if_missing(far[k])}"
+        )
+    many = sum(each.count > 0 for each in far)
     if many > _MOST_FEATURES:
         yield f"{many - _MOST_FEATURES} more features have cells far from the others"
 
 
 def _far_targets(files: Sequence[Parsed], train: Sequences, test: Sequences) -> Iterator[str]:
     values = torch.cat((train.y, test.y)).double().numpy()
-    known, new = (dict(zip(file.ids, file.where, strict=True)) for file in (files[0], files[-1]))
-    places = [*(known[id_] for id_ in train.ids), *(new[id_] for id_ in test.ids)]
     low, high = bulk(values)
-    far = [(float(v), place) for v, place in zip(values, places, strict=True) if not low <= v <= high]
-    if far:
+    rows = np.flatnonzero((values < low) | (values > high))
+    if len(rows):
+        file, id_ = (files[0] if rows[0] < len(train) else files[-1]), (*train.ids, *test.ids)[rows[0]]
+        far = _Far()
+        far.add(values[rows], file.where[file.ids.index(id_)])
         yield (
-            f"target {files[0].target!r}: {_far(far, len(values), 'sequence', low, high)}. The error is mostly that of "
-            f"such sequences{_if_missing(far)}"
+            f"target {files[0].target!r}: {_said(far, len(values), 'sequence', low, high)}. The error is mostly that "
+            f"of such sequences{_if_missing(far)}"
         )
 
 
-def _far(far: list[tuple[float, str]], count: int, what: str, low: float, high: float) -> str:
-    value, place = far[0]
-    lies = f"1 of {count} {what}s lies" if len(far) == 1 else f"{len(far)} of {count} {what}s lie"
-    first = "it is" if len(far) == 1 else "the first is"
-    return f"{lies} far from the others ({low:.6g} to {high:.6g}); {first} {value:.9g}, {place}"
+def _said(far: _Far, count: int, what: str, low: float, high: float) -> str:
+    lies = f"1 of {count} {what}s lies" if far.count == 1 else f"{far.count} of {count} {what}s lie"
+    first = "it is" if far.count == 1 else "the first is"
+    return f"{lies} far from the others ({low:.6g} to {high:.6g}); {first} {far.value:.9g}, {far.place}"
 
 
-def _if_missing(far: list[tuple[float, str]]) -> str:
-    value, times = Counter(value for value, _ in far).most_common(1)[0]
+def _if_missing(far: _Far) -> str:
+    value, times = far.values.most_common(1)[0]
     if times < 2 and not (value < 0 and set(f"{value:.9g}".strip("-")) == {"9"}):
         return ""
     return f"; if {value:.9g} means missing, say missing={value:.9g} (--missing {value:.9g})"

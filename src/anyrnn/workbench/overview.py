@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from anyrnn.workbench.data import Dataset
+from anyrnn.workbench.ondisk import lengths_of, missing_of
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _QUARTILES = (0, 25, 50, 75, 100)
@@ -21,7 +21,7 @@ _NAMED = 12  # classes in a sentence
 def described(data: Dataset) -> dict[str, Any]:
     """Count what the parts of a dataset hold, as JSON has it."""
     names = ("training", "test") if data.validation is None else ("training", "validation", "test")
-    steps = [np.array([len(x) for x in part.x]) for part in data.parts]
+    steps = [lengths_of(part.x) for part in data.parts]
     targets = [part.y.numpy() for part in data.parts]
     found: dict[str, Any] = {
         "parts": list(names),
@@ -38,8 +38,7 @@ def described(data: Dataset) -> dict[str, Any]:
         counts = [np.bincount(y, minlength=len(data.classes)) for y in targets]
         found["classes"] = np.stack(counts, 1).tolist()
     if data.missing is not None:
-        absent = sum(torch.cat(part.x).isnan().sum(0) for part in data.parts)
-        found["missing"] = torch.as_tensor(absent).tolist()
+        found["missing"] = np.sum([missing_of(part.x) for part in data.parts], axis=0).tolist()
     return found
 
 

@@ -1,6 +1,6 @@
 """What the readers of files hand over, before anything is decided about classes, numbers or the split.
 
-Leans on nothing but torch; `ts.py` and `table.py` make a `Parsed`, `data.py` turns it into a `Dataset`.
+Leans on next to nothing; `ts.py` and `table.py` make a `Parsed`, `data.py` turns it into a `Dataset`.
 """
 
 import math
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+from anyrnn.workbench.ondisk import OnDisk, Steps
 
 if TYPE_CHECKING:
     from anyrnn.workbench.reading import Reading
@@ -38,7 +39,7 @@ class Parsed:
 
     path: str
     features: tuple[str, ...]
-    x: tuple[Tensor, ...]  # (T, I) float64 each; NaN where a value is missing and may be
+    x: Steps  # (T, I) float64 each; NaN where a value is missing and may be
     ids: tuple[str, ...]
     where: Sequence[str]  # "vowels.ts:17" or "train.csv: id 'a'"
     target: str
@@ -51,6 +52,11 @@ class Parsed:
     unit: str = "sequence"  # what has a target
     reading: "Reading | None" = None  # how the features were made of what the file has; None: each is as it stands
     groups: tuple[str, ...] | None = None  # of a table in which a column names the group of each sequence
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it was read from a table, in which a column has the ids."""
+        return self.rows is not None or isinstance(self.x, OnDisk)
 
     def asking(self, task: Task) -> str:
         """How to have its targets read as classes, or as numbers: in Python, and on the command line."""
@@ -83,6 +89,11 @@ class Missing:
             return None
         several = [values] if isinstance(values, str | int | float) else values
         return cls(tuple(str(value).strip() for value in several))
+
+    @classmethod
+    def given(cls, values: "str | float | Sequence[str | float] | None", gaps: str) -> "Missing | None":
+        """The same; but whoever wants to be told of gaps has some."""
+        return cls.named("nan" if values is None and gaps != "fill" else values)
 
     @cached_property
     def words(self) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """How the columns of a file become the numbers that a network reads: text as words, and time as a feature."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.ondisk import OnDisk, Steps, lengths_of, missing_of, pieces
 from anyrnn.workbench.parsed import listed
 from anyrnn.workbench.sequences import Inputs, Scaler
 
@@ -55,12 +55,12 @@ class Reading:
         names = {f"{column}={word}" for column, words in self.words.items() for word in words}
         return tuple(k for k, name in enumerate(self.features) if name in names)
 
-    def trained_on(self, x: Tensor) -> tuple["Reading", tuple[str, ...]]:
-        """Without the words that no step of the training part (T, I) has, and the names of their features.
+    def trained_on(self, xs: Steps) -> tuple["Reading", tuple[str, ...]]:
+        """Without the words that no step of the training part has, and the names of their features.
 
         The weight of a word that is never learned from would be a random one.
         """
-        absent = ~(x == 1).any(0)
+        absent = ~torch.stack([(x == 1).any(0) for _, x in pieces(xs)]).any(0)
         gone = {self.features[k] for k in self.of_words if absent[k]}
         kept = {c: tuple(word for word in words if f"{c}={word}" not in gone) for c, words in self.words.items()}
         if not all(kept.values()):  # a column that is missing throughout is refused elsewhere
@@ -95,13 +95,13 @@ def scaler_for(train: Inputs, missing: tuple[str, ...] | None, gaps: Gaps, readi
     return Scaler.fit(train, missing, gaps, reading.clock, reading.of_words)
 
 
-def check_seen(owner: str, features: tuple[str, ...], train: Sequence[Tensor]) -> None:
-    """Refuse a feature that has no value in the training part, (T, I) each."""
-    never = torch.cat((*train,)).isnan().all(0)
+def check_seen(owner: str, features: tuple[str, ...], train: Steps) -> None:
+    """Refuse a feature that has no value in the training part."""
+    never = missing_of(train) == lengths_of(train).sum()
     if never.any():
         raise AnyRNNError(
-            f"{owner}: feature {features[int(never.int().argmax())]!r} is missing in every step of the training part; "
-            "name the features without it (feature_columns, --features)"
+            f"{owner}: feature {features[int(never.argmax())]!r} is missing in every step of the training part; name "
+            "the features without it (feature_columns, --features)"
         )
 
 
@@ -155,7 +155,9 @@ def quoted(words: Collection[str]) -> str:
     return listed([repr(word) for word in words])
 
 
-def columns_kept(x: tuple[Tensor, ...], kept: list[int]) -> tuple[Tensor, ...]:
+def columns_kept(x: Steps, kept: list[int]) -> Steps:
     """Sequences with these features only."""
+    if isinstance(x, OnDisk):
+        return x.with_columns(kept)
     places = torch.tensor(kept)
     return tuple(each.index_select(1, places) for each in x)

@@ -1,4 +1,4 @@
-"""Sequences in memory: with and without targets, scaled, and side by side in a batch. Leans on torch and NumPy."""
+"""Sequences: with and without targets, scaled, and side by side in a batch. Leans on torch and NumPy."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,9 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.gaps import COLUMNS, GapFeatures, Gaps
+from anyrnn.workbench.ondisk import OnDisk, Steps, lengths_of, pieces, taken
 
 _REACHES = 10.0  # see `bulk`
 _FLOATS = (torch.float32, torch.float64)
+_MOST_MEASURED = 4_000_000  # steps: more tell a mean no better than to a two-thousandth of a deviation
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +27,7 @@ class Inputs:
     What is read from files is float64: only the scaler may round, after it took the offset off. float32 will do, too.
     """
 
-    x: tuple[Tensor, ...]
+    x: Steps
     y: Tensor | None
     ids: tuple[str, ...]
 
@@ -37,6 +39,8 @@ class Inputs:
                 f"sequences: got {count} sequences, {len(self.ids)} ids and targets of shape {targets}; expected "
                 "at least one sequence, and one id and one target for each"
             )
+        if isinstance(self.x, OnDisk | Scaled):  # which were looked at when they were written there
+            return
         width = self.x[0].shape[-1]
         for x, id_ in zip(self.x, self.ids, strict=True):
             if x.ndim != 2 or x.dtype not in _FLOATS or not x.shape[0] or x.shape[1] != width or not width:
@@ -50,9 +54,8 @@ class Inputs:
 
     def __repr__(self) -> str:
         """How many there are; the numbers themselves would fill the screen."""
-        lengths = sorted(map(len, self.x))
-        features = self.x[0].shape[1]
-        return f"{type(self).__name__}: {len(self)} of {lengths[0]} to {lengths[-1]} steps, {features} features"
+        lengths, features = lengths_of(self.x), self.x[0].shape[1]
+        return f"{type(self).__name__}: {len(self)} of {lengths.min()} to {lengths.max()} steps, {features} features"
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +94,7 @@ class Sequences(Inputs):
         """The sequences at these places, in this order."""
         places = list(indices)
         return Sequences(
-            tuple(self.x[i] for i in places),
+            taken(self.x, places),
             self.y[places],
             tuple(self.ids[i] for i in places),
             None if self.groups is None else tuple(self.groups[i] for i in places),
@@ -102,7 +105,9 @@ class Sequences(Inputs):
         """These sequences, and then the others."""
         groups = None if self.groups is None or other.groups is None else (*self.groups, *other.groups)
         weights = None if self.weights is None or other.weights is None else torch.cat((self.weights, other.weights))
-        return Sequences((*self.x, *other.x), torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups, weights)
+        both = isinstance(self.x, OnDisk) and isinstance(other.x, OnDisk)
+        x = self.x + other.x if both else (*self.x, *other.x)  # type: ignore[operator]
+        return Sequences(x, torch.cat((self.y, other.y)), (*self.ids, *other.ids), groups, weights)
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ class Scaler:
     ) -> "Scaler":
         """Measure the features. Give it the training part and nothing else; NaN is not counted.
 
+        Of very many steps a part is measured: see `sample`.
+
         Args:
             sequences: The training part.
             missing: See the class.
@@ -178,8 +185,9 @@ class Scaler:
         Raises:
             AnyRNNError: if a feature has no value at all.
         """
+        part = sample(sequences.x)
         scales: list[tuple[float, float]] = []
-        for k, column in enumerate(torch.cat(sequences.x).double().numpy().T):  # column: (sum of T_i,)
+        for k, column in enumerate(rows_of(part).numpy().T):  # column: (sum of T_i,)
             values = column[~np.isnan(column)]
             if not len(values):
                 raise AnyRNNError(f"scaler: feature {k + 1} is missing in every step, expected at least one value")
@@ -187,7 +195,7 @@ class Scaler:
             kept = values[(values >= low) & (values <= high)]
             scales.append((0.0, 1.0) if k in unscaled else moments(kept))
         mean, std = zip(*scales, strict=True)
-        told = None if gaps == "fill" else GapFeatures.fit(sequences.x, gaps, clock)
+        told = None if gaps == "fill" else GapFeatures.fit(part, gaps, clock)
         return cls(mean, std, missing=missing, gaps=told)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -241,6 +249,20 @@ class Scaler:
             ) from error
         gaps = GapFeatures.from_dict(values.get("gaps"), len(mean))
         return cls(mean, std, linear_to, None if missing is None else (*missing,), gaps)
+
+
+def sample(xs: Steps) -> Steps:
+    """Sequences of four million steps, drawn evenly, or all where there are not more: what tells the scale."""
+    share = _MOST_MEASURED / int(lengths_of(xs).sum())
+    if share >= 1:
+        return xs
+    draw = np.random.default_rng(0)
+    return taken(xs, np.sort(draw.permutation(len(xs))[: max(1, int(share * len(xs)))]).tolist())
+
+
+def rows_of(xs: Steps) -> Tensor:
+    """All steps, one behind the other, (sum of T_i, I) float64."""
+    return torch.cat([rows.double() for _, rows in pieces(xs)])
 
 
 @np.errstate(over="ignore")  # the distance of 1e308 and -1e308 is infinite, and that is far enough
@@ -307,6 +329,61 @@ def _carried_forward(x: Tensor) -> Tensor:
     return x.gather(-2, last)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class Scaled(Sequence[Tensor]):
+    """Sequences on the disk that are scaled when they are read."""
+
+    x: OnDisk
+    scaler: Scaler
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Scaled": ...
+    def __getitem__(self, place: int | slice) -> "Tensor | Scaled":
+        """A sequence (T, width) float32, or some."""
+        return Scaled(self.x[place], self.scaler) if isinstance(place, slice) else self.scaler(self.x[place])
+
+    def taken(self, places: Iterable[int]) -> "Scaled":
+        """Those at these places."""
+        return Scaled(self.x.taken(places), self.scaler)
+
+    def side_by_side(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Some of them (T, B, width) float32, padded with 0, and their lengths (B,)."""
+        x, lengths = self.x.side_by_side(places)
+        z = self.scaler(x).transpose(0, 1).contiguous()
+        z[torch.arange(len(z)).unsqueeze(1) >= lengths] = 0.0
+        return z, lengths
+
+
+def scaled(xs: Steps, scaler: Scaler) -> "Scaled | tuple[Tensor, ...]":
+    """Sequences as a network reads them."""
+    return Scaled(xs, scaler) if isinstance(xs, OnDisk) else tuple(scaler(x) for x in xs)
+
+
+def steps_of(xs: Sequence[Tensor]) -> NDArray[np.int64]:
+    """T of each sequence (N,), scaled or not."""
+    return lengths_of(xs.x if isinstance(xs, Scaled) else xs)
+
+
+def some(xs: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
+    """The scaled sequences at these places."""
+    return xs.taken(places) if isinstance(xs, Scaled) else [xs[k] for k in places]
+
+
+def side_by_side(xs: Sequence[Tensor], places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Some scaled sequences (T, B, I), padded with 0, and their lengths (B,)."""
+    if not len(places):  # one without steps, for whoever needs a shape
+        return xs[0].new_zeros(1, 1, xs[0].shape[1]), torch.tensor([0])
+    if isinstance(xs, Scaled):
+        return xs.side_by_side(places)
+    chosen = [xs[k] for k in places]
+    return pad_sequence(chosen), torch.tensor([len(x) for x in chosen])
+
+
 @overload
 def batch(sequences: Sequences, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 @overload
@@ -319,6 +396,5 @@ def batch(sequences: Inputs, indices: Sequence[int] | Tensor) -> tuple[Tensor, T
     (torch.Size([3, 2, 2]), tensor([1, 3]))
     """
     places: list[int] = torch.as_tensor(indices).tolist()
-    chosen = [sequences.x[i] for i in places]
-    lengths = torch.tensor([len(x) for x in chosen])
-    return pad_sequence(chosen), lengths, None if sequences.y is None else sequences.y[places]
+    x, lengths = side_by_side(sequences.x, places)
+    return x, lengths, None if sequences.y is None else sequences.y[places]

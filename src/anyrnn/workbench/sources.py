@@ -7,15 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor
-
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened
 from anyrnn.workbench.frames import Frame, frame_from
+from anyrnn.workbench.ondisk import Steps
 from anyrnn.workbench.parsed import Missing, Parsed
 from anyrnn.workbench.reading import Reading, columns_kept, quoted
-from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.streamed import Stream, read_in_pieces, streamed
+from anyrnn.workbench.table import read_table
 from anyrnn.workbench.ts import parse_ts
 
 if TYPE_CHECKING:
@@ -55,8 +55,11 @@ def parsed_source(
     owner: str = "",
     missing: Missing | None = None,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> Parsed:
     """Read one file, whichever format it has; `owner` says whose features it must have, if not its own."""
+    if stream == "always" and (isinstance(source, Frame) or is_ts(source) or source == JAPANESE_VOWELS):
+        raise AnyRNNError(f"{source}: only Parquet can be read in pieces (stream, --stream)")
     if encoding is not None and (isinstance(source, Frame) or source == JAPANESE_VOWELS):
         raise AnyRNNError(f"{source}: this has no encoding to name; leave out encoding (--encoding)")
     if isinstance(source, Frame):
@@ -70,9 +73,10 @@ def parsed_source(
     try:
         file = opened(Path(source), encoding)
         if file.format == ".ts":
-            with file.open() as stream:
-                return parse_ts(stream.read(), str(file), missing, delta_time=columns.delta_time)
-        return read_table(file, columns, need_target=need_target, owner=owner, missing=missing)
+            with file.open() as bytes_:
+                return parse_ts(bytes_.read(), str(file), missing, delta_time=columns.delta_time)
+        read = streamed if read_in_pieces(file, stream) else read_table
+        return read(file, columns, need_target=need_target, owner=owner, missing=missing)
     except OSError as error:
         raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
 
@@ -83,7 +87,7 @@ class _Part(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def x(self) -> tuple[Tensor, ...]:
+    def x(self) -> Steps:
         """(T, I) each."""
 
 
@@ -96,7 +100,7 @@ def with_words_of(
     """All parts without the words that the training part has not; they are unknown, as others are later on."""
     if own.reading is None:
         return own, given, train, validation, test
-    reading, gone = own.reading.trained_on(torch.cat(train.x))
+    reading, gone = own.reading.trained_on(train.x)
     if not gone:
         return own, given, train, validation, test
     kept = [k for k, name in enumerate(own.features) if name not in gone]
@@ -138,6 +142,7 @@ def given_test_of(
     columns: Columns,
     missing: Missing | None,
     encoding: str | None = None,
+    stream: Stream = "auto",
 ) -> tuple[Parsed | None, str]:
     """The test part that is not ours to choose, if there is one, and the sentence about it."""
     if test is None and source == JAPANESE_VOWELS:
@@ -154,7 +159,7 @@ def given_test_of(
         raise AnyRNNError(f"{test}: expected a test file of the same format as {own.path}")
     features = own.features if own.reading is None else own.reading.columns
     wanted = dataclasses.replace(columns, features=features, reading=own.reading)
-    given = parsed_source(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding)
+    given = parsed_source(test, wanted, part="TEST", owner=own.path, missing=missing, encoding=encoding, stream=stream)
     if len(given.features) != len(own.features):
         raise AnyRNNError(
             f"{given.path}: got {len(given.features)} channels, expected {len(own.features)} as in {own.path}"

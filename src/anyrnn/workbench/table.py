@@ -1,7 +1,7 @@
 """Long tables (CSV, Parquet) read through polars into `Parsed`: one row is one step of one sequence.
 
 Rows are gathered by the id column, in order of first appearance, and sorted by the time column within an id.
-All checks that need rows and columns are here; what the targets mean is decided in `data.py`.
+All checks that need rows are here; `columns.py` says which column is what, `targets.py` what the targets mean.
 """
 
 import math
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.clock import over_midnight, read_times, since_the_last
+from anyrnn.workbench.columns import BLANKS, ROW, Columns, Roles, column_names, frame_of, numbered, roles_of
 from anyrnn.workbench.files import File, opened, separated
 from anyrnn.workbench.frames import Frame
 from anyrnn.workbench.parsed import (
@@ -28,54 +29,13 @@ from anyrnn.workbench.parsed import (
     Missing,
     Parsed,
     Value,
-    did_you_mean,
-    listed,
 )
 from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, quoted, unknown, words_of
-from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
+from anyrnn.workbench.text import ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
-ROW = "\0row"  # our own column beside the file's: no text file can hold this name
-# What polars takes off by default, and marks that no eye can see.
-_BLANKS = " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u200b\u2060\ufeff" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-_FAILURES = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # a panic of Rust code is no Exception
 _EXACT = 1 << 53  # whole numbers beyond are rounded by float64
-_NAMELESS = {"", "Unnamed: 0", "__index_level_0__"}  # how pandas writes its row numbers
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the caller says about the columns; None: not said. Without features, all columns left over are.
-
-    `usual_time` is that of another file: it is the time if it is there and no time was named. `group` names what
-    several sequences may share (an engine, a patient, a site). `per_step`: each row has its own target. `reading` is
-    that of the training; without it, text is read as the words that the file has. With `delta_time` the time since the
-    step before is a feature.
-    """
-
-    id: str | None = None
-    time: str | None = None
-    target: str | None = None
-    features: tuple[str, ...] | None = None
-    usual_time: str | None = None
-    group: str | None = None
-    per_step: bool = False
-    reading: Reading | None = None
-    delta_time: bool = False
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which column is what."""
-
-    id: str
-    time: str | None
-    target: str | None
-    features: tuple[str, ...]
-    group: str | None
 
 
 def read_table(
@@ -98,17 +58,38 @@ def read_table(
     named = (columns.id, columns.time, columns.target if need_target else None, columns.group)
     file = opened(file) if isinstance(file, Path) else file
     if isinstance(file, Frame):
-        roles = _roles(file, file.data.columns, columns, need_target=need_target, owner=owner)
+        roles = roles_of(file, file.data.columns, columns, need_target=need_target, owner=owner)
         frame = numbered(file.data, file)
     else:
         file = separated(file, [name for name in (*named, *(columns.features or ())) if name is not None])
-        roles = _roles(file, column_names(file), columns, need_target=need_target, owner=owner)
+        roles = roles_of(file, column_names(file), columns, need_target=need_target, owner=owner)
         frame = frame_of(file, roles)
     return parsed_table(Table(file, roles, frame, missing, trained=not need_target), columns)
 
 
-def parsed_table(table: "Table", columns: Columns) -> Parsed:
-    """The sequences of a table."""
+@dataclass(frozen=True)
+class Arranged:
+    """The sequences of a table, one behind the other.
+
+    Attributes:
+        reading: What was made of the columns.
+        matrix: The features of all steps (sum of T_i, I).
+        rows: Which row of the table each step is.
+        ends: Where each sequence ends (N,).
+        first_rows: The row of the table that is the first step of each.
+        ids: Their names.
+    """
+
+    reading: Reading
+    matrix: NDArray[np.float64]
+    rows: NDArray[Any]
+    ends: NDArray[Any]
+    first_rows: list[int]
+    ids: tuple[str, ...]
+
+
+def arranged(table: "Table", columns: Columns) -> Arranged:
+    """Read the features of a table, and bring its rows into order."""
     path, roles = table.path, table.roles
     rows, lengths = table.order()
     ends = np.cumsum(lengths)
@@ -131,27 +112,34 @@ def parsed_table(table: "Table", columns: Columns) -> Parsed:
             f"{DELTA_TIME!r}"
         )
     first_rows = rows[ends - lengths].tolist()
-    ids = tuple(table.ids[row] for row in first_rows)
+    return Arranged(reading, matrix, rows, ends, first_rows, tuple(table.ids.gather(first_rows)))
+
+
+def parsed_table(table: "Table", columns: Columns) -> Parsed:
+    """The sequences of a table."""
+    path, roles, found = table.path, table.roles, arranged(table, columns)
+    rows, ends, first_rows, ids = found.rows, found.ends, found.first_rows, found.ids
     targets = table.targets(first_rows) if roles.target and not columns.per_step else None
     of_steps = table.step_targets(rows, ends) if roles.target and columns.per_step else None
     return Parsed(
         path=str(path),
-        features=reading.features,
-        x=tuple(torch.from_numpy(steps) for steps in np.split(matrix, ends[:-1])),
+        features=found.reading.features,
+        x=tuple(torch.from_numpy(steps) for steps in np.split(found.matrix, ends[:-1])),
         ids=ids,
         where=tuple(f"{path}: id {id_!r}" for id_ in ids),
         target=roles.target or "target",
         targets=targets,
         task=None,
-        notes=(*path.notes, *(() if roles.time else (_unsorted(columns),)), *table.notes),
+        notes=(*path.notes, *(() if roles.time else (unsorted(columns),)), *table.notes),
         rows=tuple(np.split(table.frame[ROW].to_numpy()[rows], ends[:-1])),
         groups=table.groups(first_rows) if roles.group else None,
         step_targets=of_steps,
-        reading=reading,
+        reading=found.reading,
     )
 
 
-def _unsorted(columns: Columns) -> str:
+def unsorted(columns: Columns) -> str:
+    """What there is to say where no column orders the rows of a sequence."""
     if columns.usual_time is None:
         return "no time column was named: steps are in the order of the rows"
     return (
@@ -160,139 +148,11 @@ def _unsorted(columns: Columns) -> str:
     )
 
 
-def column_names(path: File) -> list[str]:
-    """The names of the columns of a file, without blanks around them."""
-    try:
-        if path.format == ".parquet":
-            check_parquet(path.path)
-            return pl.scan_parquet(path.path, glob=False, hive_partitioning=False).collect_schema().names()
-        check_csv(path)
-        names = pl.read_csv(path.source, n_rows=0, glob=False, separator=path.separator).columns
-    except _FAILURES as error:
-        raise _unreadable(path, error) from error
-    for name in names:  # polars renames the second 'a' to 'a_duplicated_0'
-        twin = re.fullmatch(r"(.*)_duplicated_\d+", name)
-        if twin and twin[1] in names:
-            raise AnyRNNError(
-                f"{path}: the header names column {twin[1]!r} twice; give each column its own name."
-                f"{first_line_hint(names)}"
-            )
-    return _without_blanks(names)
-
-
-def _unreadable(path: File, error: BaseException) -> AnyRNNError:
-    reason = str(error).strip().split("\n", maxsplit=1)[0]
-    if path.format == ".parquet":
-        return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
-    problem = ragged_row(path, shorter=False) or odd_quotes(path)
-    if problem is not None:
-        return AnyRNNError(problem)
-    return AnyRNNError(
-        f"{path}: this cannot be read as CSV: {reason}; "
-        "expected a header, and as many fields in each row as in the header"
-    )
-
-
-def _roles(path: File | Frame, names: list[str], columns: Columns, *, need_target: bool, owner: str) -> Roles:
-    unsaid = []
-    if columns.id is None:
-        unsaid.append("which column names the sequence of a row (id_column, --id)")
-    if columns.target is None and need_target:
-        unsaid.append("which column is to be predicted (target_column, --target)")
-    if columns.id is None or unsaid:
-        hint = first_line_hint(names).lstrip()
-        raise AnyRNNError(f"{path}: say {' and '.join(unsaid)}; the columns are {listed(names)}{hint and '. ' + hint}")
-    target = columns.target if need_target or columns.target in names else None
-    usual = columns.usual_time if columns.usual_time in names and columns.usual_time != columns.id else None
-    time = columns.time or usual
-    group = None if owner and columns.group not in names else columns.group  # a test file may do without
-    for name in (columns.id, time, target, group, *(columns.features or ())):
-        if name is not None and name not in names:
-            whose = f", a feature of {owner}," if owner and name in (columns.features or ()) else ""
-            if name == columns.id and not need_target:  # that of the training, unless the user said another
-                whose = ", the id (id_column, --id),"
-            raise AnyRNNError(
-                f"{path}: column {name!r}{whose} is not there; the columns are {listed(names)}.{likely(name, names)}"
-            )
-    taken = [name for name in (columns.id, time, target, group) if name is not None]
-    if len(set(taken)) < len(taken):
-        what = "id, time and target" if group is None else "id, time, target and group"
-        raise AnyRNNError(f"{path}: {what} must be different columns, got {listed(taken)}")
-    features = columns.features
-    if features is None:
-        features = tuple(name for name in names if name not in taken)
-        numbering = next((name for name in features if name in _NAMELESS), None)
-        if numbering is not None:
-            raise AnyRNNError(
-                f"{path}: column {numbering!r} looks like the row numbers that pandas writes, which say where a "
-                "sequence stood in the file; write the table with index=False, or name the features "
-                "(feature_columns, --features)"
-            )
-    if not features:
-        raise AnyRNNError(f"{path}: there is no feature beside {listed(taken)}; expected at least one column")
-    for name in features:
-        if features.count(name) > 1:
-            raise AnyRNNError(f"{path}: feature {name!r} is named twice; name each feature once")
-        if name in {columns.id, target, group}:
-            parts = {columns.id: "names the sequence", target: "is what is to be predicted", group: "names the group"}
-            part = parts[name]
-            raise AnyRNNError(f"{path}: column {name!r} {part}; it cannot be a feature as well")
-    return Roles(columns.id, time, target, features, group)
-
-
-def likely(name: str, names: list[str]) -> str:
-    """The end of the message that a column is not there."""
-    split = next((each for each in names if "," in each and name in map(str.strip, each.split(","))), None)
-    if split is not None:
-        return f""" On the command line a name with a comma is put in quotes: --features '"{split}"'."""
-    return did_you_mean(name, names) or first_line_hint(names)
-
-
-def frame_of(path: File, roles: Roles) -> pl.DataFrame:
-    """The rows of a file that are not blank, with their numbers beside them."""
-    try:
-        if path.format == ".parquet":
-            frame = pl.read_parquet(path.path, glob=False, hive_partitioning=False)
-        else:
-            frame = _csv(path, None if roles.id == ROW else roles.id)
-    except _FAILURES as error:
-        raise _unreadable(path, error) from error
-    return numbered(frame, path)
-
-
-def numbered(frame: pl.DataFrame, path: object) -> pl.DataFrame:
-    """The rows that are not blank, with their numbers beside them."""
-    frame = frame.with_columns(pl.int_range(1, pl.len() + 1).alias(ROW))
-    frame = frame.filter(~pl.all_horizontal(pl.exclude(ROW).is_null()))  # blank lines
-    if frame.is_empty():
-        raise AnyRNNError(f"{path}: there is no row below the header, expected one for each step of each sequence")
-    return frame
-
-
-def _csv(path: File, id_column: str | None) -> pl.DataFrame:
-    """The whole file decides a column's type, and ids stay as they are written: 007 is not 7."""
-    written = pl.read_csv(path.source, glob=False, n_rows=0, separator=path.separator).columns
-    names = _without_blanks(written)
-    as_text = {} if id_column is None else {written[names.index(id_column)]: pl.String}
-    while True:
-        try:
-            frame = pl.read_csv(
-                path.source, glob=False, infer_schema_length=None, schema_overrides=as_text, separator=path.separator
-            )
-        except pl.exceptions.ComputeError as error:
-            # 46 digits, or those of other scripts, are a whole number to polars, which it then cannot read.
-            column = re.search(r"as dtype `i\d+` at column '(.*)' \(column number", str(error))
-            if column is None or column[1] in as_text or column[1] not in written:
-                raise
-            as_text[column[1]] = pl.String
-        else:
-            return frame.rename(dict(zip(written, names, strict=True)))
-
-
-def _without_blanks(names: list[str]) -> list[str]:
-    """Names of columns without the blank that follows a comma, if they are still different ones then."""
-    stripped = [name.strip(_BLANKS) for name in names]
-    return stripped if len(set(stripped)) == len(names) else names
+def text_of(column: pl.Series, missing: Missing | None) -> pl.Series:
+    """A column as text without the blanks around it, null where it is missing."""
+    text = column.cast(pl.String).str.strip_chars(BLANKS)
+    words = BLANK if missing is None else missing.words
+    return text.zip_with(~text.str.to_lowercase().is_in(words), pl.Series([None], dtype=pl.String))
 
 
 class Table:
@@ -322,7 +182,7 @@ class Table:
     def _ids(self) -> pl.Series:
         column = self.frame[self.roles.id]
         text = self._names(column, "id")
-        ids = text.str.strip_chars(_BLANKS)
+        ids = text.str.strip_chars(BLANKS)
         missing = _first(ids.is_null() | ids.is_in(NOT_A_NAME))
         if missing is not None:
             written = f" ({text[missing]!r})" if text[missing] else ""
@@ -355,7 +215,7 @@ class Table:
     def groups(self, first_rows: list[int]) -> tuple[str, ...]:
         """The group of each id, after checking that all of its rows are of one."""
         column = self.frame[self.roles.group or ""]
-        names = self._names(column, "group").str.strip_chars(_BLANKS)
+        names = self._names(column, "group").str.strip_chars(BLANKS)
         missing = _first(names.is_null() | names.is_in(NOT_A_NAME))
         if missing is not None:
             raise AnyRNNError(f"{self.place(missing)}: the group {column.name!r} is missing; every row needs one")
@@ -384,7 +244,7 @@ class Table:
             return self.frame[ROW]
         column = self.frame[self.roles.time]
         if column.dtype == pl.String:
-            column = self._decimal_commas(f"time {column.name!r}", column.str.strip_chars(_BLANKS))
+            column = self._decimal_commas(f"time {column.name!r}", column.str.strip_chars(BLANKS))
             column, notes = read_times(column, self.place)
             self.notes += notes
         elif not (column.dtype.is_numeric() or column.dtype.is_temporal()):
@@ -441,9 +301,7 @@ class Table:
 
     def _text(self, name: str) -> pl.Series:
         """A column as text without the blanks around it, null where it is missing."""
-        text = self.frame[name].cast(pl.String).str.strip_chars(_BLANKS)
-        words = BLANK if self.missing is None else self.missing.words
-        return text.zip_with(~text.str.to_lowercase().is_in(words), pl.Series([None], dtype=pl.String))
+        return text_of(self.frame[name], self.missing)
 
     def _one_hot(self, name: str, words: tuple[str, ...], trained: bool) -> NDArray[np.float64]:
         text = self._text(name)
@@ -549,7 +407,7 @@ class Table:
         column = self.frame[self.roles.target or ""]
         if column.dtype in _TEXT:
             text = column.cast(pl.String)
-            stripped = text.str.strip_chars(_BLANKS)
+            stripped = text.str.strip_chars(BLANKS)
             self._note_blanks(f"target {column.name!r}:", text, stripped)
             column = _without_markers(stripped)
             if self.path.format in {".csv", ".tsv"}:  # in CSV " 1" and +1 made text of numbers; in Parquet, a person
@@ -604,7 +462,7 @@ class Table:
 def _without_markers(text: pl.Series) -> pl.Series:
     """A text target with null for what is certainly no class; and for "NA" and the like where all others are numbers.
 
-    Other words, such as "None", may well be classes: `data.py` says so.
+    Other words, such as "None", may well be classes: `targets.py` says so.
     """
     marker = text.str.to_lowercase().is_in(BLANK)
     number = text.cast(pl.Float64, strict=False).is_not_null() & ~marker

@@ -38,6 +38,7 @@ class Run:
         decline_luck: How much of that may be luck: twice its standard error over the validation sequences.
         scores: By every metric, NaN where one is not defined.
         probabilities: Of the classes, for each test sequence; None unless the metric needs them.
+        loading: Of the seconds, those in which the network waited for sequences, where that is measured.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class Run:
     decline_luck: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     probabilities: tuple[tuple[float, ...], ...] | None = None
+    loading: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it."""
@@ -68,6 +70,7 @@ class Training(ABC, Generic[M, R]):
         course: How far it is.
         amount: How many sequences, or whatever is learned from, an epoch has.
         seconds: Spent on training so far.
+        loading: Of these, spent on waiting for sequences.
         world: The processes that train together.
     """
 
@@ -83,7 +86,7 @@ class Training(ABC, Generic[M, R]):
     ) -> None:
         self.model, self.settings, self.seed = model, settings, seed
         self.optimizer, self.rate, self.course, self.amount = optimizer, rate, course, amount
-        self.world, self.seconds = world(), 0.0
+        self.world, self.seconds, self.loading = world(), 0.0, 0.0
         self._before = 0.0  # the seconds that were spent when this epoch began
         self._since = 0.0  # the time up to which they are counted
         self._place: Mapping[str, Any] | None = None
@@ -201,6 +204,7 @@ class Training(ABC, Generic[M, R]):
             "drawn": self.drawn(),
             "random": self.world.each(torch.get_rng_state()),
             "seconds": self.seconds,
+            "loading": self.loading,
             "before": self._before,
             "place": place,
             "course": self.course.state(),
@@ -213,6 +217,7 @@ class Training(ABC, Generic[M, R]):
         self.draw_from(state["drawn"])
         torch.set_rng_state(state["random"][self.world.rank].clone())
         self.seconds, self._before, self._place = state["seconds"], state["before"], state["place"]
+        self.loading = state["loading"]
         self.course.restore(state["course"], Epoch)
 
 
@@ -272,7 +277,7 @@ class ScoredTraining(Training[M, Run]):
         answered = self.answered(outputs)
         score, history = answered["scores"][self.metric.name], list(run.history)
         history[epoch - 1] = replace(history[epoch - 1], test_score=score)
-        return replace(run, score=score, history=tuple(history), **answered)
+        return replace(run, score=score, history=tuple(history), loading=self.loading, **answered)
 
     def outcome_from(self, kept: Mapping[str, Any]) -> Run:
         """What came of it, from its fields."""

@@ -23,6 +23,7 @@ from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS
 from anyrnn.workbench.models import COMPARED, KNOWN, Pool
 from anyrnn.workbench.parsed import Task
 from anyrnn.workbench.schedules import Schedule
+from anyrnn.workbench.streamed import Stream
 from anyrnn.workbench.tagging.load import Answers
 from anyrnn.workbench.tagging.results import COMPARED as TAGGERS
 from anyrnn.workbench.tagging.scores import SPAN_METRICS
@@ -151,6 +152,11 @@ GAPS = Option(
 DELTA_TIME = Option(
     "delta_time", "--delta-time", bool, _TABLES,
     "The time since the step before is one more feature; --time names it.",
+)  # fmt: skip
+STREAM = Option(
+    "stream", "--stream", Stream, _TABLES,
+    "Read a .parquet table in pieces and keep its steps on the disk (in TMPDIR, or /var/tmp), with the same results: "
+    "always, never, or if it would take more than half of the memory.",
 )  # fmt: skip
 GROUP = Option(
     "group_column", "--group", str, _TABLES,
@@ -323,7 +329,7 @@ RESUME = Option(
 #: What `fit` and `compare` have in common.
 _TRAINED = (
     DATA, TASK, ENCODING, TEST, TEST_FRACTION, VALIDATION,
-    ID, TIME, TARGET, FEATURES, MISSING, GAPS, DELTA_TIME, GROUP,
+    ID, TIME, TARGET, FEATURES, MISSING, GAPS, DELTA_TIME, GROUP, STREAM,
     ANSWERS, CAUSAL, VALIDATION_FILE, WORD_DROPOUT,
     HORIZON, SEASON, PAST, FUTURE, STATIC, TEST_STEPS, VALIDATION_STEPS, CONTEXT, HEAD, QUANTILES,
     LEVEL, LEAST, EMBEDDING, STEPS,
@@ -401,6 +407,7 @@ PREDICT = (
     replace(TIME, default=_AS_TRAINED),
     replace(TARGET, help="The column with the truth, or with the values so far.", default=_AS_TRAINED),
     ENCODING,
+    replace(STREAM, default="auto"),
     MODEL, OWN_CELLS,
     replace(OUT, help="A .csv file to write; without it, stdout.", default=None),
     replace(OVERWRITE, help="Replace OUT if it is there."),

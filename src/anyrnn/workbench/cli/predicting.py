@@ -75,6 +75,7 @@ def _predict(given: Given) -> None:
         trained_time=trained.time_column,
         trained_reading=trained.reading,
         encoding=given.get("encoding"),
+        stream=given.get("stream", "auto"),
     )
     _need_truth(given, is_there=bool(inputs.truths))
     predictions = trained.predict(inputs.x)

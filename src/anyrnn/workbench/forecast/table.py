@@ -12,9 +12,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.columns import ROW, Roles, column_names, frame_of, likely
 from anyrnn.workbench.files import opened, separated, stem_of
 from anyrnn.workbench.parsed import Missing, listed
-from anyrnn.workbench.table import ROW, Roles, Table, column_names, frame_of, likely
+from anyrnn.workbench.table import Table
 
 
 @dataclass(frozen=True)

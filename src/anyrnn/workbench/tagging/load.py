@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.data import Choices, classes_of, label_of, numbers_of, task_of
+from anyrnn.workbench.columns import Columns
+from anyrnn.workbench.data import Choices
 from anyrnn.workbench.files import format_of, opened, stem_of
 from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
@@ -23,10 +24,11 @@ from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler, Sequences
 from anyrnn.workbench.sources import with_words_of
 from anyrnn.workbench.split import split, split_validation
-from anyrnn.workbench.table import Columns, read_table
+from anyrnn.workbench.table import read_table
 from anyrnn.workbench.tagging.conll import SUFFIXES, Sentences, read_conll
 from anyrnn.workbench.tagging.spans import note_on_scheme
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
+from anyrnn.workbench.targets import classes_of, label_of, numbers_of, task_of
 
 _TABLES = frozenset({".csv", ".parquet"})
 _TASKS: Mapping[str, Task] = {"classes": "classification", "numbers": "regression"}
@@ -77,7 +79,7 @@ class Read:
 
     def of(self, table: Parsed) -> "Read":
         """This, with other features."""
-        return dataclasses.replace(self, features=table.features, x=table.x, table=table, notes=table.notes)
+        return dataclasses.replace(self, features=table.features, x=tuple(table.x), table=table, notes=table.notes)
 
 
 def is_table(source: Source, *, named: bool) -> bool:
@@ -124,8 +126,9 @@ def read_steps(
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
     rows = tuple(tuple(each.tolist()) for each in parsed.rows or ())
     return Read(
-        parsed.path, parsed.features, parsed.target, parsed.x, parsed.ids, rows, parsed.step_targets, parsed.groups,
-        parsed, parsed.notes, lambda k, t: f"{parsed.path}: data row {rows[k][t]} (id {parsed.ids[k]!r})",
+        parsed.path, parsed.features, parsed.target, tuple(parsed.x), parsed.ids, rows, parsed.step_targets,
+        parsed.groups, parsed, parsed.notes,
+        lambda k, t: f"{parsed.path}: data row {rows[k][t]} (id {parsed.ids[k]!r})",
     )  # fmt: skip
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.data import label_of
+from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Missing, Value, listed, number
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Inputs, Scaler
-from anyrnn.workbench.table import Columns
 from anyrnn.workbench.tagging.load import Read, encoded, is_table, read_steps
 from anyrnn.workbench.tagging.model import StepPredictions, TrainedTagger
 from anyrnn.workbench.tagging.steps import Steps
 from anyrnn.workbench.tagging.words import Words
+from anyrnn.workbench.targets import label_of
 
 
 @dataclass(frozen=True)
