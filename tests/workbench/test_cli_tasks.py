@@ -1,7 +1,7 @@
 """Texts, forecasts and configuration files on the command line, and the words that it shares with Python."""
 
 import csv
-import inspect
+import dataclasses
 import io
 import json
 import math
@@ -19,10 +19,9 @@ import typer
 from test_cli import OWN_CELL, invoke, table
 
 from anyrnn.workbench import forecast, language
-from anyrnn.workbench.bench import Setting
 from anyrnn.workbench.cli import app, output
 from anyrnn.workbench.cli.config import read_config
-from anyrnn.workbench.cli.options import CONFIGURED, joined, listed, usual_word
+from anyrnn.workbench.cli.options import CONFIGURED, listed, usual_word
 from anyrnn.workbench.cli.starting import text_for
 from anyrnn.workbench.cli.tasks import KINDS
 from anyrnn.workbench.keeping import Ended
@@ -52,6 +51,11 @@ def book(path: Path) -> Path:
     return path
 
 
+def names(path: Path) -> Path:
+    path.write_text("Ann\tB-PER\nsat\tO\n\n" * 12)
+    return path
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -60,16 +64,44 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of each kind: sequences, series, text."""
+    """A folder with a run of each kind: sequences, tags, series, text; and what of their settings was read."""
     place = tmp_path_factory.mktemp("runs")
-    for arguments in (
-        (table(place / "steps.csv"), "--id", "id", "--time", "t", "--target", "y"),
-        (sold(place / "sold.csv"), *SOLD, "--context", 6, "--season", 4),
-        (book(place / "book.txt"), "--steps", 8),
+    for kind, arguments in zip(
+        KINDS,
+        (
+            (table(place / "steps.csv"), "--id", "id", "--time", "t", "--target", "y"),
+            (names(place / "names.conll"), "--cell", "gru"),
+            (sold(place / "sold.csv"), *SOLD, "--context", 6, "--season", 4),
+            (book(place / "book.txt"), "--steps", 8),
+        ),
+        strict=True,
     ):
-        result = invoke("fit", *arguments, *QUICK, "--out", place / Path(arguments[0]).stem)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind.settings, "__getattribute__", noted(READ.setdefault(kind.name, set())))
+            result = invoke("fit", *arguments, *QUICK, "--out", place / Path(arguments[0]).stem)
         assert result.exit_code == 0, result.output
     return place
+
+
+READ: dict[str, set[str]] = {}  # by the kind of task, what its training has read of its settings
+
+
+def noted(read: set[str]):
+    """How to get an attribute that notes the names, but for those that the class checks, and that are copied."""
+
+    def get(settings: object, name: str) -> object:
+        code = sys._getframe(1).f_code
+        if code.co_name != "__post_init__" and code.co_filename != dataclasses.__file__:
+            read.add(name)
+        return object.__getattribute__(settings, name)
+
+    return get
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_every_option_of_training_is_read(runs: Path, kind) -> None:
+    """An option that nothing reads does nothing, and has to be named as such (`Kind.unread`), to be refused."""
+    assert {field.name for field in fields(kind.settings)} - READ[kind.name] <= kind.unread
 
 
 def at(place: Path, arguments: list[str]) -> list[str]:
@@ -142,7 +174,7 @@ def test_a_forecast_is_fitted_beside_naive_and_seasonal_naive(here: Path) -> Non
     out = result.stdout
     assert "sold: 2 series of 60 steps, target 'sold', 3 steps ahead, season 4\n" in out
     assert "Split: in time: of each series the last 12 steps are the test part, the 12 before them choose" in out
-    assert re.search(r"^network +mase +mae +rmse +smape +wape +pinball +coverage", out, re.MULTILINE)
+    assert re.search(r"^network +mase +mae +rmse +smape +wape +rrse +pinball +coverage", out, re.MULTILINE)
     rows = re.findall(r"^(RNN|GRU|seasonal naive \(4\)|naive) +\d", out, re.MULTILINE)
     assert rows == ["RNN", "GRU", "seasonal naive (4)", "naive"]
     assert "Forecast with the best one: anyrnn predict runs/sold DATA\n" in out
@@ -249,6 +281,11 @@ def test_a_wide_table_is_forecast_as_the_long_one_of_the_same_series(here: Path)
         (["predict", "RUNS/book", "book.txt"], "a run of a text, which goes on with `anyrnn generate .*/book`"),
         (["predict", "RUNS/sold", "sold.csv", "--id", "shap"], "column 'shap' is not there.*Did you mean 'shop'?"),
         (["predict", "RUNS/sold", "nowhere.csv"], "nowhere.csv"),
+        (
+            ["predict", "RUNS/steps", "RUNS/steps.csv", "--target", "z"],
+            r"column 'z', the truth \(--target\), is not there",
+        ),
+        (["predict", "RUNS/steps", "RUNS/steps.csv", "--out", "RUNS", "--overwrite"], "this is no file, but a folder"),
         (["generate", "nowhere"], "nowhere: there is no such folder"),
         (["init", "--out", "book.txt"], "book.txt: this is there already"),
     ],
@@ -358,7 +395,7 @@ def test_a_file_that_init_writes_has_every_option_and_its_default(here: Path, ta
     Path("run.toml").write_text(whole)
     found = read_config(Path("run.toml"), verb)  # every value is of the right type
     for field in fields(kind.settings):
-        if field.default is not None:
+        if field.default is not None and field.name not in kind.unread:
             value = found[field.name]
             value = tuple(map(float, listed(value))) if field.name == "quantiles" else value
             assert value == field.default, field.name
@@ -373,39 +410,6 @@ def test_what_init_writes_runs(here: Path) -> None:
 
 
 # Words, help, completion, exit statuses
-
-
-@pytest.mark.parametrize("verb", ["fit", "compare"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_word_of_the_python_api_is_an_option(kind, verb: str) -> None:
-    names = {option.name for option in CONFIGURED[verb]}
-    # What the command line does itself, and the seed of the split, since --seed is that of the training.
-    own = {"settings", "command", "on_epoch", "on_network", "progress", "dataset", "text", "data"}
-    own |= {"folder", "callbacks"}
-    for function in (kind.load, kind.settings, kind.trains(verb)):
-        assert set(inspect.signature(function).parameters) - own - (names | {"seed"}) == set(), function
-
-
-def test_flags_are_the_words_of_python() -> None:
-    odd = {"batch_size": "batch-size", "feature_columns": "features"}
-    for options in CONFIGURED.values():
-        for option in options:
-            if option.flag:
-                plain = re.sub("_(size|columns?)$", "", option.name).replace("_", "-")
-                assert option.word == odd.get(option.name, plain)
-                assert usual_word(option.name) == option.word
-    assert {field.name for field in fields(Setting)} == {option.name for option in CONFIGURED["bench"]}
-
-
-def test_the_word_of_python_is_understood_on_the_command_line(here: Path) -> None:
-    arguments = ["fit", "japanese-vowels", "--hidden-size", "0"]
-    assert "hidden_size=0" in invoke(*arguments).stderr
-    assert "batch=0" in invoke("bench", "--batch", "0").stderr
-
-
-@pytest.mark.parametrize("names", [["a", "b"], ["flow, m3/s", "x"], ['say "no"', "b"], [""]])
-def test_names_between_commas_are_read_as_they_are_written(names: list[str]) -> None:
-    assert listed(joined(names)) == names
 
 
 def examples(command: str) -> list[str]:

@@ -21,7 +21,7 @@ from anyrnn.workbench.forecast import (
     load_series,
     open_forecast_run,
 )
-from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
+from anyrnn.workbench.forecast.metrics import by_step, mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import Form, Windows, build, forecast, losses
 from anyrnn.workbench.forecast.naive import drift, mean, naive, seasonal_naive
 from anyrnn.workbench.forecast.predict import predict
@@ -189,6 +189,10 @@ def test_metrics_are_those_of_their_definitions():
     assert found["smape"] == pytest.approx((200 / 3 + 0 + 0 + 200) / 4)  # 0 beside 0 is no error
     assert found["wape"] == 9 / 7
     assert found["mase"] == pytest.approx((0.5 / 2 + 4 / 8) / 2)
+    assert found["rrse"] == pytest.approx(math.sqrt(65) / math.sqrt(np.square(y - y.mean()).sum()))
+    steps = by_step(y, said)
+    assert steps["mae"] == (0.5, 4.0)
+    assert steps["rrse"] == pytest.approx((math.sqrt(1 / 0.5), math.sqrt(64 / 18)))
 
 
 def test_quantiles_are_scored_as_scikit_learn_does():
@@ -201,10 +205,10 @@ def test_quantiles_are_scored_as_scikit_learn_does():
     assert found["coverage"] == np.mean((q[..., 0] <= y) & (y <= q[..., 2]))
 
 
-def test_the_scale_of_mase_is_the_seasonal_change_in_training_and_constant_series_have_none():
+def test_the_scale_of_mase_is_the_seasonal_change_before_the_test_and_constant_series_have_none():
     data = Forecasting("d", "y", (series([0, 2, 1, 5] * 10), series([3.0] * 40, "b")), 3, 3, 9, 9)
     scales = mase_scales(data, Origins(np.array([0, 1]), np.array([35, 35])))
-    y = data.series[0].y[:22]
+    y = data.series[0].y[:31]
     assert scales[0] == np.abs(y[3:] - y[:-3]).mean()
     assert np.isnan(scales[1])
 

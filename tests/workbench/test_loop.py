@@ -1,6 +1,7 @@
 """The loop over networks and seeds, for every task: kept as it goes, gone on with to the same bits, done elsewhere."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,18 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_jobs import content, without_times
+from test_jobs import SETTINGS, content, sums, without_times
 
+from anyrnn import workbench
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import checkpoint as checkpoint_module
-from anyrnn.workbench import forecast, language, loop, tagging
+from anyrnn.workbench import forecast, jobs, language, loop, tagging
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.forecast.train import ForecastLesson
 from anyrnn.workbench.language.text import Part, Text, Vocabulary
 from anyrnn.workbench.language.train import TextLesson
+from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import network
 from anyrnn.workbench.processes import World
 from anyrnn.workbench.tagging.train import TagLesson
+from anyrnn.workbench.train import SequenceLesson
 from anyrnn.workbench.training import Training
 from anyrnn.workbench.unfinished import UnfinishedRun
 from anyrnn.workbench.work import Done, Job, Order, Work, done, outcome, pickled
@@ -87,9 +91,30 @@ class CutError(Exception):
     """The end of a process, played."""
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(scope="module", params=TASKS)
 def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A comparison that nothing happened to."""
+
+    results: Any
+    lines: list[Mapping[str, Any]]
+    told: list[Any]
+
+
+@pytest.fixture(scope="module")
+def whole(task: Task) -> Whole:
+    lines: list[Mapping[str, Any]] = []
+    told: list[Any] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ANYRNN_ENGINE", "reference")  # as `plainly` does
+        results = task.module.compare(
+            task.data(), ["rnn", "gru"], seeds=1, settings=task.settings, callbacks=[lines.append], on_epoch=told.append
+        )
+    return Whole(results, lines, told)
 
 
 # Gone on with
@@ -97,23 +122,21 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 @pytest.mark.usefixtures("plainly")
 def test_a_run_of_any_task_goes_on_to_the_same_bits(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first seed is finished, the second is cut off after a checkpoint: that of its epoch 2."""
+    """The first network is finished, the second is cut off after a checkpoint."""
     monkeypatch.setattr(checkpoint_module, "_SHARE", float("inf"))  # one after each epoch
-    lines: list[Any] = []
-    heard: list[Any] = []
+    heard: list[Mapping[str, Any]] = []
 
     def stop(record: Mapping[str, Any]) -> None:
-        if (record["seed"], record["epoch"]) == (1, 3):
+        if (record["model"], record["epoch"]) == ("gru", 3):
             raise CutError
 
-    def content(results: Any) -> Any:
-        weights = {name: tensor.tolist() for name, tensor in results.best.model.module.state_dict().items()}
-        return without_times(results.to_dict()), weights
+    def numbers(results: Any) -> Any:
+        weights = [entry.model.module.state_dict() for entry in results.entries]
+        return without_times(results.to_dict()), [{name: w.tolist() for name, w in each.items()} for each in weights]
 
-    arguments: dict[str, Any] = {"cells": ["gru"], "seeds": 2, "settings": task.settings}
-    whole = task.module.compare(task.data(), **arguments, callbacks=[lines.append])
+    arguments: dict[str, Any] = {"cells": ["rnn", "gru"], "seeds": 1, "settings": task.settings}
     with pytest.raises(CutError):
         task.module.compare(task.data(), **arguments, folder=tmp_path / "run", callbacks=[stop])
     torch.manual_seed(5)  # whatever the process was doing before
@@ -122,11 +145,10 @@ def test_a_run_of_any_task_goes_on_to_the_same_bits(
         task.module.compare(task.data(), **other, folder=tmp_path / "run", resume=True)
     with UnfinishedRun(tmp_path / "run", resume=True) as run:  # which the caller saves: it takes time
         again = task.module.compare(task.data(), **arguments, folder=run, callbacks=[heard.append])
-        assert without_times([json.loads(line) for line in run.metrics.read_text().splitlines()]) == without_times(
-            lines
-        )
-    assert [record["epoch"] for record in heard] == [3, 4]
-    assert content(again) == content(whole)
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(record["model"], record["epoch"]) for record in heard] == [("gru", 3), ("gru", 4)]
+    assert without_times(lines) == without_times(whole.lines)
+    assert numbers(again) == numbers(whole.results)
 
 
 @pytest.mark.usefixtures("plainly")
@@ -223,37 +245,57 @@ def test_what_is_done_elsewhere_comes_back_as_if_it_were_done_here(task: Task) -
     assert again.layer.training is model.layer.training is False
 
 
-@pytest.mark.parametrize("name", ["text", *(pytest.param(name, marks=pytest.mark.long) for name in TASKS)])
-def test_workers_give_the_bits_of_one_process(name: str, tmp_path: Path) -> None:
-    task = TASKS[name]
-    for workers in (1, 2):
+@pytest.mark.parametrize(
+    "name", ["text", *(pytest.param(name, marks=pytest.mark.long) for name in ("sequences", "tagging", "forecast"))]
+)
+def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_job(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = {**TASKS, "sequences": Task(workbench, sums, SETTINGS, SequenceLesson)}[name]
+    arguments: dict[str, Any] = {"cells": ["gru", "rnn"], "seeds": 2, "settings": task.settings}
+    task.module.compare(task.data(), **arguments, folder=tmp_path / "one")
+    heard, killed = jobs._Processes._heard, []
+
+    def kill_first(self: Any, worker: Any, message: Any) -> Any:
+        if isinstance(message, EpochEnd) and message.epoch.epoch == 3 and not killed:
+            killed.append(str(worker.job))
+            worker._process.kill()
+        return heard(self, worker, message)
+
+    monkeypatch.setattr(jobs._Processes, "_heard", kill_first)
+    shares, networks = [], []
+    with pytest.warns(UserWarning, match="its worker process was killed") as warned:
         task.module.compare(
-            task.data(), ["rnn"], seeds=2, settings=task.settings, folder=tmp_path / str(workers), workers=workers
+            task.data(),
+            **arguments,
+            folder=tmp_path / "two",
+            workers=2,
+            on_epoch=lambda now: shares.append((now.share_before, now.share)),
+            on_network=lambda results: networks.append(results.entries[-1].model.network.name),
         )
-    assert content(tmp_path / "2") == content(tmp_path / "1")
+    (said,) = (str(each.message) for each in warned)
+    assert said == f"{killed[0]}: its worker process was killed (SIGKILL); this training run is tried again"
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert networks == ["gru", "rnn"]
+    assert [after for _, after in shares] == [pytest.approx(k / 16) for k in range(1, 17)]
+    assert [before for before, _ in shares] == [pytest.approx(k / 16) for k in range(16)]
+    assert not multiprocessing.active_children()
 
 
 # What is told, and what is refused
 
 
-@pytest.mark.usefixtures("plainly")
-def test_what_is_told_of_an_epoch_has_the_words_of_the_task(task: Task) -> None:
-    seen: list[Mapping[str, Any]] = []
-    shown: list[Any] = []
-    results = task.module.fit(
-        task.data(), "rnn", settings=task.settings, callbacks=[seen.append], on_epoch=shown.append
-    )
-    assert [record["epoch"] for record in seen] == [now.epoch.epoch for now in shown]
+def test_what_is_told_of_an_epoch_has_the_words_of_the_task(task: Task, whole: Whole) -> None:
     metric, pace = {
         tagging: ("macro-f1", "sequences_a_second"),
         forecast: ("mase", "windows_a_second"),
         language: ("bits a character", "tokens_a_second"),
     }[task.module]
-    assert {record["metric"] for record in seen} == {metric} == {results.to_dict()["metric"]["name"]}
-    assert all(record[pace] > 0 for record in seen)
-    assert all(record["validation_loss"] > 0 for record in seen)
-    assert shown[-1].share == 1
-    assert shown[-1].score.startswith("validation ")
+    assert {line["metric"] for line in whole.lines} == {metric} == {whole.results.to_dict()["metric"]["name"]}
+    assert all(line[pace] > 0 for line in whole.lines)
+    assert all(line["validation_loss"] > 0 for line in whole.lines)
+    assert [now.share for now in whole.told] == [k / 8 for k in range(1, 9)]
+    assert whole.told[-1].score.startswith("validation ")
 
 
 def test_several_processes_train_together_on_whole_sequences_only(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from anyrnn.workbench.tagging import (
 from anyrnn.workbench.tagging.baselines import baselines
 from anyrnn.workbench.tagging.model import batches, outputs
 from anyrnn.workbench.tagging.scores import Scorer, step_metric
+from anyrnn.workbench.tagging.spans import note_on_scheme, scheme_of
 from anyrnn.workbench.tagging.train import TagLesson
 from anyrnn.workbench.tagging.words import Words, pieces
 
@@ -60,6 +61,51 @@ QUICK = TagSettings(hidden_size=8, epochs=2, batch_size=8, learning_rate=0.02, t
 )
 def test_spans_are_those_of_conlleval(tags, spans):
     assert spans_of(tags.split()) == spans
+
+
+@pytest.mark.parametrize(
+    ("tags", "spans"),
+    [
+        ("B-X E-X S-Y O B-Y I-Y E-Y", [("X", 0, 1), ("Y", 2, 2), ("Y", 4, 6)]),
+        ("S-X S-X B-X E-X", [("X", 0, 0), ("X", 1, 1), ("X", 2, 3)]),
+        # What breaks the rules, as conlleval.py and seqeval in its default mode read it.
+        ("B-X I-X O", [("X", 0, 1)]),  # never closed
+        ("I-X E-X E-X", [("X", 0, 1), ("X", 2, 2)]),  # never opened, and closed twice
+        ("B-X S-X I-X", [("X", 0, 0), ("X", 1, 1), ("X", 2, 2)]),
+        ("B-X E-Y", [("X", 0, 0), ("Y", 1, 1)]),
+        ("E-X B-X B-X E-X", [("X", 0, 0), ("X", 1, 1), ("X", 2, 3)]),
+    ],
+)
+def test_spans_that_mark_their_ends_are_those_of_seqeval(tags, spans):
+    assert spans_of(tags.split()) == spans
+    others = {"BILOU": "BILU", "BMES": "BMES", "BMEWO": "BMEW"}
+    for letters in others.values():  # the same spans, by other letters
+        assert spans_of(tags.translate(str.maketrans("BIES", letters)).split()) == spans
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme"),
+    [
+        (["O", "B-X", "I-X"], "BIO"),
+        (["I-X", "O"], "BIO"),
+        (["B-X", "E-X", "O"], "BIOES"),
+        (["O", "S-X"], "BIOES"),
+        (["O", "B-X", "L-X", "U-X"], "BILOU"),
+        (["B-X", "M-X", "E-X", "S-X", "O"], "BMES"),
+        (["O", "W-X", "M-X"], "BMEWO"),
+        (["S-1", "E-1"], None),  # nothing is outside
+        (["O", "B-X", "L-X", "S-X"], None),
+        (["O"], None),
+        (["O", "N1", "B-X"], None),
+    ],
+)
+def test_the_scheme_of_tags_is_found_and_said(tags, scheme):
+    assert scheme_of(tags) == scheme
+    said = "".join(note_on_scheme(tags))
+    if scheme is not None:
+        assert said == f"the tags are {scheme}: their spans are counted"
+    else:
+        assert ("are of none of the schemes BIO, BIOES" in said) is (tags == ["O", "B-X", "L-X", "S-X"])
 
 
 def scorer(sequences: list[str], classes: tuple[str, ...]) -> tuple[Scorer, dict[str, int]]:
@@ -141,7 +187,7 @@ def test_nse_is_the_median_over_the_sequences():
 def test_the_usual_score_of_bio_tags_is_that_of_spans_and_of_other_classes_not_the_accuracy():
     assert step_metric(None, TAGS).name == "span-f1"
     assert step_metric(None, ("a", "b")).name == "macro-f1"
-    with pytest.raises(AnyRNNError, match=r"got 'span-f1', expected one of macro-f1, .*the tags are not BIO"):
+    with pytest.raises(AnyRNNError, match=r"got 'span-f1', expected one of macro-f1, .*are no tags of spans"):
         step_metric("span-f1", ("a", "b"))
     with pytest.raises(AnyRNNError, match=r"got 'auc', expected one of rmse, .*since numbers are predicted"):
         step_metric("auc", None)
@@ -300,6 +346,137 @@ def test_a_tag_that_training_never_has_counts_as_an_error(tmp_path):
     data = load_tagged(conll(tmp_path, SENTENCES * 3), test=test)
     assert data.classes == ("B-LOC", "B-PER", "O", "B-ORG")
     assert any("classes B-ORG of" in note and "count as errors" in note for note in data.notes)
+
+
+# Gaps, time and words as features
+
+
+def gappy(path: Path, sequences: int = 12, *, target: bool = True, ground: str = "dry") -> Path:
+    """Rain with gaps at clock times, and whether more than 1 fell since the start; the ground is a word."""
+    draws = np.random.default_rng(2)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("river", "time", "rain", "ground", *(("flow",) if target else ())))
+        for k in range(sequences):
+            fallen = 0.0
+            for minute in np.cumsum(draws.integers(1, 30, 10)).tolist():
+                rain = draws.random()
+                fallen += rain
+                seen = f"{rain:.3f}" if draws.random() < 0.6 else draws.choice(["", "-9"])
+                word = "frozen" if k == 3 else "wet" if rain > 0.5 else ground
+                clock = f"{minute // 60}:{minute % 60:02}"
+                writer.writerow((f"r{k}", clock, seen, word, *(("high" if fallen > 3 else "low",) if target else ())))
+    return path
+
+
+GAPPY = {"id_column": "river", "time_column": "time", "target_column": "flow", "missing": "-9"}
+TOLD = {**GAPPY, "gaps": "since", "delta_time": True}
+
+
+def test_a_table_with_gaps_and_words_is_read_as_for_whole_sequences(tmp_path):
+    path = gappy(tmp_path / "t.csv")
+    data = load_tagged(path, **TOLD)
+    assert data.features == ("rain", "ground=dry", "ground=frozen", "ground=wet", "delta time")
+    assert data.reader.width == 15
+    rows = [row.rsplit(",", 1)[0] for row in path.read_text().splitlines()[1:]]
+    whole = [f"{row},{int(row.split(',')[0][1:]) % 2}" for row in rows]
+    (tmp_path / "whole.csv").write_text("\n".join(["river,time,rain,ground,flow", *whole, ""]))
+    other = load(tmp_path / "whole.csv", **TOLD, validation=0)
+    ours, theirs = (
+        {k: x for part in each.parts for k, x in zip(part.ids, part.x, strict=True)} for each in (data, other)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[k].nan_to_num(7.0), theirs[k].nan_to_num(7.0)) for k in ours)
+    said = " ".join(data.notes)
+    assert "feature 'ground' holds text: read as 3 features that are 0 or 1" in said
+    assert "cells are missing ('rain'" in said
+    assert "how long ago each feature was seen" in said
+
+
+def test_a_word_that_training_has_not_is_none_of_its_features(tmp_path):
+    path = gappy(tmp_path / "t.csv")
+    data = load_tagged(path, **GAPPY, test=gappy(tmp_path / "test.csv", ground="icy"))
+    assert data.test.x[0][:, 1:].sum(1).tolist().count(0.0) == 10 - int(data.test.x[0][:, 3].sum())
+    assert any("feature 'ground' is 'icy', which is none of the words of the training" in note for note in data.notes)
+    drawn = load_tagged(path, **GAPPY, seed=1)  # the only sequence with frozen ground is in the test part
+    assert drawn.features == ("rain", "ground=dry", "ground=wet")
+    assert not drawn.test.x[drawn.test.ids.index("r3")][:, 1:].any()
+    assert any("no sequence of the training part has 'ground=frozen'" in note for note in drawn.notes)
+
+
+@pytest.mark.parametrize("cell", ["gru-d", "lstm", "bilstm"])
+def test_causal_answers_are_the_same_whatever_comes_later(tmp_path, cell):
+    data = load_tagged(gappy(tmp_path / "t.csv"), **TOLD)
+    with anyrnn.engine("reference"):  # which need not be compiled: it is the reading that could look ahead
+        model = fit(data, cell, settings=QUICK).best.model
+        x = data.test.x[0]
+        for later in (torch.full_like(x[6:], math.nan), x[6:] * -3 + 50, x[:0]):
+            changed = torch.cat((x[:6], later))
+            one, other = (model.predict([each])[0].probabilities[:6] for each in (x, changed))
+            assert torch.allclose(one, other, atol=1e-6, rtol=0) is (cell != "bilstm")
+
+
+@anyrnn.engine("reference")
+def test_a_run_of_gaps_and_words_is_kept_and_predicts_as_it_was_trained(tmp_path):
+    data = load_tagged(gappy(tmp_path / "t.csv"), **TOLD)
+    results = fit(data, "gru-d", settings=QUICK)
+    folder = results.save(tmp_path / "run")
+    assert json.loads((folder / "results.json").read_text())["dataset"]["gaps"] == "since"
+    new = gappy(tmp_path / "new.csv", ground="icy")
+    found = predict(open_tag_run(folder).model(), new)
+    said = " ".join(found.notes)
+    assert "feature 'ground' is 'icy', which is none of the words of the training" in said
+    assert "cells are missing: a network gets the last value" in said
+    assert [each.values for each in found.said] == [each.values for each in results.best.model.predict(found.read.x)]
+    lines = [*csv.DictReader(found.csv().splitlines())]
+    assert [*lines[0]] == ["id", "row", "prediction", "probability", "truth", "p(high)", "p(low)"]
+    rows = [*csv.DictReader(new.read_text().splitlines())]
+    for line in lines:
+        assert line["truth"] == rows[int(line["row"]) - 1]["flow"]
+        assert line["probability"] == line[f"p({line['prediction']})"] == max(line["p(high)"], line["p(low)"])
+        assert float(line["p(high)"]) + float(line["p(low)"]) == pytest.approx(1, abs=2e-4)
+    right = sum(line["truth"] == line["prediction"] for line in lines)
+    assert found.scores["accuracy"] == right / len(lines)
+    without = predict(open_tag_run(folder).model(), gappy(tmp_path / "bare.csv", target=False))
+    assert without.csv().startswith("id,row,prediction,probability,p(high),p(low)\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "cell", "says"),
+    [
+        ("t.csv", GAPPY, "gru-d", r"told by gaps='fill'; expected gaps='since' \(--gaps since\)"),
+        ("a.conll", {}, "gru-d", "cell 'gru-d' reads what is said of missing values, and words have none"),
+        ("a.conll", {"gaps": "mask"}, "gru", "has no columns to name"),
+        ("a.conll", {"answers": "numbers"}, "gru", "and classes only"),
+        ("a.tsv", {"gaps": "mask"}, "gru", "with --id it is read as a table"),
+        ("t.csv", {**GAPPY, "gaps": "masks"}, "gru", "Did you mean 'mask'"),
+        ("t.csv", {**TOLD, "time_column": None, "feature_columns": ["rain"]}, "gru", "which takes the column that"),
+    ],
+)
+def test_gaps_that_do_not_fit_are_refused(tmp_path, source, options, cell, says):
+    gappy(tmp_path / "t.csv")
+    for name in ("a.conll", "a.tsv"):
+        conll(tmp_path, SENTENCES, name)
+    with pytest.raises(AnyRNNError, match=says):
+        fit(load_tagged(tmp_path / source, test=tmp_path / source, **options), cell, settings=QUICK)
+
+
+def test_tabs_make_a_table_where_columns_are_named_and_a_text_where_none_are(tmp_path):
+    gappy(tmp_path / "t.csv")
+    (tmp_path / "t.tsv").write_text((tmp_path / "t.csv").read_text().replace(",", "\t"))
+    data = load_tagged(tmp_path / "t.tsv", **GAPPY)
+    model = fit(data, "rnn", settings=QUICK).best.model
+    assert predict(model, tmp_path / "t.tsv").csv() == predict(model, tmp_path / "t.csv").csv()
+    text = load_tagged(conll(tmp_path, SENTENCES, "a.tsv"), test=tmp_path / "a.tsv")
+    assert text.has_words
+
+
+def test_a_text_in_another_encoding_is_read_by_its_name(tmp_path):
+    path = tmp_path / "x.conll"
+    path.write_bytes("Zoé\tB-PER\nrit\tO\n".encode("latin-1"))
+    assert load_tagged(path, test=path, encoding="latin-1").train.x == (("Zoé", "rit"),)
+    with pytest.raises(AnyRNNError, match=r"is not UTF-8.*\(encoding, --encoding\)"):
+        load_tagged(path)
 
 
 # Words
@@ -691,6 +868,7 @@ def test_rows_are_tagged_from_the_command_line(tmp_path):
     assert {line["prediction"] for line in lines} <= {"high", "low"}
     assert "accuracy" in said.stderr
     assert "of 294 steps" in said.stderr
+    assert "column 'z', the truth (--target), is not there" in invoke("predict", folder, path, "--target", "z").stderr
 
 
 def test_words_are_tagged_from_the_command_line_by_the_name_of_their_file(tmp_path):
@@ -720,7 +898,7 @@ def test_the_file_that_init_writes_is_one_of_rivers(tmp_path):
     [
         (("--causal", "--cell", "bilstm"), "reads what comes after a step"),
         (("--horizon", "3"), "--horizon is for forecasts, and the task here is tagging"),
-        (("--pool", "mean"), "nothing is pooled"),
+        (("--pool", "mean"), "--pool is for sequences, and the task here is tagging"),
         (("--id", "a"), "has no columns to name"),
         (("--metric", "f1"), "got 'f1', expected one of span-f1"),
     ],
@@ -730,10 +908,3 @@ def test_options_that_are_not_for_tagging_are_refused(tmp_path, arguments, says)
     assert out.exit_code == 2
     assert says in out.stderr
     assert out.stderr.count("\n") == 1
-
-
-def test_text_is_no_feature_of_tagging(tmp_path: Path) -> None:
-    rows = [f"{k},{t},{'wet' if t % 2 else 'dry'},{t % 3}" for k in range(4) for t in range(5)]
-    (tmp_path / "d.csv").write_text("\n".join(["id,t,ground,y", *rows, ""]))
-    with pytest.raises(AnyRNNError, match=r"column 'ground' holds text \(dry, wet\).*--features"):
-        load_tagged(tmp_path / "d.csv", id_column="id", time_column="t", target_column="y")

@@ -20,9 +20,9 @@ from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
-from anyrnn.workbench.ondisk import OnDisk, lengths_of, missing_of
+from anyrnn.workbench.ondisk import OnDisk, lengths_of
 from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed
-from anyrnn.workbench.reading import Reading
+from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of
 from anyrnn.workbench.split import split, split_validation
@@ -103,12 +103,7 @@ class Dataset:
                     f"{self.name}: group {min(both)!r} is in the training and in the validation part, expected each "
                     "group in one part"
                 )
-        never = missing_of(self.train.x) == lengths_of(self.train.x).sum()
-        if never.any():
-            raise AnyRNNError(
-                f"{self.name}: feature {self.features[int(never.argmax())]!r} is missing in every step of the "
-                "training part; name the features without it (feature_columns, --features)"
-            )
+        check_seen(self.name, self.features, self.train.x)
 
     @property
     def parts(self) -> tuple[Sequences, ...]:
@@ -126,17 +121,16 @@ class Dataset:
         steps = f"{lengths.min()} to {lengths.max()}" if lengths.min() < lengths.max() else f"{lengths[0]}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation)} validation"
+        features = f"{len(self.features)} feature{'s' if len(self.features) > 1 else ''}"
         return (
             f"{self.name}: {len(self.train)} training{also} and {len(self.test)} test sequences of {steps} steps, "
-            f"{len(self.features)} features, target {self.target!r} ({question})"
+            f"{features}, target {self.target!r} ({question})"
         )
 
     @cached_property
     def scaler(self) -> Scaler:
         """Fitted on the training part and nothing else."""
-        if self.reading is None:
-            return Scaler.fit(self.train, self.missing, self.gaps)
-        return Scaler.fit(self.train, self.missing, self.gaps, self.reading.clock, self.reading.of_words)
+        return scaler_for(self.train, self.missing, self.gaps, self.reading)
 
     @property
     def task(self) -> Task:

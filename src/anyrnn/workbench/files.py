@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Collection
 from contextlib import suppress
@@ -59,13 +60,13 @@ class File:
         return (f"the columns are separated by {_SEPARATORS[self.separator]}",)
 
 
-def format_of(path: str | Path) -> str:
+def format_of(path: str | os.PathLike[str]) -> str:
     """The suffix that says what a file is, in lower case: that of x.csv.gz is ".csv"."""
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
-def stem_of(path: str | Path) -> str:
+def stem_of(path: str | os.PathLike[str]) -> str:
     """The name of a file without the suffixes that say what it is."""
     path = Path(path)
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).stem
@@ -96,11 +97,16 @@ def opened(path: Path, encoding: str | None = None) -> File:
                 f"{path}: this cannot be unpacked: {error}; expected a file that gzip has written, complete"
             ) from error
     if encoding is not None:
-        content = _decoded(path, path.read_bytes() if content is None else content, encoding)
+        content = decoded(path, path.read_bytes() if content is None else content, encoding)
     return File(path, content)
 
 
-def _decoded(path: Path, content: bytes, encoding: str) -> bytes:
+def decoded(path: Path, content: bytes, encoding: str) -> bytes:
+    """The bytes of a text in another encoding, in UTF-8.
+
+    Raises:
+        AnyRNNError: if they are none, or there is no such encoding.
+    """
     try:
         return content.decode(encoding).encode()
     except UnicodeError as error:

@@ -24,7 +24,7 @@ from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.large import gathered
 from anyrnn.workbench.parsed import did_you_mean
-from anyrnn.workbench.reading import Reading
+from anyrnn.workbench.reading import Reading, check_reading
 from anyrnn.workbench.sequences import Scaler
 
 Pool = Literal["last", "mean", "max"]
@@ -92,8 +92,8 @@ def _wrapped(
 def _gru_d(input_size: int, hidden_size: int, *, gaps: Gaps | None = None, **options: Any) -> Layer:
     if gaps != "since":
         raise AnyRNNError(
-            "cell 'gru-d' reads what is said of missing values, which there is for sequences to a class or a number "
-            "only, with gaps='since' (--gaps since)"
+            "cell 'gru-d' reads what is said of missing values, which there is for a class or a number of sequences, "
+            "or of each step, only, with gaps='since' (--gaps since)"
         )
     if options.keys() & {"num_layers", "bidirectional"}:
         raise AnyRNNError(
@@ -345,11 +345,7 @@ class Model:
             )
         if (self.classes is None) is (self.target_scale is None):
             raise AnyRNNError(f"{self.network.name}: expected either classes or a target scale, got both or none")
-
-        if self.reading is not None and self.reading.features != self.features:
-            raise AnyRNNError(
-                f"{self.network.name}: the reading gives {', '.join(self.reading.features)}, expected the features"
-            )
+        check_reading(self.network.name, self.reading, self.features)
 
     @property
     def layer(self) -> Layer:

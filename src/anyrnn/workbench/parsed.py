@@ -30,6 +30,7 @@ DECIMAL_COMMA = r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?"
 THOUSANDS_COMMA = r"[+-]?[1-9]\d{0,2},\d{3}"
 
 _MOST_NAMES = 20  # a message that lists more than this is no longer read
+_LONGEST = 80  # letters of a name that are shown: a file in another encoding may be one name
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _float32(value: float) -> float:
 
 def listed(names: Collection[str]) -> str:
     """Names for a message, cut off where a list stops being of use."""
-    shown = ", ".join(list(names)[:_MOST_NAMES])
+    shown = ", ".join(f"{name[:_LONGEST]}..." if len(name) > _LONGEST else name for name in [*names][:_MOST_NAMES])
     return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 

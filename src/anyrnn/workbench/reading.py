@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.ondisk import OnDisk, Steps, pieces
+from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.ondisk import OnDisk, Steps, lengths_of, missing_of, pieces
 from anyrnn.workbench.parsed import listed
+from anyrnn.workbench.sequences import Inputs, Scaler
 
 DELTA_TIME = "delta time"  # the name of the feature
 _MOST_WORDS = 50  # a column with more different texts holds names or sentences, and no kinds
@@ -84,6 +86,29 @@ class Reading:
         if not sound:
             raise AnyRNNError("got a reading that is none; expected columns, the words of some, and delta_time")
         return cls(tuple(columns), {column: tuple(each) for column, each in words.items()}, delta_time)
+
+
+def scaler_for(train: Inputs, missing: tuple[str, ...] | None, gaps: Gaps, reading: Reading | None) -> Scaler:
+    """What scales the features, fitted on the training part: words stay as they are, and time may be the clock."""
+    if reading is None:
+        return Scaler.fit(train, missing, gaps)
+    return Scaler.fit(train, missing, gaps, reading.clock, reading.of_words)
+
+
+def check_seen(owner: str, features: tuple[str, ...], train: Steps) -> None:
+    """Refuse a feature that has no value in the training part, (T, I) each."""
+    never = missing_of(train) == lengths_of(train).sum()
+    if never.any():
+        raise AnyRNNError(
+            f"{owner}: feature {features[int(never.argmax())]!r} is missing in every step of the training part; "
+            "name the features without it (feature_columns, --features)"
+        )
+
+
+def check_reading(owner: str, reading: Reading | None, features: tuple[str, ...]) -> None:
+    """Refuse a reading that does not make these features."""
+    if reading is not None and reading.features != features:
+        raise AnyRNNError(f"{owner}: the reading gives {', '.join(reading.features)}, expected the features")
 
 
 def _are_names(value: Any) -> bool:

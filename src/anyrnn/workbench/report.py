@@ -346,7 +346,8 @@ def _panels(gates: Gates, features: Sequence[str]) -> list[dict[str, object]]:
     panels = []
     if gates.inputs is not None:
         values = torch.as_tensor(gates.inputs).detach().cpu()
-        panels.append(_panel("the sequence", f"its {values.shape[1]} features, scaled", values, None, features))
+        hint = f"its {values.shape[1]} feature{'s' if values.shape[1] > 1 else ''}, scaled"
+        panels.append(_panel("the sequence", hint, values, None, features))
     matrices = {name: torch.as_tensor(m).detach().cpu() for name, m in gates.matrices.items()}
     # An LSTM with a projection has outputs of another width: they are other units, in an order of their own.
     widths = {m.shape[1] for m in matrices.values()}

@@ -5,15 +5,15 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, format_of, opened
 from anyrnn.workbench.frames import Frame, frame_from
+from anyrnn.workbench.ondisk import Steps
 from anyrnn.workbench.parsed import Missing, Parsed
 from anyrnn.workbench.reading import Reading, columns_kept, quoted
-from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.streamed import Stream, read_in_pieces, streamed
 from anyrnn.workbench.table import read_table
 from anyrnn.workbench.ts import parse_ts
@@ -81,9 +81,22 @@ def parsed_source(
         raise AnyRNNError(f"{source}: this cannot be read: {error.strerror or error}") from error
 
 
+class _Part(Protocol):
+    """Sequences of numbers, with a target each or one in each step."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def x(self) -> Steps:
+        """(T, I) each."""
+
+
+Part = TypeVar("Part", bound=_Part)
+
+
 def with_words_of(
-    train: Sequences, own: Parsed, given: Parsed | None, validation: Sequences | None, test: Sequences
-) -> tuple[Parsed, Parsed | None, Sequences, Sequences | None, Sequences]:
+    train: Part, own: Parsed, given: Parsed | None, validation: Part | None, test: Part
+) -> tuple[Parsed, Parsed | None, Part, Part | None, Part]:
     """All parts without the words that the training part has not; they are unknown, as others are later on."""
     if own.reading is None:
         return own, given, train, validation, test
@@ -95,7 +108,7 @@ def with_words_of(
         f"no sequence of the training part has {quoted(gone)}: where others have it, all features of that column are 0"
     )
 
-    def narrow(part: Sequences) -> Sequences:
+    def narrow(part: Part) -> Part:
         return dataclasses.replace(part, x=columns_kept(part.x, kept))
 
     def file(parsed: Parsed, *notes: str) -> Parsed:
@@ -110,6 +123,16 @@ def with_words_of(
         None if validation is None else narrow(validation),
         narrow(test),
     )
+
+
+def test_beside(path: str) -> Path | None:
+    """X_TEST.ts beside X_TRAIN.ts; None if there is none."""
+    name = re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(path).name)
+    if name is None:
+        return None
+    word = "TEST" if name[2] else "Test" if name[3] else "test"
+    beside = Path(path).with_name(f"{name[1]}{word}{name[4]}")
+    return beside if beside.exists() else None
 
 
 def given_test_of(
@@ -128,16 +151,8 @@ def given_test_of(
         )
     split = f"the test part is {test}, as asked for"
     if test is None:
-        name = (
-            None
-            if isinstance(source, Frame)
-            else re.fullmatch(r"(.*_)(?:(TRAIN)|(Train)|train)(\.ts(?:\.gz)?)", Path(source).name)
-        )
-        if name is None:
-            return None, ""
-        word = "TEST" if name[2] else "Test" if name[3] else "test"
-        beside = Path(own.path).with_name(f"{name[1]}{word}{name[4]}")
-        if not beside.exists():
+        beside = None if isinstance(source, Frame) else test_beside(own.path)
+        if beside is None:
             return None, ""
         test, split = str(beside), f"the test part is {beside.name}, which lies beside the training file"
     if is_ts(test) != is_ts(own.path):

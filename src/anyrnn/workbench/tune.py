@@ -171,7 +171,9 @@ def save(found: Tuned, run: UnfinishedRun) -> None:
 
 def _range(sizes: Sequence[int]) -> tuple[int, int]:
     if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes) or not 1 <= sizes[0] <= sizes[1]:
-        raise AnyRNNError(f"sizes: got {tuple(sizes)}, expected two numbers, the fewest and the most units: {SIZES}")
+        raise AnyRNNError(
+            f"sizes: got {tuple(sizes)}, expected two numbers, the fewest and the most units, such as {SIZES}"
+        )
     return sizes[0], sizes[1]
 
 

@@ -41,7 +41,9 @@ def check_file(path: Path, overwrite: bool) -> None:
         AnyRNNError: if the place will not do.
     """
     with _writing(path):
-        if path.exists() and not (overwrite and path.is_file()):
+        if path.exists() and not path.is_file():
+            raise AnyRNNError(f"{path}: this is no file, but a folder or a device; name a file to be written")
+        if path.exists() and not overwrite:
             raise AnyRNNError(f"{path}: this is there already; choose another name, or overwrite it (--overwrite)")
         if not path.parent.is_dir():
             raise AnyRNNError(f"{path}: there is no folder {path.parent}; make it first")

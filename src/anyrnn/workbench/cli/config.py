@@ -80,7 +80,9 @@ def _checked(path: Path, key: str, option: Option, value: object) -> Any:
     return value
 
 
-def template(command: str, options: Sequence[Option], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def template(
+    command: str, options: Sequence[Option], values: Mapping[str, Any], defaults: Mapping[str, Any], tasks: str
+) -> str:
     """A file of options, each with what it is for.
 
     Args:
@@ -88,6 +90,7 @@ def template(command: str, options: Sequence[Option], values: Mapping[str, Any],
         options: Those that it has.
         values: By name, what is set; the others are comments.
         defaults: By name, what a comment says, if not the example of the option.
+        tasks: What messages call the tasks that it is for.
     """
     lines = [
         f"# Options of `anyrnn {command} --config FILE`. Those of the command line win over these.",
@@ -99,8 +102,8 @@ def template(command: str, options: Sequence[Option], values: Mapping[str, Any],
             section = option.section
             lines += ["", f"# {section}"]
         lines += ["", *(f"# {line}" for line in textwrap.wrap(option.help, _WIDTH))]
-        if option.default is not None:
-            lines.append(f"# Default: {option.default}.")
+        if option.default_of(tasks) is not None:
+            lines.append(f"# Default: {option.default_of(tasks)}.")
         value = values.get(option.name, defaults.get(option.name))
         mark = "" if option.name in values else "#"
         lines.append(f"{mark}{option.word} = {_toml_value(option.example if value is None else value)}")

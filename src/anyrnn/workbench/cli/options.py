@@ -9,8 +9,8 @@ To add an option, add it to the Python API, declare it here under the same name,
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class Option:
         several: Whether its value is a list, with commas.
         or_list: Whether it is a text in which some tasks read a list.
         default: What the help says of its default, where the Python API does not say it in one value.
+        elsewhere: By what messages call tasks of another kind, the default there, where it is another one.
         values: What the shell completes.
     """
 
@@ -63,7 +64,12 @@ class Option:
     several: bool = False
     or_list: bool = False
     default: str | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     values: tuple[str, ...] = ()
+
+    def default_of(self, tasks: str) -> str | None:
+        """The default for tasks of one kind."""
+        return self.elsewhere.get(tasks, self.default)
 
     @property
     def word(self) -> str:
@@ -229,14 +235,15 @@ STEPS = Option("steps", "--steps", int, _TEXTS, "The tokens of a chunk, through 
 CELL = Option(
     "cell", "--cell", str, _NETWORK,
     f"One of {', '.join(KNOWN)}, or module:Class, a cell of your own.",
-    values=tuple(KNOWN), default="lstm; tagging: bilstm, or lstm with --causal", example="lstm",
+    values=tuple(KNOWN), default="lstm", elsewhere={"tagging": "bilstm, or lstm with --causal"},
+    example="lstm",
 )  # fmt: skip
 CELLS = Option(
     "cells", "--cells", str, _NETWORK,
     f"Networks, with commas, of {', '.join(KNOWN)}. module:Class is a cell of your own, called as Class(input_size, "
     "hidden_size), in a module that is installed or in the current directory.",
     several=True, values=tuple(KNOWN),
-    default=f"{','.join(COMPARED)}; tagging: {','.join(TAGGERS)}; forecasts, texts: lstm",
+    default=",".join(COMPARED), elsewhere={"tagging": ",".join(TAGGERS), "forecasts": "lstm", "texts": "lstm"},
     example=["lstm", "gru"],
 )  # fmt: skip
 HIDDEN = Option("hidden_size", "--hidden", int, _NETWORK, "Units of each layer and direction.")
@@ -258,7 +265,8 @@ WORKERS = Option(
 )  # fmt: skip
 EPOCHS = Option(
     "epochs", "--epochs", int, _TRAINING, "Passes over the training part, at most.",
-    default=f"{LEAST_EPOCHS}, more if the sequences are few; forecasts: 30; texts: 10, more if short",
+    default=f"{LEAST_EPOCHS}, more if the sequences are few",
+    elsewhere={"forecasts": "30", "texts": "10, more if short"},
     example=20,
 )  # fmt: skip
 BATCH_SIZE = Option(
@@ -273,14 +281,15 @@ SCHEDULE = Option(
 PATIENCE = Option(
     "patience", "--patience", int, _TRAINING,
     "End after so many epochs without a better validation score.",
-    default="10 for plateau and constant; forecasts: 5; texts: 3", example=10,
+    default="10 for plateau and constant", elsewhere={"forecasts": "5", "texts": "3"}, example=10,
 )  # fmt: skip
 METRIC = Option(
     "metric", "--metric", str, _TRAINING,
     f"What chooses epochs and networks. For classes: {', '.join(CLASS_METRICS)}; for a number: "
-    f"{', '.join(NUMBER_METRICS)}; for tags that are BIO: {', '.join(SPAN_METRICS)}; for forecasts, networks alone: "
-    f"{', '.join(CHOICES)}.",
-    metavar="NAME", default="the first; tagging: span-f1, or macro-f1; forecasts: mase", example="accuracy",
+    f"{', '.join(NUMBER_METRICS)}; for tags of spans (BIO, BIOES): {', '.join(SPAN_METRICS)}; for "
+    f"forecasts, networks alone: {', '.join(CHOICES)}.",
+    metavar="NAME", default="the first", example="accuracy",
+    elsewhere={"tagging": "span-f1, macro-f1 or rmse", "forecasts": "mase"},
     values=(*CLASS_METRICS, *NUMBER_METRICS, *SPAN_METRICS, *CHOICES),
 )  # fmt: skip
 BALANCED = Option(
@@ -303,7 +312,8 @@ CLIP_GRADIENT = Option(
 )  # fmt: skip
 THREADS = Option(
     "threads", "--threads", int, _TRAINING, "CPU threads.",
-    default="1 up to 256 units, where more do not pay, else all; forecasts: 1; texts: all", example=1,
+    default="1 up to 256 units, where more do not pay, else all",
+    elsewhere={"forecasts": "1", "texts": "all"}, example=1,
 )  # fmt: skip
 
 OUT = Option(
@@ -345,9 +355,35 @@ TRIALS = Option(
 FIT = _in_order(CELL, SEED, *_TRAINED)
 COMPARE = _in_order(CELLS, SEEDS, WORKERS, *_TRAINED)
 _OF_SEQUENCES = [each for each in _TRAINED if each.section not in {_TAGGING, _FORECASTS, _TEXTS}]
-TUNE = _in_order(
-    replace(CELLS, default=",".join(COMPARED)), SIZES, TRIALS, *(each for each in _OF_SEQUENCES if each is not HIDDEN)
-)
+#: What `tune` says of options that are for other tasks as well elsewhere.
+_TUNED = {
+    "source": replace(
+        DATA,
+        help="japanese-vowels (comes with anyrnn), a UCR/UEA .ts file, or a long .csv, .tsv or .parquet table with one "
+        "row for each step of each sequence (.gz of what is text).",
+    ),
+    "task": replace(
+        TASK, help="A class or a number of each sequence, where DATA does not say it.",
+        metavar="classification|regression",
+    ),
+    "test": replace(
+        TEST,
+        help="The file with the test part. Without it X_TRAIN.ts takes X_TEST.ts from its folder, and of anything else "
+        "whole sequences are set aside.",
+    ),
+    "validation": replace(VALIDATION, help="Of the training part, set aside to choose trials and epochs by."),
+    "id_column": replace(ID, help="The column that names the sequence of a row."),
+    "target_column": replace(TARGET, help="The column to predict."),
+    "batch_size": replace(BATCH_SIZE, help="Sequences an update."),
+    "metric": replace(
+        METRIC,
+        help=f"What chooses trials and epochs. For classes: {', '.join(CLASS_METRICS)}; for a number: "
+        f"{', '.join(NUMBER_METRICS)}.",
+        values=(*CLASS_METRICS, *NUMBER_METRICS),
+    ),
+    "out": replace(OUT, default="runs/NAME-tuned, numbered if it is there"),
+}  # fmt: skip
+TUNE = _in_order(CELLS, SIZES, TRIALS, *(_TUNED.get(each.name, each) for each in _OF_SEQUENCES if each is not HIDDEN))
 
 _AS_TRAINED = "as in training"
 RUN = Option("folder", "", Path, _RUN, "A folder that compare or fit wrote.", metavar="RUN", example="runs/steps")
@@ -361,6 +397,7 @@ OWN_CELLS = replace(
     help="Cells of your own, module:Class with commas, that the models may have. Without it no code but anyrnn's is "
     "run, whatever RUN says.",
     default=None,
+    elsewhere={},
     values=(),
 )
 PREDICT = (
@@ -394,13 +431,16 @@ GENERATE = (
 
 _LAYER, _TIMING = "Layer", "Timing"
 BENCH = (
-    replace(CELL, section=_LAYER),
+    replace(CELL, section=_LAYER, elsewhere={}),
     replace(HIDDEN, section=_LAYER, help="Units."),
     Option("input_size", "--input", int, _LAYER, "Features."),
     replace(BATCH_SIZE, section=_LAYER, help="Sequences a call."),
     replace(STEPS, section=_LAYER, help="Steps of each sequence."),
     Option("ragged", "--ragged", bool, _LAYER, "Lengths from 1 to the number of steps, in place of all the same."),
-    replace(THREADS, section=_TIMING, help="CPU threads, the same for all.", default="as many as PyTorch takes"),
+    replace(
+        THREADS, section=_TIMING, help="CPU threads, the same for all.", default="as many as PyTorch takes",
+        elsewhere={},
+    ),
     Option(
         "peers", "--peers", str, _TIMING, f"Of {', '.join(PEERS)}, with commas.", several=True,
         default="those installed, but compile: it is slow", values=PEERS,

@@ -7,6 +7,8 @@ from pathlib import Path
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.idle import refuse_idle
+from anyrnn.workbench.cli.options import PREDICT
 from anyrnn.workbench.cli.output import errors, out_stream
 from anyrnn.workbench.cli.tasks import series_target
 from anyrnn.workbench.data import load_for_prediction
@@ -23,6 +25,7 @@ def predict(given: Given) -> None:
     if out is not None:
         check_file(out, given.get("overwrite", False))
     _keep_off_path(folder)
+    refuse_idle("predict", PREDICT, given)
     kind = kind_of(folder)
     if kind == "text":
         raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
@@ -74,6 +77,7 @@ def _predict(given: Given) -> None:
         encoding=given.get("encoding"),
         stream=given.get("stream", "auto"),
     )
+    _need_truth(given, is_there=bool(inputs.truths))
     predictions = trained.predict(inputs.x)
     _write(csv_text(inputs, predictions, trained.classes), given)
     for note in (*inputs.notes, *notes_on_unseen(inputs, trained.features, trained.scaler)):
@@ -87,8 +91,9 @@ def _predict(given: Given) -> None:
 
 def _tag(given: Given) -> None:
     model = tagging.open_tag_run(given["folder"], cells=_own_cells(given)).model(given.get("model"))
-    columns = {name: given[name] for name in ("id_column", "time_column", "target_column") if name in given}
-    found = tagging.predict(model, given["source"], **columns)
+    asked = ("id_column", "time_column", "target_column", "encoding")
+    found = tagging.predict(model, given["source"], **{name: given[name] for name in asked if name in given})
+    _need_truth(given, is_there=found.read.targets is not None)
     _write(found.csv(), given)
     for note in (*found.notes, *filter(None, [found.verdict])):
         errors.print(note, soft_wrap=True)
@@ -102,10 +107,19 @@ def _forecast(given: Given) -> None:
         series_target(given["target_column"]) if "target_column" in given else model.target_columns or model.target,
         *model.names,
     )
-    ahead = forecast.predict(model, given["source"], columns)
+    ahead = forecast.predict(model, given["source"], columns, encoding=given.get("encoding"))
     _write(ahead.csv(), given)
     for note in ahead.notes:
         errors.print(note, soft_wrap=True)
+
+
+def _need_truth(given: Given, *, is_there: bool) -> None:
+    """A column with the truth that is named has to be there; that of the training need not."""
+    if "target_column" in given and not is_there:
+        raise AnyRNNError(
+            f"{given['source']}: column {given['target_column']!r}, the truth (--target), is not there; leave it "
+            "out if there is none"
+        )
 
 
 def _write(text: str, given: Given) -> None:

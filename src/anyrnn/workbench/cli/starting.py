@@ -36,4 +36,5 @@ def text_for(task: str | None, verb: Verb) -> str:
     options = [option for option in CONFIGURED[verb] if option.name in kind.words(verb)]
     values = {**_SET[kind.name], **({} if task is None else {"task": task})}
     defaults = {option.name: False if option.kind is bool else kind.default(verb, option.name) for option in options}
-    return template(verb, options, values, {name: value for name, value in defaults.items() if value not in {None, ()}})
+    shown = {name: value for name, value in defaults.items() if value not in {None, ()}}
+    return template(verb, options, values, shown, kind.plural)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import forecast, language, tagging
 from anyrnn.workbench.cli.declare import Given
+from anyrnn.workbench.cli.idle import refuse_idle
 from anyrnn.workbench.cli.options import CONFIGURED, Option, listed
 from anyrnn.workbench.compare import compare, fit
 from anyrnn.workbench.data import load
@@ -34,6 +35,7 @@ class Kind:
         fit: Trains one network.
         compare: Trains several.
         then: The command that a trained network is for, with the run folder to be filled in.
+        unread: Words of the settings that it has from those of whole sequences, and does not read.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Kind:
     fit: Callable[..., Any]
     compare: Callable[..., Any]
     then: str
+    unread: frozenset[str] = frozenset()
 
     def trains(self, verb: Verb) -> Callable[..., Any]:
         """The function of a command."""
@@ -52,7 +55,7 @@ class Kind:
     def words(self, verb: Verb) -> frozenset[str]:
         """The names of the options that it has."""
         settings = (field.name for field in fields(self.settings))
-        return _OF_ANY.union(settings, _arguments(self.load), _arguments(self.trains(verb)))
+        return _OF_ANY.union(settings, _arguments(self.load), _arguments(self.trains(verb))) - self.unread
 
     def default(self, verb: Verb, name: str) -> Any:
         """The default of an option in the Python API; None if it has none that says what happens."""
@@ -123,7 +126,7 @@ TEXT = Kind(
 )  # fmt: skip
 TAGGING = Kind(
     "tagging", "tagging", "--task tagging", tagging.load_tagged, tagging.TagSettings, tagging.fit, tagging.compare,
-    "Predict each step with the best one: anyrnn predict {} DATA",
+    "Predict each step with the best one: anyrnn predict {} DATA", frozenset({"pool"}),
 )  # fmt: skip
 KINDS = (SEQUENCES, TAGGING, FORECAST, TEXT)
 #: By what --task says, the kind; all others are of sequences.
@@ -156,6 +159,7 @@ def kind_for(verb: Verb, given: Given) -> Kind:
             raise AnyRNNError(
                 f"{option.flag} is for {meant}, and the task here is {kind.plural} ({why}); leave it out{asking}"
             )
+    refuse_idle(kind.name, CONFIGURED[verb], given)
     return kind
 
 
@@ -163,12 +167,14 @@ def described(option: Option, verb: Verb) -> str:
     """What the help of a command says of an option in brackets: for which tasks it is, and its default there."""
     kinds = [kind for kind in KINDS if option.name in kind.words(verb)]
     tasks = f"for {' and '.join(kind.plural for kind in kinds)}" if len(kinds) < len(KINDS) else ""
-    if option.default is not None:
-        default = option.default
-    else:
-        defaults = {kind.plural: said for kind in kinds if (said := written(kind.default(verb, option.name)))}
-        first = next(iter(defaults.values()), "")
-        default = first + "".join(f"; {plural}: {said}" for plural, said in defaults.items() if said != first)
+    found = {kind.plural: option.default_of(kind.plural) or written(kind.default(verb, option.name)) for kind in kinds}
+    defaults = {plural: said for plural, said in found.items() if said}
+    first = next(iter(defaults.values()), "")
+    others: dict[str, list[str]] = {}
+    for plural, said in defaults.items():
+        if said != first:
+            others.setdefault(said, []).append(plural)
+    default = "; ".join([first, *(f"{', '.join(plurals)}: {said}" for said, plurals in others.items())])
     return "; ".join(filter(None, (tasks, default and f"default: {default}")))
 
 

@@ -13,10 +13,12 @@ Array = NDArray[np.float64]
 METRICS = {
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
-    "mase": "mean absolute error, of each series over that of seasonal naive forecasts of one step in its training "
-    "part (Hyndman and Koehler, 2006)",
+    "mase": "mean absolute error, of each series over that of seasonal naive forecasts of one step before its test "
+    "part (Hyndman and Koehler, 2006), as in the M4 competition",
     "smape": "200 |y - f| / (|y| + |f|), the mean, in percent, as in the M4 competition; 0 where both are 0",
     "wape": "the sum of absolute errors over the sum of absolute values",
+    "rrse": "root mean squared error over the deviation of all values of the test, as LSTNet's tables have it; with "
+    "1 forecasts are as good as the mean of the test would be",
     "pinball": "mean quantile loss, twice, so that at the median it is the absolute error",
     "coverage": "the share of values between the lowest and the highest quantile",
 }
@@ -40,7 +42,21 @@ def point_metrics(y: Array, forecast: Array, scales: Array) -> dict[str, float]:
         "mase": float(scaled[np.isfinite(scaled)].mean()) if np.isfinite(scaled).any() else float("nan"),
         "smape": float(np.divide(200 * error, both, out=np.zeros_like(error), where=both > 0).mean()),
         "wape": float(error.sum() / total) if total else float("nan"),
+        "rrse": _rrse(y, forecast),
     }
+
+
+def by_step(y: Array, forecast: Array) -> dict[str, tuple[float, ...]]:
+    """Of each step of the forecast the mean absolute error, and the root relative squared one."""
+    return {
+        "mae": tuple(np.abs(y - forecast).mean(0).tolist()),
+        "rrse": tuple(_rrse(y[:, k], forecast[:, k]) for k in range(y.shape[1])),
+    }
+
+
+def _rrse(y: Array, forecast: Array) -> float:
+    deviation = float(y.std())
+    return float(np.sqrt(np.square(y - forecast).mean())) / deviation if deviation else float("nan")
 
 
 def quantile_metrics(y: Array, quantiles: Array, levels: Sequence[float]) -> dict[str, float]:
@@ -53,10 +69,10 @@ def quantile_metrics(y: Array, quantiles: Array, levels: Sequence[float]) -> dic
 
 
 def mase_scales(data: Forecasting, origins: Origins) -> Array:
-    """For each window the mean absolute change over a season in the training part of its series; NaN if it is 0."""
+    """For each window the mean absolute change over a season before the test part of its series; NaN if it is 0."""
     scales = []
     for series in data.series:
-        y = series.y[: data.train_end(series)]
+        y = series.y[: len(series) - data.test_steps]
         change = float(np.abs(y[data.season :] - y[: -data.season]).mean())
         scales.append(change if change > 0 else float("nan"))
     return np.array(scales)[origins.series]

@@ -52,13 +52,20 @@ class Ahead:
         return file.getvalue()
 
 
-def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns | None = None) -> Ahead:
+def predict(
+    model: TrainedForecaster,
+    source: str | Path,
+    columns: SeriesColumns | None = None,
+    *,
+    encoding: str | None = None,
+) -> Ahead:
     """Forecast from the end of each series of a file.
 
     Args:
         model: A trained forecaster.
         source: The path of a .csv or .parquet file.
         columns: Its columns; None: those of the table that the model was trained on.
+        encoding: The name of that of a text file; None: UTF-8.
 
     Raises:
         AnyRNNError: if the file does not fit the model, or lacks the rows that say what is known ahead.
@@ -66,7 +73,7 @@ def predict(model: TrainedForecaster, source: str | Path, columns: SeriesColumns
     if columns is None:
         target = model.target_columns or model.target
         columns = SeriesColumns(model.id_column, model.time_column, target, *model.names)
-    table = read_series(Path(source), columns)
+    table = read_series(Path(source), columns, encoding)
     h, F = model.module.form.horizon, len(columns.future)
     for each in table.series:
         if F and len(each.future) < len(each.y) + h:

@@ -74,14 +74,14 @@ def _steps(models: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str,
     """The mean absolute error of each step of the forecast."""
     lines = []
     for colour, model in enumerate(models):
-        runs = np.array([run["by_step"] for run in model["runs"]])  # (seeds, h)
+        runs = np.array([run["by_step"]["mae"] for run in model["runs"]])  # (seeds, h)
         parts = zip(runs.mean(0).tolist(), runs.min(0).tolist(), runs.max(0).tolist(), strict=True)
         points = tuple((k + 1, *each) for k, each in enumerate(parts))
         lines.append(charts.Line(model["title"], colour, points))
     worst = max(point[1] for line in lines for point in line.points)
     for k, each in enumerate(baselines):
-        if min(each["by_step"]) < 3 * worst:  # one far off would squeeze the others together
-            points = tuple((step + 1, value, value, value) for step, value in enumerate(each["by_step"]))
+        if min(each["by_step"]["mae"]) < 3 * worst:  # one far off would squeeze the others together
+            points = tuple((step + 1, value, value, value) for step, value in enumerate(each["by_step"]["mae"]))
             lines.append(charts.Line(each["name"], len(models) + k, points))
     return charts.curves(lines, "Mean absolute error of each step of the forecast", along="steps ahead")
 

@@ -1,6 +1,6 @@
 """Forecasters compared on the same series from the same origins, beside naive forecasts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.forecast.metrics import METRICS, mase_scales, point_metrics
+from anyrnn.workbench.forecast.metrics import METRICS, by_step, mase_scales, point_metrics
 from anyrnn.workbench.forecast.model import TrainedForecaster
 from anyrnn.workbench.forecast.naive import baselines
 from anyrnn.workbench.forecast.report import Example, render
@@ -29,11 +29,11 @@ CHOICES = tuple(name for name in METRICS if name != "coverage")
 
 @dataclass(frozen=True)
 class NaiveForecast:
-    """A baseline: its name, its scores on the test part, and the mean absolute error of each step."""
+    """A baseline: its name, its scores on the test part, and its errors at each step by name."""
 
     name: str
     scores: dict[str, float]
-    by_step: tuple[float, ...]
+    by_step: Mapping[str, tuple[float, ...]]
 
 
 ForecastEntry = Entry[TrainedForecaster, ForecastRun]
@@ -330,5 +330,5 @@ def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:
     found = []
     for name, guess in baselines(data.season).items():
         said = guess(data, test)
-        found.append(NaiveForecast(name, point_metrics(y, said, scales), tuple(np.abs(y - said).mean(0).tolist())))
+        found.append(NaiveForecast(name, point_metrics(y, said, scales), by_step(y, said)))
     return tuple(found)

@@ -194,6 +194,7 @@ def load_series(
     season: int = 1,
     test_steps: int | None = None,
     validation_steps: int | None = None,
+    encoding: str | None = None,
 ) -> Forecasting:
     """Read series from a long table, a row for each step of each series, or from a wide one, a column for each.
 
@@ -212,6 +213,7 @@ def load_series(
         test_steps: The steps at the end of each series for the test; if None, a fifth of the shortest series, but one
             forecast at least.
         validation_steps: Those before them, likewise.
+        encoding: The name of that of a text file, such as "latin-1"; None: UTF-8.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
@@ -226,7 +228,7 @@ def load_series(
         id_column, time_column, target, tuple(past_columns), tuple(future_columns), tuple(static_columns)
     )
     path = Path(source)
-    read = read_series(path, columns)
+    read = read_series(path, columns, encoding)
     series = tuple(Series(each.id, each.y, each.past[: len(each.y)], each.future, each.static) for each in read.series)
     shortest = min(map(len, series))
     fifth = max(horizon, min(shortest // 5, shortest - 2 * horizon - max(season + 1, 2)))

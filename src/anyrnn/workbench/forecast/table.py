@@ -61,7 +61,7 @@ class SeriesTable:
     notes: tuple[str, ...]
 
 
-def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
+def read_series(path: Path, columns: SeriesColumns, encoding: str | None = None) -> SeriesTable:
     """Read series from a .csv or .parquet file.
 
     The target may be missing in the last rows of a series: what is known there is known ahead.
@@ -70,23 +70,23 @@ def read_series(path: Path, columns: SeriesColumns) -> SeriesTable:
         AnyRNNError: if a value is missing anywhere else, and for all that `read_table` refuses.
     """
     if isinstance(columns.target, str):
-        return _read_long(path, columns, columns.target)
+        return _read_long(path, columns, columns.target, encoding)
     if columns.id is not None:
         raise AnyRNNError(
             f"{path}: got several targets, {listed(columns.target)}, and the id column {columns.id!r}; expected one "
             "target with an id, or a target for each series without"
         )
-    tables = {name: _read_long(path, columns, name) for name in columns.target}
+    tables = {name: _read_long(path, columns, name, encoding) for name in columns.target}
     series = tuple(replace(one, id=name) for name, table in tables.items() for one in table.series)
     return SeriesTable(series, tuple(dict.fromkeys(note for table in tables.values() for note in table.notes)))
 
 
-def _read_long(path: Path, columns: SeriesColumns, target: str) -> SeriesTable:
+def _read_long(path: Path, columns: SeriesColumns, target: str, encoding: str | None) -> SeriesTable:
     """Read the series of a long table, or one of those of a wide one."""
     asked = [columns.id, columns.time, target, *columns.past, *columns.future, *columns.static]
     named = [name for name in asked if name is not None]
     try:
-        file = separated(opened(path), named)
+        file = separated(opened(path, encoding), named)
         names = column_names(file)
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error

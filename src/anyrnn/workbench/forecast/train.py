@@ -21,7 +21,7 @@ from torch import Tensor
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
-from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
+from anyrnn.workbench.forecast.metrics import by_step, mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import (
     HEADS,
     Forecaster,
@@ -112,6 +112,11 @@ class ForecastSettings:
         """L for these series."""
         least = min(map(data.train_end, data.series))
         longest = least - (data.horizon if self.head == "direct" else 1)
+        if self.context is not None and self.context > longest > 0:
+            raise AnyRNNError(
+                f"settings: got context={self.context}, expected at most {longest}: the shortest training part has "
+                f"{least} steps"
+            )
         wanted = self.context or max(2 * data.season, 2 * data.horizon, _LEAST_CONTEXT)
         return max(1, min(wanted, longest))
 
@@ -126,7 +131,7 @@ class ForecastRun:
         base: What forecasts are differences from: "naive" or "seasonal naive", the better one on validation.
         score: What networks are compared by, on the test part; NaN without one.
         scores: All that is measured there, by name.
-        by_step: The mean absolute error of each step of the forecast.
+        by_step: Of each step of the forecast the errors, by name: see `metrics.by_step`.
         seconds: Spent on training; scoring is not in it.
         history: The learning curve.
         forecasts: The forecasts of the test part (N, h), and its quantiles (N, h, Q), as read, not scaled.
@@ -137,7 +142,7 @@ class ForecastRun:
     base: str
     score: float
     scores: dict[str, float]
-    by_step: tuple[float, ...]
+    by_step: Mapping[str, tuple[float, ...]]
     seconds: float
     history: tuple[Epoch, ...]
     forecasts: Array
@@ -354,7 +359,7 @@ class _Training(Training[TrainedForecaster, ForecastRun]):
         """What came of it, on the test part if there is one."""
         data, levels, base = self.data, self.model.module.form.levels, self.lesson.form[1]
         run = ForecastRun(
-            self.seed, epoch, base, math.nan, {}, (), self.seconds, tuple(self.course.history), np.empty(0), np.empty(0)
+            self.seed, epoch, base, math.nan, {}, {}, self.seconds, tuple(self.course.history), np.empty(0), np.empty(0)
         )
         if not data.test_steps:
             return run
@@ -364,9 +369,8 @@ class _Training(Training[TrainedForecaster, ForecastRun]):
         found = point_metrics(y, point, mase_scales(data, test))
         if len(levels) > 1:
             found |= quantile_metrics(y, values, levels)
-        by_step = tuple(np.abs(y - point).mean(0).tolist())
         score = found[self.lesson.score]
-        return replace(run, score=score, scores=found, by_step=by_step, forecasts=point, quantiles=values)
+        return replace(run, score=score, scores=found, by_step=by_step(y, point), forecasts=point, quantiles=values)
 
     def outcome_from(self, kept: Mapping[str, Any]) -> ForecastRun:
         """What came of it, from its fields."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.files import decoded
 
 SUFFIXES = frozenset({".conll", ".iob", ".iob2", ".bio"})  # that say what a file is
 _START = "-DOCSTART-"
@@ -30,20 +31,21 @@ class Sentences:
     notes: tuple[str, ...] = ()
 
 
-def read_conll(path: Path, *, need_tags: bool = True) -> Sentences:
+def read_conll(path: Path, *, need_tags: bool = True, encoding: str | None = None) -> Sentences:
     """Read a file of tokens and tags: of each line the first column is the token, and the last one the tag.
 
     Columns are separated by tabs if there is one in the first line, else by blanks. Lines that begin with -DOCSTART-
     are left out, and so are comments: lines that begin with # and have no tab where the others have.
 
     Args:
-        path: The file, in UTF-8.
+        path: The file.
         need_tags: If false, a line may be a token alone.
+        encoding: The name of that of the file; None: UTF-8.
 
     Raises:
         AnyRNNError: if it cannot be read, or if a line has no tag.
     """
-    lines = _lines(path)
+    lines = _lines(path, encoding)
     first = next((line for _, line in lines if line.strip()), None)
     if first is None:
         raise AnyRNNError(f"{path}: there is no token in it; expected a line for each, with its tag behind it")
@@ -77,17 +79,20 @@ def read_conll(path: Path, *, need_tags: bool = True) -> Sentences:
     )
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _lines(path: Path, encoding: str | None) -> list[tuple[int, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
+    if encoding is not None:
+        content = decoded(path, content, encoding)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise AnyRNNError(
-            f"{path}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8, expected a text in UTF-8"
+            f"{path}: line {line}: byte 0x{content[error.start]:02x} is not UTF-8, expected a text in "
+            "UTF-8, or the name of its encoding (encoding, --encoding)"
         ) from error
     return list(enumerate(text.replace("\r\n", "\n").split("\n"), 1))
 

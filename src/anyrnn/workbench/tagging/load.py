@@ -15,14 +15,18 @@ from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import Columns
-from anyrnn.workbench.files import opened
+from anyrnn.workbench.data import Choices
+from anyrnn.workbench.files import format_of, opened, stem_of
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.parsed import Missing, Parsed, Task, Value, listed
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler, Sequences
+from anyrnn.workbench.sources import with_words_of
 from anyrnn.workbench.split import split, split_validation
 from anyrnn.workbench.table import read_table
 from anyrnn.workbench.tagging.conll import SUFFIXES, Sentences, read_conll
-from anyrnn.workbench.tagging.spans import is_other_scheme
+from anyrnn.workbench.tagging.spans import note_on_scheme
 from anyrnn.workbench.tagging.steps import NO_TARGET, Steps, Tagging
 from anyrnn.workbench.targets import classes_of, label_of, numbers_of, task_of
 
@@ -68,10 +72,25 @@ class Read:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def reading(self) -> Reading | None:
+        """What was made of the columns of a table."""
+        return None if self.table is None else self.table.reading
 
-def is_table(source: Source) -> bool:
-    """Whether a file is a table by its name; else it is a text of tokens and tags."""
-    return Path(source).suffix.lower() in _TABLES
+    def of(self, table: Parsed) -> "Read":
+        """This, with other features."""
+        return dataclasses.replace(self, features=table.features, x=tuple(table.x), table=table, notes=table.notes)
+
+
+def is_table(source: Source, *, named: bool) -> bool:
+    """Whether a file is a table by its name; else it is a text of tokens and tags.
+
+    Args:
+        source: The file.
+        named: Whether columns are named: a .tsv file may be either.
+    """
+    kind = format_of(source)
+    return kind in _TABLES or (kind == ".tsv" and named)
 
 
 def is_tagged_text(source: Source) -> bool:
@@ -79,21 +98,25 @@ def is_tagged_text(source: Source) -> bool:
     return Path(source).suffix.lower() in SUFFIXES
 
 
-def read_steps(source: Source, columns: Columns, missing: Missing | None, *, trained: bool = False) -> Read:
+def read_steps(
+    source: Source, columns: Columns, missing: Missing | None, *, trained: bool = False, encoding: str | None = None
+) -> Read:
     """Read one file.
 
     Args:
-        source: A .csv or .parquet file; one of any other name is read as a text of tokens and tags.
+        source: A table, or a text of tokens and tags: see `is_table`.
         columns: Of a table.
         missing: What stands for a missing value in a table.
         trained: It is for a trained model, which needs no target.
+        encoding: The name of that of a text; None: UTF-8.
     """
-    if not is_table(source):
-        return _text(read_conll(_there(Path(source)), need_tags=not trained), columns.target or "tag")
+    if not is_table(source, named=columns.id is not None or columns.reading is not None):
+        found = read_conll(_there(Path(source)), need_tags=not trained, encoding=encoding)
+        return _text(found, columns.target or "tag")
     path = Path(source)
     try:
         parsed = read_table(
-            opened(path),
+            opened(path, encoding),
             dataclasses.replace(columns, per_step=True),
             need_target=not trained,
             owner="the model" if trained else "",
@@ -101,12 +124,6 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
         )
     except OSError as error:
         raise AnyRNNError(f"{path}: this cannot be read: {error.strerror or error}") from error
-    if parsed.reading is not None and parsed.reading.words:
-        column, words = next(iter(parsed.reading.words.items()))
-        raise AnyRNNError(
-            f"{path}: column {column!r} holds text ({listed(words[:3])}), and features of tagging are numbers: name "
-            "those that are (feature_columns, --features), or write the words as numbers"
-        )
     rows = tuple(tuple(each.tolist()) for each in parsed.rows or ())
     return Read(
         parsed.path, parsed.features, parsed.target, tuple(parsed.x), parsed.ids, rows, parsed.step_targets,
@@ -116,7 +133,7 @@ def read_steps(source: Source, columns: Columns, missing: Missing | None, *, tra
 
 
 def _there(path: Path) -> Path:
-    if path.suffix.lower() == ".ts":
+    if format_of(path) == ".ts":
         raise AnyRNNError(f"{path}: a .ts file has one target for each sequence, expected one for each step")
     if path.is_dir() or not path.exists():
         what = "this is a folder" if path.is_dir() else "there is no such file"
@@ -147,12 +164,16 @@ def load_tagged(
     missing: str | float | Sequence[str | float] | None = None,
     validation: float = 0.2,
     group_column: str | None = None,
+    gaps: Gaps = "fill",
+    delta_time: bool = False,
+    encoding: str | None = None,
 ) -> Tagging:
     """Read sequences with a target in each step, and split them into a training, a validation and a test part.
 
     A table is as for `workbench.load`, but that each row has its own target. An empty target is that of a step which
-    takes no part in training and scores; `missing` names other marks for it. A file of any other name than .csv and
-    .parquet is read as text: a token and its tag in a line, a blank line between sentences.
+    takes no part in training and scores; `missing` names other marks for it. A file of any other name than .csv,
+    .parquet and, with an id column, .tsv is read as text: a token and its tag in a line, and a blank line between
+    sentences.
 
     Args:
         source: The path of the file.
@@ -165,33 +186,35 @@ def load_tagged(
         answers: What is predicted, "classes" or "numbers", where the file's own answer is not wanted.
         test_fraction: The share of the sequences in the test part, where we split.
         seed: Which split: the same seed gives the same one.
-        missing: Tables: the value, or the values, that stand for "missing" in features and target.
+        missing: Tables: the value, or the values, that stand for "missing" in features and target. Features are filled
+            as for `workbench.load`, from what comes before a step.
         validation: The share of the training part that is set aside to choose the epoch of each network by; 0: none.
         group_column: Tables: the column that says which sequences are in one part. It is no feature.
+        gaps: Tables: what a network gets beside the filled values: see `workbench.load`.
+        delta_time: Tables: the time since the step before is one more feature.
+        encoding: The name of that of text files, such as "latin-1"; None: UTF-8.
 
     Raises:
         AnyRNNError: The data cannot be used as it is. The message names the place and the cure.
     """
     if answers not in {None, *_TASKS}:
         raise AnyRNNError(f"load_tagged: got answers={answers!r}, expected 'classes', 'numbers' or None")
-    for name, share in (("test_fraction", test_fraction), ("validation", validation)):
-        if not 0 <= share < 1 or (name == "test_fraction" and not share):
-            raise AnyRNNError(f"load_tagged: got {name}={share}, expected a share below 1, such as 0.2")
+    task = None if answers is None else _TASKS[answers]
+    choices = Choices(task, test_fraction, seed, missing, validation, gaps, caller="load_tagged")
     if isinstance(feature_columns, str):
         raise AnyRNNError(f"load_tagged: got feature_columns={feature_columns!r}, expected a list of names")
     features = None if feature_columns is None else tuple(feature_columns)
-    columns = Columns(id_column, time_column, target_column, features, group=group_column)
-    absent = Missing.named(missing)
-    if not is_table(source) and (columns != Columns() or absent is not None):
-        raise AnyRNNError(
-            f"{source}: this is read as a text of tokens and tags, which has no columns to name; leave out --id, "
-            "--time, --target, --features, --group and --missing, which are for .csv and .parquet tables"
-        )
-    own = read_steps(source, columns, absent)
-    wanted = dataclasses.replace(columns, features=own.features)
-    given = [None if each is None else _beside(each, own, wanted, absent) for each in (test, validation_file)]
+    columns = Columns(id_column, time_column, target_column, features, group=group_column, delta_time=delta_time)
+    absent = choices.absent
+    if not is_table(source, named=id_column is not None):
+        _refuse_columns(source, asked=columns != Columns() or absent is not None or answers is not None)
+    own = read_steps(source, columns, absent, encoding=encoding)
+    wanted = columns
+    if own.reading is not None:
+        wanted = dataclasses.replace(columns, features=own.reading.columns, reading=own.reading)
+    given = [None if each is None else _beside(each, own, wanted, absent, encoding) for each in (test, validation_file)]
     files = [own, *(each for each in given if each is not None)]
-    classes, notes = _classes(files, None if answers is None else _TASKS[answers])
+    classes, notes = _classes(files, task)
     parts = [None if each is None else _steps(each, classes) for each in (own, *given)]
     train, held_out, chosen_by = parts
     assert train is not None
@@ -203,8 +226,14 @@ def load_tagged(
         train, chosen_by, how_validated = _validation(train, validation, seed)
     else:
         how_validated = f"the validation part is {validation_file}, as asked for"
+    tested = given[0]
+    if own.table is not None:
+        table = None if tested is None else tested.table
+        own_table, table, train, chosen_by, held_out = with_words_of(train, own.table, table, chosen_by, held_out)
+        own = own.of(own_table)
+        tested = None if tested is None or table is None else tested.of(table)
     data = Tagging(
-        name=re.sub("[_.-]?train$", "", Path(source).stem, flags=re.IGNORECASE) or Path(source).stem,
+        name=re.sub("[_.-]?train$", "", stem_of(source), flags=re.IGNORECASE) or stem_of(source),
         features=own.features,
         classes=classes,
         target=own.target,
@@ -216,16 +245,28 @@ def load_tagged(
         missing=None if absent is None else absent.texts,
         validation=chosen_by,
         group_column=group_column,
+        gaps=gaps,
+        reading=own.reading,
     )
-    of_files = dict.fromkeys(note for each in files for note in each.notes)
-    return dataclasses.replace(data, notes=(*of_files, *notes, *_notes(data, [own, given[0]])))
+    of_files = dict.fromkeys(note for each in (own, *files) for note in each.notes)
+    return dataclasses.replace(data, notes=(*of_files, *notes, *_notes(data, [own, tested])))
 
 
-def _beside(source: Source, own: Read, columns: Columns, missing: Missing | None) -> Read:
+def _refuse_columns(source: Source, *, asked: bool) -> None:
+    if asked:
+        also = "; with --id it is read as a table" if format_of(source) == ".tsv" else ""
+        raise AnyRNNError(
+            f"{source}: this is read as a text of tokens and tags, which has no columns to name, and classes only; "
+            "leave out --id, --time, --target, --features, --group, --missing, --gaps, --delta-time and --answers, "
+            f"which are for tables (.csv, .parquet){also}"
+        )
+
+
+def _beside(source: Source, own: Read, columns: Columns, missing: Missing | None, encoding: str | None) -> Read:
     """The file of another part."""
-    if is_table(source) != (own.table is not None):
+    if is_table(source, named=columns.id is not None) != (own.table is not None):
         raise AnyRNNError(f"{source}: expected a file of the same format as {own.path}")
-    return read_steps(source, columns, missing)
+    return read_steps(source, columns, missing, encoding=encoding)
 
 
 def _classes(files: Sequence[Read], asked: Task | None) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
@@ -251,13 +292,7 @@ def _classes(files: Sequence[Read], asked: Task | None) -> tuple[tuple[str, ...]
                 "steps of them count as errors",
             )
             classes = (*classes, *sorted(news))
-    if is_other_scheme(classes):
-        notes = (
-            *notes,
-            f"tags {listed(classes)} are no BIO tags (O, B-x, I-x): spans are not counted; write BIO tags if you want "
-            "them counted",
-        )
-    return classes, (*notes, *notes_on_classes(flat, classes))
+    return classes, (*notes, *note_on_scheme(classes), *notes_on_classes(flat, classes))
 
 
 class _Places(Sequence[str]):
@@ -325,6 +360,7 @@ def _drawn(own: Read, whole: Steps, test_fraction: float, seed: int) -> tuple[St
         raise AnyRNNError(
             f"{own.path}: there is one sequence only, expected at least two, to train on one and test on another; give "
             "a file with the test part (test, --test), or cut it into pieces, by year say, with an id each"
+            + ("; if it is a table, name its --id" if own.table is None and format_of(own.path) == ".tsv" else "")
         )
     # Which sequences are in one part is decided by their names and groups, as for whole sequences.
     train, test, how = split(_named(whole), None, _flat(own), test_fraction, seed)

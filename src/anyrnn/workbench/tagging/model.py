@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from anyrnn.errors import AnyRNNError
 from anyrnn.layers import Layer
 from anyrnn.workbench.models import Network, Structure, layer_of, read
+from anyrnn.workbench.reading import Reading, check_reading
 from anyrnn.workbench.sequences import Scaler
 from anyrnn.workbench.tagging.words import PIECES, UNKNOWN, Words
 
@@ -79,7 +80,16 @@ def _input_size(layer: Layer) -> int:
 
 def width(reader: Scaler | Words, embedding_size: int | None) -> int:
     """The features of a step as the recurrent layer reads it: what the scaler makes, or the vectors of words."""
-    return len(reader.mean) if isinstance(reader, Scaler) else embedding_size or 0
+    return reader.width if isinstance(reader, Scaler) else embedding_size or 0
+
+
+def _input_columns(network: Network, reader: Scaler | Words, embedding_size: int | None) -> int:
+    """The same, if the network takes them."""
+    if isinstance(reader, Scaler):
+        return network.input_size(reader)
+    if network.gaps is not None:
+        raise AnyRNNError(f"cell {network.name!r} reads what is said of missing values, and words have none")
+    return width(reader, embedding_size)
 
 
 def build(
@@ -107,7 +117,7 @@ def build(
         word_dropout: Of words in training.
         **options: `recurrent_dropout` and `clip_gradient`.
     """
-    layer = layer_of(network, width(reader, embedding_size), structure, **options)
+    layer = layer_of(network, _input_columns(network, reader, embedding_size), structure, **options)
     if causal and layer.bidirectional:
         raise AnyRNNError(
             f"{network.title}: a bidirectional network reads what comes after a step; expected one that reads forwards "
@@ -156,6 +166,11 @@ class StepPredictions:
     labels: tuple[str, ...] | None
     probabilities: Tensor | None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The labels, or the numbers as text."""
+        return self.labels or tuple(f"{value:.9g}" for value in self.values)
+
 
 @dataclass(frozen=True)
 class TrainedTagger:
@@ -174,6 +189,7 @@ class TrainedTagger:
         module: The trained module.
         id_column: The column that named the sequences of the table it was trained on; None if that was no table.
         time_column: The column that sorted their steps; None if none did.
+        reading: What was made of the columns of that table; None: each is a feature.
     """
 
     network: Network
@@ -188,6 +204,7 @@ class TrainedTagger:
     module: Tagger
     id_column: str | None = None
     time_column: str | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if (self.classes is None) is (self.target_scale is None):
@@ -198,6 +215,7 @@ class TrainedTagger:
             raise AnyRNNError(
                 f"{self.network.name}: the scaler has {len(self.reader.mean)} features, expected {len(self.features)}"
             )
+        check_reading(self.network.name, self.reading, self.features)
 
     @property
     def layer(self) -> Layer:
@@ -223,7 +241,7 @@ class TrainedTagger:
 
         Raises:
             AnyRNNError: for a sequence of another form, or one that is not all finite, or so far from those of the
-                training that the answer is not.
+                training that the answer is not. NaN is taken as missing where values could be missing in training, too.
         """
         read = [self._read(k, each) for k, each in enumerate(sequences)]
         answers = outputs(self.module, read)

@@ -15,6 +15,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.notes import notes_on_unseen
 from anyrnn.workbench.parsed import Missing, Value, listed, number
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Inputs, Scaler
 from anyrnn.workbench.tagging.load import Read, encoded, is_table, read_steps
 from anyrnn.workbench.tagging.model import StepPredictions, TrainedTagger
@@ -42,21 +43,37 @@ class Predicted:
     scored: int
     steps: int
     notes: tuple[str, ...]
+    classes: tuple[str, ...] | None
 
     def csv(self) -> str:
-        """As CSV, a line for each step: id, row (or line) of the file, the word, prediction and its probability."""
+        """As CSV, a line for each step.
+
+        Its sequence, its row (or line) in the file, the word if it is one, the prediction, for classes its
+        probability, the truth if the file has some, and the probability of each class, p(NAME).
+        """
+        words, truths = self.read.table is None, self.read.targets or ()
+        has_truth = any(value is not None for values in truths for value in values)
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        words = self.read.table is None
-        classes = self.said[0].labels is not None
-        place = ("sentence", "line", "word") if words else ("id", "row")
-        writer.writerow((*place, "prediction", *(("probability",) if classes else ())))
-        for name, rows, x, said in zip(self.read.ids, self.read.rows, self.read.x, self.said, strict=True):
-            texts = said.labels or tuple(f"{value:.9g}" for value in said.values)
-            highest = [] if said.probabilities is None else [f"{v:.4f}" for v in said.probabilities.amax(1).tolist()]
-            for t, text in enumerate(texts):
-                word = (x[t],) if words else ()
-                writer.writerow((name, rows[t], *word, text, *highest[t : t + 1]))
+        writer.writerow(
+            (
+                *(("sentence", "line", "word") if words else ("id", "row")),
+                *("prediction", *(() if self.classes is None else ("probability",))),
+                *(("truth",) if has_truth else ()),
+                *(f"p({name})" for name in self.classes or ()),
+            )
+        )
+        for k, (name, rows, x, said) in enumerate(
+            zip(self.read.ids, self.read.rows, self.read.x, self.said, strict=True)
+        ):
+            columns: list[Sequence[Any]] = [(name,) * len(rows), rows, *([x] if words else []), said.texts]
+            if said.probabilities is not None:
+                columns.append([f"{value:.4f}" for value in said.probabilities.amax(1).tolist()])
+            if has_truth:
+                columns.append(["" if value is None else label_of(value) for value in truths[k]])
+            if said.probabilities is not None:
+                columns += [[f"{value:.4f}" for value in each] for each in said.probabilities.T.tolist()]
+            writer.writerows(zip(*columns, strict=True))
         return file.getvalue()
 
     @property
@@ -66,7 +83,7 @@ class Predicted:
             return ""
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.scores.items() if math.isfinite(value))
         of_all = "" if self.scored == self.steps else f" of {self.steps:,}"
-        return f"{numbers} on {self.scored:,}{of_all} steps"
+        return f"{numbers} on {self.scored:,}{of_all} step{'s' if self.steps > 1 else ''}"
 
 
 def predict(
@@ -76,6 +93,7 @@ def predict(
     id_column: str | None = None,
     time_column: str | None = None,
     target_column: str | None = None,
+    encoding: str | None = None,
 ) -> Predicted:
     """Predict every step of a file, and score the steps whose truth it has.
 
@@ -85,18 +103,30 @@ def predict(
         id_column: As in training if None.
         time_column: As in training if None, if it is there.
         target_column: The column with the truth; as in training if None, if it is there.
+        encoding: The name of that of a text file; None: UTF-8.
 
     Raises:
         AnyRNNError: The file does not fit the model.
     """
     has_words = isinstance(model.reader, Words)
-    if is_table(source) is has_words:
-        expected = "a text of tokens" if has_words else "a .csv or .parquet table"
+    if is_table(source, named=not has_words) is has_words:
+        expected = "a text of tokens" if has_words else "a .csv, .tsv or .parquet table"
         raise AnyRNNError(f"{source}: expected {expected}, as the model was trained on")
+    if has_words and (id_column or time_column or target_column):
+        raise AnyRNNError(
+            f"{source}: a text of tokens and tags has no columns to name; leave out --id, --time and --target"
+        )
+    reading = model.reading or Reading(model.features)
     columns = Columns(
-        id_column or model.id_column, time_column, target_column or model.target, model.features, model.time_column
+        None if has_words else id_column or model.id_column,
+        time_column,
+        target_column or model.target,
+        reading.columns,
+        model.time_column,
+        reading=None if has_words else reading,
+        delta_time=reading.delta_time,
     )
-    read = read_steps(source, columns, Missing.named(model.missing), trained=True)
+    read = read_steps(source, columns, Missing.named(model.missing), trained=True, encoding=encoding)
     said = tuple(model.predict(read.x))
     known, notes = _truth(read, model.classes)
     steps = sum(map(len, read.x))
@@ -110,7 +140,8 @@ def predict(
             notes.append(
                 f"{steps - scored:,} of {steps:,} steps have no truth that is known: predicted, but not scored"
             )
-    return Predicted(read, said, scores, scored, steps, (*read.notes, *notes, *_strange(model, read)))
+    notes = [*read.notes, *notes, *_strange(model, read)]
+    return Predicted(read, said, scores, scored, steps, tuple(notes), model.classes)
 
 
 def _truth(read: Read, classes: Sequence[str] | None) -> tuple[Steps | None, list[str]]:

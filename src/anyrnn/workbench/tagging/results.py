@@ -98,6 +98,7 @@ class TagResults(Scored[Tagging, TrainedTagger]):
             "id_column": data.id_column,
             "time_column": data.time_column,
             "group_column": data.group_column,
+            "gaps": data.gaps,
         }
         return {
             **self.written("tagging", described, self.written_metric),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS, Metric
 from anyrnn.workbench.parsed import did_you_mean
-from anyrnn.workbench.tagging.spans import Scheme, Spans, is_bio
+from anyrnn.workbench.tagging.spans import SCHEMES, Scheme, Spans, has_spans
 
 SPAN_METRICS = ("span-f1", "span-precision", "span-recall")
 _CLASSES = ("macro-f1", "accuracy", "balanced-accuracy")
@@ -36,13 +36,13 @@ def metric_names(classes: Sequence[str] | None) -> tuple[str, ...]:
     """The scores that there are for these classes, or for numbers (None): the usual one first."""
     if classes is None:
         return _NUMBERS
-    return (*SPAN_METRICS, *_CLASSES) if is_bio(classes) else _CLASSES
+    return (*SPAN_METRICS, *_CLASSES) if has_spans(classes) else _CLASSES
 
 
 def step_metric(name: str | None, classes: Sequence[str] | None) -> Metric:
     """Find a metric by name; the usual one if there is no name.
 
-    For BIO tags that is the F1 of spans, for other classes the mean F1 of the classes: most steps are often of one
+    For tags of spans that is the F1 of spans, for other classes the mean F1 of the classes: most steps are often of one
     class, and who says that class always has a high accuracy. For numbers it is the root mean squared error.
 
     Raises:
@@ -54,7 +54,7 @@ def step_metric(name: str | None, classes: Sequence[str] | None) -> Metric:
     if name not in known:
         what = "numbers are predicted" if classes is None else "classes are predicted"
         if name in SPAN_METRICS and classes is not None:
-            what = "the tags are not BIO (O, B-x, I-x), so there are no spans"
+            what = f"the classes are no tags of spans ({', '.join(SCHEMES)}: O, B-x, I-x and others)"
         raise AnyRNNError(
             f"metric: got {name!r}, expected one of {', '.join(known)}, since {what}.{did_you_mean(name, known)}"
         )
@@ -83,7 +83,7 @@ class Scorer:
     @cached_property
     def scheme(self) -> Scheme | None:
         """The scheme of the spans, if there are any."""
-        return Scheme(self.classes) if self.classes is not None and is_bio(self.classes) else None
+        return Scheme(self.classes) if self.classes is not None and has_spans(self.classes) else None
 
     @cached_property
     def _first(self) -> NDArray[np.bool_]:

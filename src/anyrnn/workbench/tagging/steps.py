@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.gaps import Gaps
 from anyrnn.workbench.parsed import listed
+from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Scaler, Sequences
 from anyrnn.workbench.tagging.scores import Scorer
 from anyrnn.workbench.tagging.words import Words
@@ -114,6 +116,8 @@ class Tagging:
         missing: The values that were read as missing; None: none may be missing.
         validation: What chooses the epoch whose weights are kept. None: the last epoch it is.
         group_column: The column of the table that says which sequences are in one part; None if none does.
+        gaps: What a network is told of missing values beside the filling: see `anyrnn.workbench.Dataset`.
+        reading: What was made of the columns of the table; None: each is a feature.
     """
 
     name: str
@@ -129,6 +133,8 @@ class Tagging:
     missing: tuple[str, ...] | None = None
     validation: Steps | None = None
     group_column: str | None = None
+    gaps: Gaps = "fill"
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         names = ("training", "test") if self.validation is None else ("training", "validation", "test")
@@ -147,6 +153,8 @@ class Tagging:
                     )
                 if not self.has_words and not (x.isfinite() if self.missing is None else ~x.isinf()).all():
                     raise AnyRNNError(f"{self.name}: sequence {id_!r} holds NaN or infinity, expected finite numbers")
+        if not self.has_words:
+            check_seen(self.name, self.features, self.train.x)
         if self.classes is None and self.train.flat.amin() == self.train.flat.amax():
             raise AnyRNNError(
                 f"{self.name}: target {self.target!r} is {self.train.flat[0]:.17g} in every step of the training part: "
@@ -174,7 +182,8 @@ class Tagging:
         steps = f"{min(lengths)} to {max(lengths):,}" if min(lengths) < max(lengths) else f"{lengths[0]:,}"
         question = "a number" if self.classes is None else f"{len(self.classes)} classes"
         also = "" if self.validation is None else f", {len(self.validation):,} validation"
-        what = "words" if self.has_words else f"{len(self.features)} features"
+        count = len(self.features)
+        what = "words" if self.has_words else f"{count} feature{'s' if count > 1 else ''}"
         return (
             f"{self.name}: {len(self.train):,} training{also} and {len(self.test):,} test sequences of {steps} steps, "
             f"{what}, target {self.target!r} of each step ({question})"
@@ -185,4 +194,4 @@ class Tagging:
         """What makes numbers for a network of the steps, fitted on the training part and nothing else."""
         if self.has_words:
             return Words.fit(self.train.x)
-        return Scaler.fit(self.train.plain(), self.missing)
+        return scaler_for(self.train.plain(), self.missing, self.gaps, self.reading)

@@ -11,6 +11,7 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import Network, Structure, is_network_name
+from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.runs import Folder, parts_of
 from anyrnn.workbench.sequences import Scaler
 from anyrnn.workbench.stored import (
@@ -55,6 +56,7 @@ def save_model(folder: Path, model: TrainedTagger) -> None:
             "seed": model.seed,
             "id_column": model.id_column,
             "time_column": model.time_column,
+            "reading": None if model.reading is None else model.reading.to_dict(),
         },
     )
 
@@ -133,4 +135,5 @@ def _fields(description: Mapping[str, Any]) -> dict[str, Any]:
         "seed": field("seed", is_int, "a whole number"),
         "id_column": field("id_column", is_text_or_none, "the name of a column, or null"),
         "time_column": field("time_column", is_text_or_none, "the name of a column, or null"),
+        "reading": Reading.from_dict(description.get("reading")),
     }

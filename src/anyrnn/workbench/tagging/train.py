@@ -114,6 +114,7 @@ class TagLesson(Lesson[Tagging, TagSettings, TrainedTagger, Run]):
             module=settings.tagger(network, data),
             id_column=data.id_column,
             time_column=data.time_column,
+            reading=data.reading,
         )
 
     def training(self, network: Network, seed: int) -> "_Training":
