@@ -19,7 +19,7 @@ from anyrnn.workbench.work import Job, Order, Work, done, pickled
 
 #: Everything that draws random numbers is on.
 SETTINGS = Settings(hidden_size=4, epochs=4, batch_size=8, dropout=0.2, recurrent_dropout=0.2)
-TIMES = {"time", "seconds", "train_seconds", "step_microseconds", "command"}
+TIMES = {"time", "seconds", "loading", "train_seconds", "step_microseconds", "command"}
 
 
 def sums() -> Dataset:

@@ -51,7 +51,7 @@ def made(classes: int = 2) -> Dataset:
 def numbers(value: Any) -> Any:
     """Results without what differs from one time to the next: how long it took."""
     if isinstance(value, dict):
-        times = {"seconds", "train_seconds", "step_microseconds", "machine", "command"}
+        times = {"seconds", "loading", "train_seconds", "step_microseconds", "machine", "command"}
         return {key: numbers(each) for key, each in value.items() if key not in times}
     return [numbers(each) for each in value] if isinstance(value, list) else value
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import warn
 from anyrnn.workbench.fingerprint import check_same, identity
-from anyrnn.workbench.jobs import jobs_in
+from anyrnn.workbench.jobs import end_a_second_run, jobs_in
 from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import network
@@ -73,6 +73,8 @@ def train_all(
     Raises:
         AnyRNNError: as there.
     """
+    if workers != 1:
+        end_a_second_run()
     _check(lesson, cells, seeds, workers)
     with _told(progress, on_epoch, callbacks) as tell:
         if folder is None:

@@ -51,7 +51,7 @@ class Run:
     decline_luck: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     probabilities: tuple[tuple[float, ...], ...] | None = None
-    loading: float = 0.0
+    loading: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it."""
