@@ -34,12 +34,12 @@ from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.fingerprint import check_same, identity
 from anyrnn.workbench.inspect import flow, gates
-from anyrnn.workbench.jobs import jobs_in
 from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.metrics import Metric
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import COMPARED, Model, Network, network
 from anyrnn.workbench.overview import described
+from anyrnn.workbench.places import HERE, Place, place
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.report import render
@@ -391,6 +391,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -415,10 +416,13 @@ def compare(
             and the data in its memory. The results are the same, bit for bit; what is told comes as it happens, of
             several runs in turns. A script needs ``if __name__ == "__main__":`` around what it does, since each
             process imports it.
+        scheduler: The address of a Dask scheduler, such as "tcp://host:8786", whose workers do the training runs, one
+            each at a time, to the same results; the run folder stays here. It needs ``pip install 'anyrnn[dask]'``.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
-            `folder` holds something else than this run; if the process of a training run dies again and again.
+            `folder` holds something else than this run; if the process of a training run dies again and again; if no
+            scheduler answers, or its workers have other versions.
 
     Example:
         >>> from anyrnn import workbench
@@ -430,15 +434,8 @@ def compare(
     """
     if not isinstance(seeds, int) or seeds < 1:
         raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    if not isinstance(workers, int) or workers < 1:
-        raise AnyRNNError(f"workers: got {workers!r}, expected how many training runs go on at once, at least 1")
-    if workers > 1 and world().size > 1:
-        raise AnyRNNError(
-            f"workers: got {workers}, but torchrun has started {world().size} processes that train each network "
-            "together; expected one of the two"
-        )
-    plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command, workers)
-    with _told(progress, on_epoch, callbacks) as tell:
+    with place(workers, scheduler) as where, _told(progress, on_epoch, callbacks) as tell:
+        plan = _Plan(dataset, tuple(cells), tuple(range(seeds)), settings or Settings(), command, where)
         return _kept(plan, tell, on_network, folder, resume, overwrite)
 
 
@@ -455,10 +452,11 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    plan = _Plan(dataset, (cell,), (seed,), settings or Settings(), command)
-    with _told(progress, on_epoch, callbacks) as tell:
+    with place(1, scheduler) as where, _told(progress, on_epoch, callbacks) as tell:
+        plan = _Plan(dataset, (cell,), (seed,), settings or Settings(), command, where)
         return _kept(plan, tell, None, folder, resume, overwrite)
 
 
@@ -506,7 +504,7 @@ class _Plan:
     seeds: tuple[int, ...]
     settings: Settings
     command: str
-    workers: int = 1
+    place: Place = HERE
 
 
 def _kept(
@@ -571,7 +569,7 @@ def _compare(
         on_epoch(now)
 
     trained: dict[int, tuple[Model, Run]] = {}
-    with jobs_in(plan.workers, SequenceLesson(dataset, settings), tell, warn if kept is None else kept.say) as jobs:
+    with plan.place.jobs(SequenceLesson(dataset, settings), tell, warn if kept is None else kept.say) as jobs:
         for run, (each, seed) in enumerate(product(networks, seeds), 1):
             jobs.submit(Job(each, seed, run, None if kept is None else kept.checkpoints(each.name, seed, what)))
         for job, outcome in jobs.as_completed():
