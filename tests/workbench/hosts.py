@@ -100,10 +100,10 @@ def compared(hosts: Hosts, name: str, process: subprocess.Popen[bytes]) -> None:
     """Wait for a comparison, and see that its numbers are those of one process."""
     start = time.monotonic()
     status = process.wait()
-    same = status == 0 and content(hosts.folder / name) == content(hosts.folder / "one")
-    print(
-        f"== {name}: {'the same bits as one process' if same else 'NOT the same'}, {time.monotonic() - start:.0f} s\n"
-    )
+    one, found = (content(hosts.folder / each) for each in ("one", name))
+    different = [what for what, here, there in zip(("results", "metrics", "weights"), one, found) if here != there]
+    said = f"{', '.join(different)} DIFFER" if different else "the same bits as one process"
+    print(f"== {name}: status {status}, {said}, {time.monotonic() - start:.0f} s\n")
 
 
 def apart(here: Any, there: Any) -> float:

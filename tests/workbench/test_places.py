@@ -82,5 +82,5 @@ def test_what_differs_on_a_worker_is_named() -> None:
     )
     assert "LocalCluster(processes=True)" in cluster._trouble(here, here)
     assert cluster._trouble(ModuleNotFoundError("No module named 'anyrnn'"), here) == (
-        "cannot do it: ModuleNotFoundError: No module named 'anyrnn'"
+        "cannot do it: ModuleNotFoundError: No module named 'anyrnn'; install there what is installed here"
     )

@@ -297,6 +297,7 @@ class _Sent:
 # On both sides
 
 _PROCESSOR, _PROCESS = "processor", "process"
+_SHORT = 14  # digits of a checksum, which people have to compare
 
 
 def installation(own: Sequence[str]) -> dict[str, str]:
@@ -306,11 +307,11 @@ def installation(own: Sequence[str]) -> dict[str, str]:
         own: The names of cells that are not anyrnn's.
     """
     found = {"Python": ".".join(platform.python_version_tuple()[:2]), "anyrnn": anyrnn.__version__}
-    found["code of anyrnn"] = checksum_of_sources(Path(anyrnn.__file__).parent)
+    found["code of anyrnn"] = checksum_of_sources(Path(anyrnn.__file__).parent)[:_SHORT]
     found |= {module.__name__: module.__version__ for module in (torch, numpy, llvmlite)}
     for name in own:
         network(name)
-        found[f"code of {name}"] = checksum_of_module(name.partition(":")[0]) or "without a file"
+        found[f"code of {name}"] = (checksum_of_module(name.partition(":")[0]) or "without a file")[:_SHORT]
     cpu = Machine.host()
     found[_PROCESSOR] = f"{cpu.cpu}, {8 * cpu.vector_bytes} bits, {torch.backends.cpu.get_cpu_capability()}"
     found[_PROCESS] = f"{platform.node()} {os.getpid()}"
@@ -320,7 +321,7 @@ def installation(own: Sequence[str]) -> dict[str, str]:
 def _trouble(there: Any, here: Mapping[str, str]) -> str:
     """Why a worker cannot be used; "" if it can."""
     if isinstance(there, Exception):
-        return f"cannot do it: {type(there).__name__}: {there}"
+        return f"cannot do it: {type(there).__name__}: {there}; install there what is installed here"
     if there[_PROCESS] == here[_PROCESS]:
         return "is this very process; expected workers in processes of their own (LocalCluster(processes=True))"
     different = [
@@ -342,7 +343,7 @@ class Stretch:
         epochs: What is to be told of each.
         kept: The checkpoint that the next ones go on from; None: the one before.
         answer: What came of the whole training run, if these were the last ones.
-        beginning: The seconds until the training began, or went on.
+        beginning: The seconds of a processor until the training began, or went on.
     """
 
     epochs: tuple[EpochEnd, ...]
@@ -361,21 +362,19 @@ class _Relay(Checkpoints):
     Args:
         last: The one to go on from.
         seconds: How long the stretch is to be.
+
+    Attributes:
+        beginning: The seconds of a processor until the training began, or went on.
     """
 
     def __init__(self, last: Packed | None, seconds: float) -> None:
         self.last, self._seconds, self._ends = last, seconds, False
-        self._start = self._loaded = time.perf_counter()
-
-    @property
-    def beginning(self) -> float:
-        """The seconds until the training began."""
-        return self._loaded - self._start
+        self._start, self._loaded, self.beginning = time.thread_time(), 0.0, 0.0
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from. The training begins here."""
         state = None if self.last is None else self.last.unpacked()
-        self._loaded = time.perf_counter()
+        self._loaded, self.beginning = time.perf_counter(), time.thread_time() - self._start
         return state
 
     @property
