@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from anyrnn.workbench import Settings, compare, load
-from anyrnn.workbench.compare import Progress
+from anyrnn.workbench.progress import Progress
 
 STEPS, MOST = 30, 125
 COLUMNS = ("setting_1", "setting_2", "setting_3", *(f"sensor_{k}" for k in range(1, 22)))

@@ -67,12 +67,12 @@ def checkpoint(H: int) -> dict[str, float]:
     from anyrnn.workbench import Settings  # noqa: PLC0415
     from anyrnn.workbench.checkpoint import Checkpoints  # noqa: PLC0415
     from anyrnn.workbench.models import NETWORKS  # noqa: PLC0415
-    from anyrnn.workbench.train import _Training  # noqa: PLC0415
+    from anyrnn.workbench.train import SequenceLesson  # noqa: PLC0415
 
     torch.manual_seed(0)
     made = data(10, 64)
     settings = Settings(hidden_size=H, epochs=EPOCHS, threads=1).resolved(made)
-    training = _Training(NETWORKS["lstm"], made, settings, 0)
+    training = SequenceLesson(made, settings).training(NETWORKS["lstm"], 0)
     training._epoch()
     with tempfile.TemporaryDirectory(dir=".") as folder:
         checkpoints, times = Checkpoints(Path(folder), {}), []

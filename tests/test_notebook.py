@@ -11,9 +11,9 @@ from torch import nn
 import anyrnn
 from anyrnn import markup, workbench
 from anyrnn.workbench import progress as progress_module
+from anyrnn.workbench.lesson import Epoch
 from anyrnn.workbench.models import NETWORKS
 from anyrnn.workbench.progress import Progress, notebook_display
-from anyrnn.workbench.train import Epoch
 
 QUICK = workbench.Settings(hidden_size=4, epochs=1)
 VOID = {"br", "hr", "img", "input", "meta", "link"}

@@ -29,7 +29,7 @@ from anyrnn.workbench.forecast import compare as compare_forecasts
 from anyrnn.workbench.forecast.series import Forecasting, Series
 from anyrnn.workbench.models import network
 from anyrnn.workbench.sequences import Sequences
-from anyrnn.workbench.train import Lesson, train
+from anyrnn.workbench.train import Untested, train
 
 # As few updates as still reach what the checks expect: an accuracy of 0.83 on blobs, an R2 of 0.5 where one of ten
 # columns tells, both read as series.
@@ -146,7 +146,7 @@ def test_an_estimator_is_the_network_that_the_workbench_trains():
     data = load("japanese-vowels")
     settings = Settings(hidden_size=4, epochs=2)
     model, run = train(network("gru"), data, settings, seed=3)
-    lesson = Lesson(data.features, data.classes, data.train, data.validation, data.split)
+    lesson = Untested(data.features, data.classes, data.train, data.validation, data.split)
     without, _ = train(network("gru"), lesson, settings, seed=3)
     whole = load("japanese-vowels", validation=0).train
     y = np.array(data.classes)[whole.y.numpy()]
@@ -174,7 +174,7 @@ def test_weights_count_in_the_loss_of_training_and_of_validation():
     X, y, _ = waves()
     x, targets = tuple(map(torch.from_numpy, X)), torch.from_numpy((y == "up").astype(np.int64))
     part = Sequences(x, targets, tuple(map(str, range(24))), weights=torch.linspace(1, 4, 24))
-    lesson = Lesson(("a", "b"), ("0", "1"), part, part, "")
+    lesson = Untested(("a", "b"), ("0", "1"), part, part, "")
     _, run = train(
         network("rnn"),
         lesson,
@@ -210,7 +210,7 @@ def test_balanced_classes_are_those_of_the_workbench():
     X, y = [X[k] for k in chosen], y[chosen]
     fitted = RecurrentClassifier(batch_size=64, class_weight="balanced", **QUICK).fit(X, y)
     ours = Sequences(tuple(map(torch.from_numpy, X)), torch.from_numpy((y == "up") * 1), tuple(map(str, chosen)))
-    lesson = Lesson(("a", "b"), ("down", "up"), ours, None, "")
+    lesson = Untested(("a", "b"), ("down", "up"), ours, None, "")
     model, _ = train(network("lstm"), lesson, Settings(hidden_size=4, epochs=2, batch_size=64, balanced=True), 0)
     assert np.allclose(fitted.predict_proba(X), model.predict(X).probabilities, atol=1e-6)
     counts = {"down": 1.0, "up": 5.0}

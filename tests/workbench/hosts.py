@@ -101,7 +101,8 @@ def compared(hosts: Hosts, name: str, process: subprocess.Popen[bytes]) -> None:
     start = time.monotonic()
     status = process.wait()
     one, found = (content(hosts.folder / each) for each in ("one", name))
-    different = [what for what, here, there in zip(("results", "metrics", "weights"), one, found) if here != there]
+    parts = zip(("results", "metrics", "weights"), one, found, strict=True)
+    different = [what for what, here, there in parts if here != there]
     said = f"{', '.join(different)} DIFFER" if different else "the same bits as one process"
     print(f"== {name}: status {status}, {said}, {time.monotonic() - start:.0f} s\n")
 

@@ -26,6 +26,8 @@ from anyrnn.workbench.cli.options import CONFIGURED, joined, listed, usual_word
 from anyrnn.workbench.cli.starting import text_for
 from anyrnn.workbench.cli.tasks import KINDS
 from anyrnn.workbench.keeping import Ended
+from anyrnn.workbench.lesson import Lesson
+from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.runs import open_run
 
 SOLD = ("--horizon", 3, "--id", "shop", "--time", "day", "--target", "sold")
@@ -296,7 +298,7 @@ def test_a_file_says_what_the_command_line_says(here: Path, runs: Path) -> None:
         result = invoke("fit", "--config", "run.toml", "--hidden", 4)
         assert result.exit_code == 0, result.output
     ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (Path("run"), runs / "sold"))
-    assert ours["models"][0]["runs"][0]["metrics"] == theirs["models"][0]["runs"][0]["metrics"]
+    assert ours["models"][0]["runs"][0]["scores"] == theirs["models"][0]["runs"][0]["scores"]
     assert ours["command"] == (
         "anyrnn fit sold.csv --id shop --time day --target sold --horizon 3 --season 4 --context 6 --quantiles "
         "0.1,0.5,0.9 --hidden 4 --epochs 1 --out run --overwrite"
@@ -482,32 +484,42 @@ def test_the_training_of_a_text_ends_with_the_status_of_the_signal(
     def ended(*_: object) -> None:
         raise KeyboardInterrupt if signal is None else Ended(status - 128)
 
-    monkeypatch.setattr("anyrnn.workbench.language.results.train", ended)
+    monkeypatch.setattr(Lesson, "train", ended)
     result = invoke("fit", book(here / "book.txt"))
     assert (result.exit_code, result.stderr.partition(".")[2]) == (status, " Nothing was written.\n")
     assert not (here / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    "name, options", [("language", ["book.txt"]), ("forecast", ["sold.csv", *SOLD, "--context", 6])]
-)
-def test_an_interrupt_keeps_the_networks_of_a_text_or_a_forecast_that_were_finished(
-    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[object]
+@pytest.mark.parametrize("options", [["book.txt"], ["sold.csv", *SOLD, "--context", 6]], ids=["text", "forecast"])
+def test_an_interrupt_keeps_the_networks_of_any_task_that_were_finished_and_resume_trains_the_others(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: list[object]
 ) -> None:
     sold(here / "sold.csv"), book(here / "book.txt")
-    train = {"language": language.results.train, "forecast": forecast.results.train}[name]
+    train, trained = Lesson.train, []
 
-    def twice(network, *others):
-        if network.name == "gru":
+    def twice(self, network, *others):
+        if network.name == "gru" and "gru" not in trained:
+            trained.append("gru")
             raise KeyboardInterrupt
-        return train(network, *others)
+        trained.append(network.name)
+        return train(self, network, *others)
 
-    monkeypatch.setattr(f"anyrnn.workbench.{name}.results.train", twice)
-    result = invoke("compare", *options, *QUICK, "--cells", "rnn,gru", "--out", "run")
-    kept = "The networks that had all their runs (RNN) are saved in run.partial."
+    monkeypatch.setattr(Lesson, "train", twice)
+    command = ("compare", *options, *QUICK, "--cells", "rnn,gru", "--seeds", 1, "--out", "run")
+    result = invoke(*command)
+    kept = (
+        "The networks that had all their runs (RNN) are saved in run. What was trained is kept: the same command with "
+        "--resume goes on in run."
+    )
     assert (result.exit_code, result.stderr) == (130, f"Interrupted. {kept}\n")
-    results = json.loads((here / "run.partial/results.json").read_text())
+    results = json.loads((here / "run/results.json").read_text())
     assert ([model["name"] for model in results["models"]], results["unfinished"]) == (["rnn"], ["gru"])
+    epochs = []
+    monkeypatch.setattr(MetricsLog, "__call__", lambda self, record: epochs.append(record["model"]))
+    assert invoke(*command, "--resume").exit_code == 0
+    results = json.loads((here / "run/results.json").read_text())
+    assert ([model["name"] for model in results["models"]], results["unfinished"]) == (["rnn", "gru"], [])
+    assert epochs == ["gru"]  # the RNN is not trained again
 
 
 def test_the_help_and_the_page_name_every_exit_status() -> None:

@@ -218,7 +218,7 @@ def test_a_wave_is_learned_that_no_naive_forecast_knows(head):
         hidden_size=16, context=16, epochs=6, batch_size=32, learning_rate=0.02, head=head, quantiles=(0.1, 0.5, 0.9)
     )
     found = fit(waves(), "gru", settings=settings)
-    assert found.best.mean("mase") < 0.5 * found.naive.metrics["mase"]
+    assert found.best.mean("mase") < 0.5 * found.naive.scores["mase"]
     assert "the best naive forecast" in found.verdict
 
 
@@ -228,7 +228,7 @@ def test_what_is_known_ahead_is_used():
     one = Series("a", 3 * plan[:, 0], np.empty((300, 0)), plan, np.empty(0))
     data = Forecasting("d", "y", (one,), 4, 1, 40, 40, future_names=("plan",))
     found = fit(data, "rnn", settings=ForecastSettings(16, context=8, epochs=8, batch_size=32, learning_rate=0.02))
-    assert found.best.mean("mae") < 0.2 * found.naive.metrics["mae"]
+    assert found.best.mean("mae") < 0.2 * found.naive.scores["mae"]
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_alone():
@@ -454,7 +454,7 @@ def test_a_form_that_is_larger_than_the_weights_takes_no_memory(results, tmp_pat
 def test_a_naive_forecast_that_is_better_is_said_first(results):
     weak = replace(results, entries=(replace(results.entries[0]),))
     other = results.naive
-    strong = replace(other, name="oracle", metrics=dict.fromkeys(other.metrics, 0.0))
+    strong = replace(other, name="oracle", scores=dict.fromkeys(other.scores, 0.0))
     assert replace(weak, baselines=(strong,)).verdict.startswith("No network: the forecast “oracle” has a MASE of 0;")
 
 
@@ -465,7 +465,7 @@ def test_a_network_that_is_not_better_than_the_seasonal_naive_forecast_is_named(
     assert seasonal.name == "seasonal naive (4)"
 
     def beside(mase: float) -> tuple[str, ...]:
-        return replace(results, baselines=(replace(seasonal, metrics={"mase": mase}),)).remarks
+        return replace(results, baselines=(replace(seasonal, scores={"mase": mase}),)).remarks
 
     title = {entry.model.network.name: entry.model.network.title for entry in results.entries}
     least = score[worse]

@@ -249,7 +249,7 @@ def test_a_wrong_question_is_refused_before_anything_is_written(results, options
 def test_a_model_that_was_kept_reads_and_writes_as_before(results, tmp_path):
     folder = results.save(tmp_path / "run")
     model = open_text_run(folder).model()
-    tokens = results.text.test.tokens
+    tokens = results.dataset.test.tokens
     assert torch.equal(surprise(model.module, tokens), surprise(results.best.model.module, tokens))
     assert "".join(generate(model, 20, seed=5)) == "".join(generate(results.best.model, 20, seed=5))
     assert open_text_run(folder).model("lstm").network.name == "lstm"

@@ -14,7 +14,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import cluster, compare
 from anyrnn.workbench.cli import app
 from anyrnn.workbench.models import KNOWN
-from anyrnn.workbench.train import SequenceLesson, train
+from anyrnn.workbench.train import SequenceLesson
 from anyrnn.workbench.work import Done, Failed, Order, Work
 
 ADDRESS = "tcp://127.0.0.1:8786"
@@ -54,7 +54,7 @@ def plain() -> Iterator[None]:
 @pytest.mark.usefixtures("plain")
 def test_stretches_of_an_epoch_each_are_the_whole_training_run() -> None:
     lesson = SequenceLesson(sums(), SETTINGS.resolved(sums()))
-    model, run = train(KNOWN["gru"], lesson.dataset, lesson.settings, 1)
+    model, run = lesson.train(KNOWN["gru"], 1)
     told: list[Any] = []
     last = None
     for _ in range(SETTINGS.epochs):

@@ -26,7 +26,8 @@ from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.cli import app
 from anyrnn.workbench.lesson import EpochEnd
 from anyrnn.workbench.models import NETWORKS
-from anyrnn.workbench.train import Run, train
+from anyrnn.workbench.train import train
+from anyrnn.workbench.training import Run
 
 #: Everything that draws random numbers is on, and the best epoch is not the last one.
 SETTINGS = Settings(hidden_size=5, epochs=6, batch_size=8, dropout=0.2, recurrent_dropout=0.2, learning_rate=0.02)

@@ -31,7 +31,7 @@ from anyrnn.workbench.tagging import (
 from anyrnn.workbench.tagging.baselines import baselines
 from anyrnn.workbench.tagging.model import batches, outputs
 from anyrnn.workbench.tagging.scores import Scorer, step_metric
-from anyrnn.workbench.tagging.train import _Training
+from anyrnn.workbench.tagging.train import TagLesson
 from anyrnn.workbench.tagging.words import Words, pieces
 
 QUICK = TagSettings(hidden_size=8, epochs=2, batch_size=8, learning_rate=0.02, threads=1, embedding_size=6)
@@ -437,7 +437,7 @@ def test_gradients_are_those_of_steps_that_have_a_target(numbers, name):
     data = sums(numbers=numbers, masked=0.4)
     assert 0 < data.train.labelled < sum(map(len, data.train.x))
     settings = TagSettings(hidden_size=4, batch_size=8, threads=1).resolved(data)
-    training = _Training(network(name), data, settings, seed=0)
+    training = TagLesson(data, settings).training(network(name), 0)
     loss, count = next(training.losses())
     assert count == data.train.labelled
     parameters = [*training.model.module.parameters()]
@@ -463,7 +463,8 @@ def test_a_batch_without_any_target_is_left_out():
     empty = [torch.full_like(y, -1) for y in data.train.y[1:]]
     train = Steps(data.train.x, (data.train.y[0], *empty), data.train.ids)
     data = Tagging("few", data.features, data.classes, "total", train, data.test, "so", validation=data.validation)
-    training = _Training(network("rnn"), data, TagSettings(batch_size=1, hidden_size=2).resolved(data), seed=0)
+    settings = TagSettings(batch_size=1, hidden_size=2).resolved(data)
+    training = TagLesson(data, settings).training(network("rnn"), 0)
     assert [count for _, count in training.losses()] == [len(train.y[0])]
 
 

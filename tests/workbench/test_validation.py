@@ -11,12 +11,13 @@ import torch
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.compare import compare, fit
 from anyrnn.workbench.data import Dataset, load
+from anyrnn.workbench.lesson import Epoch
 from anyrnn.workbench.metrics import spread
 from anyrnn.workbench.models import network
 from anyrnn.workbench.report import render
 from anyrnn.workbench.schedules import Rate
 from anyrnn.workbench.sequences import Sequences
-from anyrnn.workbench.train import Epoch, Settings, train
+from anyrnn.workbench.train import Settings, train
 from anyrnn.workbench.verdict import Comparison, overfitting
 
 ROLES = {"id_column": "id", "time_column": "t", "target_column": "y"}

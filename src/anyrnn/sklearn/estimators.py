@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.sklearn.inputs import read_groups, read_sequences, read_weights
+from anyrnn.workbench.lesson import using_threads
 from anyrnn.workbench.models import Network, Pool, Predictions, network, own_network
 from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.split import split_validation
-from anyrnn.workbench.train import Settings, Untested, train, using_threads
+from anyrnn.workbench.train import Settings, Untested, train
 
 Cell = str | Callable[[int, int], nn.Module]
 

@@ -15,7 +15,7 @@ from anyrnn.workbench.forecast.model import Head
 from anyrnn.workbench.forecast.predict import forecast_ahead
 from anyrnn.workbench.forecast.series import Forecasting, Series
 from anyrnn.workbench.forecast.train import ForecastSettings, train
-from anyrnn.workbench.train import using_threads
+from anyrnn.workbench.lesson import using_threads
 
 Array = NDArray[np.float64]
 
@@ -138,7 +138,9 @@ class RecurrentForecaster(BaseEstimator):
         with ONE_AT_A_TIME:
             seed = seed_of(self.random_state)
             self.model_, run = train(network_of(self.cell, type(self).__name__), data, settings, seed)
-        self.history_ = [asdict(epoch) for epoch in run.history]
+        self.history_ = [
+            {key: value for key, value in asdict(epoch).items() if value is not None} for epoch in run.history
+        ]
         self.n_iter_, self.best_epoch_ = len(run.history), run.epoch
         self._known, self._season = known, season
         return self

@@ -13,7 +13,8 @@ from anyrnn.errors import AnyRNNError
 
 Record = Mapping[str, Any]
 # Of a record, the numbers that make curves. A score stands there by the name of its metric.
-_CURVES = ("train_loss", "validation_loss", "learning_rate", "sequences_a_second")
+_CURVES = ("train_loss", "validation_loss", "learning_rate")
+_PACE = "_a_second"  # the end of the name of another: of sequences, windows or tokens
 
 
 def curves(record: Record) -> dict[str, float]:
@@ -23,6 +24,7 @@ def curves(record: Record) -> dict[str, float]:
     {'train_loss': 0.5, 'validation_rmse': 2.0}
     """
     found = {name: record.get(name) for name in _CURVES}
+    found |= {name: value for name, value in record.items() if name.endswith(_PACE)}
     found |= {f"{part}_{record['metric']}": record.get(f"{part}_score") for part in ("validation", "test")}
     return {name: float(value) for name, value in found.items() if value is not None}
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -47,7 +48,7 @@ class Packed:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
-        """Pack numbers, texts, tensors, and lists, tuples and dicts of them."""
+        """Pack numbers, texts, tensors, arrays, and lists, tuples and dicts of them."""
         tensors: dict[str, Tensor] = {}
         packed = _packed(state, tensors)
         return cls(packed, safetensors.torch.save(tensors))
@@ -202,6 +203,8 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = str(len(tensors))
         tensors[name] = value.detach().clone().contiguous()  # cloned: safetensors takes none that share memory
         return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        return {"array": _packed(torch.from_numpy(value), tensors)}
     if isinstance(value, Mapping):
         return {"items": [[_packed(key, tensors), _packed(each, tensors)] for key, each in value.items()]}
     if isinstance(value, tuple):
@@ -220,6 +223,8 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]].clone(memory_format=torch.contiguous_format)  # aligned as all others are
+    if "array" in value:
+        return _unpacked(value["array"], tensors).numpy()
     if "tuple" in value:
         return tuple(_unpacked(each, tensors) for each in value["tuple"])
     return {_unpacked(key, tensors): _unpacked(each, tensors) for key, each in value["items"]}

@@ -34,7 +34,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import Checkpoints, Packed
 from anyrnn.workbench.fingerprint import checksum_of_module, checksum_of_sources
 from anyrnn.workbench.jobs import TRIES, Jobs, Tell
-from anyrnn.workbench.lesson import EpochEnd, Lesson
+from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.models import network
 from anyrnn.workbench.work import Done, Failed, Job, Order, Outcome, Work, done, outcome, pickled
 
@@ -78,7 +78,7 @@ def connected(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def jobs_on(client: Any, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> Iterator[Jobs]:
+def jobs_on(client: Any, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> Iterator[Jobs]:
     """Do jobs inside a ``with`` block on the workers that there are, and on those that come later.
 
     Args:
@@ -114,7 +114,7 @@ class _Worker:
 class _OnCluster:
     """Jobs on a cluster."""
 
-    def __init__(self, client: Any, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> None:
+    def __init__(self, client: Any, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> None:
         self._client, self._lesson, self._tell, self._say = client, lesson, tell, say
         self._address: str = client.scheduler.address
         self._work = _Sent(pickled(Work.of(lesson)))

@@ -8,24 +8,24 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import anyrnn
 from anyrnn.workbench.checkpoint import refuse_difference
-from anyrnn.workbench.data import Dataset
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.sequences import Sequences
-from anyrnn.workbench.train import Settings
 
 _SAID_ONLY = frozenset({"name", "split", "notes", "attribution"})  # what of a dataset decides no number
 
 
-def identity(dataset: Dataset, settings: Settings, cells: Iterable[str]) -> dict[str, Any]:
+def identity(dataset: Any, settings: Any, metric: str, cells: Iterable[str]) -> dict[str, Any]:
     """All that the numbers of a training run depend on, but for its network and its seed.
 
     Args:
-        dataset: What is learned: of its sequences, checksums.
-        settings: How, with nothing left open.
+        dataset: What is learned, a dataclass: of its sequences, checksums.
+        settings: How, likewise, with nothing left open.
+        metric: What its runs are scored by.
         cells: The names of the networks; of those that are not anyrnn's, checksums of their modules.
     """
     own = sorted(cell for cell in cells if ":" in cell)
@@ -38,6 +38,7 @@ def identity(dataset: Dataset, settings: Settings, cells: Iterable[str]) -> dict
             if field.name not in _SAID_ONLY
         },
         "settings": asdict(settings),
+        "metric": metric,
         "processes": world().size,
         "code": {cell: checksum_of_module(cell.partition(":")[0]) for cell in own},
     }
@@ -74,6 +75,9 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
     if isinstance(value, torch.Tensor):
         update(f"{value.dtype}{tuple(value.shape)}".encode())
         update(value.contiguous().numpy().data)
+    elif isinstance(value, np.ndarray):
+        update(f"{value.dtype}{value.shape}".encode())
+        update(np.ascontiguousarray(value).data)
     elif is_dataclass(value):
         _feed(update, [(field.name, getattr(value, field.name)) for field in fields(value)])
     elif isinstance(value, tuple | list):

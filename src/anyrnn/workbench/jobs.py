@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.lesson import EpochEnd, Lesson
+from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.work import Done, Failed, Job, Order, Outcome, Work, done, outcome, pickled
 
 TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
@@ -44,7 +44,7 @@ class Jobs(Protocol):
 
 
 @contextmanager
-def jobs_in(workers: int, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> Iterator[Jobs]:
+def jobs_in(workers: int, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> Iterator[Jobs]:
     """Do jobs inside a ``with`` block, in this process (one worker) or in several others, which end with the block.
 
     Args:
@@ -66,7 +66,7 @@ def jobs_in(workers: int, lesson: Lesson, tell: Tell, say: Callable[[str], None]
 class _Here:
     """Jobs in this process, one after the other, in the order of their submission."""
 
-    def __init__(self, lesson: Lesson, tell: Tell) -> None:
+    def __init__(self, lesson: AnyLesson, tell: Tell) -> None:
         self._lesson, self._tell = lesson, tell
         self._waiting: deque[Job] = deque()
 
@@ -83,7 +83,7 @@ class _Here:
 class _Processes:
     """Jobs in several processes."""
 
-    def __init__(self, count: int, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> None:
+    def __init__(self, count: int, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> None:
         self._count, self._lesson, self._tell, self._say = count, lesson, tell, say
         self._work = pickled(Work.of(lesson))
         self._waiting: deque[Job] = deque()

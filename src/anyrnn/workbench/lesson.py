@@ -1,11 +1,15 @@
-"""What a training run is, whatever is learned: a `Lesson` knows how to train, and tells of each epoch."""
+"""What is learned, of whatever kind: a `Lesson` knows how to train a network with a seed, and tells of each epoch."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from anyrnn.layers import Layer
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.models import Network
 
@@ -51,14 +55,94 @@ class EpochEnd:
 Tell = Callable[[EpochEnd], None]
 
 
-class Lesson(Protocol):
-    """What is learned, and how, with nothing left open: all that training runs of one comparison have in common.
+class Trained(Protocol):
+    """What a model of any task has."""
 
-    It can be pickled. A training run is a network and a seed; it depends on nothing that another one does.
+    @property
+    def network(self) -> Network:
+        """Which one."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def layer(self) -> Layer:
+        """Its recurrent layer."""
+
+
+class Recipe(Protocol):
+    """What the settings of any task have."""
+
+    @property
+    def epochs(self) -> int | None:
+        """The most epochs; None: the data decide."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest of the schedule."""
+
+    @property
+    def clip_norm(self) -> float:
+        """The norm that gradients are cut to."""
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads on this machine."""
+
+
+D = TypeVar("D")
+S = TypeVar("S", bound=Recipe)
+M = TypeVar("M", bound=Trained)
+R = TypeVar("R")
+Made_co = TypeVar("Made_co", covariant=True)
+
+
+class Runs(Protocol[Made_co]):
+    """A training run that has not begun."""
+
+    def run(self, tell: Tell, checkpoints: Checkpoints | None) -> Made_co:
+        """Train."""
+
+
+@dataclass(frozen=True)
+class Lesson(ABC, Generic[D, S, M, R]):
+    """What all training runs of a comparison have in common. It can be pickled.
+
+    A training run is a network and a seed; it depends on nothing that another one does.
+
+    Attributes:
+        dataset: What is learned.
+        settings: How, with nothing left open.
+        plural: What an epoch is counted in.
+        is_shared: Whether several processes of torchrun can train one network together.
     """
 
-    def train(self, network: Network, seed: int, tell: Tell, checkpoints: Checkpoints | None) -> tuple[Any, Any]:
+    dataset: D
+    settings: S
+    plural: ClassVar[str] = "sequences"
+    is_shared: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """The name of the score of a training run."""
+
+    @abstractmethod
+    def untrained(self, network: Network, seed: int) -> M:
+        """The model before training. Its weights are drawn from PyTorch's own random state."""
+
+    @abstractmethod
+    def training(self, network: Network, seed: int) -> Runs[tuple[M, R]]:
+        """A training run."""
+
+    def train(
+        self, network: Network, seed: int, tell: Tell | None = None, checkpoints: Checkpoints | None = None
+    ) -> tuple[M, R]:
         """Train a network once.
+
+        The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and
+        number of threads are left as they were.
 
         Args:
             network: Which.
@@ -73,6 +157,35 @@ class Lesson(Protocol):
         Raises:
             AnyRNNError: if the loss stops being a finite number, or a checkpoint is of another training.
         """
+        with seeded(seed), using_threads(self.settings.thread_count):
+            return self.training(network, seed).run(tell or (lambda _: None), checkpoints)
 
-    def rebuilt(self, network: Network, seed: int, weights: Mapping[str, Tensor]) -> Any:
+    def rebuilt(self, network: Network, seed: int, weights: Mapping[str, Tensor]) -> M:
         """The model that `train` made in another process, from the weights of its module."""
+        with seeded(seed):
+            model = self.untrained(network, seed)
+        model.module.load_state_dict(weights)
+        model.module.eval()
+        return model
+
+
+AnyLesson = Lesson[Any, Any, Any, Any]
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let PyTorch use this many threads inside a ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from this seed inside a ``with`` block; what was drawn from outside goes on as if nothing had been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

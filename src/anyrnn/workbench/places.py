@@ -7,7 +7,7 @@ from typing import Any
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.jobs import Jobs, Tell, jobs_in
-from anyrnn.workbench.lesson import Lesson
+from anyrnn.workbench.lesson import AnyLesson
 from anyrnn.workbench.processes import world
 
 
@@ -23,16 +23,13 @@ class Place:
     workers: int = 1
     client: Any = None
 
-    def jobs(self, lesson: Lesson, tell: Tell, say: Callable[[str], None]) -> AbstractContextManager[Jobs]:
+    def jobs(self, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> AbstractContextManager[Jobs]:
         """Do jobs there inside a ``with`` block: see `anyrnn.workbench.jobs.jobs_in`."""
         if self.client is None:
             return jobs_in(self.workers, lesson, tell, say)
         from anyrnn.workbench.cluster import jobs_on  # noqa: PLC0415 - few need it
 
         return jobs_on(self.client, lesson, tell, say)
-
-
-HERE = Place()
 
 
 @contextmanager

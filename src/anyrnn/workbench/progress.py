@@ -19,8 +19,9 @@ from anyrnn.workbench.models import Network
 _PAUSE = 0.2  # seconds between two updates of a bar in a notebook, each of which is a message to the browser
 
 
-class Told:
-    """What is told of a training after each epoch, whatever is learned; each kind of task has its own.
+@dataclass(frozen=True)
+class Progress:
+    """How far a comparison is, told after each epoch.
 
     Attributes:
         network: The network in training.
@@ -30,7 +31,11 @@ class Told:
         epoch: The epoch just ended.
         epochs: How many a training run has at most.
         ended: Whether the run ended with it.
-        sequences_a_second: Of training, in this epoch; 0: not known.
+        metric: What its scores are.
+        plural: What is learned from, such as "sequences".
+        learning_rate: Of the next update.
+        seconds: Spent on training so far, in this run.
+        pace: How many of them a second of training in this epoch; 0: not known.
         others: How much of the other runs is done, counted in runs, where several go on at once; None: all of those
             before this one, and nothing of those after it.
     """
@@ -39,10 +44,14 @@ class Told:
     seed: int
     run: int
     runs: int
-    epoch: Any
+    epoch: Epoch
     epochs: int
     ended: bool
-    sequences_a_second: float = 0.0
+    metric: str = "score"
+    plural: str = "sequences"
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    pace: float = 0.0
     others: float | None = None
 
     @property
@@ -61,48 +70,13 @@ class Told:
 
     @property
     def score(self) -> str | None:
-        """What is shown of the epoch; None: nothing new."""
-        return f"validation loss {self.epoch.validation_loss:.4g}"
-
-
-@dataclass(frozen=True)
-class Progress(Told):
-    """How far a comparison is, told after each epoch.
-
-    Attributes:
-        network: The network in training.
-        seed: The seed of this training run.
-        run: Which of all the training runs this is, from 1.
-        runs: How many there are.
-        epoch: The epoch just ended.
-        epochs: How many a training run has at most.
-        ended: Whether the run ended with it.
-        metric: What its scores are.
-        learning_rate: Of the next update.
-        seconds: Spent on training so far, in this run.
-        sequences_a_second: Of training, in this epoch; 0: not known.
-        others: How much of the other runs is done, in runs; see `Told`.
-    """
-
-    network: Network
-    seed: int
-    run: int
-    runs: int
-    epoch: Epoch
-    epochs: int
-    ended: bool
-    metric: str = "score"
-    learning_rate: float = 0.0
-    seconds: float = 0.0
-    sequences_a_second: float = 0.0
-    others: float | None = None
-
-    @property
-    def score(self) -> str | None:
-        """The validation score, or without one that of the test part; None where the epoch has neither."""
-        if self.epoch.validation_score is not None:
-            return f"validation {self.metric} {self.epoch.validation_score:.4g}"
-        return None if self.epoch.test_score is None else f"{self.metric} {self.epoch.test_score:.4g}"
+        """The validation score, that of the test part, or the validation loss; None where the epoch has none."""
+        point = self.epoch
+        if point.validation_score is not None:
+            return f"validation {self.metric} {point.validation_score:.4g}"
+        if point.test_score is not None:
+            return f"{self.metric} {point.test_score:.4g}"
+        return None if point.validation_loss is None else f"validation loss {point.validation_loss:.4g}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -122,7 +96,7 @@ class Progress(Told):
             "test_score": point.test_score,
             "learning_rate": self.learning_rate,
             "seconds": round(self.seconds, 6),
-            "sequences_a_second": round(self.sequences_a_second, 3),
+            f"{self.plural}_a_second": round(self.pace, 3),
         }
 
 
@@ -137,22 +111,22 @@ class _Clock:
         """Since the start."""
         return time.monotonic() - self.start
 
-    def left(self, now: Told) -> float:
+    def left(self, now: Progress) -> float:
         """The seconds that are left, about."""
         self._first = min(self._first, now.share_before)
         return self.seconds * (1 - now.share) / (now.share - self._first)
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Callable[[Told], None]]:
+def shown(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Show the progress of a comparison: a bar in a notebook or on a terminal, elsewhere a line for each run."""
     display = notebook_display()
     scores: dict[int, str] = {}  # the last one of each run: not every epoch has one
 
-    def text(now: Told) -> str:
+    def text(now: Progress) -> str:
         if now.score is not None:
             scores[now.run] = f": {now.score}"
-        pace = f", {now.sequences_a_second:,.0f} sequences/s" if now.sequences_a_second else ""
+        pace = f", {now.pace:,.0f} {now.plural}/s" if now.pace else ""
         return f"{now.network.title}, seed {now.seed}{scores.get(now.run, '')}{pace}"
 
     if display is not None:
@@ -192,14 +166,14 @@ class _Bar:
 
 
 @contextmanager
-def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
+def _in_notebook(display: Callable[..., Any], text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
     """One output of the cell, updated in place; at the end it says how long it took."""
     clock = _Clock()
     last = clock.start
     handle = display(_Bar(0.0, "training"), display_id=True)
-    now: Told | None = None
+    now: Progress | None = None
 
-    def tell(progress: Told) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal last, now
         now = progress
         moment, left = time.monotonic(), clock.left(now)
@@ -218,7 +192,7 @@ def _in_notebook(display: Callable[..., Any], text: Callable[[Told], str]) -> It
 
 
 @contextmanager
-def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Callable[[Told], None]]:
+def _on_terminal(console: Console, text: Callable[[Progress], str]) -> Iterator[Callable[[Progress], None]]:
     """A bar that is gone at the end."""
     columns = (
         progress.TextColumn("{task.description}", table_column=Column(min_width=min(40, console.width // 2))),
@@ -230,7 +204,7 @@ def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Call
         task = bar.add_task("training", total=None)
         begun = False
 
-        def tell(now: Told) -> None:
+        def tell(now: Progress) -> None:
             nonlocal begun
             if not begun:  # what was done before counts for nothing in the speed
                 bar.reset(task, total=1.0, completed=now.share_before)  # type: ignore[arg-type] # floats will do
@@ -240,11 +214,11 @@ def _on_terminal(console: Console, text: Callable[[Told], str]) -> Iterator[Call
         yield tell
 
 
-def _lines(console: Console, text: Callable[[Told], str]) -> Callable[[Told], None]:
+def _lines(console: Console, text: Callable[[Progress], str]) -> Callable[[Progress], None]:
     """A line for each training run."""
     clock = _Clock()
 
-    def line(now: Told) -> None:
+    def line(now: Progress) -> None:
         left = clock.left(now)
         if now.ended:
             console.print(f"[{now.run}/{now.runs}] {text(now)}, about {left:.0f} s left", soft_wrap=True)

@@ -1,6 +1,7 @@
 """How the learning rate goes over a training run, by name, on torch's schedulers."""
 
-from typing import Any, Literal, get_args
+import math
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch.optim import lr_scheduler
@@ -30,6 +31,15 @@ class Rate:
             self._by_update = lr_scheduler.CosineAnnealingLR(optimizer, updates)
         elif schedule == "plateau":
             self._by_loss = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=patience)
+
+    @classmethod
+    def warm(cls, optimizer: torch.optim.Optimizer, updates: int, warm: int) -> Self:
+        """A rate that rises over the first updates, and falls to nothing as a cosine does over all of them."""
+        rate = cls(optimizer, "constant", updates, 0)
+        rate._by_update = lr_scheduler.LambdaLR(
+            optimizer, lambda k: min(1, (k + 1) / warm) * (1 + math.cos(math.pi * min(1, k / updates))) / 2
+        )
+        return rate
 
     def after_update(self) -> None:
         """Go on by one update of the weights."""

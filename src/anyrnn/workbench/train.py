@@ -9,9 +9,8 @@ for the learning curve, and decides nothing.
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self, cast
 
@@ -25,12 +24,13 @@ from anyrnn.heads import ManyToOne
 from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
 from anyrnn.workbench.data import Dataset
-from anyrnn.workbench.lesson import Epoch, EpochEnd, Tell
+from anyrnn.workbench.lesson import Lesson, Tell
 from anyrnn.workbench.metrics import Metric, metric, scores, spread
-from anyrnn.workbench.models import POOLS, Model, Network, Pool, Predictions, Structure, build, outputs
+from anyrnn.workbench.models import POOLS, Model, Network, Pool, Structure, build, outputs
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.schedules import ENDLESS, SCHEDULES, Rate, Schedule
 from anyrnn.workbench.sequences import Scaler, Sequences, batch, moments
+from anyrnn.workbench.training import Run, ScoredTraining
 
 # On five folds of the training part of japanese-vowels RNN, LSTM and GRU reach 0.96-0.97 with 20 epochs as with 30,
 # and 0.93-0.95 with 10; a peak of 0.005 does as well as 0.01, and better than 0.003 and below.
@@ -226,35 +226,6 @@ class Untested:
         return Scaler.fit(self.train)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one training run gave, on the test part.
-
-    Attributes:
-        seed: Of the initial weights and of the shuffling.
-        score: By the metric, such as the accuracy; NaN without a test part.
-        seconds: Spent on training; reading, scoring and timing are not in it.
-        history: The learning curve; the test score of the epoch that was chosen is `score`.
-        predictions: The index of the class, or the number, for each test sequence.
-        epoch: Whose weights were kept: the best one by the validation part, or the last one if there is none.
-        decline: By how much the validation score was better then than after the last epoch; None without one.
-        decline_luck: How much of that may be luck: twice its standard error over the validation sequences.
-        scores: By every metric, NaN where one is not defined.
-        probabilities: Of the classes, for each test sequence; None unless the metric needs them.
-    """
-
-    seed: int
-    score: float
-    seconds: float
-    history: tuple[Epoch, ...]
-    predictions: tuple[int, ...] | tuple[float, ...]
-    epoch: int = 0
-    decline: float | None = None
-    decline_luck: float | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    probabilities: tuple[tuple[float, ...], ...] | None = None
-
-
 def train(
     network: Network,
     dataset: Dataset | Untested,
@@ -280,196 +251,120 @@ def train(
     Raises:
         AnyRNNError: if the loss stops being a finite number, or a checkpoint is of another training.
     """
-    settings = settings.resolved(dataset)
-    with seeded(seed), using_threads(settings.thread_count):
-        return _Training(network, dataset, settings, seed).run(on_epoch or (lambda _: None), checkpoints)
+    return SequenceLesson(dataset, settings.resolved(dataset)).train(network, seed, on_epoch, checkpoints)
 
 
 @dataclass(frozen=True)
-class SequenceLesson:
-    """A dataset and settings in which nothing is left open: see `anyrnn.workbench.lesson.Lesson`."""
+class SequenceLesson(Lesson[Dataset | Untested, Settings, Model, Run]):
+    """A class or a number of each sequence."""
 
-    dataset: Dataset
-    settings: Settings
+    is_shared = True
 
-    def train(self, network: Network, seed: int, tell: Tell, checkpoints: Checkpoints | None) -> tuple[Model, Run]:
-        """Train a network once."""
-        return train(network, self.dataset, self.settings, seed, tell, checkpoints)
+    @property
+    def metric(self) -> str:
+        """What chooses epochs and networks."""
+        return self.settings.metric_for(self.dataset).name
 
-    def rebuilt(self, network: Network, seed: int, weights: Mapping[str, Tensor]) -> Model:
-        """The model that `train` made in another process, from its weights."""
-        with seeded(seed):
-            model = _untrained(network, self.dataset, self.settings, seed)
-        model.module.load_state_dict(weights)
-        model.module.eval()
-        return model
+    def untrained(self, network: Network, seed: int) -> Model:
+        """The model before training."""
+        dataset, settings = self.dataset, self.settings
+        classes, scaler = dataset.classes, dataset.scaler
+        return Model(
+            network=network,
+            structure=settings.structure,
+            features=dataset.features,
+            classes=classes,
+            target=dataset.target,
+            scaler=scaler,
+            target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
+            seed=seed,
+            module=settings.build(network, network.input_size(scaler), len(classes or (0,))),
+            id_column=dataset.id_column,
+            time_column=dataset.time_column,
+            reading=dataset.reading,
+        )
 
-
-def _untrained(network: Network, dataset: Dataset | Untested, settings: Settings, seed: int) -> Model:
-    classes, scaler = dataset.classes, dataset.scaler
-    return Model(
-        network=network,
-        structure=settings.structure,
-        features=dataset.features,
-        classes=classes,
-        target=dataset.target,
-        scaler=scaler,
-        target_scale=moments(dataset.train.y.double().numpy()) if classes is None else None,
-        seed=seed,
-        module=settings.build(network, network.input_size(scaler), len(classes or (0,))),
-        id_column=dataset.id_column,
-        time_column=dataset.time_column,
-        reading=dataset.reading,
-    )
+    def training(self, network: Network, seed: int) -> "_Training":
+        """A training run."""
+        return _Training(self, network, seed)
 
 
-class _Training:
+class _Training(ScoredTraining[Model]):
     """One training run."""
 
-    def __init__(self, network: Network, dataset: Dataset | Untested, settings: Settings, seed: int) -> None:
-        classes = dataset.classes
-        self.model = _untrained(network, dataset, settings, seed)
-        module, scaler = self.model.module, dataset.scaler
-        self.settings, self.seed, self.dataset = settings, seed, dataset
-        self.metric = metric(settings.metric, classes=classes is not None)
+    def __init__(self, lesson: SequenceLesson, network: Network, seed: int) -> None:
+        dataset, settings, model = lesson.dataset, lesson.settings, lesson.untrained(network, seed)
+        module, scaler, classes = model.module, dataset.scaler, dataset.classes
+        self.dataset, self.metric = dataset, settings.metric_for(dataset)
         self.class_weights = _class_weights(dataset.train.y, len(classes)) if classes and settings.balanced else None
         self.part = replace(dataset.train, x=tuple(scaler(x) for x in dataset.train.x))
         self.validation = [scaler(x) for x in dataset.validation.x] if dataset.validation is not None else []
         self.weights = _weights(dataset.train)
         self.test = [scaler(x) for x in dataset.test.x] if dataset.test is not None else []
-        self.epochs = settings.epochs_for(len(self.part))
-        self.optimizer = _optimizer(module, settings)
-        self.world = world()
-        self.batch = settings.batch_size * self.world.size
-        updates = self.epochs * math.ceil(len(self.part) / self.batch)
-        self.rate = Rate(self.optimizer, settings.schedule, updates, (settings.patience or _PATIENCE) // 3)
+        epochs = settings.epochs_for(len(self.part))
+        self.batch = settings.batch_size * world().size
+        optimizer = settings.optimizer(module)
+        rate = settings.rate(optimizer, epochs * math.ceil(len(self.part) / self.batch))
+        super().__init__(model, settings, seed, optimizer, rate, Course(epochs, settings.patience), len(self.part))
         self.shuffle = torch.Generator().manual_seed(seed)
         steps = sum(map(len, self.part.x)), sum(map(len, self.test))
-        self.scored = frozenset[int]() if dataset.test is None else scored_epochs(self.epochs, *steps)
-        self.course: Course[Epoch] = Course(self.epochs, settings.patience)
-        self.seconds = 0.0
+        self.tested = frozenset[int]() if dataset.test is None else scored_epochs(epochs, *steps)
         self.spread = self.world.spread(module, lambda: module(self.part.x[0].unsqueeze(1))[0])
         if not self.world.first:  # weights are drawn alike, dropout is not
             torch.default_generator.manual_seed((seed + self.world.rank * _APART) % 2**63)
 
-    def run(self, on_epoch: Tell, checkpoints: Checkpoints | None) -> tuple[Model, Run]:
-        """Train to the end of the epochs, or of the patience; the model gets the weights of the best epoch."""
-        kept = None if checkpoints is None else self.world.of_first(checkpoints.load)
-        if kept is not None and "run" in kept:
-            self.model.module.load_state_dict(kept["weights"])
-            return self.model, _run_from(kept["run"])
-        if kept is not None:
-            self._restore(kept)
-        answers: Predictions | None = None  # for the validation part, after the last epoch
-        while not self.course.ended:
-            before = self.seconds
-            answers = self._epoch()
-            pace = len(self.part) / max(self.seconds - before, 1e-9)
-            point, ended = self.course.history[-1], self.course.ended
-            on_epoch(EpochEnd(point, ended, self.optimizer.param_groups[0]["lr"], self.seconds, pace))
-            if checkpoints is not None and not ended:
-                self._keep(checkpoints)
-        run = self._outcome(self.course.take_best(self.model.module), answers)
-        if checkpoints is not None and self.world.first:
-            checkpoints.save({"run": asdict(run), "weights": self.model.module.state_dict()})
-        return self.model, run
+    def outputs(self, part: str) -> Tensor | None:
+        """What the network says of a part."""
+        sequences = self.test if part == "test" else self.validation
+        return self._outputs(sequences) if sequences else None
 
-    def _keep(self, checkpoints: Checkpoints) -> None:
-        """Keep a checkpoint, if it is time to: each process has a part of it, and the first one writes."""
-        if not self.world.of_first(lambda: checkpoints.due):
-            return
-        state = self._state()
-        if self.world.first:
-            checkpoints.save(state)
+    def statistic(self, part: str, outputs: Tensor) -> Callable[[Any], float]:
+        """The score of a part by the places of its sequences."""
+        answers, y = self.model.read(outputs), self._part(part).y.double().numpy()
+        got, shares = np.array(answers.values), answers.probabilities
+        probabilities = None if shares is None else shares.double().numpy()
 
-    def _epoch(self) -> Predictions | None:
-        """Learn from all training sequences once, score what came of it; return the answers for the validation part."""
-        epoch, start = self.course.next, time.perf_counter()
-        loss = self._learn()
-        self.seconds += time.perf_counter() - start
-        on_test = self._outputs(self.test) if epoch in self.scored else None
-        on_validation = self._outputs(self.validation)
-        if not (math.isfinite(loss) and all(y is None or y.isfinite().all() for y in (on_test, on_validation))):
-            raise AnyRNNError(
-                f"{self.model.network.name}, seed {self.seed}: training diverged in epoch {epoch}: the mean loss is "
-                f"{loss}; expected finite numbers; a lower learning rate than {self.settings.learning_rate} may help"
-            )
-        test = self.dataset.test
-        test_score = None if on_test is None or test is None else self._score(self.model.read(on_test), test)
-        point = Epoch(epoch, loss, test_score)
-        if self.dataset.validation is None:
-            self.course.add(point, None, self.model.module)
-            return None
-        answers = self.model.read(on_validation)
-        score = self._score(answers, self.dataset.validation)
-        part = self.dataset.validation
-        validation_loss = self._loss(on_validation, part.y, _weights(part)).item()
-        point = replace(point, validation_loss=validation_loss, validation_score=score)
-        self.course.add(point, self._rank(score, validation_loss), self.model.module)
-        self.rate.after_epoch(validation_loss)
-        return answers
+        def score(places: Any) -> float:
+            at = slice(None) if places is None else places
+            return self.metric.compute(y[at], got[at], None if probabilities is None else probabilities[at])
 
-    def _outcome(self, epoch: int, last: Predictions | None) -> Run:
-        """What came of it: the model, whose weights are now those of this epoch, on the test part."""
-        history, test = list(self.course.history), self.dataset.test
-        decline, luck = (None, None) if last is None else self._decline(last)
-        if test is None:
-            return Run(self.seed, math.nan, self.seconds, tuple(history), (), epoch, decline=decline, decline_luck=luck)
-        answers = self.model.read(self._outputs(self.test))
-        shares, classes = answers.probabilities, self.dataset.classes is not None
-        found = scores(test.y, answers.values, shares, classes=classes, chosen=self.metric.name)
-        score = found[self.metric.name]
-        history[epoch - 1] = replace(history[epoch - 1], test_score=score)
-        return Run(
-            seed=self.seed,
-            score=score,
-            seconds=self.seconds,
-            history=tuple(history),
-            predictions=answers.values,
-            epoch=epoch,
-            decline=decline,
-            decline_luck=luck,
-            scores=found,
-            probabilities=tuple(map(tuple, shares.tolist()))
-            if self.metric.of_probabilities and shares is not None
-            else None,
-        )
+        return score
 
-    def _state(self) -> dict[str, Any]:
-        """All that the coming epochs depend on."""
-        return {
-            "weights": self.model.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rate": self.rate.state_dict(),
-            "shuffle": self.shuffle.get_state(),
-            "random": self.world.each(torch.get_rng_state()),
-            "seconds": self.seconds,
-            "course": self.course.state(),
-        }
+    def validation_loss(self, outputs: Tensor) -> float:
+        """The mean loss of the validation part."""
+        part = self._part("validation")
+        return self._loss(outputs, part.y, _weights(part)).item()
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self.model.module.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rate.load_state_dict(state["rate"])
-        self.shuffle.set_state(state["shuffle"])
-        torch.set_rng_state(state["random"][self.world.rank].clone())
-        self.seconds = state["seconds"]
-        self.course.restore(state["course"], Epoch)
+    def luck(self, statistic: Callable[[Any], float]) -> float:
+        """The standard error of a statistic of the validation part."""
+        part = self._part("validation")
+        return spread(statistic, len(part), part.groups)
 
-    def _learn(self) -> float:
+    def answered(self, outputs: Tensor) -> dict[str, Any]:
+        """How the test part was answered."""
+        answers, classes = self.model.read(outputs), self.dataset.classes is not None
+        shares = answers.probabilities
+        found = scores(self._part("test").y, answers.values, shares, classes=classes, chosen=self.metric.name)
+        kept = self.metric.of_probabilities and shares is not None
+        probabilities = tuple(map(tuple, shares.tolist())) if kept and shares is not None else None
+        return {"predictions": answers.values, "scores": found, "probabilities": probabilities}
+
+    def _part(self, name: str) -> Sequences:
+        part = self.dataset.test if name == "test" else self.dataset.validation
+        if part is None:
+            raise ValueError(name)
+        return part
+
+    def learn(self) -> float:
         """One epoch; return the mean loss."""
-        module, count = self.model.module, len(self.part)
+        count = len(self.part)
         self.spread.train()
         total = 0.0
         order = torch.randperm(count, generator=self.shuffle)
         for first in range(0, count, self.batch):
             places = order[first : first + self.batch]
             loss = self._loss_of(places) if self.world.size == 1 else self._loss_of_share(places)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
-            self.rate.after_update()
+            self.update(loss)
             total += loss.item() * len(places)
         return self.world.total(torch.tensor(total, dtype=torch.float64)).item() / self.world.size / count
 
@@ -511,30 +406,6 @@ class _Training:
             mean, std = self.model.target_scale
             loss = F.mse_loss(outputs[:, 0], ((y.double() - mean) / std).to(outputs.dtype), reduction=how)
         return loss if weights is None else (loss * weights).mean()
-
-    def _score(self, answers: Predictions, part: Sequences, places: Any = slice(None)) -> float:
-        probabilities = None if answers.probabilities is None else answers.probabilities.double().numpy()[places]
-        return self.metric.compute(part.y.double().numpy()[places], np.array(answers.values)[places], probabilities)
-
-    def _rank(self, score: float, loss: float) -> tuple[float, float]:
-        """What is higher for a better epoch: the validation score decides, of equals the loss."""
-        return self.metric.sign * score if math.isfinite(score) else -math.inf, -loss
-
-    def _decline(self, last: Predictions) -> tuple[float, float]:
-        """By how much the validation score fell after the best epoch, and twice the standard error of that."""
-        part = self.dataset.validation
-        if part is None:
-            return 0.0, math.inf
-        best = self.model.read(self._outputs(self.validation))
-
-        def fall(places: Any) -> float:
-            return self.metric.sign * (self._score(best, part, places) - self._score(last, part, places))
-
-        return fall(slice(None)), 2 * spread(fall, len(part), part.groups)
-
-
-def _run_from(kept: Mapping[str, Any]) -> Run:
-    return Run(**{**kept, "history": tuple(Epoch(**each) for each in kept["history"])})
 
 
 def scored_epochs(epochs: int, train_steps: int, test_steps: int) -> frozenset[int]:
@@ -588,22 +459,3 @@ def _weights(part: Sequences) -> Tensor | None:
 def _class_weights(y: Tensor, count: int) -> Tensor:
     """The inverse of the frequency of each class (K,), as scikit-learn's "balanced" has it: 1 where all are alike."""
     return len(y) / (count * torch.bincount(y, minlength=count).clamp(min=1).float())
-
-
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use this many threads inside a ``with`` block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed inside a ``with`` block; what was drawn from outside goes on as if nothing had been."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -218,7 +218,7 @@ class _Search:
         """Search, and train the best one."""
         optuna = _optuna()
         metric = self.settings.metric_for(self.dataset)
-        what = identity(self.dataset, replace(self.settings, hidden_size=self.sizes[0]), self.cells)
+        what = identity(self.dataset, replace(self.settings, hidden_size=self.sizes[0]), metric.name, self.cells)
         run.begin({**what, "networks": list(self.cells), "sizes": list(self.sizes), "seed": self.seed})
         study = self._study(optuna, run.folder / TRAINING / JOURNAL, metric.higher_is_better)
         while len(found := self._found(study)) < self.trials:

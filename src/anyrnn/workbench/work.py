@@ -19,7 +19,7 @@ from torch import Tensor
 from anyrnn.engines.select import engine, wanted_name
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import Checkpoints
-from anyrnn.workbench.lesson import Lesson, Tell
+from anyrnn.workbench.lesson import AnyLesson, Tell
 from anyrnn.workbench.models import Network, network
 
 
@@ -51,12 +51,12 @@ Outcome = tuple[Any, Any]
 class Work:
     """What all training runs have in common: the lesson, and what surrounds it in this process, such as the engine."""
 
-    lesson: Lesson
+    lesson: AnyLesson
     engine: str
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, lesson: Lesson) -> "Work":
+    def of(cls, lesson: AnyLesson) -> "Work":
         """A lesson as it would be learned here."""
         return cls(lesson, wanted_name(), torch.get_default_dtype())
 
@@ -118,7 +118,7 @@ def done(work: Work, order: Order, tell: Tell, checkpoints: Checkpoints | None) 
     return Done(model.module.state_dict(), run)
 
 
-def outcome(lesson: Lesson, job: Job, answer: Done | Failed) -> Outcome:
+def outcome(lesson: AnyLesson, job: Job, answer: Done | Failed) -> Outcome:
     """What `done` has returned for a job, as if the job had been done here.
 
     Raises:

@@ -14,15 +14,14 @@ from anyrnn.workbench.cli.declare import Given
 from anyrnn.workbench.cli.options import CONFIGURED, joined
 from anyrnn.workbench.cli.output import UNWRITTEN, complain, console, errors, interrupted, say
 from anyrnn.workbench.cli.tasks import Kind, Verb, kind_for
-from anyrnn.workbench.keeping import Kept, keep, undisturbed
+from anyrnn.workbench.keeping import keep, undisturbed
 from anyrnn.workbench.models import KNOWN
 from anyrnn.workbench.processes import world
-from anyrnn.workbench.progress import Told, shown
-from anyrnn.workbench.runs import check_destination
+from anyrnn.workbench.progress import Progress, shown
 from anyrnn.workbench.unfinished import UnfinishedRun
 
 #: Trains, and tells of each epoch and of what is finished.
-Train = Callable[[Callable[[Told], None], Callable[[Any], None]], Any]
+Train = Callable[[Callable[[Progress], None], Callable[[Any], None]], Any]
 
 
 def run(verb: Verb, given: Given) -> None:
@@ -35,51 +34,33 @@ def run(verb: Verb, given: Given) -> None:
         say(note, style="dim")
     trains = kind.trains(verb)
     hears = inspect.signature(trains).parameters
-    place = _place(data.name, given, is_kept="folder" in hears)
+    place = _place(data.name, given)
 
-    def train(tell: Callable[[Told], None], on_network: Callable[[Any], None]) -> Any:
+    def train(tell: Callable[[Progress], None], on_network: Callable[[Any], None]) -> Any:
         asked = {name: value for name, value in others.items() if name not in ("overwrite", "resume")}
-        if "on_network" in hears:
+        if "on_network" in hears:  # fit has one network
             asked["on_network"] = on_network
-        if isinstance(place, UnfinishedRun):
-            asked["folder"] = place
-        return trains(data, settings=settings, command=command_of(verb, given), on_epoch=tell, **asked)
+        return trains(
+            data,
+            settings=settings,
+            command=command_of(verb, given),
+            on_epoch=tell,
+            folder=place,
+            progress=False,
+            **asked,
+        )
 
     _train_and_save(kind, place, train)
 
 
-class _SavedAtTheEnd:
-    """The folder of a run that is not kept as it goes."""
-
-    replaces = True  # what was finished of it is saved beside
-
-    def __init__(self, folder: Path, *, overwrite: bool, numbered: bool) -> None:
-        check_destination(folder.with_name(f"{folder.name}-2") if numbered and folder.exists() else folder, overwrite)
-        self.folder, self._overwrite, self._numbered = folder, overwrite, numbered
-
-    def save(self, results: Any) -> Kept:
-        """Save what has come out."""
-        return keep(results, self.folder, overwrite=self._overwrite, numbered=self._numbered)
-
-    def close(self) -> bool:
-        """There is nothing to go on with."""
-        return False
-
-    def finish(self, saved: Path) -> None:
-        """Nothing is left to be taken away."""
-
-
-def _place(name: str, given: Given, *, is_kept: bool) -> "_SavedAtTheEnd | UnfinishedRun":
+def _place(name: str, given: Given) -> UnfinishedRun:
     """Where a run goes."""
     folder, overwrite = given.get("out") or Path("runs", name), given.get("overwrite", False)
-    numbered = "out" not in given and not overwrite
-    if not is_kept:
-        return _SavedAtTheEnd(folder, overwrite=overwrite, numbered=numbered)
-    resume = given.get("resume", False)
+    numbered, resume = "out" not in given and not overwrite, given.get("resume", False)
     return UnfinishedRun(folder, resume=resume, overwrite=overwrite, numbered=numbered, say=complain)
 
 
-def _train_and_save(kind: Kind, place: "_SavedAtTheEnd | UnfinishedRun", train: Train) -> None:
+def _train_and_save(kind: Kind, place: UnfinishedRun, train: Train) -> None:
     """Train; show what came out, then save it. What was finished outlives whatever comes in between."""
     finished: list[Any] = []
     try:
@@ -88,7 +69,7 @@ def _train_and_save(kind: Kind, place: "_SavedAtTheEnd | UnfinishedRun", train: 
         if not world().first:
             return
         _show(finished[-1])
-        kept = _saved(place, finished[-1])
+        kept = keep(finished[-1], place.folder, overwrite=True)
     except KeyboardInterrupt as interrupt:
         with undisturbed():
             interrupted(interrupt, _left(place, finished))
@@ -122,11 +103,7 @@ def _show(results: Any) -> None:
         say(sentence)
 
 
-def _saved(place: "_SavedAtTheEnd | UnfinishedRun", results: Any) -> Kept:
-    return place.save(results) if isinstance(place, _SavedAtTheEnd) else keep(results, place.folder, overwrite=True)
-
-
-def _left(place: "_SavedAtTheEnd | UnfinishedRun", finished: Sequence[Any]) -> str:
+def _left(place: UnfinishedRun, finished: Sequence[Any]) -> str:
     """Save the networks that have had all their runs, and say so, and what is there to go on with."""
     if not world().first:
         return "Process 0 keeps what was finished."
@@ -136,11 +113,11 @@ def _left(place: "_SavedAtTheEnd | UnfinishedRun", finished: Sequence[Any]) -> s
     return f"{said} What was trained is kept: {_to_go_on(place)}.".lstrip()
 
 
-def _to_go_on(place: "_SavedAtTheEnd | UnfinishedRun") -> str:
+def _to_go_on(place: UnfinishedRun) -> str:
     return f"the same command with --resume goes on in {_relative(place.folder)}"
 
 
-def _keep(finished: Any, place: "_SavedAtTheEnd | UnfinishedRun") -> str:
+def _keep(finished: Any, place: UnfinishedRun) -> str:
     folder = place.folder.absolute()
     if place.replaces:  # a finished run stays there until there is another finished one
         kept = keep(finished, folder.with_name(f"{folder.name}.partial"), numbered=True)

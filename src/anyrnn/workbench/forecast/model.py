@@ -217,6 +217,11 @@ class TrainedForecaster:
     time_column: str | None = None
     target_columns: tuple[str, ...] = ()
 
+    @property
+    def layer(self) -> Layer:
+        """The recurrent layer."""
+        return self.module.layer
+
 
 def build(network: Network, form: Form, hidden_size: int, dropout: float = 0.0, layers: int = 1) -> Forecaster:
     """Make the untrained model.

@@ -52,7 +52,7 @@ def render(
     """
     models = sorted(results["models"], key=lambda model: model["score_mean"])
     metric = results["metric"]["name"]
-    known = [metric, *(name for name in METRICS if name != metric and name in models[0]["runs"][0]["metrics"])]
+    known = [metric, *(name for name in METRICS if name != metric and name in models[0]["runs"][0]["scores"])]
     levels = results["settings"]["quantiles"]
     return page("forecast_report.html.j2").render(
         results=results,
@@ -60,8 +60,6 @@ def render(
         models=models,
         metrics=known,
         meanings=METRICS,
-        means={m["name"]: {k: _mean(run["metrics"][k] for run in m["runs"]) for k in known} for m in models},
-        seconds={m["name"]: _mean(run["seconds"] for run in m["runs"]) for m in models},
         steps=_steps(models, results["baselines"]),
         train=_curves(models, "train_loss", "Training loss by epoch, a line for each network"),
         validation=_curves(models, "validation_loss", "Validation loss by epoch, a line for each network"),
@@ -70,10 +68,6 @@ def render(
         hardest=hardest,
         palettes={"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
     )
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
 
 
 def _steps(models: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> Markup:

@@ -1,34 +1,27 @@
 """Forecasters compared on the same series from the same origins, beside naive forecasts."""
 
-import platform
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-import anyrnn
 from anyrnn.errors import AnyRNNError
-from anyrnn.explain import explain
-from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.forecast.metrics import METRICS, mase_scales, point_metrics
-from anyrnn.workbench.forecast.model import TrainedForecaster, build
+from anyrnn.workbench.forecast.model import TrainedForecaster
 from anyrnn.workbench.forecast.naive import baselines
 from anyrnn.workbench.forecast.report import Example, render
 from anyrnn.workbench.forecast.series import Forecasting
 from anyrnn.workbench.forecast.stored import save_model
-from anyrnn.workbench.forecast.train import ForecastEpoch, ForecastRun, ForecastSettings, form_of, train
-from anyrnn.workbench.models import Network, network
-from anyrnn.workbench.progress import Told
+from anyrnn.workbench.forecast.train import ForecastLesson, ForecastRun, ForecastSettings, form_of
+from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
+from anyrnn.workbench.outcome import Entry, Outcome
+from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
-from anyrnn.workbench.stored import FORMAT
-from anyrnn.workbench.train import using_threads
+from anyrnn.workbench.unfinished import UnfinishedRun
 
 #: What a forecast can be chosen by: less is better.
 CHOICES = tuple(name for name in METRICS if name != "coverage")
@@ -36,95 +29,64 @@ CHOICES = tuple(name for name in METRICS if name != "coverage")
 
 @dataclass(frozen=True)
 class NaiveForecast:
-    """A baseline: its name, its metrics on the test part, and the mean absolute error of each step."""
+    """A baseline: its name, its scores on the test part, and the mean absolute error of each step."""
 
     name: str
-    metrics: dict[str, float]
+    scores: dict[str, float]
     by_step: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class ForecastEntry:
-    """One network, over all seeds; the model is that of the first one."""
-
-    model: TrainedForecaster
-    parameters: int
-    engines: tuple[str, ...]
-    runs: tuple[ForecastRun, ...]
-
-    def mean(self, metric: str) -> float:
-        """The mean of a metric over the seeds."""
-        return statistics.fmean(run.metrics[metric] for run in self.runs)
-
-    def std(self, metric: str) -> float | None:
-        """The sample standard deviation over the seeds; None with one seed."""
-        return statistics.stdev(run.metrics[metric] for run in self.runs) if len(self.runs) > 1 else None
+ForecastEntry = Entry[TrainedForecaster, ForecastRun]
 
 
-@dataclass(frozen=True)
-class ForecastProgress(Told):
-    """How far a comparison is, told after each epoch."""
-
-    network: Network
-    seed: int
-    run: int
-    runs: int
-    epoch: ForecastEpoch
-    epochs: int
-    ended: bool
-
-
-@dataclass(frozen=True)
-class ForecastResults:
-    """The outcome: `print` shows the table, `save` writes the run folder.
+@dataclass(frozen=True, repr=False)
+class ForecastResults(Outcome):
+    """The outcome of a comparison of forecasters: see `anyrnn.workbench.outcome.Outcome`.
 
     Attributes:
-        data: What was forecast.
-        settings: With which budget; nothing in it is None.
         metric: What the best one is chosen by.
-        seeds: The seeds of the runs.
-        entries: One for each network, in the order asked for.
-        baselines: What to beat.
-        command: What was run.
-        unfinished: The names of the networks that were asked for and are not there: () unless interrupted.
     """
 
-    data: Forecasting
+    dataset: Forecasting
     settings: ForecastSettings
-    metric: str
-    seeds: tuple[int, ...]
     entries: tuple[ForecastEntry, ...]
     baselines: tuple[NaiveForecast, ...]
-    command: str
-    unfinished: tuple[str, ...] = ()
+    metric: str
+
+    columns = 140
+
+    @property
+    def input_size(self) -> int:
+        """The value of a step, and covariates."""
+        return form_of(self.dataset, self.settings)[0].features
 
     @property
     def best(self) -> ForecastEntry:
         """The network with the lowest metric; of equals, the first."""
-        return min(self.entries, key=lambda entry: entry.mean(self.metric))
+        return min(self.entries, key=lambda entry: entry.score_mean)
 
     @property
     def naive(self) -> NaiveForecast | None:
         """The best baseline; None if the metric is one that they have not (of quantiles)."""
-        known = [each for each in self.baselines if self.metric in each.metrics]
-        return min(known, key=lambda each: each.metrics[self.metric], default=None)
+        known = [each for each in self.baselines if self.metric in each.scores]
+        return min(known, key=lambda each: each.scores[self.metric], default=None)
 
     @property
     def verdict(self) -> str:
         """The answer in a sentence, which says first if a naive forecast is as good."""
         best, name = self.best, self.metric.upper() if len(self.metric) == 4 else self.metric
-        title, score = best.model.network.title, best.mean(self.metric)
-        spread = best.std(self.metric)
+        title, score = best.model.network.title, best.score_mean
+        spread = best.score_std
         says = f"{title} has a {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        luck = 2 * max((entry.std(self.metric) or 0.0) for entry in self.entries)
+        luck = 2 * max(entry.score_std or 0.0 for entry in self.entries)
         if self.naive is not None:
-            other = self.naive.metrics[self.metric]
+            other = self.naive.scores[self.metric]
             if other <= score:
                 return f"No network: the forecast “{self.naive.name}” has a {name} of {other:.4g}; {says}."
             if other - score <= luck:
                 return f"{says}, but that is a tie with the forecast “{self.naive.name}” ({other:.4g})."
             says += f"; the best naive forecast, “{self.naive.name}”, {other:.4g}"
-        others = sorted((e.mean(self.metric), e.model.network.title) for e in self.entries if e is not best)
+        others = sorted((e.score_mean, e.model.network.title) for e in self.entries if e is not best)
         if others and others[0][0] - score <= luck:
             says += f"; {others[0][1]} is within the spread ({others[0][0]:.4g})"
         elif others:
@@ -137,88 +99,61 @@ class ForecastResults:
         seasonal = next((each for each in self.baselines if each.name.startswith("seasonal naive")), None)
         if seasonal is None:
             return ("No season was named (season, --season), so no seasonal naive forecast stands beside.",)
-        if self.metric not in seasonal.metrics:
+        if self.metric not in seasonal.scores:
             return ()
-        least = seasonal.metrics[self.metric]
-        behind = [(e.model.network.title, e.mean(self.metric)) for e in self.entries if e.mean(self.metric) >= least]
+        least = seasonal.scores[self.metric]
+        behind = [(e.model.network.title, e.score_mean) for e in self.entries if e.score_mean >= least]
         if not behind:
             return ()
         named = ", ".join(f"{title} ({score:.4g})" for title, score in behind)
         return (f"Not better than the forecast “{seasonal.name}” ({least:.4g} {self.metric}): {named}.",)
 
-    def table(self) -> str:
-        """The table of the results as text."""
-        console = Console(file=StringIO(), width=140)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-    def __str__(self) -> str:
-        return self.table()
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table."""
-        shown = [self.metric, *(m for m in METRICS if m != self.metric and m in self.entries[0].runs[0].metrics)]
+        shown = [self.metric, *(m for m in METRICS if m != self.metric and m in self.entries[0].runs[0].scores)]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("network", overflow="fold")
         for name in (*shown, "parameters", "training"):
             table.add_column(name, justify="right", no_wrap=True)
         best = self.best
         for entry in self.entries:
-            first = entry.std(self.metric)
+            first = entry.score_std
             cells = [f"{entry.mean(name):.4g}" for name in shown]
             cells[0] += "" if first is None else f" ± {first:.2g}"
-            seconds = statistics.fmean(run.seconds for run in entry.runs)
             style = "bold green" if entry is best and len(self.entries) > 1 else ""
-            row = (entry.model.network.title, *cells, f"{entry.parameters:,}", f"{seconds:.1f} s")
+            row = (entry.model.network.title, *cells, f"{entry.parameters:,}", f"{entry.train_seconds:.1f} s")
             table.add_row(*row, style=style)
         for each in self.baselines:
-            cells = [f"{each.metrics[name]:.4g}" if name in each.metrics else "" for name in shown]
+            cells = [f"{each.scores[name]:.4g}" if name in each.scores else "" for name in shown]
             table.add_row(each.name, *cells, "", "", style="dim")
         yield table
 
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them."""
-        data = self.data
+        data = self.dataset
         lengths = [len(series) for series in data.series]
         test = data.origins("test")
-        return {
-            "format": FORMAT,
-            "kind": "forecast",
-            "anyrnn": anyrnn.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": self.settings.threads,
-            "machine": machine(),
-            "command": self.command,
-            "dataset": {
-                "name": data.name,
-                "target": data.target,
-                "series": len(data.series),
-                "shortest": min(lengths),
-                "longest": max(lengths),
-                "horizon": data.horizon,
-                "season": data.season,
-                "test_steps": data.test_steps,
-                "validation_steps": data.validation_steps,
-                "windows": len(test),
-                "past": list(data.past_names),
-                "future": list(data.future_names),
-                "static": list(data.static_names),
-                "notes": list(data.notes),
-            },
-            "settings": {**asdict(self.settings), "quantiles": list(self.settings.quantiles)},
-            "metric": {"name": self.metric, "higher_is_better": False},
-            "seeds": list(self.seeds),
-            "models": [_entry_dict(entry, self.metric) for entry in self.entries],
-            "baselines": [asdict(each) for each in self.baselines],
-            "best": self.best.model.network.name,
-            "unfinished": list(self.unfinished),
+        described = {
+            "name": data.name,
+            "target": data.target,
+            "series": len(data.series),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+            "horizon": data.horizon,
+            "season": data.season,
+            "test_steps": data.test_steps,
+            "validation_steps": data.validation_steps,
+            "windows": len(test),
+            "past": list(data.past_names),
+            "future": list(data.future_names),
+            "static": list(data.static_names),
+            "notes": list(data.notes),
         }
+        return self.written("forecast", described, {"name": self.metric, "higher_is_better": False})
 
     def examples(self) -> list[Example]:
         """Windows of the test part to look at: that of the median error of the best network, a good and a bad one."""
-        data, run, origins = self.data, self.best.runs[0], self.data.origins("test")
+        data, run, origins = self.dataset, self.best.runs[0], self.dataset.origins("test")
         scales = np.array([series.y[: data.train_end(series)].std() or 1.0 for series in data.series])
         errors = np.abs(data.truth(origins) - run.forecasts).mean(1) / scales[origins.series]
         order = errors.argsort()
@@ -246,7 +181,7 @@ class ForecastResults:
 
     def hardest(self) -> list[tuple[str, float, float]]:
         """Of the series with the largest mean absolute errors of the best network: id, its error, that of the mean."""
-        data, origins = self.data, self.data.origins("test")
+        data, origins = self.dataset, self.dataset.origins("test")
         y, said = data.truth(origins), np.mean([run.forecasts for run in self.best.runs], axis=0)
         errors = np.abs(y - said).mean(1)
         by_series = [(s.id, float(errors[origins.series == k].mean())) for k, s in enumerate(data.series)]
@@ -257,16 +192,7 @@ class ForecastResults:
         return sorted(rows, key=lambda row: -row[1])[:10]
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: results.json, the models, report.html.
-
-        Args:
-            folder: Where; made if it is not there.
-            overwrite: Replace the folder if it holds a run, and nothing else.
-            numbered: Write to the first of FOLDER, FOLDER-2, FOLDER-3, ... that is free.
-
-        Raises:
-            AnyRNNError: if something else is there already, or the disk is full or fails.
-        """
+        """Write the run folder: see `Outcome.save`."""
         results = self.to_dict()
         report = render(results, self.verdict, self.examples(), self.hardest())
         models = [entry.model for entry in self.entries]
@@ -281,8 +207,15 @@ def compare(
     metric: str = "mase",
     settings: ForecastSettings | None = None,
     command: str = "anyrnn.workbench.forecast.compare",
-    on_epoch: Callable[[ForecastProgress], None] | None = None,
+    on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[ForecastResults], None] | None = None,
+    progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train each network with each seed on series, and score all of them from the same origins.
 
@@ -295,6 +228,13 @@ def compare(
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
         on_network: Called when a network has had all its runs, with the results so far.
+        progress: This and the others are those of `anyrnn.workbench.compare`: the same words for every task.
+        folder: Where the run is kept as it goes, and saved at the end; None: nowhere.
+        resume: Go on with what was begun in `folder`, to the same numbers; begin it, if nothing was.
+        overwrite: Replace a run in `folder`.
+        callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
+        workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds, an unknown metric; and if a
@@ -310,10 +250,22 @@ def compare(
         >>> results.naive.name
         'seasonal naive (12)'
     """
-    if not isinstance(seeds, int) or seeds < 1:
-        raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
-    return _compare(
-        data, cells, tuple(range(seeds)), metric, settings or ForecastSettings(), command, on_epoch, on_network
+    return _train_all(
+        data,
+        cells,
+        seeds_up_to(seeds),
+        metric,
+        settings or ForecastSettings(),
+        command,
+        on_epoch=on_epoch,
+        on_network=on_network,
+        progress=progress,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        callbacks=callbacks,
+        workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -325,24 +277,41 @@ def fit(
     metric: str = "mase",
     settings: ForecastSettings | None = None,
     command: str = "anyrnn.workbench.forecast.fit",
-    on_epoch: Callable[[ForecastProgress], None] | None = None,
+    on_epoch: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
-    return _compare(data, [cell], (seed,), metric, settings or ForecastSettings(), command, on_epoch)
+    return _train_all(
+        data,
+        [cell],
+        (seed,),
+        metric,
+        settings or ForecastSettings(),
+        command,
+        on_epoch=on_epoch,
+        progress=progress,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        callbacks=callbacks,
+        scheduler=scheduler,
+    )
 
 
-def _compare(
+def _train_all(
     data: Forecasting,
     cells: Sequence[str],
     seeds: tuple[int, ...],
     metric: str,
     settings: ForecastSettings,
     command: str,
-    on_epoch: Callable[[ForecastProgress], None] | None,
-    on_network: Callable[[ForecastResults], None] | None = None,
+    **how: Any,
 ) -> ForecastResults:
-    if not cells or len(set(cells)) < len(cells):
-        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
     if metric not in CHOICES or (metric == "pinball" and len(settings.quantiles) < 2):
         raise AnyRNNError(
             f"metric: got {metric!r}, expected one of {', '.join(CHOICES)}, and pinball with several quantiles only"
@@ -351,33 +320,12 @@ def _compare(
         raise AnyRNNError(
             f"{data.name}: got test_steps=0, expected at least horizon={data.horizon}: a comparison needs a test part"
         )
-    networks = [network(name) for name in cells]
-    form, _ = form_of(data, settings)
-    with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
-        for each in networks:
-            build(each, form, settings.hidden_size, layers=settings.layers)
-    settings = replace(settings, context=settings.context_for(data), threads=settings.threads or 1)
-    entries: list[ForecastEntry] = []
-    beside = _baselines(data)
-    for k, each in enumerate(networks):
-        trained: list[tuple[TrainedForecaster, ForecastRun]] = []
-        for seed in seeds:
-            number = k * len(seeds) + len(trained) + 1
+    settings = settings.resolved(data)
 
-            def tell(
-                epoch: ForecastEpoch, ended: bool, *, each: Network = each, seed: int = seed, number: int = number
-            ) -> None:
-                if on_epoch is not None:
-                    runs = len(networks) * len(seeds)
-                    on_epoch(ForecastProgress(each, seed, number, runs, epoch, settings.epochs, ended))
+    def nothing() -> ForecastResults:
+        return ForecastResults(data, settings, seeds, (), _baselines(data), tuple(cells), command, metric)
 
-            trained.append(train(each, data, settings, seed, tell))
-        with using_threads(settings.threads or 1):
-            entries.append(_entry(trained))
-        missing = tuple(other.name for other in networks[k + 1 :])
-        results = ForecastResults(data, settings, metric, seeds, tuple(entries), beside, command, missing)
-        if on_network is not None:
-            on_network(results)
+    results: ForecastResults = train_all(ForecastLesson(data, settings, metric), cells, seeds, nothing, **how)
     return results
 
 
@@ -389,39 +337,3 @@ def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:
         said = guess(data, test)
         found.append(NaiveForecast(name, point_metrics(y, said, scales), tuple(np.abs(y - said).mean(0).tolist())))
     return tuple(found)
-
-
-def _entry(trained: Sequence[tuple[TrainedForecaster, ForecastRun]]) -> ForecastEntry:
-    model = trained[0][0]
-    explained = explain(model.module.layer, torch.zeros(2, 2, model.module.form.features))
-    return ForecastEntry(
-        model=model,
-        parameters=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
-        engines=tuple(dict.fromkeys(part.engine for part in explained.parts)),
-        runs=tuple(run for _, run in trained),
-    )
-
-
-def _entry_dict(entry: ForecastEntry, metric: str) -> dict[str, Any]:
-    runs = [
-        {
-            "seed": run.seed,
-            "epoch": run.epoch,
-            "base": run.base,
-            "metrics": run.metrics,
-            "by_step": list(run.by_step),
-            "seconds": run.seconds,
-            "history": [asdict(epoch) for epoch in run.history],
-        }
-        for run in entry.runs
-    ]
-    return {
-        "name": entry.model.network.name,
-        "title": entry.model.network.title,
-        "layer": repr(entry.model.module.layer),
-        "parameters": entry.parameters,
-        "engines": list(entry.engines),
-        "score_mean": entry.mean(metric),
-        "score_std": entry.std(metric),
-        "runs": runs,
-    }

@@ -8,16 +8,18 @@ of the best one. The test part decides nothing.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
 from anyrnn.workbench.forecast.metrics import mase_scales, point_metrics, quantile_metrics
 from anyrnn.workbench.forecast.model import (
@@ -34,8 +36,10 @@ from anyrnn.workbench.forecast.model import (
 )
 from anyrnn.workbench.forecast.naive import naive, seasonal_naive
 from anyrnn.workbench.forecast.series import Forecasting, Origins, Series
+from anyrnn.workbench.lesson import Epoch, Lesson, Tell
 from anyrnn.workbench.models import Network
-from anyrnn.workbench.train import seeded, using_threads
+from anyrnn.workbench.schedules import Rate
+from anyrnn.workbench.training import Training
 
 Array = NDArray[np.float64]
 
@@ -95,21 +99,21 @@ class ForecastSettings:
             raise AnyRNNError(f"settings: got head={self.head!r}, expected one of {', '.join(HEADS)}")
         check_levels(self.quantiles)
 
+    def resolved(self, data: Forecasting) -> Self:
+        """These settings for some series, with nothing left open that these decide."""
+        return replace(self, context=self.context_for(data), threads=self.thread_count)
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads."""
+        return self.threads or 1
+
     def context_for(self, data: Forecasting) -> int:
         """L for these series."""
         least = min(map(data.train_end, data.series))
         longest = least - (data.horizon if self.head == "direct" else 1)
         wanted = self.context or max(2 * data.season, 2 * data.horizon, _LEAST_CONTEXT)
         return max(1, min(wanted, longest))
-
-
-@dataclass(frozen=True)
-class ForecastEpoch:
-    """One point of a learning curve: mean losses of scaled values, counted from epoch 1."""
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ class ForecastRun:
         seed: Of the initial weights and the windows.
         epoch: The one whose weights were kept: that with the best validation loss.
         base: What forecasts are differences from: "naive" or "seasonal naive", the better one on validation.
-        metrics: On the test part, by name.
+        score: What networks are compared by, on the test part; NaN without one.
+        scores: All that is measured there, by name.
         by_step: The mean absolute error of each step of the forecast.
         seconds: Spent on training; scoring is not in it.
         history: The learning curve.
@@ -130,12 +135,17 @@ class ForecastRun:
     seed: int
     epoch: int
     base: str
-    metrics: dict[str, float]
+    score: float
+    scores: dict[str, float]
     by_step: tuple[float, ...]
     seconds: float
-    history: tuple[ForecastEpoch, ...]
+    history: tuple[Epoch, ...]
     forecasts: Array
     quantiles: Array
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `results.json` has it: without the forecasts."""
+        return {name: value for name, value in asdict(self).items() if name not in ("forecasts", "quantiles")}
 
 
 class Scaled:
@@ -216,18 +226,14 @@ def train(
     data: Forecasting,
     settings: ForecastSettings,
     seed: int,
-    on_epoch: Callable[[ForecastEpoch, bool], None] | None = None,
+    on_epoch: Tell | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainedForecaster, ForecastRun]:
     """Train a network on the training parts of series, and score it on their test parts, if they have some.
 
-    The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
-
-    Raises:
-        AnyRNNError: if the loss stops being a finite number.
+    See `anyrnn.workbench.lesson.Lesson.train`.
     """
-    with seeded(seed), using_threads(settings.threads or 1):
-        return _train(network, data, settings, seed, on_epoch or (lambda epoch, ended: None))
+    return ForecastLesson(data, settings.resolved(data)).train(network, seed, on_epoch, checkpoints)
 
 
 def form_of(data: Forecasting, settings: ForecastSettings) -> tuple[Form, str]:
@@ -243,51 +249,52 @@ def form_of(data: Forecasting, settings: ForecastSettings) -> tuple[Form, str]:
     return Form(data.horizon, *covariates, settings.quantiles, settings.head, base), name
 
 
-def _train(
-    network: Network,
-    data: Forecasting,
-    settings: ForecastSettings,
-    seed: int,
-    on_epoch: Callable[[ForecastEpoch, bool], None],
-) -> tuple[TrainedForecaster, ForecastRun]:
-    form, base = form_of(data, settings)
-    module = build(network, form, settings.hidden_size, settings.dropout, settings.layers)
-    context = settings.context_for(data)
-    ends = [data.train_end(series) for series in data.series]
-    scaled = Scaled(data.series, ends)
-    validation = data.origins("validation")
-    truth = _scaled_truth(data, scaled, validation)
-    training = _Training(module, scaled, ends, context, settings, seed)
-    course: Course[ForecastEpoch] = Course(settings.epochs, settings.patience)
-    while not course.ended:
-        loss = training.epoch()
-        score = _loss(form, forecasts(module, scaled, validation, context), truth)
-        if not (math.isfinite(loss) and math.isfinite(score)):
-            raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
-                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
-            )
-        course.add(ForecastEpoch(course.next, loss, score), (-score,), module)
-        on_epoch(course.history[-1], course.ended)
-    kept, history = course.take_best(module), course.history
-    module.eval()
-    names = (data.past_names, data.future_names, data.static_names)
-    model = TrainedForecaster(
-        network, settings.hidden_size, context, module, data.target, names, scaled.scale, seed, data.id_column,
-        data.time_column, data.target_columns,
-    )  # fmt: skip
-    run = ForecastRun(seed, kept, base, {}, (), training.seconds, tuple(history), np.empty(0), np.empty(0))
-    if not data.test_steps:
-        return model, run
-    test = data.origins("test")
-    values = scaled.unscaled(forecasts(module, scaled, test, context), test.series)
-    middle = settings.quantiles.index(0.5) if settings.quantiles else 0
-    point, y = values[..., middle], data.truth(test)
-    metrics = point_metrics(y, point, mase_scales(data, test))
-    if len(settings.quantiles) > 1:
-        metrics |= quantile_metrics(y, values, settings.quantiles)
-    by_step = tuple(np.abs(y - point).mean(0).tolist())
-    return model, replace(run, metrics=metrics, by_step=by_step, forecasts=point, quantiles=values)
+@dataclass(frozen=True)
+class ForecastLesson(Lesson[Forecasting, ForecastSettings, TrainedForecaster, ForecastRun]):
+    """How series go on.
+
+    Attributes:
+        score: The name of what networks are compared by.
+    """
+
+    score: str = "mase"
+    plural = "windows"
+
+    @property
+    def metric(self) -> str:
+        """The name of what networks are compared by."""
+        return self.score
+
+    @cached_property
+    def form(self) -> tuple[Form, str]:
+        """What a forecaster reads and says, and the name of the base of its forecasts."""
+        return form_of(self.dataset, self.settings)
+
+    @cached_property
+    def scaled(self) -> "Scaled":
+        """The series as a network reads them."""
+        return Scaled(self.dataset.series, [self.dataset.train_end(series) for series in self.dataset.series])
+
+    def untrained(self, network: Network, seed: int) -> TrainedForecaster:
+        """The model before training."""
+        data, settings = self.dataset, self.settings
+        return TrainedForecaster(
+            network=network,
+            hidden_size=settings.hidden_size,
+            context=settings.context_for(data),
+            module=build(network, self.form[0], settings.hidden_size, settings.dropout, settings.layers),
+            target=data.target,
+            names=(data.past_names, data.future_names, data.static_names),
+            scale=self.scaled.scale,
+            seed=seed,
+            id_column=data.id_column,
+            time_column=data.time_column,
+            target_columns=data.target_columns,
+        )
+
+    def training(self, network: Network, seed: int) -> "_Training":
+        """A training run."""
+        return _Training(self, network, seed)
 
 
 def _scaled_truth(data: Forecasting, scaled: Scaled, origins: Origins) -> Tensor:
@@ -304,57 +311,82 @@ def _loss(form: Form, said: Tensor, truth: Tensor) -> float:
     return float(2 * torch.maximum(level * error, (level - 1) * error).mean())
 
 
-class _Training:
-    """A training run: what it updates, and how far it is.
+class _Training(Training[TrainedForecaster, ForecastRun]):
+    """A training run."""
 
-    Attributes:
-        seconds: Spent so far.
-    """
-
-    def __init__(
-        self,
-        model: Forecaster,
-        scaled: Scaled,
-        ends: Sequence[int],
-        context: int,
-        settings: ForecastSettings,
-        seed: int,
-    ) -> None:
-        self.model, self.scaled, self.settings, self.seconds = model, scaled, settings, 0.0
-        self.steps = model.form.steps
-        self.length = min(2 * context, min(ends) - self.steps)
-        self.first = min(context, self.length) - 1
+    def __init__(self, lesson: ForecastLesson, network: Network, seed: int) -> None:
+        settings, model = lesson.settings, lesson.untrained(network, seed)
+        self.lesson, self.data, self.scaled, self.context = lesson, lesson.dataset, lesson.scaled, model.context
+        self.validation = self.data.origins("validation")
+        self.truth = _scaled_truth(self.data, self.scaled, self.validation)
+        ends = [self.data.train_end(series) for series in self.data.series]
+        self.steps = model.module.form.steps
+        self.length = min(2 * self.context, min(ends) - self.steps)
+        self.first = min(self.context, self.length) - 1
         self.ends, self.draws = np.array(ends), np.random.default_rng(seed)
         self.places = np.cumsum(self.ends - self.steps - self.length + 1)  # where each series' windows end in a list
         forks = int(self.places[-1]) / max(1, settings.batch_size * (self.length - self.first))
-        self.updates = min(_UPDATES[1], max(_UPDATES[0], math.ceil(forks)))
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-        every, warm = settings.epochs * self.updates, min(50, self.updates)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda k: min(1, (k + 1) / warm) * (1 + math.cos(math.pi * min(1, k / every))) / 2
-        )
+        self.updates, self.batch = min(_UPDATES[1], max(_UPDATES[0], math.ceil(forks))), settings.batch_size
+        optimizer = torch.optim.Adam(model.module.parameters(), lr=settings.learning_rate)
+        rate = Rate.warm(optimizer, settings.epochs * self.updates, min(50, self.updates))
+        course: Course[Epoch] = Course(settings.epochs, settings.patience)
+        super().__init__(model, settings, seed, optimizer, rate, course, self.updates * self.batch)
 
-    def epoch(self) -> float:
+    def learn(self) -> float:
         """Draw windows and learn from them: the mean loss."""
-        model, start, total = self.model, time.perf_counter(), 0.0
-        model.train()
+        module, total = self.model.module, 0.0
+        module.train()
         for pairs in self._drawn():
-            windows = self.scaled.windows(pairs, self.length, model.form.horizon)
+            windows = self.scaled.windows(pairs, self.length, module.form.horizon)
             later = torch.stack([self.scaled.y[k][o : o + self.steps] for k, o in pairs], dim=1)
-            loss = losses(model, windows, later, self.first)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
-            self.schedule.step()
+            loss = losses(module, windows, later, self.first)
+            self.update(loss)
             total += loss.item()
-        self.seconds += time.perf_counter() - start
         return total / self.updates
+
+    def scored(self, epoch: int, loss: float) -> tuple[Epoch, tuple[float, ...] | None]:
+        """The point of the learning curve after an epoch: the loss of the forecasts of validation ranks it."""
+        found = _loss(self.model.module.form, self._forecasts(self.validation), self.truth)
+        self.refuse_divergence(epoch, loss, found)
+        return Epoch(epoch, loss, validation_loss=found), (-found,)
+
+    def outcome(self, epoch: int) -> ForecastRun:
+        """What came of it, on the test part if there is one."""
+        data, levels, base = self.data, self.model.module.form.levels, self.lesson.form[1]
+        run = ForecastRun(
+            self.seed, epoch, base, math.nan, {}, (), self.seconds, tuple(self.course.history), np.empty(0), np.empty(0)
+        )
+        if not data.test_steps:
+            return run
+        test = data.origins("test")
+        values = self.scaled.unscaled(self._forecasts(test), test.series)
+        point, y = values[..., levels.index(0.5) if levels else 0], data.truth(test)
+        found = point_metrics(y, point, mase_scales(data, test))
+        if len(levels) > 1:
+            found |= quantile_metrics(y, values, levels)
+        by_step = tuple(np.abs(y - point).mean(0).tolist())
+        score = found[self.lesson.score]
+        return replace(run, score=score, scores=found, by_step=by_step, forecasts=point, quantiles=values)
+
+    def outcome_from(self, kept: Mapping[str, Any]) -> ForecastRun:
+        """What came of it, from its fields."""
+        return ForecastRun(**kept)
+
+    def drawn(self) -> dict[str, Any]:
+        """The state of the generator that draws windows."""
+        return {"windows": self.draws.bit_generator.state}
+
+    def draw_from(self, drawn: Mapping[str, Any]) -> None:
+        """Go on drawing windows where it was taken."""
+        self.draws.bit_generator.state = drawn["windows"]
+
+    def _forecasts(self, origins: Origins) -> Tensor:
+        return forecasts(self.model.module, self.scaled, origins, self.context)
 
     def _drawn(self) -> Iterator[list[tuple[int, int]]]:
         """For each update the series of its windows, and where they end."""
         for _ in range(self.updates):
-            places = self.draws.integers(0, self.places[-1], self.settings.batch_size)
+            places = self.draws.integers(0, self.places[-1], self.batch)
             series = np.searchsorted(self.places, places, side="right")
             start = places - (self.places[series] - (self.ends[series] - self.steps - self.length + 1))
             yield list(zip(series.tolist(), (start + self.length).tolist(), strict=True))

@@ -97,3 +97,8 @@ class TrainedText:
     seed: int
     module: LanguageModel
     unigrams: Sequence[float]
+
+    @property
+    def layer(self) -> Layer:
+        """The recurrent layer."""
+        return self.module.layer

@@ -8,23 +8,26 @@ become better for some epochs; the weights are those of the best one. The test p
 """
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 import anyrnn
 from anyrnn.errors import AnyRNNError
+from anyrnn.workbench.checkpoint import Checkpoints
 from anyrnn.workbench.course import Course
-from anyrnn.workbench.language.model import LanguageModel, TrainedText, build, surprise
+from anyrnn.workbench.language.model import TrainedText, build, surprise
 from anyrnn.workbench.language.text import Text
+from anyrnn.workbench.lesson import Epoch, Lesson, Tell
 from anyrnn.workbench.models import Network
-from anyrnn.workbench.train import seeded, using_threads
+from anyrnn.workbench.schedules import Rate
+from anyrnn.workbench.training import Training
 
 LEAST_EPOCHS = 10
+BITS = "bits a character"  # the score
 _LEAST_UPDATES = 2000  # what 4 epochs are on a million characters: less leaves a model of a short text untrained
 _WARM = 100  # updates over which the learning rate rises
 
@@ -85,25 +88,14 @@ class TextSettings:
         updates = math.ceil((tokens // rows - 1) / self.steps)
         return self.epochs or max(LEAST_EPOCHS, math.ceil(_LEAST_UPDATES / updates))
 
+    def resolved(self, text: Text) -> Self:
+        """These settings for a text, with nothing left open that it decides."""
+        return replace(self, epochs=self.epochs_for(len(text.train.tokens)), threads=self.thread_count)
+
     @property
     def thread_count(self) -> int:
         """The number of threads on this machine."""
         return self.threads or torch.get_num_threads()
-
-
-@dataclass(frozen=True)
-class TextEpoch:
-    """One point of a learning curve, in nats a token.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Its mean over the tokens, while the weights were changing, with dropout.
-        validation_loss: Of the weights after the epoch, without.
-    """
-
-    epoch: int
-    train_loss: float
-    validation_loss: float
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,7 @@ class TextRun:
         characters: How many characters these are.
         seconds: Spent on training; scoring is not in it.
         tokens_a_second: In training.
-        history: The learning curve.
+        history: The learning curve, in nats a token: of training while the weights were changing, with dropout.
     """
 
     seed: int
@@ -128,12 +120,21 @@ class TextRun:
     characters: int
     seconds: float
     tokens_a_second: float
-    history: tuple[TextEpoch, ...]
+    history: tuple[Epoch, ...]
 
     @property
     def score(self) -> float:
         """Bits a character: what characters and words can be compared by."""
         return self.nats / self.characters / math.log(2)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """That score by its name."""
+        return {BITS: self.score}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `results.json` has it."""
+        return {**asdict(self), "score": self.score}
 
 
 def train(
@@ -141,88 +142,93 @@ def train(
     text: Text,
     settings: TextSettings,
     seed: int,
-    on_epoch: Callable[[TextEpoch, bool], None] | None = None,
+    on_epoch: Tell | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainedText, TextRun]:
     """Train a network on the training part of a text, and score it on the test part.
 
-    The same seed, thread count and machine give the same weights, bit for bit. The caller's random state and number
-    of threads are left as they were. `on_epoch` hears of each epoch, and whether the run ends with it.
-
-    Raises:
-        AnyRNNError: if the loss stops being a finite number.
+    See `anyrnn.workbench.lesson.Lesson.train`.
     """
-    with seeded(seed), using_threads(settings.thread_count):
-        return _train(network, text, settings, seed, on_epoch or (lambda epoch, ended: None))
+    return TextLesson(text, settings.resolved(text)).train(network, seed, on_epoch, checkpoints)
 
 
-def _train(
-    network: Network, text: Text, settings: TextSettings, seed: int, on_epoch: Callable[[TextEpoch, bool], None]
-) -> tuple[TrainedText, TextRun]:
-    size = len(text.vocabulary)
-    module = build(network, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers)
-    training = _Training(module, text.train.tokens, settings)
-    course: Course[TextEpoch] = Course(settings.epochs_for(len(text.train.tokens)), settings.patience)
-    while not course.ended:
-        loss = training.epoch()
-        validation = float(surprise(module, text.validation.tokens).double().mean())
-        if not (math.isfinite(loss) and math.isfinite(validation)):
-            raise AnyRNNError(
-                f"{network.name}, seed {seed}: training diverged in epoch {course.next}: the mean loss is {loss}; "
-                f"expected finite numbers; a lower learning rate than {settings.learning_rate} may help"
-            )
-        course.add(TextEpoch(course.next, loss, validation), (-validation,), module)
-        on_epoch(course.history[-1], course.ended)
-    kept, history = course.take_best(module), course.history
-    module.eval()
-    test = text.test
-    nats = float(surprise(module, test.tokens).double().sum())
-    first = len(text.vocabulary.tokens[int(test.tokens[0])])
-    run = TextRun(
-        seed, kept, nats, len(test.tokens) - 1, len(test.text) - first, training.seconds,
-        len(history) * training.tokens / max(training.seconds, 1e-9), tuple(history),
-    )  # fmt: skip
-    counts = torch.bincount(text.train.tokens, minlength=size).double()
-    shares = (counts / counts.sum()).tolist()
-    model = TrainedText(network, text.vocabulary, settings.hidden_size, settings.embedding_size, seed, module, shares)
-    return model, run
+@dataclass(frozen=True)
+class TextLesson(Lesson[Text, TextSettings, TrainedText, TextRun]):
+    """How surprising each token of a text is."""
+
+    plural = "tokens"
+
+    @property
+    def metric(self) -> str:
+        """What networks are compared by."""
+        return BITS
+
+    def untrained(self, network: Network, seed: int) -> TrainedText:
+        """The model before training."""
+        text, settings = self.dataset, self.settings
+        size = len(text.vocabulary)
+        counts = torch.bincount(text.train.tokens, minlength=size).double()
+        return TrainedText(
+            network=network,
+            vocabulary=text.vocabulary,
+            hidden_size=settings.hidden_size,
+            embedding_size=settings.embedding_size,
+            seed=seed,
+            module=build(
+                network, size, settings.hidden_size, settings.embedding_size, settings.dropout, settings.layers
+            ),
+            unigrams=(counts / counts.sum()).tolist(),
+        )
+
+    def training(self, network: Network, seed: int) -> "_Training":
+        """A training run."""
+        return _Training(self, network, seed)
 
 
-class _Training:
-    """A training run: what it updates, and how far it is.
+class _Training(Training[TrainedText, TextRun]):
+    """A training run."""
 
-    Attributes:
-        tokens: How many an epoch predicts.
-        seconds: Spent so far.
-    """
-
-    def __init__(self, model: LanguageModel, tokens: Tensor, settings: TextSettings) -> None:
-        self.model, self.settings, self.seconds = model, settings, 0.0
+    def __init__(self, lesson: TextLesson, network: Network, seed: int) -> None:
+        settings, model, tokens = lesson.settings, lesson.untrained(network, seed), lesson.dataset.train.tokens
+        self.text, self.steps = lesson.dataset, settings.steps
         count = settings.rows_for(len(tokens))
         rows = tokens[: len(tokens) // count * count].view(count, -1)
         self.rows = [(row[:-1], row[1:]) for row in rows]
-        self.tokens = count * (rows.shape[1] - 1)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-        updates = settings.epochs_for(len(tokens)) * math.ceil((rows.shape[1] - 1) / settings.steps)
-        warm = min(_WARM, updates // 10 + 1)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda k: min(1, (k + 1) / warm) * (1 + math.cos(math.pi * min(1, k / updates))) / 2
-        )
+        epochs, amount = settings.epochs_for(len(tokens)), count * (rows.shape[1] - 1)
+        updates = epochs * math.ceil((rows.shape[1] - 1) / settings.steps)
+        optimizer = torch.optim.Adam(model.module.parameters(), lr=settings.learning_rate)
+        rate = Rate.warm(optimizer, updates, min(_WARM, updates // 10 + 1))
+        super().__init__(model, settings, seed, optimizer, rate, Course(epochs, settings.patience), amount)
 
-    def epoch(self) -> float:
+    def learn(self) -> float:
         """Read the training part once: its mean loss."""
-        settings, model = self.settings, self.model
-        start = time.perf_counter()
-        model.train()
+        module = self.model.module
+        module.train()
         total, state = 0.0, None
-        for chunk in anyrnn.chunks(self.rows, settings.steps, batch=len(self.rows)):
+        for chunk in anyrnn.chunks(self.rows, self.steps, batch=len(self.rows)):
             tokens, target = chunk.data
-            logits, state = model.logits(tokens, anyrnn.detach(state))
+            logits, state = module.logits(tokens, anyrnn.detach(state))
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-            self.optimizer.step()
-            self.schedule.step()
+            self.update(loss)
             total += loss.item() * target.numel()
-        self.seconds += time.perf_counter() - start
-        return total / self.tokens
+        return total / self.amount
+
+    def scored(self, epoch: int, loss: float) -> tuple[Epoch, tuple[float, ...] | None]:
+        """The point of the learning curve after an epoch: the loss of the validation part ranks it."""
+        found = float(surprise(self.model.module, self.text.validation.tokens).double().mean())
+        self.refuse_divergence(epoch, loss, found)
+        return Epoch(epoch, loss, validation_loss=found), (-found,)
+
+    def outcome(self, epoch: int) -> TextRun:
+        """What came of it, on the test part."""
+        test, history = self.text.test, tuple(self.course.history)
+        nats = float(surprise(self.model.module, test.tokens).double().sum())
+        first = len(self.text.vocabulary.tokens[int(test.tokens[0])])
+        return TextRun(
+            self.seed, epoch, nats, len(test.tokens) - 1, len(test.text) - first, self.seconds,
+            len(history) * self.amount / max(self.seconds, 1e-9), history,
+        )  # fmt: skip
+
+    def outcome_from(self, kept: Mapping[str, Any]) -> TextRun:
+        """What came of it, from its fields."""
+        return TextRun(**kept)

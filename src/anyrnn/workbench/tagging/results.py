@@ -1,32 +1,25 @@
 """Taggers compared on the same steps: what is shown, and what is saved."""
 
-import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import anyrnn
-from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.compare import Entry, Outcome, known_scores
-from anyrnn.workbench.doctor import machine
-from anyrnn.workbench.lesson import Epoch
-from anyrnn.workbench.models import Network, network
+from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
+from anyrnn.workbench.outcome import Scored
 from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
-from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.tagging.baselines import baselines
 from anyrnn.workbench.tagging.model import TrainedTagger, width
 from anyrnn.workbench.tagging.report import Shown, render, typical
 from anyrnn.workbench.tagging.steps import Tagging
 from anyrnn.workbench.tagging.stored import save_model
-from anyrnn.workbench.tagging.train import TagSettings, train
+from anyrnn.workbench.tagging.train import TagLesson, TagSettings
 from anyrnn.workbench.tagging.verdict import TagComparison
-from anyrnn.workbench.train import Run, using_threads
+from anyrnn.workbench.unfinished import UnfinishedRun
 
 #: The networks that are compared if nobody says which: with causal answers those that read forwards only.
 COMPARED = ("rnn", "lstm", "gru", "bilstm")
@@ -34,8 +27,15 @@ CAUSAL = ("rnn", "lstm", "gru", "lstm-2")
 
 
 @dataclass(frozen=True, repr=False)
-class TagResults(Outcome[Tagging, TrainedTagger]):
-    """The outcome of a comparison of taggers: see `anyrnn.workbench.compare.Outcome`."""
+class TagResults(Scored[Tagging, TrainedTagger]):
+    """The outcome of a comparison of taggers: see `anyrnn.workbench.outcome.Outcome`."""
+
+    settings: TagSettings
+
+    @property
+    def input_size(self) -> int:
+        """What a step is made of: numbers, or the vector of a word."""
+        return width(self.dataset.reader, self.settings.embedding_size)
 
     @property
     def conditions(self) -> str:
@@ -51,16 +51,7 @@ class TagResults(Outcome[Tagging, TrainedTagger]):
         return TagComparison(self.to_dict())
 
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: results.json, the models, report.html.
-
-        Args:
-            folder: Where; made if it is not there.
-            overwrite: Replace the folder if it holds a run, and nothing else.
-            numbered: Write to the first of FOLDER, FOLDER-2, FOLDER-3, ... that is free.
-
-        Raises:
-            AnyRNNError: if something else is there already, or the disk is full or fails.
-        """
+        """Write the run folder: see `Outcome.save`."""
         results = self.to_dict()
         models = [entry.model for entry in self.entries]
         report = render(results, self.shown())
@@ -90,53 +81,32 @@ class TagResults(Outcome[Tagging, TrainedTagger]):
         steps = [len(x) for part in data.parts for x in part.x]
         masked = any(not known.all() for known in test.known)
         places = [(known.nonzero().flatten() + 1).tolist() for known in test.known]
+        described = {
+            "name": data.name,
+            "target": data.target,
+            "features": list(data.features),
+            "words": data.has_words,
+            "classes": None if data.classes is None else list(data.classes),
+            "train": len(data.train),
+            "validation": 0 if data.validation is None else len(data.validation),
+            "test": len(data.test),
+            "shortest": min(steps),
+            "longest": max(steps),
+            "split": data.split,
+            "notes": list(data.notes),
+            "attribution": None,
+            "id_column": data.id_column,
+            "time_column": data.time_column,
+            "group_column": data.group_column,
+        }
         return {
-            "format": FORMAT,
-            "kind": "tagging",
-            "anyrnn": anyrnn.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "threads": self.settings.threads,
-            "machine": machine(),
-            "command": self.command,
-            "dataset": {
-                "name": data.name,
-                "target": data.target,
-                "features": list(data.features),
-                "words": data.has_words,
-                "classes": None if data.classes is None else list(data.classes),
-                "train": len(data.train),
-                "validation": 0 if data.validation is None else len(data.validation),
-                "test": len(data.test),
-                "shortest": min(steps),
-                "longest": max(steps),
-                "split": data.split,
-                "notes": list(data.notes),
-                "attribution": None,
-                "id_column": data.id_column,
-                "time_column": data.time_column,
-                "group_column": data.group_column,
-            },
-            "settings": asdict(self.settings),
-            "metric": {
-                "name": self.metric,
-                "higher_is_better": self._metric.higher_is_better,
-                "percent": self._metric.percent,
-            },
-            "seeds": list(self.seeds),
-            "models": [entry.to_dict() for entry in self.entries],
+            **self.written("tagging", described, self.written_metric),
             "causal": [entry.model.network.name for entry in self.entries if entry.model.causal],
-            "unfinished": list(self.unfinished),
-            "baselines": [
-                {"name": b.name, **known_scores({"score": b.score}), "scores": known_scores(b.scores)}
-                for b in self.baselines
-            ],
             "test_ids": list(test.ids),
             "test_lengths": [len(each) for each in places],
             "test_steps": [t for each in places for t in each] if masked else None,
             "test_targets": test.flat.tolist(),
             "test_groups": None if test.groups is None else list(test.groups),
-            "best": self.best.model.network.name,
         }
 
 
@@ -149,6 +119,13 @@ def compare(
     command: str = "anyrnn.workbench.tagging.compare",
     on_epoch: Callable[[Progress], None] | None = None,
     on_network: Callable[[TagResults], None] | None = None,
+    progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> TagResults:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -160,6 +137,13 @@ def compare(
         command: What the results name as the command that made them.
         on_epoch: Called after each epoch.
         on_network: Called with the results so far when a network has had all its runs.
+        progress: This and the others are those of `anyrnn.workbench.compare`: the same words for every task.
+        folder: Where the run is kept as it goes, and saved at the end; None: nowhere.
+        resume: Go on with what was begun in `folder`, to the same numbers; begin it, if nothing was.
+        overwrite: Replace a run in `folder`.
+        callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
+        workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds, a bidirectional network where causal
@@ -176,11 +160,24 @@ def compare(
         >>> [entry.model.network.title for entry in compare(data, ["gru"], seeds=1, settings=quick).entries]
         ['GRU']
     """
-    if not isinstance(seeds, int) or seeds < 1:
-        raise AnyRNNError(f"seeds: got {seeds!r}, expected how many runs each network gets, at least 1")
     settings = settings or TagSettings()
     chosen = (CAUSAL if settings.causal else COMPARED) if cells is None else cells
-    return _compare(data, chosen, tuple(range(seeds)), settings, command, on_epoch, on_network)
+    return _train_all(
+        data,
+        chosen,
+        seeds_up_to(seeds),
+        settings,
+        command,
+        on_epoch=on_epoch,
+        on_network=on_network,
+        progress=progress,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        callbacks=callbacks,
+        workers=workers,
+        scheduler=scheduler,
+    )
 
 
 def fit(
@@ -191,45 +188,40 @@ def fit(
     settings: TagSettings | None = None,
     command: str = "anyrnn.workbench.tagging.fit",
     on_epoch: Callable[[Progress], None] | None = None,
+    progress: bool | None = None,
+    folder: str | Path | UnfinishedRun | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> TagResults:
     """Train one network once: "bilstm" if none is named, or "lstm" for causal answers. See `compare`."""
     settings = settings or TagSettings()
     chosen = cell or ("lstm" if settings.causal else "bilstm")
-    return _compare(data, [chosen], (seed,), settings, command, on_epoch, None)
+    return _train_all(
+        data,
+        [chosen],
+        (seed,),
+        settings,
+        command,
+        on_epoch=on_epoch,
+        progress=progress,
+        folder=folder,
+        resume=resume,
+        overwrite=overwrite,
+        callbacks=callbacks,
+        scheduler=scheduler,
+    )
 
 
-def _compare(
-    data: Tagging,
-    cells: Sequence[str],
-    seeds: tuple[int, ...],
-    settings: TagSettings,
-    command: str,
-    on_epoch: Callable[[Progress], None] | None,
-    on_network: Callable[[TagResults], None] | None,
+def _train_all(
+    data: Tagging, cells: Sequence[str], seeds: tuple[int, ...], settings: TagSettings, command: str, **how: Any
 ) -> TagResults:
-    if not cells or len(set(cells)) < len(cells):
-        raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
-    networks = [network(name) for name in cells]
-    with torch.random.fork_rng(devices=[]):  # a cell that cannot be built is found now, not after the others
-        for each in networks:
-            settings.tagger(each, data)
     settings = settings.resolved(data)
-    beside = baselines(data, settings.metric, causal=settings.causal)
-    results = TagResults(data, settings, seeds, (), beside, tuple(cells), command)
-    epochs, runs, chosen = settings.epochs_for(len(data.train)), len(networks) * len(seeds), str(settings.metric)
-    for each in networks:
-        trained: list[tuple[TrainedTagger, Run]] = []
-        for seed in seeds:
-            run = len(results.entries) * len(seeds) + len(trained) + 1
 
-            def tell(epoch: Epoch, ended: bool, *, seed: int = seed, each: Network = each, run: int = run) -> None:
-                if on_epoch is not None:
-                    on_epoch(Progress(each, seed, run, runs, epoch, epochs, ended, chosen))
+    def nothing() -> TagResults:
+        beside = baselines(data, settings.metric, causal=settings.causal)
+        return TagResults(data, settings, seeds, (), beside, tuple(cells), command)
 
-            trained.append(train(each, data, settings, seed, tell))
-        with using_threads(settings.thread_count):
-            entry = Entry.of(trained, width(data.reader, settings.embedding_size))
-        results = results.with_entry(entry)
-        if on_network is not None:
-            on_network(results)
+    results: TagResults = train_all(TagLesson(data, settings), cells, seeds, nothing, **how)
     return results
