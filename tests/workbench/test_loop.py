@@ -235,7 +235,7 @@ def test_what_is_done_elsewhere_comes_back_as_if_it_were_done_here(task: Task) -
     model, run = lesson.train(network("rnn"), 3)
     job, told = Job(network("rnn"), 3, 1, None), []
     sent = pickle.loads(pickled((Work.of(lesson), Order.of(job))))
-    answer = pickle.loads(pickled(done(*sent, told.append, print)))
+    answer = pickle.loads(pickled(done(*sent, told.append, None)))
     assert isinstance(answer, Done), answer
     again, found = outcome(lesson, job, answer)
     assert [end.epoch for end in told] == list(run.history) == list(found.history)

@@ -388,7 +388,7 @@ def test_an_interrupted_overwriting_leaves_the_finished_run(here: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "_save", interrupted)
+        patched.setattr(Checkpoints, "_write", interrupted)
         result = invoke(*COMPARE, "--cells", "rnn", "--out", "run", "--overwrite")
     assert (result.exit_code, result.stderr) == (130, "Interrupted. Nothing was written.\n")
     assert (content(here / "run"), (here / "run/metrics.jsonl").read_text()) == (before, log)

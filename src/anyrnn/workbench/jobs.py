@@ -23,9 +23,8 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.work import Done, Failed, Job, Order, Outcome, Work, done, outcome, pickled
 
-_TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
+TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
 _PROCESSES = multiprocessing.get_context("spawn")
-
 
 Tell = Callable[[Job, EpochEnd], None]
 
@@ -156,9 +155,9 @@ class _Processes:
             )
         if job is not None:
             self._deaths[job.run] += 1
-            if self._deaths[job.run] == _TRIES:
+            if self._deaths[job.run] == TRIES:
                 raise AnyRNNError(
-                    f"{job}: its worker process {how}, {_TRIES} times; have fewer workers if memory is short, or none "
+                    f"{job}: its worker process {how}, {TRIES} times; have fewer workers if memory is short, or none "
                     "(workers=1) to see what happens"
                 )
             self._say(f"{job}: its worker process {how}; this training run is tried again")
@@ -270,4 +269,5 @@ def _work(connection: Connection) -> None:
         connection.send_bytes(pickled(_Ready()))
         work: Work = _receive(connection)
         while True:
-            connection.send_bytes(pickled(done(work, _receive(connection), tell, say)))
+            order: Order = _receive(connection)
+            connection.send_bytes(pickled(done(work, order, tell, order.checkpoints(say))))

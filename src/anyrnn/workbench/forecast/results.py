@@ -215,6 +215,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train each network with each seed on series, and score all of them from the same origins.
 
@@ -233,6 +234,7 @@ def compare(
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
         workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds, an unknown metric; and if a
@@ -263,6 +265,7 @@ def compare(
         overwrite=overwrite,
         callbacks=callbacks,
         workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -280,6 +283,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
     return _train_all(
@@ -295,6 +299,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         callbacks=callbacks,
+        scheduler=scheduler,
     )
 
 
