@@ -37,9 +37,8 @@ def test_what_makes_no_sense_is_refused(asked: Any, message: str, monkeypatch: p
         compare(sums(), ["gru"], settings=SETTINGS, **asked)
 
 
-@pytest.mark.parametrize("arguments", [("compare", "book.txt"), ("tune", "steps.csv")])
-def test_a_scheduler_is_for_sequences(arguments: tuple[str, ...]) -> None:
-    refused = CliRunner().invoke(app, [*arguments, "--scheduler", ADDRESS])
+def test_a_search_has_no_scheduler() -> None:
+    refused = CliRunner().invoke(app, ["tune", "steps.csv", "--scheduler", ADDRESS])
     assert refused.exit_code == 2
     assert "--scheduler" in refused.stderr
 

@@ -394,7 +394,7 @@ _BUSY = threading.Lock()  # of a worker with several threads, if several compari
 
 
 def stretch(work: Work, order: Order, last: Packed | None, seconds: float) -> Stretch:
-    """Train for about so many seconds, a whole number of epochs, from a checkpoint to the next."""
+    """Train for about so many seconds, a whole number of epochs, or of chunks of a text, to the next checkpoint."""
     with _BUSY:
         epochs: list[EpochEnd] = []
         relay = _Relay(last, seconds)
