@@ -1,7 +1,9 @@
 """Several training runs at once, in processes: what is sent, and what goes wrong. Their numbers: see test_loop.py."""
 
 import json
+import multiprocessing
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +97,22 @@ def test_a_process_that_cannot_begin_is_no_job_that_died(processes: Any) -> None
     worker = processes.jobs._workers[0] = lost(ready=False)
     with pytest.raises(AnyRNNError, match=r'before it could begin; in a script, .* `if __name__ == "__main__":`'):
         processes.jobs._lost(worker)
+
+
+def test_a_script_without_a_guard_does_not_begin_again_in_each_worker(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit):
+        compare(data, ["gru"], settings=SETTINGS, workers=2)
+
+
+def test_ctrl_c_while_processes_start_comes_a_moment_later() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), jobs._no_interrupts():  # noqa: PT012 - when it comes is the point
+        signal.raise_signal(signal.SIGINT)
+        reached = True
+    assert reached
 
 
 def test_what_a_job_raises_is_raised_here(data: Dataset, processes: Any) -> None:
