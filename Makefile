@@ -54,9 +54,10 @@ test-avx2: $(READY)  ## run every test as on a processor without AVX-512
 	$(AVX2) $(PYTEST)
 
 # scikit-learn's checks once more, since there is pandas here; warnings are those of other libraries.
-test-estimators: $(READY_ESTIMATORS)  ## run aeon's and sktime's checks, and the pages about other libraries, in an environment of their own
+test-estimators: $(READY_ESTIMATORS)  ## run aeon's and sktime's checks, the pages about other libraries, a Dask cluster, searches by Optuna and TensorBoard's reading, in an environment of their own
 	$(ESTIMATORS)/bin/python -m pytest -W default -o addopts="--doctest-modules -q -p no:cacheprovider" \
-		tests/estimators tests/test_sklearn.py src/anyrnn/aeon.py src/anyrnn/sktime.py
+		tests/estimators tests/test_sklearn.py src/anyrnn/aeon.py src/anyrnn/sktime.py \
+		tests/workbench/test_cluster.py tests/workbench/test_tune.py tests/workbench/test_callbacks.py
 	$(ESTIMATORS)/bin/python -m pytest -W default tests/test_docs.py -k "runs_and_prints and (aeon or skorch or lightning)"
 
 test-torch:  ## run every test with another PyTorch, in an environment of its own: make test-torch TORCH=2.14.1

@@ -33,6 +33,11 @@ _FORECASTER_TAGS = {
 _CLASSIFIER_TAGS = {**_TAGS, "capability:predict_proba": True, "capability:class_weight": True}
 
 
+def _gaps_of(estimator: Any) -> dict[str, bool]:
+    """The tag that says whether values may be missing, by what an estimator is told of them."""
+    return {"capability:missing_values": estimator is not None and estimator.__sklearn_tags__().input_tags.allow_nan}
+
+
 class RecurrentClassifier(BaseClassifier):
     """A recurrent network that tells the class of a series, for sktime's tools.
 
@@ -53,6 +58,7 @@ class RecurrentClassifier(BaseClassifier):
     def __init__(self, estimator: sklearn.RecurrentClassifier | None = None) -> None:
         self.estimator = estimator
         super().__init__()
+        self.set_tags(**_gaps_of(estimator))
 
     def _fit(self, X: Any, y: Any) -> Self:
         made = sklearn.RecurrentClassifier() if self.estimator is None else clone(self.estimator)
@@ -92,6 +98,7 @@ class RecurrentRegressor(BaseRegressor):
     def __init__(self, estimator: sklearn.RecurrentRegressor | None = None) -> None:
         self.estimator = estimator
         super().__init__()
+        self.set_tags(**_gaps_of(estimator))
 
     def _fit(self, X: Any, y: Any) -> Self:
         made = sklearn.RecurrentRegressor() if self.estimator is None else clone(self.estimator)

@@ -137,6 +137,7 @@ def test_the_validation_part_is_learned_from_too() -> None:
 def test_large_data_is_learned_from_in_part_and_the_name_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_DISTANCES", 20 * 40 * 40)  # test sequences x steps
     monkeypatch.setattr(module, "_MOST_SEQUENCES", 30)
+    monkeypatch.setattr(module, "_FEWEST", 1)
     names = [baseline.name for baseline in baselines(bumps())]
     assert names[2:] == [f"{STEPS}, of 20 sequences", f"{RIDGE}, of 30 sequences", f"{CONVOLUTIONS}, of 30 sequences"]
     monkeypatch.setattr(module, "_MOST_SEQUENCES", 1)  # of one class only

@@ -462,6 +462,18 @@ def test_a_naive_forecast_that_is_better_is_said_first(results):
     assert replace(weak, baselines=(strong,)).verdict.startswith("No network: the forecast “oracle” has a MASE of 0;")
 
 
+def test_only_the_spread_of_the_best_network_makes_a_tie_with_a_naive_forecast(results):
+    def scored(entry, *scores):
+        return replace(entry, runs=tuple(replace(entry.runs[0], score=s, scores={"mase": s}) for s in scores))
+
+    steady, wild = scored(results.entries[0], 0.79, 0.81), scored(results.entries[1], 0.7, 1.3)
+    beside = (replace(results.naive, scores={"mase": 0.9}),)
+    found = replace(results, entries=(steady, wild), baselines=beside).verdict
+    assert "has a MASE of 0.8 ± 0.014; the best naive forecast" in found
+    assert "is within the spread (1)" in found
+    assert "that is a tie with" in replace(results, entries=(scored(steady, 0.7, 0.9), wild), baselines=beside).verdict
+
+
 def test_a_network_that_is_not_better_than_the_seasonal_naive_forecast_is_named(results):
     score = {entry.model.network.name: entry.mean("mase") for entry in results.entries}
     worse, better = max(score, key=score.get), min(score, key=score.get)
@@ -474,7 +486,7 @@ def test_a_network_that_is_not_better_than_the_seasonal_naive_forecast_is_named(
     title = {entry.model.network.name: entry.model.network.title for entry in results.entries}
     least = score[worse]
     assert beside(least) == (
-        f"Not better than the forecast “seasonal naive (4)” ({least:.4g} mase): {title[worse]} ({least:.4g}).",
+        f"Not better than the forecast “seasonal naive (4)” (MASE {least:.4g}): {title[worse]} ({least:.4g}).",
     )
     assert title[better] in beside(0.0)[0]
     assert beside(least * 2) == ()

@@ -1,7 +1,9 @@
 """Several training runs at once, in processes: what is sent, and what goes wrong. Their numbers: see test_loop.py."""
 
 import json
+import multiprocessing
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from anyrnn.workbench.work import Job, Order, Work, done, pickled
 
 #: Everything that draws random numbers is on.
 SETTINGS = Settings(hidden_size=4, epochs=4, batch_size=8, dropout=0.2, recurrent_dropout=0.2)
-TIMES = {"time", "seconds", "train_seconds", "step_microseconds", "command"}
+TIMES = {"time", "seconds", "loading", "train_seconds", "step_microseconds", "command"}
 
 
 def sums() -> Dataset:
@@ -97,16 +99,32 @@ def test_a_process_that_cannot_begin_is_no_job_that_died(processes: Any) -> None
         processes.jobs._lost(worker)
 
 
+def test_a_script_without_a_guard_does_not_begin_again_in_each_worker(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit):
+        compare(data, ["gru"], settings=SETTINGS, workers=2)
+
+
+def test_ctrl_c_while_processes_start_comes_a_moment_later() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), jobs._no_interrupts():  # noqa: PT012 - when it comes is the point
+        signal.raise_signal(signal.SIGINT)
+        reached = True
+    assert reached
+
+
 def test_what_a_job_raises_is_raised_here(data: Dataset, processes: Any) -> None:
     work = Work.of(SequenceLesson(data, SETTINGS))
 
     def gone(_: EpochEnd) -> None:
         raise BrokenPipeError  # as if nobody heard of its epochs any more
 
-    refused = done(work, Order("grü", 0, None, {}), gone, processes.said.append)
+    refused = done(work, Order("grü", 0, None, {}), gone, None)
     with pytest.raises(AnyRNNError, match="cell 'grü' is not known"):
         processes.jobs._heard(lost(ready=True), refused)
-    failed = done(work, Order("gru", 0, None, {}), gone, processes.said.append)
+    failed = done(work, Order("gru", 0, None, {}), gone, None)
     with pytest.raises(RuntimeError, match=r"(?s)gru, seed 1: a worker process failed:.*BrokenPipeError"):
         processes.jobs._heard(lost(ready=True), failed)
 

@@ -91,9 +91,30 @@ class CutError(Exception):
     """The end of a process, played."""
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(scope="module", params=TASKS)
 def task(request: pytest.FixtureRequest) -> Task:
     return TASKS[request.param]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A comparison that nothing happened to."""
+
+    results: Any
+    lines: list[Mapping[str, Any]]
+    told: list[Any]
+
+
+@pytest.fixture(scope="module")
+def whole(task: Task) -> Whole:
+    lines: list[Mapping[str, Any]] = []
+    told: list[Any] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ANYRNN_ENGINE", "reference")  # as `plainly` does
+        results = task.module.compare(
+            task.data(), ["rnn", "gru"], seeds=1, settings=task.settings, callbacks=[lines.append], on_epoch=told.append
+        )
+    return Whole(results, lines, told)
 
 
 # Gone on with
@@ -101,23 +122,21 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 @pytest.mark.usefixtures("plainly")
 def test_a_run_of_any_task_goes_on_to_the_same_bits(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Task, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first seed is finished, the second is cut off after a checkpoint: that of its epoch 2."""
+    """The first network is finished, the second is cut off after a checkpoint."""
     monkeypatch.setattr(checkpoint_module, "_SHARE", float("inf"))  # one after each epoch
-    lines: list[Any] = []
-    heard: list[Any] = []
+    heard: list[Mapping[str, Any]] = []
 
     def stop(record: Mapping[str, Any]) -> None:
-        if (record["seed"], record["epoch"]) == (1, 3):
+        if (record["model"], record["epoch"]) == ("gru", 3):
             raise CutError
 
-    def content(results: Any) -> Any:
-        weights = {name: tensor.tolist() for name, tensor in results.best.model.module.state_dict().items()}
-        return without_times(results.to_dict()), weights
+    def numbers(results: Any) -> Any:
+        weights = [entry.model.module.state_dict() for entry in results.entries]
+        return without_times(results.to_dict()), [{name: w.tolist() for name, w in each.items()} for each in weights]
 
-    arguments: dict[str, Any] = {"cells": ["gru"], "seeds": 2, "settings": task.settings}
-    whole = task.module.compare(task.data(), **arguments, callbacks=[lines.append])
+    arguments: dict[str, Any] = {"cells": ["rnn", "gru"], "seeds": 1, "settings": task.settings}
     with pytest.raises(CutError):
         task.module.compare(task.data(), **arguments, folder=tmp_path / "run", callbacks=[stop])
     torch.manual_seed(5)  # whatever the process was doing before
@@ -126,11 +145,10 @@ def test_a_run_of_any_task_goes_on_to_the_same_bits(
         task.module.compare(task.data(), **other, folder=tmp_path / "run", resume=True)
     with UnfinishedRun(tmp_path / "run", resume=True) as run:  # which the caller saves: it takes time
         again = task.module.compare(task.data(), **arguments, folder=run, callbacks=[heard.append])
-        assert without_times([json.loads(line) for line in run.metrics.read_text().splitlines()]) == without_times(
-            lines
-        )
-    assert [record["epoch"] for record in heard] == [3, 4]
-    assert content(again) == content(whole)
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [(record["model"], record["epoch"]) for record in heard] == [("gru", 3), ("gru", 4)]
+    assert without_times(lines) == without_times(whole.lines)
+    assert numbers(again) == numbers(whole.results)
 
 
 @pytest.mark.usefixtures("plainly")
@@ -217,7 +235,7 @@ def test_what_is_done_elsewhere_comes_back_as_if_it_were_done_here(task: Task) -
     model, run = lesson.train(network("rnn"), 3)
     job, told = Job(network("rnn"), 3, 1, None), []
     sent = pickle.loads(pickled((Work.of(lesson), Order.of(job))))
-    answer = pickle.loads(pickled(done(*sent, told.append, print)))
+    answer = pickle.loads(pickled(done(*sent, told.append, None)))
     assert isinstance(answer, Done), answer
     again, found = outcome(lesson, job, answer)
     assert [end.epoch for end in told] == list(run.history) == list(found.history)
@@ -267,24 +285,17 @@ def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_j
 # What is told, and what is refused
 
 
-@pytest.mark.usefixtures("plainly")
-def test_what_is_told_of_an_epoch_has_the_words_of_the_task(task: Task) -> None:
-    seen: list[Mapping[str, Any]] = []
-    shown: list[Any] = []
-    results = task.module.fit(
-        task.data(), "rnn", settings=task.settings, callbacks=[seen.append], on_epoch=shown.append
-    )
-    assert [record["epoch"] for record in seen] == [now.epoch.epoch for now in shown]
+def test_what_is_told_of_an_epoch_has_the_words_of_the_task(task: Task, whole: Whole) -> None:
     metric, pace = {
         tagging: ("macro-f1", "sequences_a_second"),
         forecast: ("mase", "windows_a_second"),
         language: ("bits a character", "tokens_a_second"),
     }[task.module]
-    assert {record["metric"] for record in seen} == {metric} == {results.to_dict()["metric"]["name"]}
-    assert all(record[pace] > 0 for record in seen)
-    assert all(record["validation_loss"] > 0 for record in seen)
-    assert shown[-1].share == 1
-    assert shown[-1].score.startswith("validation ")
+    assert {line["metric"] for line in whole.lines} == {metric} == {whole.results.to_dict()["metric"]["name"]}
+    assert all(line[pace] > 0 for line in whole.lines)
+    assert all(line["validation_loss"] > 0 for line in whole.lines)
+    assert [now.share for now in whole.told] == [k / 8 for k in range(1, 9)]
+    assert whole.told[-1].score.startswith("validation ")
 
 
 def test_several_processes_train_together_on_whole_sequences_only(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

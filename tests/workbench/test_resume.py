@@ -51,7 +51,7 @@ def made(classes: int = 2) -> Dataset:
 def numbers(value: Any) -> Any:
     """Results without what differs from one time to the next: how long it took."""
     if isinstance(value, dict):
-        times = {"seconds", "train_seconds", "step_microseconds", "machine", "command"}
+        times = {"seconds", "loading", "train_seconds", "step_microseconds", "machine", "command"}
         return {key: numbers(each) for key, each in value.items() if key not in times}
     return [numbers(each) for each in value] if isinstance(value, list) else value
 
@@ -388,7 +388,7 @@ def test_an_interrupted_overwriting_leaves_the_finished_run(here: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "_save", interrupted)
+        patched.setattr(Checkpoints, "_write", interrupted)
         result = invoke(*COMPARE, "--cells", "rnn", "--out", "run", "--overwrite")
     assert (result.exit_code, result.stderr) == (130, "Interrupted. Nothing was written.\n")
     assert (content(here / "run"), (here / "run/metrics.jsonl").read_text()) == (before, log)

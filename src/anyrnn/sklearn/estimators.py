@@ -111,7 +111,9 @@ class _RecurrentEstimator(BaseEstimator):
         seed = seed_of(self.random_state)
         learned, chosen_by, how = split_validation(whole, classes, share, seed)
         features = tuple(f"channel {k}" for k in range(self._channels))
-        data = Untested(features, classes, learned, chosen_by, how)
+        absent = absent_in(self)
+        told = None if absent is None else absent.texts, self.gaps
+        data = Untested(features, classes, learned, chosen_by, how, *told)
         with ONE_AT_A_TIME:
             self.model_, run = train(network_of(self.cell, name), data, settings, seed)
         self.history_ = [

@@ -119,7 +119,7 @@ def _fitted(dataset: Dataset) -> Iterator[tuple[str, Any, _Part | None]]:
 
     same = min(steps, int(np.median(lengths)))
     count = min(_MOST_SEQUENCES, _MOST_PRODUCTS / (same * width) ** 2)  # what its matrix of D x D costs
-    yield RIDGE, ridge(_ALPHAS), part(lambda xs: _with_lengths(_interpolated(xs, same), xs), max(count, _FEWEST))
+    yield RIDGE, ridge(_ALPHAS), part(lambda xs: _with_lengths(_interpolated(xs, same), xs), count)
     convolve = Convolutions(same, width)
 
     def convolved(xs: Sequence[Tensor]) -> NDArray[Any]:

@@ -9,9 +9,11 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import safetensors.torch
@@ -30,6 +32,30 @@ _SHARE = 0.02
 def warn(trouble: str) -> None:
     """Say what went wrong, if nobody else takes care of it."""
     warnings.warn(trouble, stacklevel=3)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A state as it is kept or sent.
+
+    Attributes:
+        state: What JSON has of it.
+        tensors: The bytes of a safetensors file.
+    """
+
+    state: Any
+    tensors: bytes
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Pack numbers, texts, tensors, arrays, and lists, tuples and dicts of them."""
+        tensors: dict[str, Tensor] = {}
+        packed = _packed(state, tensors)
+        return cls(packed, safetensors.torch.save(tensors))
+
+    def unpacked(self) -> dict[str, Any]:
+        """The state, with tensors of its own."""
+        return dict(_unpacked(self.state, safetensors.torch.load(self.tensors)))
 
 
 class Checkpoints:
@@ -51,25 +77,28 @@ class Checkpoints:
         Raises:
             AnyRNNError: if it is of something else, or damaged.
         """
+        packed = self.packed()
+        if packed is None:
+            return None
+        with self._undamaged():
+            return packed.unpacked()
+
+    def packed(self) -> Packed | None:
+        """The last state that was kept, as `load` unpacks it."""
         path = self.folder / DESCRIPTION
         if not path.exists():
             return None
-        try:
+        with self._undamaged():
             description = json.loads(path.read_bytes())
             identity = description["identity"]
             data = (self.folder / description["tensors"]).read_bytes()
             if hashlib.sha256(data).hexdigest() != description["sha256"]:
                 raise ValueError("the checksum of its tensors differs")
             self._count = int(description["count"])
-            state = _unpacked(description["state"], safetensors.torch.load(data))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as cause:
-            what = f"{type(cause).__name__}: {cause}"
-            raise AnyRNNError(
-                f"{path}: this checkpoint is damaged ({what}); begin the run anew (--overwrite)"
-            ) from cause
+            packed = Packed(description["state"], data)
         refuse_other_run(self.folder, identity, self.identity)
         remove_strays(self.folder, frozenset({DESCRIPTION, description["tensors"]}))
-        return dict(state)
+        return packed
 
     @property
     def due(self) -> bool:
@@ -77,10 +106,16 @@ class Checkpoints:
         return time.perf_counter() - self._written >= self._cost / _SHARE
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a state: numbers, texts, tensors, arrays, and lists, tuples and dicts of them."""
+        """Keep a state: what `Packed.of` takes."""
+        start = time.perf_counter()
+        packed = Packed.of(state)
+        self.store(packed, packing=time.perf_counter() - start)
+
+    def store(self, packed: Packed, *, packing: float = 0.0) -> None:
+        """Keep a state that is packed already, which took so many seconds here."""
         start = time.perf_counter()
         try:
-            self._save(state)
+            self._write(packed)
         except OSError as cause:
             if not self._failed:
                 self._say(
@@ -89,25 +124,32 @@ class Checkpoints:
                 )
             self._failed = True
         self._written = time.perf_counter()
-        self._cost = self._written - start
+        self._cost = self._written - start + packing
 
-    def _save(self, state: Mapping[str, Any]) -> None:
-        tensors: dict[str, Tensor] = {}
-        packed = _packed(state, tensors)
-        data = safetensors.torch.save(tensors)
+    def _write(self, packed: Packed) -> None:
         name = f"checkpoint-{self._count + 1}.safetensors"
         description = {
             "identity": self.identity,
             "count": self._count + 1,
             "tensors": name,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "state": packed,
+            "sha256": hashlib.sha256(packed.tensors).hexdigest(),
+            "state": packed.state,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / name, data)
+        write_whole(self.folder / name, packed.tensors)
         write_whole(self.folder / DESCRIPTION, json.dumps(description).encode())
         self._count += 1
         remove_strays(self.folder, frozenset({DESCRIPTION, name}))
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as cause:
+            what = f"{type(cause).__name__}: {cause}"
+            raise AnyRNNError(
+                f"{self.folder / DESCRIPTION}: this checkpoint is damaged ({what}); begin the run anew (--overwrite)"
+            ) from cause
 
 
 def refuse_difference(what: str, before: Any, now: Any, cure: str) -> None:

@@ -106,6 +106,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> Results:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -130,10 +131,13 @@ def compare(
             and the data in its memory. The results are the same, bit for bit; what is told comes as it happens, of
             several runs in turns. A script needs ``if __name__ == "__main__":`` around what it does, since each
             process imports it.
+        scheduler: The address of a Dask scheduler, such as "tcp://host:8786", whose workers do the training runs, one
+            each at a time, to the same results; the run folder stays here. It needs ``pip install 'anyrnn[dask]'``.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds; if a training run diverges; if
-            `folder` holds something else than this run; if the process of a training run dies again and again.
+            `folder` holds something else than this run; if the process of a training run dies again and again; if no
+            scheduler answers, or its workers have other versions.
 
     Example:
         >>> from anyrnn import workbench
@@ -157,6 +161,7 @@ def compare(
         overwrite=overwrite,
         callbacks=callbacks,
         workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -173,6 +178,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> Results:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
     return _train_all(
@@ -187,6 +193,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         callbacks=callbacks,
+        scheduler=scheduler,
     )
 
 

@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def identity(dataset: Any, settings: Any, metric: str, cells: Iterable[str]) -> 
         "settings": asdict(settings),
         "metric": metric,
         "processes": world().size,
-        "code": {cell: _module_checksum(cell.partition(":")[0]) for cell in own},
+        "code": {cell: checksum_of_module(cell.partition(":")[0]) for cell in own},
     }
 
 
@@ -92,8 +93,17 @@ def _feed(update: Callable[[Any], None], value: Any) -> None:
         update(f"{len(text)}:".encode() + text)
 
 
-def _module_checksum(name: str) -> str | None:
+def checksum_of_module(name: str) -> str | None:
+    """The checksum of the source of a module that is loaded; None if it has none, as in a notebook."""
     try:
         return hashlib.sha256(inspect.getsource(sys.modules[name]).encode()).hexdigest()
-    except (KeyError, OSError, TypeError):  # no Python source, as in a notebook
+    except (KeyError, OSError, TypeError):
         return None
+
+
+def checksum_of_sources(folder: Path) -> str:
+    """The checksum of all Python sources below a folder."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        sha.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha.hexdigest()

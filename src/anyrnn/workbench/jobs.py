@@ -23,9 +23,8 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.work import Done, Failed, Job, Order, Outcome, Work, done, outcome, pickled
 
-_TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
+TRIES = 3  # of a job whose process dies: whatever kills it three times kills it again
 _PROCESSES = multiprocessing.get_context("spawn")
-
 
 Tell = Callable[[Job, EpochEnd], None]
 
@@ -100,9 +99,8 @@ class _Processes:
         while self._waiting or any(worker.job for worker in self._workers.values()):
             for connection in wait(list(self._workers)):
                 worker = self._workers[connection]  # type: ignore[index] # these are connections
-                try:
-                    message = worker.receive()
-                except (EOFError, OSError):
+                message = worker.receive()
+                if message is None:
                     self._lost(worker)
                     continue
                 done = self._heard(worker, message)
@@ -157,9 +155,9 @@ class _Processes:
             )
         if job is not None:
             self._deaths[job.run] += 1
-            if self._deaths[job.run] == _TRIES:
+            if self._deaths[job.run] == TRIES:
                 raise AnyRNNError(
-                    f"{job}: its worker process {how}, {_TRIES} times; have fewer workers if memory is short, or none "
+                    f"{job}: its worker process {how}, {TRIES} times; have fewer workers if memory is short, or none "
                     "(workers=1) to see what happens"
                 )
             self._say(f"{job}: its worker process {how}; this training run is tried again")
@@ -174,13 +172,18 @@ class _Worker:
     def __init__(self) -> None:
         self.connection, there = _PROCESSES.Pipe()
         self._process = _PROCESSES.Process(target=_work, args=(there,), daemon=True)
-        self._process.start()
+        with _no_interrupts():
+            self._process.start()
         there.close()  # so that the pipe ends when the process does
         self.ready = False
         self.job: Job | None = None
 
     def receive(self) -> Any:
-        return _receive(self.connection)
+        """The next message; None: it has died."""
+        try:
+            return _receive(self.connection)
+        except (EOFError, OSError):
+            return None
 
     def send(self, message: Any) -> None:
         self.send_bytes(pickled(message))
@@ -197,6 +200,31 @@ class _Worker:
         self._process.join()
         code = self._process.exitcode or 0
         return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended (exit status {code})"
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes that start inside a ``with`` block never hear of Ctrl-C, also while they import what they need.
+
+    It goes to all processes of a terminal, and the first one sees to it, in a moment if it comes just now.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_a_second_run() -> None:
+    """End this process if it imports the script that started it, which would now start processes itself.
+
+    That is a script without a guard. The process that waits for this one says so, once.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)
 
 
 # What goes through the pipes, beside a `Work`, an `Order` for each job, what comes of it, and an `EpochEnd` each epoch
@@ -228,7 +256,6 @@ def _receive(connection: Connection) -> Any:
 
 def _work(connection: Connection) -> None:
     """Do jobs until the process that orders them is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the first one sees to it
 
     def tell(end: EpochEnd) -> None:
         """Tell of an epoch, and wait until it is told."""
@@ -242,4 +269,5 @@ def _work(connection: Connection) -> None:
         connection.send_bytes(pickled(_Ready()))
         work: Work = _receive(connection)
         while True:
-            connection.send_bytes(pickled(done(work, _receive(connection), tell, say)))
+            order: Order = _receive(connection)
+            connection.send_bytes(pickled(done(work, order, tell, order.checkpoints(say))))

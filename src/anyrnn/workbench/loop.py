@@ -12,11 +12,12 @@ from rich.console import Console
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.checkpoint import warn
 from anyrnn.workbench.fingerprint import check_same, identity
-from anyrnn.workbench.jobs import jobs_in
+from anyrnn.workbench.jobs import end_a_second_run
 from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import network
 from anyrnn.workbench.outcome import Outcome
+from anyrnn.workbench.places import Place, place
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress, notebook_display, shown
 from anyrnn.workbench.unfinished import UnfinishedRun
@@ -53,6 +54,7 @@ def train_all(
     overwrite: bool,
     callbacks: Sequence[Callback],
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> O:
     """Train each network with each seed.
 
@@ -69,38 +71,34 @@ def train_all(
         overwrite: Likewise.
         callbacks: Likewise.
         workers: Likewise.
+        scheduler: Likewise.
 
     Raises:
         AnyRNNError: as there.
     """
-    _check(lesson, cells, seeds, workers)
-    with _told(progress, on_epoch, callbacks) as tell:
+    if workers != 1:
+        end_a_second_run()
+    _check(lesson, cells, seeds)
+    with place(workers, scheduler) as where, _told(progress, on_epoch, callbacks) as tell:
         if folder is None:
             if resume or overwrite:
                 raise AnyRNNError("resume and overwrite are about a run folder: expected folder=, too")
-            return _trained(lesson, cells, seeds, nothing, tell, on_network, workers, None)
+            return _trained(lesson, cells, seeds, nothing, tell, on_network, where, None)
         if isinstance(folder, UnfinishedRun):
-            return _trained(lesson, cells, seeds, nothing, tell, on_network, workers, folder)
+            return _trained(lesson, cells, seeds, nothing, tell, on_network, where, folder)
         with UnfinishedRun(Path(folder), resume=resume, overwrite=overwrite) as run:
-            results = _trained(lesson, cells, seeds, nothing, tell, on_network, workers, run)
+            results = _trained(lesson, cells, seeds, nothing, tell, on_network, where, run)
             if world().first:
                 results.save(run.folder, overwrite=True)
                 run.finish()
             return results
 
 
-def _check(lesson: AnyLesson, cells: Sequence[str], seeds: tuple[int, ...], workers: int) -> None:
-    if not isinstance(workers, int) or workers < 1:
-        raise AnyRNNError(f"workers: got {workers!r}, expected how many training runs go on at once, at least 1")
+def _check(lesson: AnyLesson, cells: Sequence[str], seeds: tuple[int, ...]) -> None:
     if world().size > 1 and not lesson.is_shared:
         raise AnyRNNError(
             f"{lesson.dataset.name}: torchrun has started {world().size} processes, which can train one network "
             "together on whole sequences only; start one process, which may have several workers (workers, --workers)"
-        )
-    if workers > 1 and world().size > 1:
-        raise AnyRNNError(
-            f"workers: got {workers}, but torchrun has started {world().size} processes that train each network "
-            "together; expected one of the two"
         )
     if not cells or len(set(cells)) < len(cells):
         raise AnyRNNError(f"cells: got {', '.join(cells) or 'none'}, expected one or more names, each once")
@@ -150,7 +148,7 @@ def _trained(
     nothing: Callable[[], O],
     on_epoch: Callable[[Progress], None],
     on_network: Callable[[O], None] | None,
-    workers: int,
+    where: Place,
     kept: UnfinishedRun | None,
 ) -> O:
     networks = [network(name) for name in cells]
@@ -180,7 +178,7 @@ def _trained(
         on_epoch(now)
 
     trained: dict[int, tuple[Any, Any]] = {}
-    with jobs_in(workers, lesson, tell, warn if kept is None else kept.say) as jobs:
+    with where.jobs(lesson, tell, warn if kept is None else kept.say) as jobs:
         for run, (each, seed) in enumerate(product(networks, seeds), 1):
             jobs.submit(Job(each, seed, run, None if kept is None else kept.checkpoints(each.name, seed, what)))
         for job, outcome in jobs.as_completed():

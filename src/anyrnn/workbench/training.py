@@ -51,7 +51,7 @@ class Run:
     decline_luck: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     probabilities: tuple[tuple[float, ...], ...] | None = None
-    loading: float = 0.0
+    loading: float = field(default=0.0, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As `results.json` has it."""
@@ -87,9 +87,8 @@ class Training(ABC, Generic[M, R]):
         self.model, self.settings, self.seed = model, settings, seed
         self.optimizer, self.rate, self.course, self.amount = optimizer, rate, course, amount
         self.world, self.seconds, self.loading = world(), 0.0, 0.0
-        self._before = self._since = (
-            0.0  # the seconds spent until this epoch began, and the time up to which they count
-        )
+        self._before = 0.0  # the seconds that were spent when this epoch began
+        self._since = 0.0  # the time up to which they are counted
         self._place: Mapping[str, Any] | None = None
         self._checkpoints: Checkpoints | None = None
 
@@ -176,6 +175,7 @@ class Training(ABC, Generic[M, R]):
         state = self._state(place)
         if self.world.first:
             checkpoints.save(state)
+        self._since = time.perf_counter()  # keeping is no training
 
     def place(self) -> Mapping[str, Any] | None:
         """How far the epoch was when the training was cut off; None: it begins."""

@@ -77,6 +77,10 @@ class Order:
         folder, identity = (None, {}) if kept is None else (kept.folder, kept.identity)
         return cls(job.network.name, job.seed, folder, identity)
 
+    def checkpoints(self, say: Callable[[str], None]) -> Checkpoints | None:
+        """Those of the job, in a process that has its folder."""
+        return None if self.folder is None else Checkpoints(self.folder, self.identity, say)
+
 
 @dataclass(frozen=True)
 class Done:
@@ -94,7 +98,7 @@ class Failed:
     refused: bool
 
 
-def done(work: Work, order: Order, tell: Tell, say: Callable[[str], None]) -> Done | Failed:
+def done(work: Work, order: Order, tell: Tell, checkpoints: Checkpoints | None) -> Done | Failed:
     """Do a job.
 
     Args:
@@ -102,12 +106,11 @@ def done(work: Work, order: Order, tell: Tell, say: Callable[[str], None]) -> Do
         order: The job.
         tell: Called after each epoch. It returns when that was told to the user, or written down: a line of
             `metrics.jsonl` comes before the checkpoint of its epoch.
-        say: Is told what went wrong and was put right.
+        checkpoints: Where the state of the job is kept as it goes.
     """
-    kept = None if order.folder is None else Checkpoints(order.folder, order.identity, say)
     try:
         with engine(work.engine), _default_dtype(work.dtype):
-            model, run = work.lesson.train(network(order.network), order.seed, tell, kept)
+            model, run = work.lesson.train(network(order.network), order.seed, tell, checkpoints)
     except AnyRNNError as error:
         return Failed(str(error), refused=True)
     except Exception:  # noqa: BLE001 - a cell of the user's own may raise anything

@@ -263,6 +263,12 @@ WORKERS = Option(
     "Training runs at once, each in a process of its own, with its own THREADS and the data in memory. The scores are "
     "the same.",
 )  # fmt: skip
+SCHEDULER = Option(
+    "scheduler", "--scheduler", str, _TRAINING,
+    "A Dask scheduler, whose workers do the training runs, one each at a time: pip install 'anyrnn[dask]'. The scores "
+    "are the same.",
+    metavar="ADDRESS", example="tcp://host:8786",
+)  # fmt: skip
 EPOCHS = Option(
     "epochs", "--epochs", int, _TRAINING, "Passes over the training part, at most.",
     default=f"{LEAST_EPOCHS}, more if the sequences are few",
@@ -352,8 +358,8 @@ TRIALS = Option(
     "trials", "--trials", int, _TRAINING, "How many networks to try.", default=f"{TRIALS_DONE}", example=TRIALS_DONE
 )
 
-FIT = _in_order(CELL, SEED, *_TRAINED)
-COMPARE = _in_order(CELLS, SEEDS, WORKERS, *_TRAINED)
+FIT = _in_order(CELL, SEED, SCHEDULER, *_TRAINED)
+COMPARE = _in_order(CELLS, SEEDS, WORKERS, SCHEDULER, *_TRAINED)
 _OF_SEQUENCES = [each for each in _TRAINED if each.section not in {_TAGGING, _FORECASTS, _TEXTS}]
 #: What `tune` says of options that are for other tasks as well elsewhere.
 _TUNED = {

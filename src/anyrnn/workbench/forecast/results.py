@@ -74,23 +74,26 @@ class ForecastResults(Outcome):
     @property
     def verdict(self) -> str:
         """The answer in a sentence, which says first if a naive forecast is as good."""
-        best, name = self.best, self.metric.upper() if len(self.metric) == 4 else self.metric
+        best, name = self.best, _written(self.metric)
         title, score = best.model.network.title, best.score_mean
         spread = best.score_std
         says = f"{title} has a {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        luck = 2 * max(entry.score_std or 0.0 for entry in self.entries)
+        own = best.score_std or 0.0
         if self.naive is not None:
             other = self.naive.scores[self.metric]
             if other <= score:
                 return f"No network: the forecast “{self.naive.name}” has a {name} of {other:.4g}; {says}."
-            if other - score <= luck:
+            if other - score <= 2 * own:
                 return f"{says}, but that is a tie with the forecast “{self.naive.name}” ({other:.4g})."
             says += f"; the best naive forecast, “{self.naive.name}”, {other:.4g}"
-        others = sorted((e.score_mean, e.model.network.title) for e in self.entries if e is not best)
-        if others and others[0][0] - score <= luck:
-            says += f"; {others[0][1]} is within the spread ({others[0][0]:.4g})"
-        elif others:
-            says += f"; {others[0][1]} follows with {others[0][0]:.4g}"
+        others = [entry for entry in self.entries if entry is not best]
+        if others:
+            second = min(others, key=lambda entry: entry.score_mean)
+            named, follows = second.model.network.title, second.score_mean
+            if follows - score <= 2 * max(own, second.score_std or 0.0):
+                says += f"; {named} is within the spread ({follows:.4g})"
+            else:
+                says += f"; {named} follows with {follows:.4g}"
         return f"{says}."
 
     @property
@@ -106,7 +109,7 @@ class ForecastResults(Outcome):
         if not behind:
             return ()
         named = ", ".join(f"{title} ({score:.4g})" for title, score in behind)
-        return (f"Not better than the forecast “{seasonal.name}” ({least:.4g} {self.metric}): {named}.",)
+        return (f"Not better than the forecast “{seasonal.name}” ({_written(self.metric)} {least:.4g}): {named}.",)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table."""
@@ -215,6 +218,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train each network with each seed on series, and score all of them from the same origins.
 
@@ -233,6 +237,7 @@ def compare(
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
         workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds, an unknown metric; and if a
@@ -263,6 +268,7 @@ def compare(
         overwrite=overwrite,
         callbacks=callbacks,
         workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -280,6 +286,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> ForecastResults:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
     return _train_all(
@@ -295,6 +302,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         callbacks=callbacks,
+        scheduler=scheduler,
     )
 
 
@@ -322,6 +330,11 @@ def _train_all(
 
     results: ForecastResults = train_all(ForecastLesson(data, settings, metric), cells, seeds, nothing, **how)
     return results
+
+
+def _written(metric: str) -> str:
+    """A metric as sentences name it."""
+    return {"smape": "sMAPE", "pinball": "pinball loss", "coverage": "coverage"}.get(metric, metric.upper())
 
 
 def _baselines(data: Forecasting) -> tuple[NaiveForecast, ...]:

@@ -156,6 +156,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> TextResults:
     """Train each network with each seed on a text, all with the same budget.
 
@@ -173,6 +174,7 @@ def compare(
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
         workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown or bidirectional cell, a cell given twice, no seeds; if a training run diverges.
@@ -191,6 +193,7 @@ def compare(
         overwrite=overwrite,
         callbacks=callbacks,
         workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -207,6 +210,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> TextResults:
     """Train one network once. The results are those of a comparison of one: see `compare` for the arguments."""
     return _train_all(
@@ -221,6 +225,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         callbacks=callbacks,
+        scheduler=scheduler,
     )
 
 

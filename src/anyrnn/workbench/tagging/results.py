@@ -126,6 +126,7 @@ def compare(
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> TagResults:
     """Train each network with each seed, all on the same split with the same budget.
 
@@ -143,6 +144,7 @@ def compare(
         overwrite: Replace a run in `folder`.
         callbacks: Each is called after each epoch with what a line of `metrics.jsonl` has.
         workers: How many training runs go on at once, each in a process of its own.
+        scheduler: The address of a Dask scheduler, whose workers do the training runs: see `anyrnn.workbench.compare`.
 
     Raises:
         AnyRNNError: for an unknown cell, no cell, a cell given twice, no seeds, a bidirectional network where causal
@@ -175,6 +177,7 @@ def compare(
         overwrite=overwrite,
         callbacks=callbacks,
         workers=workers,
+        scheduler=scheduler,
     )
 
 
@@ -191,6 +194,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
+    scheduler: str | None = None,
 ) -> TagResults:
     """Train one network once: "bilstm" if none is named, or "lstm" for causal answers. See `compare`."""
     settings = settings or TagSettings()
@@ -207,6 +211,7 @@ def fit(
         resume=resume,
         overwrite=overwrite,
         callbacks=callbacks,
+        scheduler=scheduler,
     )
 
 
