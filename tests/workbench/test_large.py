@@ -191,6 +191,17 @@ def test_a_large_table_that_will_not_do_is_named(tmp_path: Path, change: Any, me
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    made().select("id", "t", "b", "y").write_parquet(path, compression="uncompressed", statistics=False)
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\xff" * 36  # the header of the first page
+    path.write_bytes(data)
+    with pytest.raises(AnyRNNError, match="this cannot be read as Parquet"):
+        load(path, stream="always", **ROLES)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     writer = ondisk.FlatFileWriter(np.float32, 1)
     writer._file.close()
@@ -268,3 +279,10 @@ def test_the_commands_stream_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert predicted[0] == predicted[1]
     assert predicted[0].count("\n") == SEQUENCES + 1
+
+
+def test_predict_of_another_kind_of_run_has_nothing_to_stream(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": 2, "kind": "tagging"}')
+    result = CliRunner().invoke(app, ["predict", str(tmp_path), "x.parquet", "--stream", "never"])
+    assert result.exit_code == 2
+    assert "--stream is for runs of sequences" in " ".join(result.output.split())
