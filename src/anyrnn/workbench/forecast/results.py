@@ -30,6 +30,8 @@ from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT
 from anyrnn.workbench.train import using_threads
 
+_SPELLED = ("mae", "rmse", "rrse", "smape")  # read letter by letter, and the first letter begins with a vowel
+
 #: What a forecast can be chosen by: less is better.
 CHOICES = tuple(name for name in METRICS if name != "coverage")
 
@@ -112,15 +114,15 @@ class ForecastResults:
     @property
     def verdict(self) -> str:
         """The answer in a sentence, which says first if a naive forecast is as good."""
-        best, name = self.best, _written(self.metric)
+        best, name = self.best, ("an " if self.metric in _SPELLED else "a ") + _written(self.metric)
         title, score = best.model.network.title, best.mean(self.metric)
         spread = best.std(self.metric)
-        says = f"{title} has a {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        says = f"{title} has {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
         own = best.std(self.metric) or 0.0
         if self.naive is not None:
             other = self.naive.metrics[self.metric]
             if other <= score:
-                return f"No network: the forecast “{self.naive.name}” has a {name} of {other:.4g}; {says}."
+                return f"No network: the forecast “{self.naive.name}” has {name} of {other:.4g}; {says}."
             if other - score <= 2 * own:
                 return f"{says}, but that is a tie with the forecast “{self.naive.name}” ({other:.4g})."
             says += f"; the best naive forecast, “{self.naive.name}”, {other:.4g}"
