@@ -76,19 +76,11 @@ class ForecastResults(Outcome):
     @property
     def verdict(self) -> str:
         """The answer in a sentence, which says first if a naive forecast is as good."""
-<<<<<<< HEAD
-        best, name = self.best, _written(self.metric)
+        best, name = self.best, ("an " if self.metric in _SPELLED else "a ") + _written(self.metric)
         title, score = best.model.network.title, best.score_mean
         spread = best.score_std
-        says = f"{title} has a {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        own = best.score_std or 0.0
-=======
-        best, name = self.best, ("an " if self.metric in _SPELLED else "a ") + _written(self.metric)
-        title, score = best.model.network.title, best.mean(self.metric)
-        spread = best.std(self.metric)
         says = f"{title} has {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        own = best.std(self.metric) or 0.0
->>>>>>> sets
+        own = best.score_std or 0.0
         if self.naive is not None:
             other = self.naive.scores[self.metric]
             if other <= score:
