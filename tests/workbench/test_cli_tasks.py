@@ -138,7 +138,7 @@ def test_a_forecast_is_fitted_beside_naive_and_seasonal_naive(here: Path) -> Non
     out = result.stdout
     assert "sold: 2 series of 60 steps, target 'sold', 3 steps ahead, season 4\n" in out
     assert "Split: in time: of each series the last 12 steps are the test part, the 12 before them choose" in out
-    assert re.search(r"^network +mase +mae +rmse +smape +wape +pinball +coverage", out, re.MULTILINE)
+    assert re.search(r"^network +mase +mae +rmse +smape +wape +rrse +pinball +coverage", out, re.MULTILINE)
     rows = re.findall(r"^(RNN|GRU|seasonal naive \(4\)|naive) +\d", out, re.MULTILINE)
     assert rows == ["RNN", "GRU", "seasonal naive (4)", "naive"]
     assert "Forecast with the best one: anyrnn predict runs/sold DATA\n" in out
