@@ -175,7 +175,7 @@ def test_groups_validation_and_patience_are_options(here: Path) -> None:
     options = ("--group", "site", "--validation", "0.5", "--patience", 1, "--schedule", "constant", "--hidden", 3)
     result = invoke("compare", "d.csv", *COLUMNS, "--target", "y", *options, "--cells", "rnn", "--seeds", 1)
     assert result.exit_code == 0, result.output
-    assert "70 training, 70 validation and 60 test sequences of 1 steps, 1 feature, " in result.stdout
+    assert "70 training, 70 validation and 60 test sequences of 1 steps, 1 feature, target" in result.stdout
     results = open_run("runs/d").results
     assert (results["settings"]["patience"], results["dataset"]["group_column"]) == (1, "site")
     (run,) = results["models"][0]["runs"]
