@@ -86,7 +86,7 @@ def _loop(count: int, bare: bool, has_output: bool) -> Loop:
         f"            return ({row('h')}), True",
         f"    return ({row('h')}), False",
     )
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"__name__": __name__}
     exec("\n".join(lines), made)  # noqa: S102 - numbers and flags alone are put into the text
     loop: Loop = made["loop"]
     return loop

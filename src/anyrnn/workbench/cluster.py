@@ -123,9 +123,7 @@ class _OnCluster:
         self._workers: dict[str, _Worker] = {}  # by their addresses
         self._unfit: set[str] = set()  # likewise
         self._kept: dict[int, Packed | None] = {}  # by the number of the run
-        self._beginning: defaultdict[int, float] = defaultdict(
-            float
-        )  # likewise, the seconds that a stretch takes to begin
+        self._beginning: defaultdict[int, float] = defaultdict(float)  # likewise, the seconds until a stretch begins
         self._deaths: Counter[int] = Counter()  # likewise, since its last checkpoint
         self._answers: SimpleQueue[Any] = SimpleQueue()  # of stretches that have ended, whichever way
         self._looked, self._said_alone = -float("inf"), False
