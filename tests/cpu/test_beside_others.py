@@ -1,7 +1,9 @@
 """Layers on machine code beside other threads and processes: workers, a lock that is free, a cache that is not."""
 
+import contextlib
 import itertools
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 import anyrnn
+from anyrnn.compiler import trace
+from anyrnn.randomness import own_random_numbers
 
 # What the processes run: a layer that the parent used, too, and one that is compiled here.
 COMMON = """
@@ -127,3 +131,21 @@ def test_other_threads_go_on_while_a_layer_runs(threads):
     within = [start, *(t for t in ticks if start < t < end), end]
     longest = max(b - a for a, b in itertools.pairwise(within))
     assert longest < 0.5 * (end - start), f"{longest:.3f} of {end - start:.3f} s"
+
+
+def test_a_thread_that_draws_random_numbers_meanwhile_changes_no_engine(monkeypatch):
+    """As Dask's do: what draws is not the step, so it is looked at once more."""
+    threads = [threading.Thread(target=random.random)]
+
+    @contextlib.contextmanager
+    def beside_another_thread():
+        with own_random_numbers():
+            while threads:
+                threads[-1].start()
+                threads.pop().join()
+            yield
+
+    monkeypatch.setattr(trace, "own_random_numbers", beside_another_thread)
+    layer, x = anyrnn.Recurrent(anyrnn.GRUCell(3, 5)), torch.randn(30, 2, 3)
+    assert [part.engine for part in anyrnn.explain(layer, x).parts] == ["cpu"]
+    assert not threads

@@ -216,6 +216,17 @@ class _Tracer:
     questions: set[str] = field(default_factory=set)
 
     def trace(self, batch: int, fill: int, guarded: Reach | None) -> _Trace:
+        """Record a step: see `_trace`.
+
+        Where random numbers of Python's or NumPy's were drawn, it may have been another thread: a server draws some now
+        and then. A cell that draws them does so each time, for each time it is another copy of it.
+        """
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_DrawnError):
+                return self._trace(batch, fill, guarded)
+        return self._trace(batch, fill, guarded)
+
+    def _trace(self, batch: int, fill: int, guarded: Reach | None) -> _Trace:
         """Record a step.
 
         Args:
@@ -412,6 +423,13 @@ _TORCH = str(Path(torch.__file__).parent)
 _MACHINERY = frozenset({__file__, *(str(sys.modules[f"anyrnn.{name}"].__file__) for name in _OURS)})
 
 
+class _DrawnError(AnyRNNError):
+    """Random numbers of Python's or NumPy's were drawn."""
+
+
+_TRIES = 5
+
+
 @contextlib.contextmanager
 def _no_random_numbers() -> Iterator[None]:
     """Leave the random state of the process alone, and refuse a step that draws from Python's or NumPy's."""
@@ -422,7 +440,7 @@ def _no_random_numbers() -> Iterator[None]:
         drawn = before[0] != after[0] or any(np.any(a != b) for a, b in zip(before[1], after[1], strict=True))
     if drawn:
         msg = "it draws random numbers of Python's or NumPy's: draw them with torch, in the shape of x"
-        raise AnyRNNError(msg)
+        raise _DrawnError(msg)
 
 
 def registered_of(cell: nn.Module) -> dict[str, Tensor]:
