@@ -15,6 +15,9 @@ import anyrnn
 
 B, I, H = 8, 16, 32
 
+#: What a call is for: its name, whether it trains, and whether x has a gradient, as behind another layer.
+KINDS = (("forward", False, False), ("forward + backward", True, False), ("the same, x with a gradient", True, True))
+
 
 class Smoothing(nn.Module):
     """A leaky unit whose state is smoothed along its features."""
@@ -58,15 +61,14 @@ def main() -> None:
     layer = anyrnn.Recurrent(cell, I)
     print("| T | | own loop, µs a step | layer, µs a step | more |\n| --- | --- | --- | --- | --- |")
     for T in (1, 8, 100, 400):
-        x = torch.randn(T, B, I)
-        assert anyrnn.explain(layer, x).parts[0].engine == "reference"
-        for trains in (False, True):
+        for what, trains, of_x in KINDS:
+            x = torch.randn(T, B, I, requires_grad=of_x)
+            assert anyrnn.explain(layer, x).parts[0].engine == "reference"
             pairs = [
                 (microseconds(lambda: own(cell, x), trains), microseconds(lambda: layer(x)[0], trains))  # noqa: B023
                 for _ in range(max(20, 4000 // T))
             ]
             loop, ours = (median(times) / T for times in zip(*pairs, strict=True))
-            what = "forward + backward" if trains else "forward"
             print(f"| {T} | {what} | {loop:.1f} | {ours:.1f} | {100 * (ours / loop - 1):.1f} % |")
 
 

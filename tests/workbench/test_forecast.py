@@ -1,8 +1,10 @@
 """Forecasts: what is known at an origin, metrics by their definitions, networks that learn, are kept, and shown."""
 
+import base64
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -501,3 +503,10 @@ def test_the_report_needs_nothing_from_elsewhere_and_shows_every_number(results,
     assert "seasonal naive (4)" in page
     assert page.count("Orange: the forecast") == 3
     assert "coverage" in results.table()
+    files = dict(re.findall(r'download="([\w-]+)\.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page))
+    assert set(files) == {"error-by-step", "train-loss", "validation-loss", "forecast-1", "forecast-2", "forecast-3"}
+    _, *rows = csv.reader(base64.b64decode(files["forecast-1"]).decode().splitlines())
+    example = results.examples()[0]
+    assert [float(row[1]) for row in rows] == example.y.tolist()
+    assert [float(row[2]) for row in rows if row[2]] == example.said.tolist()
+    assert page.count('<div class="scroll"><svg') == 6  # on a telephone a figure scrolls, and its text keeps its size

@@ -307,6 +307,7 @@ def test_the_report_shows_text_as_text_and_needs_nothing_from_elsewhere(results,
     assert "<b>on</b>" not in page
     assert f"{results.best.score_mean:.3f}" in page
     assert page.count("What it writes at temperature") == 3
+    assert re.findall(r'download="([\w-]+\.csv)"', page) == ["train-loss.csv", "validation-loss.csv"]
 
 
 def test_a_network_that_overfits_is_named(results, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from anyrnn.workbench.baselines import baselines
 from anyrnn.workbench.cli.commands import app
 from anyrnn.workbench.fingerprint import identity
 from anyrnn.workbench.large import ahead, batches
+from anyrnn.workbench.models import network
 from anyrnn.workbench.ondisk import OnDisk
+from anyrnn.workbench.overview import described
 from anyrnn.workbench.sequences import Scaler
+from anyrnn.workbench.train import train
 
 ROLES: dict[str, Any] = {"id_column": "id", "time_column": "t", "target_column": "y"}
 OPTIONS: dict[str, Any] = {**ROLES, "missing": "nan", "gaps": "since", "group_column": "g", "delta_time": True}
@@ -92,11 +96,8 @@ def test_a_table_in_pieces_gives_what_the_whole_one_gives(tmp_path: Path, order:
 def test_networks_and_baselines_reach_the_same_scores(tmp_path: Path) -> None:
     results = []
     for data in both(tmp_path / "x.parquet", made(), **OPTIONS):
-        found = compare(data, ["rnn"], seeds=1, settings=Settings(hidden_size=4, epochs=2))
-        (run,) = found.to_dict()["models"][0]["runs"]
-        assert 0 < run.pop("loading") < run.pop("seconds")
-        results.append((run, found.to_dict()["dataset"]["overview"], found.baselines))
-        model = found.best.model
+        model, run = train(network("rnn"), data, Settings(hidden_size=4, epochs=2), 0)
+        assert 0 < run.loading < run.seconds
         unseen = load_for_prediction(
             tmp_path / "x.parquet",
             features=model.features,
@@ -106,7 +107,8 @@ def test_networks_and_baselines_reach_the_same_scores(tmp_path: Path) -> None:
             stream="always" if isinstance(data.train.x, OnDisk) else "never",
             **ROLES,
         )
-        results[-1] = (*results[-1], model.predict(unseen.x).values, unseen.truth, unseen.ids)
+        answers = model.predict(unseen.x).values, unseen.truth, unseen.ids
+        results.append((replace(run, seconds=0.0), described(data), baselines(data), *answers))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
@@ -115,6 +117,8 @@ def test_what_is_on_the_disk_goes_to_other_processes_and_then_away(tmp_path: Pat
     _, pieces = both(tmp_path / "x.parquet", made(), **OPTIONS)
     folder = tmp_path / "tmp"
     assert len(list(folder.iterdir())) == 1
+    with pytest.raises(AnyRNNError, match="are read in pieces, from the disk of this machine; expected data in memory"):
+        compare(pieces, ["rnn"], scheduler="tcp://there:1")
     copy = pickle.loads(pickle.dumps(pieces.train.x))
     assert torch.equal(copy[3].nan_to_num(-7), pieces.train.x[3].nan_to_num(-7))
     with pytest.raises(IndexError):
@@ -187,6 +191,17 @@ def test_a_large_table_that_will_not_do_is_named(tmp_path: Path, change: Any, me
     assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    made().select("id", "t", "b", "y").write_parquet(path, compression="uncompressed", statistics=False)
+    data = bytearray(path.read_bytes())
+    data[4:40] = b"\xff" * 36  # the header of the first page
+    path.write_bytes(data)
+    with pytest.raises(AnyRNNError, match="this cannot be read as Parquet"):
+        load(path, stream="always", **ROLES)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     writer = ondisk.FlatFileWriter(np.float32, 1)
     writer._file.close()
@@ -214,7 +229,7 @@ def test_baselines_that_would_take_too_long_are_left_out_and_said(monkeypatch: p
         "1-nearest neighbour on the steps",
         "ridge on random convolutions",
     ]
-    assert out[0].endswith("left out, it would take too long for 370 test sequences")
+    assert out[0].endswith("summary statistics: left out, too slow")
     assert found["ridge on the flattened steps"] > 0.9
 
 
@@ -264,3 +279,10 @@ def test_the_commands_stream_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     assert predicted[0] == predicted[1]
     assert predicted[0].count("\n") == SEQUENCES + 1
+
+
+def test_predict_of_another_kind_of_run_has_nothing_to_stream(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": 2, "kind": "tagging"}')
+    result = CliRunner().invoke(app, ["predict", str(tmp_path), "x.parquet", "--stream", "never"])
+    assert result.exit_code == 2
+    assert "--stream is for runs of sequences" in " ".join(result.output.split())

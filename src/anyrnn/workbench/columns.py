@@ -62,7 +62,7 @@ def column_names(path: File) -> list[str]:
         check_csv(path)
         names = pl.read_csv(path.source, n_rows=0, glob=False, separator=path.separator).columns
     except FAILURES as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     for name in names:  # polars renames the second 'a' to 'a_duplicated_0'
         twin = re.fullmatch(r"(.*)_duplicated_\d+", name)
         if twin and twin[1] in names:
@@ -73,7 +73,8 @@ def column_names(path: File) -> list[str]:
     return _without_blanks(names)
 
 
-def _unreadable(path: File, error: BaseException) -> AnyRNNError:
+def unreadable(path: File, error: BaseException) -> AnyRNNError:
+    """What polars could not do with a file."""
     reason = str(error).strip().split("\n", maxsplit=1)[0]
     if path.format == ".parquet":
         return AnyRNNError(f"{path}: this cannot be read as Parquet: {reason}; check that the file is complete")
@@ -158,7 +159,7 @@ def frame_of(path: File, roles: Roles) -> pl.DataFrame:
         else:
             frame = _csv(path, None if roles.id == ROW else roles.id)
     except FAILURES as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return numbered(frame, path)
 
 

@@ -81,14 +81,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            if isinstance(part.x, OnDisk):  # what its steps hold was looked at when they were written there
-                continue
             if part.x[0].shape[1] != len(self.features):
                 raise AnyRNNError(
                     f"{self.name}: got sequences of {part.x[0].shape[1]} features, expected {len(self.features)}: "
                     f"{listed(self.features)}"
                 )
-            for x, id_ in zip(part.x, part.ids, strict=True):
+            # What steps on the disk hold was looked at when they were written there.
+            for x, id_ in () if isinstance(part.x, OnDisk) else zip(part.x, part.ids, strict=True):
                 if not (x.isfinite() if self.missing is None else ~x.isinf()).all():
                     raise AnyRNNError(
                         f"{self.name}: sequence {id_!r} holds NaN or infinity, expected finite numbers: fill or drop "

@@ -14,6 +14,8 @@ from importlib import resources
 
 from markupsafe import Markup
 
+from anyrnn.workbench import charts
+
 _AIR = 8  # around the drawing: the page lets labels stand out a little, a file would cut them off
 _NOT_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _ONLY_ON_THE_PAGE = re.compile(r'<title>.*?</title>|<rect class="hover"[^>]*/>|<image class="dark"[^>]*/>', re.DOTALL)
@@ -38,6 +40,13 @@ def with_downloads(
         links.append(link.format(name, "csv", "text/csv;charset=utf-8", _base64(_csv([header, *rows])), "CSV"))
     whole = Markup('<div class="scroll">{}</div><p class="downloads">{}</p>')  # scrolls where it has no room
     return whole.format(chart, Markup("").join(links))
+
+
+def curves(lines: Sequence[charts.Line], label: str, name: str, along: str) -> Markup:
+    """Draw curves over epochs or steps, with their numbers to take away: see `charts.curves` and `with_downloads`."""
+    rows = [(line.title, *point) for line in lines for point in line.points]
+    header = ("network", along, "mean", "lowest", "highest")
+    return with_downloads(charts.curves(lines, label, along=along), name, header, rows)
 
 
 def _base64(text: str) -> str:

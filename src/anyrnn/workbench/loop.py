@@ -16,6 +16,7 @@ from anyrnn.workbench.jobs import end_a_second_run
 from anyrnn.workbench.lesson import AnyLesson, EpochEnd
 from anyrnn.workbench.metrics_log import MetricsLog
 from anyrnn.workbench.models import network
+from anyrnn.workbench.ondisk import OnDisk
 from anyrnn.workbench.outcome import Outcome
 from anyrnn.workbench.places import Place, place
 from anyrnn.workbench.processes import world
@@ -78,7 +79,7 @@ def train_all(
     """
     if workers != 1:
         end_a_second_run()
-    _check(lesson, cells, seeds)
+    _check(lesson, cells, seeds, scheduler)
     with place(workers, scheduler) as where, _told(progress, on_epoch, callbacks) as tell:
         if folder is None:
             if resume or overwrite:
@@ -94,7 +95,13 @@ def train_all(
             return results
 
 
-def _check(lesson: AnyLesson, cells: Sequence[str], seeds: tuple[int, ...]) -> None:
+def _check(lesson: AnyLesson, cells: Sequence[str], seeds: tuple[int, ...], scheduler: str | None) -> None:
+    if scheduler is not None and isinstance(getattr(lesson.dataset.train, "x", None), OnDisk):
+        raise AnyRNNError(
+            f"scheduler: got {scheduler!r}, but the steps of {lesson.dataset.name} are read in pieces, from the disk "
+            "of this machine; expected data in memory (stream='never', --stream never), or workers here (workers, "
+            "--workers)"
+        )
     if world().size > 1 and not lesson.is_shared:
         raise AnyRNNError(
             f"{lesson.dataset.name}: torchrun has started {world().size} processes, which can train one network "

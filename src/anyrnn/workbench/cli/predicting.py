@@ -29,6 +29,8 @@ def predict(given: Given) -> None:
     kind = kind_of(folder)
     if kind == "text":
         raise AnyRNNError(f"{folder}: this is a run of a text, which goes on with `anyrnn generate {folder}`")
+    if kind is not None and "stream" in given:
+        raise AnyRNNError(f"--stream is for runs of sequences, and {folder} is another one ({kind}); leave it out")
     if kind == "forecast":
         _forecast(given)
     elif kind == "tagging":

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from anyrnn.workbench import charts
+from anyrnn.workbench.downloads import curves, with_downloads
 from anyrnn.workbench.forecast.metrics import METRICS
 from anyrnn.workbench.report import page
 
@@ -63,7 +64,7 @@ def render(
         steps=_steps(models, results["baselines"]),
         train=_curves(models, "train_loss", "Training loss by epoch, a line for each network"),
         validation=_curves(models, "validation_loss", "Validation loss by epoch, a line for each network"),
-        examples=[(example.title, _fan(example)) for example in examples],
+        examples=[(each.title, _taken(each, f"forecast-{k}")) for k, each in enumerate(examples, 1)],
         band=f"{levels[0]:g} to {levels[-1]:g}" if len(levels) > 1 else "",
         hardest=hardest,
         palettes={"seq": charts.SEQUENTIAL, "div": charts.DIVERGING},
@@ -83,7 +84,7 @@ def _steps(models: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str,
         if min(each["by_step"]["mae"]) < 3 * worst:  # one far off would squeeze the others together
             points = tuple((step + 1, value, value, value) for step, value in enumerate(each["by_step"]["mae"]))
             lines.append(charts.Line(each["name"], len(models) + k, points))
-    return charts.curves(lines, "Mean absolute error of each step of the forecast", along="steps ahead")
+    return curves(lines, "Mean absolute error of each step of the forecast", "error-by-step", "steps ahead")
 
 
 def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> Markup:
@@ -95,7 +96,16 @@ def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> Markup
                 by_epoch.setdefault(point["epoch"], []).append(point[key])
         points = tuple((e, sum(v) / len(v), min(v), max(v)) for e, v in sorted(by_epoch.items()))
         lines.append(charts.Line(model["title"], colour, points))
-    return charts.curves(lines, label, along="epochs")
+    return curves(lines, label, key.replace("_", "-"), "epochs")
+
+
+def _taken(example: Example, name: str) -> Markup:
+    """A drawing of a forecast with its numbers to take away."""
+    missing = [("", "", "")] * (len(example.y) - len(example.said))
+    said = missing + np.stack([example.said, example.low, example.high], axis=1).tolist()
+    pairs = enumerate(zip(example.y.tolist(), said, strict=True))
+    rows = [(example.first + k, y, *row) for k, (y, row) in pairs]
+    return with_downloads(_fan(example), name, ("step", "value", "forecast", "lowest", "highest"), rows)
 
 
 def _fan(example: Example) -> Markup:

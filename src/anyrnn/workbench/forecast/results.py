@@ -23,6 +23,8 @@ from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.unfinished import UnfinishedRun
 
+_SPELLED = ("mae", "rmse", "rrse", "smape")  # read letter by letter, and the first letter begins with a vowel
+
 #: What a forecast can be chosen by: less is better.
 CHOICES = tuple(name for name in METRICS if name != "coverage")
 
@@ -74,15 +76,15 @@ class ForecastResults(Outcome):
     @property
     def verdict(self) -> str:
         """The answer in a sentence, which says first if a naive forecast is as good."""
-        best, name = self.best, _written(self.metric)
+        best, name = self.best, ("an " if self.metric in _SPELLED else "a ") + _written(self.metric)
         title, score = best.model.network.title, best.score_mean
         spread = best.score_std
-        says = f"{title} has a {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        says = f"{title} has {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
         own = best.score_std or 0.0
         if self.naive is not None:
             other = self.naive.scores[self.metric]
             if other <= score:
-                return f"No network: the forecast “{self.naive.name}” has a {name} of {other:.4g}; {says}."
+                return f"No network: the forecast “{self.naive.name}” has {name} of {other:.4g}; {says}."
             if other - score <= 2 * own:
                 return f"{says}, but that is a tie with the forecast “{self.naive.name}” ({other:.4g})."
             says += f"; the best naive forecast, “{self.naive.name}”, {other:.4g}"

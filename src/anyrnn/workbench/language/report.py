@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from anyrnn.workbench import charts
+from anyrnn.workbench.downloads import curves
 from anyrnn.workbench.report import page
 
 _LISTED = 12
@@ -47,7 +50,7 @@ def render(
     )
 
 
-def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> object:
+def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> Markup:
     """Learning curves in bits a token: of each epoch the mean over the runs that have it, and their range."""
     lines = []
     for colour, model in enumerate(models):
@@ -57,7 +60,7 @@ def _curves(models: Sequence[Mapping[str, Any]], key: str, label: str) -> object
                 by_epoch.setdefault(point["epoch"], []).append(point[key] / math.log(2))
         points = tuple((e, sum(v) / len(v), min(v), max(v)) for e, v in sorted(by_epoch.items()))
         lines.append(charts.Line(model["title"], colour, points))
-    return charts.curves(lines, label, along="epochs")
+    return curves(lines, label, key.replace("_", "-"), "epochs")
 
 
 def overfitting(models: Sequence[Mapping[str, Any]]) -> list[str]:
