@@ -1,7 +1,9 @@
 """Where training runs are done: what makes no sense is refused; and a training run in stretches, as clusters do it."""
 
+import pickle
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench import cluster, compare
 from anyrnn.workbench.cli import app
 from anyrnn.workbench.models import KNOWN
+from anyrnn.workbench.ondisk import FlatFile
 from anyrnn.workbench.train import SequenceLesson
-from anyrnn.workbench.work import Done, Failed, Order, Work
+from anyrnn.workbench.work import Done, Failed, Order, Work, pickled
 
 ADDRESS = "tcp://127.0.0.1:8786"
 
@@ -55,21 +58,31 @@ def test_stretches_of_an_epoch_each_are_the_whole_training_run() -> None:
     lesson = SequenceLesson(sums(), SETTINGS.resolved(sums()))
     model, run = lesson.train(KNOWN["gru"], 1)
     told: list[Any] = []
-    last = None
+    last, sent = None, pickle.loads(pickle.dumps(cluster.Sent(pickled(Work.of(lesson)))))
     for _ in range(SETTINGS.epochs):
-        found = cluster.stretch(Work.of(lesson), Order("gru", 1, None, {}), last, 0.0)
+        found = cluster.stretch(sent, Order("gru", 1, None, {}), last, 0.0)
         told += found.epochs
         last = found.kept
     assert isinstance(found.answer, Done)
     assert [end.epoch for end in told] == list(run.history)
     assert all(torch.equal(found.answer.weights[name], each) for name, each in model.module.state_dict().items())
     assert found.answer.run.predictions == run.predictions
-    again = cluster.stretch(Work.of(lesson), Order("gru", 1, None, {}), last, 0.0)  # it had ended
+    again = cluster.stretch(sent, Order("gru", 1, None, {}), last, 0.0)  # it had ended
     assert (again.epochs, again.kept) == ((), None)
     assert isinstance(again.answer, Done)
-    failed = cluster.stretch(Work.of(lesson), Order("grü", 1, None, {}), None, 0.0)
+    failed = cluster.stretch(sent, Order("grü", 1, None, {}), None, 0.0)
     assert isinstance(failed.answer, Failed)
     assert failed.answer.refused
+    assert pickle.loads(pickle.dumps(sent)).work.lesson.settings == lesson.settings  # it may be moved
+
+
+def test_data_that_are_in_a_file_elsewhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "steps").write_bytes(b"12345678")
+    sent = cluster.Sent(pickle.dumps(FlatFile(tmp_path / "steps", "float64", 1)))
+    (tmp_path / "steps").unlink()
+    found = cluster.stretch(sent, Order("gru", 1, None, {}), None, 0.0)
+    assert isinstance(found.answer, Failed)
+    assert "a process on another machine needs the data in memory" in found.answer.text
 
 
 def test_what_differs_on_a_worker_is_named() -> None:

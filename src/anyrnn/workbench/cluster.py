@@ -117,7 +117,7 @@ class _OnCluster:
     def __init__(self, client: Any, lesson: AnyLesson, tell: Tell, say: Callable[[str], None]) -> None:
         self._client, self._lesson, self._tell, self._say = client, lesson, tell, say
         self._address: str = client.scheduler.address
-        self._work = _Sent(pickled(Work.of(lesson)))
+        self._work = Sent(pickled(Work.of(lesson)))
         self._waiting: deque[Job] = deque()
         self._own: set[str] = set()  # cells
         self._workers: dict[str, _Worker] = {}  # by their addresses
@@ -279,17 +279,30 @@ class _OnCluster:
             job.checkpoints.store(kept)
 
 
-class _Sent:
-    """What all jobs have in common, on its way: bytes here, a value there, which Dask takes to be as large."""
+class Sent:
+    """What all jobs have in common, on its way: Dask carries bytes, of which the first stretch there makes a value."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data, self._size = data, len(data)
+        self._work: Work | None = None
+
+    @property
+    def work(self) -> Work:
+        """The value; the bytes are not needed any more.
+
+        Raises:
+            AnyRNNError: if it cannot be had here, such as data in a file that is elsewhere.
+        """
+        if self._work is None:
+            self._work = pickle.loads(self._data)  # noqa: S301 - from whoever has started this worker
+            self._data = b""
+        return self._work
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self._data,)
+        return Sent, (self._data or pickled(self._work),)
 
     def __sizeof__(self) -> int:
-        return len(self._data)
+        return self._size
 
 
 # On both sides
@@ -391,17 +404,16 @@ class _Relay(Checkpoints):
 _BUSY = threading.Lock()  # of a worker with several threads, if several comparisons use it
 
 
-def stretch(work: Work, order: Order, last: Packed | None, seconds: float) -> Stretch:
-    """Train for about so many seconds, a whole number of epochs, or of chunks of a text, to the next checkpoint."""
+def stretch(sent: Sent, order: Order, last: Packed | None, seconds: float) -> Stretch:
+    """Train for about so many seconds, a whole number of epochs, from a checkpoint to the next."""
     with _BUSY:
         epochs: list[EpochEnd] = []
         relay = _Relay(last, seconds)
         answer: Done | Failed | None = None
-        with suppress(_Enough):
-            answer = done(work, order, epochs.append, relay)
+        try:
+            answer = done(sent.work, order, epochs.append, relay)
+        except _Enough:
+            pass
+        except AnyRNNError as error:  # the data cannot be had here
+            answer = Failed(str(error), refused=True)
         return Stretch(tuple(epochs), None if relay.last is last else relay.last, answer, relay.beginning)
-
-
-def _received(data: bytes) -> Work:
-    work: Work = pickle.loads(data)  # noqa: S301 - from whoever has started this worker
-    return work
