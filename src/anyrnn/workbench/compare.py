@@ -131,7 +131,7 @@ def compare(
             and the data in its memory. The results are the same, bit for bit; what is told comes as it happens, of
             several runs in turns. A script needs ``if __name__ == "__main__":`` around what it does, since each
             process imports it.
-        scheduler: The address of a Dask scheduler, such as "tcp://host:8786", whose workers do the training runs, one
+        scheduler: The address of a Dask scheduler, such as ``tcp://host:8786``, whose workers do the training runs, one
             each at a time, to the same results; the run folder stays here. It needs ``pip install 'anyrnn[dask]'``.
 
     Raises:
