@@ -31,7 +31,7 @@ SEED ?= 1
 # What `make test-all` adds: so many minutes of damaged files of each kind.
 MINUTES ?= 10
 
-.PHONY: demo test cells test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
+.PHONY: demo test long cells test-all test-avx2 test-torch test-estimators docs docs-quick check format bench clean
 
 demo: $(READY)  ## train and compare six recurrent networks on real data, write a report
 	$(BIN)/anyrnn compare japanese-vowels --out $(RUN) --overwrite
@@ -39,6 +39,9 @@ demo: $(READY)  ## train and compare six recurrent networks on real data, write 
 test: $(READY)  ## run every test, and some once more as on a processor without AVX-512
 	$(PYTEST)
 	if grep -qw avx2 /proc/cpuinfo; then $(AVX2) $(PYTEST) $(ON_AVX2); fi
+
+long: $(READY)  ## run the tests that take longest, which `make test` leaves out
+	$(PYTEST) --all -m long
 
 cells: $(READY)  ## compare random cells with the loop: 100 of each of three kinds, or EXAMPLES=1000
 	ANYRNN_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 20000 --hypothesis-seed $(SEED) $(RANDOM_CELLS)

@@ -98,6 +98,7 @@ def test_every_cell_is_wrapped_and_compiled_or_refused_with_the_reason(pair):
     close(fast, slow, atol=1e-9)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("pair", [pair for pair in TABLE if pair not in REFUSED], ids="-".join)
 def test_every_parameter_of_a_wrapper_matters_and_the_cells_keep_their_names(pair):
     cell = wrapped(*pair)

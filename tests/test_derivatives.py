@@ -110,6 +110,7 @@ def gradient(function, x: Tensor) -> Tensor:
         return torch.autograd.grad(function(leaf), leaf)[0]
 
 
+@pytest.mark.grid(2)
 @every
 @each
 def test_in_evaluation_mode_gradients_are_those_of_the_reference_and_nothing_is_drawn(name, option):

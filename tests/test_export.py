@@ -136,6 +136,7 @@ def program_of(name, ragged):
 ragged_or_full = pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 
 
+@pytest.mark.grid(2)
 @ragged_or_full
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_program_takes_any_sizes_and_its_own_weights(name, ragged):
@@ -152,6 +153,7 @@ def test_a_program_takes_any_sizes_and_its_own_weights(name, ragged):
     torch.testing.assert_close(seeded(ours, given), seeded(lighter, given), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.grid(3)
 @ragged_or_full
 @pytest.mark.parametrize("name", LAYERS)
 def test_decomposed_it_is_plain_operations_around_the_loop(name, ragged):
@@ -260,6 +262,7 @@ class Both(nn.Module):
         return self.first(x.transpose(0, 1), lengths), self.second(x, lengths)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
 def test_a_package_of_aotinductor_runs_there_too(tmp_path):
     names = "own cell, 2 layers, 2 directions", "LSTM, 2 layers, 2 directions"

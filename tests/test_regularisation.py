@@ -294,7 +294,9 @@ def test_rows_do_not_depend_on_their_batch_mates(option):
 
 
 @pytest.mark.usefixtures("_compiled_anew")
-@pytest.mark.parametrize(("name", "backend"), [("LSTM", "aot_eager"), ("ConcatGRU", "inductor")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [("LSTM", "aot_eager"), pytest.param("ConcatGRU", "inductor", marks=pytest.mark.long)]
+)
 def test_below_torch_compile_masks_are_those_of_an_ordinary_call(name, backend):
     layer = CASES[name].layer(num_layers=2, **OPTIONS["all"])
     compiled = torch.compile(layer, fullgraph=True, backend=backend)

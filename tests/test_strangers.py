@@ -112,6 +112,7 @@ def close(got, want):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("name", STRANGERS)
 def test_it_is_its_own_users_loop_and_runs_on_the_engine_that_is_expected(name):
     case = Case(name)

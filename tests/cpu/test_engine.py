@@ -80,6 +80,7 @@ def test_every_cell_is_what_the_reference_says(case, size, dtype, runs):
 
 
 # The sizes are those of the test above, whose code is there.
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("case, size", FIRST, ids=ids(FIRST))
 def test_without_gradients_the_same_comes_out_and_less_is_kept(case, size, runs):
     cell = made(case, size, DOUBLE)

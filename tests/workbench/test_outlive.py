@@ -264,7 +264,7 @@ def test_numbers_of_any_size_are_trained_saved_and_shown(here: Path, scale: floa
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are none on Windows")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
 def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -89,6 +89,7 @@ def same_weights(one: Results, other: Results) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(one).values(), weights(other).values(), strict=True))
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("cell", NETWORKS)
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(few: Dataset, cell: str) -> None:
     one, two, other = (fit(few, cell, seed=seed, settings=QUICK) for seed in (3, 3, 4))
@@ -402,6 +403,7 @@ def test_gates_are_those_that_made_the_output(few: Dataset, cell: str) -> None:
     assert (found.sequence, found.true) == (few.test.ids[5], few.classes[int(few.test.y[5])])
 
 
+@pytest.mark.grid(2)
 @pytest.mark.parametrize("cell", NETWORKS)
 def test_the_gradient_of_the_last_state_is_measured_for_every_network(few: Dataset, cell: str) -> None:
     points = flow(fit(few, cell, settings=QUICK).entries[0].model, few.test)
