@@ -22,7 +22,7 @@ from anyrnn.layers import Layer
 from anyrnn.workbench import peers
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.models import Network, network
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 from anyrnn.workbench.peers import Contender, Problem
 
 PEERS = ("torch.nn", "loop", "onnxruntime", "jax", "compile")

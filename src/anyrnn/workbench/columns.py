@@ -8,7 +8,7 @@ import polars as pl
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.files import File
 from anyrnn.workbench.frames import Frame
-from anyrnn.workbench.parsed import did_you_mean, listed
+from anyrnn.workbench.names import did_you_mean, listed
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.text import check_csv, check_parquet, first_line_hint, odd_quotes, ragged_row
 

@@ -19,9 +19,10 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.files import JAPANESE_VOWELS, stem_of
 from anyrnn.workbench.gaps import GAPS, Gaps
+from anyrnn.workbench.names import did_you_mean, listed
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
 from anyrnn.workbench.ondisk import OnDisk, lengths_of
-from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed
+from anyrnn.workbench.parsed import Missing, Parsed, Task
 from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Inputs, Scaler, Sequences, batch
 from anyrnn.workbench.sources import Source, given_test_of, is_ts, parsed_source, source_of, with_words_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 
 JAPANESE_VOWELS = "japanese-vowels"
 _TEXTS = (".ts", ".csv", ".tsv")

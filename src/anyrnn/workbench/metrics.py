@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 
 _DRAWS = 200  # of a bootstrap: its standard deviation is right to one in twenty
 

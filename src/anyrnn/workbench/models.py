@@ -23,7 +23,7 @@ from anyrnn.layers import Layer
 from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.large import gathered
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 from anyrnn.workbench.reading import Reading, check_reading
 from anyrnn.workbench.sequences import Scaler
 

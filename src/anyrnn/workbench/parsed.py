@@ -5,9 +5,8 @@ Leans on next to nothing; `ts.py` and `table.py` make a `Parsed`, `data.py` turn
 
 import math
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -28,9 +27,6 @@ NOT_A_NAME = frozenset({"", "nan", "NaN", "<NA>", "NaT"})
 # A number as half of the world writes it, whole or not, and one whose comma may set off the thousands instead.
 DECIMAL_COMMA = r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?"
 THOUSANDS_COMMA = r"[+-]?[1-9]\d{0,2},\d{3}"
-
-_MOST_NAMES = 20  # a message that lists more than this is no longer read
-_LONGEST = 80  # letters of a name that are shown: a file in another encoding may be one name
 
 
 @dataclass(frozen=True)
@@ -140,16 +136,3 @@ def number(text: str) -> float | None:
 
 def _float32(value: float) -> float:
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def listed(names: Collection[str]) -> str:
-    """Names for a message, cut off where a list stops being of use."""
-    shown = ", ".join(f"{name[:_LONGEST]}..." if len(name) > _LONGEST else name for name in [*names][:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
-
-
-def did_you_mean(got: str, names: Collection[str]) -> str:
-    """The end of a message about an unknown name: the likeliest known one, or nothing."""
-    by_lower = {name.lower(): name for name in names}
-    close = get_close_matches(got.lower(), by_lower, n=1)
-    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.names import listed
 from anyrnn.workbench.ondisk import OnDisk, Steps, lengths_of, missing_of, pieces
-from anyrnn.workbench.parsed import listed
 from anyrnn.workbench.sequences import Inputs, Scaler
 
 DELTA_TIME = "delta time"  # the name of the feature

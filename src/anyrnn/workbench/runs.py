@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.models import Model, Predictions
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 from anyrnn.workbench.stored import MADE_BY, file_names, load_model, model_names, read_json, write_json
 
 M = TypeVar("M")  # a trained model

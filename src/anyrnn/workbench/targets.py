@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 
 from anyrnn.errors import AnyRNNError
-from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Parsed, Task, Value, listed
+from anyrnn.workbench.names import listed
+from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Parsed, Task, Value
 from anyrnn.workbench.sequences import Sequences
 
 _OTHER: Mapping[Task, Task] = {"classification": "regression", "regression": "classification"}

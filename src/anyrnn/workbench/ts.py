@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.gaps import note_on_padding
-from anyrnn.workbench.parsed import Missing, Parsed, Task, did_you_mean, listed, number
+from anyrnn.workbench.names import did_you_mean, listed
+from anyrnn.workbench.parsed import Missing, Parsed, Task, number
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.stamps import on_one_axis, split_channels
 from anyrnn.workbench.text import check_kind

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Parsed, Value, listed, number
+from anyrnn.workbench.names import listed
+from anyrnn.workbench.parsed import DECIMAL_COMMA, THOUSANDS_COMMA, Parsed, Value, number
 from anyrnn.workbench.sequences import Inputs
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.cli.options import CONFIGURED, Option, joined, usual_word
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 
 _WIDTH = 96  # of a comment in a file that is written
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.table import SeriesColumns, read_series
-from anyrnn.workbench.parsed import listed
+from anyrnn.workbench.names import listed
 
 _MOST_WINDOWS = 20_000  # that a part is scored on: with more of them, origins are taken farther apart
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import ROW, Roles, column_names, frame_of, likely
 from anyrnn.workbench.files import opened, separated, stem_of
-from anyrnn.workbench.parsed import Missing, listed
+from anyrnn.workbench.names import listed
+from anyrnn.workbench.parsed import Missing
 from anyrnn.workbench.table import Table
 
 

@@ -18,8 +18,9 @@ from anyrnn.workbench.columns import Columns
 from anyrnn.workbench.data import Choices
 from anyrnn.workbench.files import format_of, opened, stem_of
 from anyrnn.workbench.gaps import Gaps
+from anyrnn.workbench.names import listed
 from anyrnn.workbench.notes import notes_on_classes, notes_on_sequences
-from anyrnn.workbench.parsed import Missing, Parsed, Task, Value, listed
+from anyrnn.workbench.parsed import Missing, Parsed, Task, Value
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Scaler, Sequences
 from anyrnn.workbench.sources import with_words_of

@@ -13,8 +13,9 @@ import torch
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.columns import Columns
+from anyrnn.workbench.names import listed
 from anyrnn.workbench.notes import notes_on_unseen
-from anyrnn.workbench.parsed import Missing, Value, listed, number
+from anyrnn.workbench.parsed import Missing, Value, number
 from anyrnn.workbench.reading import Reading
 from anyrnn.workbench.sequences import Inputs, Scaler
 from anyrnn.workbench.tagging.load import Read, encoded, is_table, read_steps

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.metrics import CLASS_METRICS, NUMBER_METRICS, Metric
-from anyrnn.workbench.parsed import did_you_mean
+from anyrnn.workbench.names import did_you_mean
 from anyrnn.workbench.tagging.spans import SCHEMES, Scheme, Spans, has_spans
 
 SPAN_METRICS = ("span-f1", "span-precision", "span-recall")

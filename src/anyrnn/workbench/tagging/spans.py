@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from anyrnn.workbench.parsed import listed
+from anyrnn.workbench.names import listed
 
 OUTSIDE = "O"
 #: By the name of a scheme, the letters of the first step of a span, of those within, of the last, and of an only one.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.gaps import Gaps
-from anyrnn.workbench.parsed import listed
+from anyrnn.workbench.names import listed
 from anyrnn.workbench.reading import Reading, check_seen, scaler_for
 from anyrnn.workbench.sequences import Scaler, Sequences
 from anyrnn.workbench.tagging.scores import Scorer
