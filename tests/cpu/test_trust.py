@@ -139,7 +139,7 @@ SEEN = {
         ".",
     ),
     "memory that nobody wrote": (
-        lambda c, x, h: torch.tanh(c.W(x) + h + 0 * torch.empty_like(h)),
+        lambda c, x, h: torch.tanh(c.W(x) + torch.where(h > 9, torch.empty_like(h), h)),  # zero times it may be NaN
         "nobody has written",
     ),
     "a part of memory written": (

@@ -10,6 +10,7 @@ does, is refused.
 
 from __future__ import annotations
 
+import collections
 import dis
 import enum
 import functools
@@ -56,10 +57,9 @@ _IDENTITIES = (
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType),
     *(types.GenericAlias, types.UnionType, types.CodeType, type, enum.Enum, re.Pattern, torch.Generator),
     *(logging.Logger, logging.Handler, io.IOBase, type(threading.Lock()), type(threading.RLock())),
+    type(vars(collections.namedtuple("_", "field"))["field"]),  # of which the class is compared
 )
-_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"}) | {
-    "_collections",  # the fields of named tuples, of which the class is compared
-}  # modules
+_IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"})  # modules
 _HEAP = 1 << 9  # the flag of classes that are no part of an interpreter or extension
 _MISSING = object()
 _LOOSE = "loose"  # the kind of a tensor that is no attribute of a module
