@@ -4,7 +4,7 @@ Everything shown or saved later, by the table, the report and the run folder, is
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from anyrnn.workbench.overview import described
 from anyrnn.workbench.processes import world
 from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.report import render
-from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import save_model
 from anyrnn.workbench.train import SequenceLesson, Settings
 from anyrnn.workbench.training import Run
@@ -45,15 +44,16 @@ class Results(Scored[Dataset, Model]):
             f"seed{'s' if len(self.seeds) > 1 else ''}, {settings.epochs} epochs, hidden size {settings.hidden_size}"
         )
 
-    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: see `Outcome.save`."""
-        results = self.to_dict()
+    def report(self, results: Mapping[str, Any]) -> str:
+        """The report: see `Outcome.report`."""
         test = self.dataset.test
         longest = int(lengths_of(test.x).argmax())  # the one with most to see
-        models = [entry.model for entry in self.entries]
-        flows = {model.network.name: flow(model, test) for model in models}
-        report = render(results, gates(self.best.model, test, longest), flows)
-        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
+        flows = {entry.model.network.name: flow(entry.model, test) for entry in self.entries}
+        return render(results, gates(self.best.model, test, longest), flows)
+
+    def write_model(self, folder: Path, model: Any) -> None:
+        """Write a model: see `Outcome.write_model`."""
+        save_model(folder, model)
 
     def to_dict(self) -> dict[str, Any]:
         """The results as JSON has them, the one source of the table and the report."""

@@ -23,6 +23,7 @@ from anyrnn.workbench.baselines import Baseline
 from anyrnn.workbench.doctor import machine
 from anyrnn.workbench.lesson import M, using_threads
 from anyrnn.workbench.metrics import Metric
+from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.stored import FORMAT, finite
 from anyrnn.workbench.train import Question, Settings, step_microseconds
 from anyrnn.workbench.training import Run
@@ -184,6 +185,13 @@ class Outcome(ABC):
         """The results as JSON has them, the one source of the table and the report."""
 
     @abstractmethod
+    def report(self, results: Mapping[str, Any]) -> str:
+        """The report as one HTML page, from what `to_dict` gives."""
+
+    @abstractmethod
+    def write_model(self, folder: Path, model: Any) -> None:
+        """Write the files of one of the models into a folder."""
+
     def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
         """Write the run folder: results.json, the models, report.html.
 
@@ -198,6 +206,10 @@ class Outcome(ABC):
         Raises:
             AnyRNNError: if something else is there already, or the disk is full or fails.
         """
+        results = self.to_dict()
+        models, report = [entry.model for entry in self.entries], self.report(results)
+        write = self.write_model
+        return save_run(Path(folder), results, models, report, write, overwrite=overwrite, numbered=numbered)
 
     def with_trained(self, trained: Sequence[tuple[Any, Any]]) -> Self:
         """These results and those of the next network, whose runs are these."""

@@ -20,7 +20,6 @@ from anyrnn.workbench.forecast.train import ForecastLesson, ForecastRun, Forecas
 from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
 from anyrnn.workbench.outcome import Entry, Outcome
 from anyrnn.workbench.progress import Progress
-from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.unfinished import UnfinishedRun
 
 _SPELLED = ("mae", "rmse", "rrse", "smape")  # read letter by letter, and the first letter begins with a vowel
@@ -196,12 +195,13 @@ class ForecastResults(Outcome):
         rows = [(name, error, other) for (name, error), other in zip(by_series, beside, strict=True)]
         return sorted(rows, key=lambda row: -row[1])[:10]
 
-    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: see `Outcome.save`."""
-        results = self.to_dict()
-        report = render(results, self.verdict, self.examples(), self.hardest())
-        models = [entry.model for entry in self.entries]
-        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
+    def report(self, results: Mapping[str, Any]) -> str:
+        """The report: see `Outcome.report`."""
+        return render(results, self.verdict, self.examples(), self.hardest())
+
+    def write_model(self, folder: Path, model: Any) -> None:
+        """Write a model: see `Outcome.write_model`."""
+        save_model(folder, model)
 
 
 def compare(

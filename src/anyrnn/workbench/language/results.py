@@ -1,7 +1,7 @@
 """Language models compared on one text, beside counts of a few tokens: what is shown, and what is saved."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from anyrnn.workbench.language.train import BITS, TextLesson, TextRun, TextSetti
 from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
 from anyrnn.workbench.outcome import Entry, Outcome
 from anyrnn.workbench.progress import Progress
-from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.unfinished import UnfinishedRun
 
 _ORDER = {"character": 5, "word": 3}  # of the longest groups of tokens that are counted
@@ -125,8 +124,8 @@ class TextResults(Outcome):
         }
         return self.written("text", described, {"name": BITS, "higher_is_better": False})
 
-    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: see `Outcome.save`."""
+    def report(self, results: Mapping[str, Any]) -> str:
+        """The report: see `Outcome.report`."""
         model, level = self.best.model, self.dataset.vocabulary.level
         tokens = self.dataset.test.tokens[: _SHOWN[level]]
         nats = surprise(model.module, tokens).tolist()
@@ -135,10 +134,11 @@ class TextResults(Outcome):
             temperature: "".join(generate(model, _SAMPLE[level], temperature=temperature, seed=0))
             for temperature in _TEMPERATURES
         }
-        results = self.to_dict()
-        report = render(results, self.verdict, shown, samples)
-        models = [entry.model for entry in self.entries]
-        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
+        return render(results, self.verdict, shown, samples)
+
+    def write_model(self, folder: Path, model: Any) -> None:
+        """Write a model: see `Outcome.write_model`."""
+        save_model(folder, model)
 
 
 def compare(

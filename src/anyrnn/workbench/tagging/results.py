@@ -1,6 +1,6 @@
 """Taggers compared on the same steps: what is shown, and what is saved."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 from anyrnn.workbench.loop import Callback, seeds_up_to, train_all
 from anyrnn.workbench.outcome import Scored
 from anyrnn.workbench.progress import Progress
-from anyrnn.workbench.runs import save_run
 from anyrnn.workbench.tagging.baselines import baselines
 from anyrnn.workbench.tagging.model import TrainedTagger, width
 from anyrnn.workbench.tagging.report import Shown, render, typical
@@ -50,12 +49,13 @@ class TagResults(Scored[Tagging, TrainedTagger]):
     def _comparison(self) -> TagComparison:
         return TagComparison(self.to_dict())
 
-    def save(self, folder: str | Path, *, overwrite: bool = False, numbered: bool = False) -> Path:
-        """Write the run folder: see `Outcome.save`."""
-        results = self.to_dict()
-        models = [entry.model for entry in self.entries]
-        report = render(results, self.shown())
-        return save_run(Path(folder), results, models, report, save_model, overwrite=overwrite, numbered=numbered)
+    def report(self, results: Mapping[str, Any]) -> str:
+        """The report: see `Outcome.report`."""
+        return render(results, self.shown())
+
+    def write_model(self, folder: Path, model: Any) -> None:
+        """Write a model: see `Outcome.write_model`."""
+        save_model(folder, model)
 
     def shown(self) -> list[tuple[str, Shown]]:
         """Sequences of the test part to look at, as the first run of the best network answers them."""
