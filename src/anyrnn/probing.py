@@ -33,6 +33,7 @@ from anyrnn.protocol import (
     caching_nothing,
     is_named,
     is_uninitialized,
+    outside_inference_mode,
     placement,
     run_step,
     shape_of,
@@ -469,7 +470,7 @@ def _one_step(
     like = placement(cell)
     weights = [t for t in (*cell.parameters(), *cell.buffers()) if not is_uninitialized(t)]
     with (
-        torch.inference_mode(False),
+        outside_inference_mode(),
         # With gradients, since a step may ask for some; a cell made in inference mode can have none.
         torch.set_grad_enabled(not any(t.is_inference() for t in weights)),
         own_random_numbers(),

@@ -275,7 +275,7 @@ def outputs(module: anyrnn.ManyToOne, sequences: Sequence[Tensor]) -> Tensor:
     """Return what the head makes of scaled sequences (T, I), without dropout or gradients: (N, out_features)."""
     module.eval()
     parts = [torch.empty(0, module.linear.out_features)]
-    with torch.inference_mode():
+    with torch.no_grad():
         chunks = (range(first, min(first + _CHUNK, len(sequences))) for first in range(0, len(sequences), _CHUNK))
         for x, lengths in gathered(sequences, chunks):
             parts.append(module(x, lengths=lengths)[0])

@@ -145,7 +145,7 @@ def outputs(module: Tagger, sequences: Sequence[Tensor]) -> list[Tensor]:
     """What the module says at each step of sequences as it reads them: (T, out_features) each, without dropout."""
     module.eval()
     found: list[Tensor] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for x, lengths in batches(sequences):
             answers = module.answers(x, lengths)
             found += [answers[:length, k].clone() for k, length in enumerate(lengths.tolist())]
