@@ -585,6 +585,36 @@ def test_a_global_that_has_the_name_of_an_attribute_is_not_read():
     assert_like_the_loop(layer, x)
 
 
+def test_a_refused_cell_that_is_mended_is_compiled_after_some_steps_and_at_once_where_somebody_asks():
+    """Until then its loop runs it, as it is now."""
+    mix = nn.Conv1d(1, 1, 3, padding=1, dtype=DOUBLE)
+    step = lambda c, x, h: torch.tanh(c.W(x) + (mix(c.U(h)[:, None])[:, 0] if c.mixes else c.U(h)))  # noqa: E731
+
+    def refused():
+        cell = plain(step)
+        cell.mixes = True
+        layer, x = anyrnn.Recurrent(cell), draw()
+        for _ in range(3):
+            layer(x)
+        assert isinstance(plans.last_plan_of(cell), str)
+        cell.mixes = False
+        return layer, x
+
+    layer, x = refused()
+    assert_like_the_loop(layer, x)
+    assert isinstance(plans.last_plan_of(layer.cell()), str)
+    for _ in range(128 // len(x)):
+        assert_like_the_loop(layer, x)
+    assert isinstance(plans.last_plan_of(layer.cell()), plans.Plan)
+    layer, x = refused()
+    assert engine_of(layer, x) == "cpu"
+    layer, x = refused()
+    assert layer.stream().engine == "cpu"
+    layer, x = refused()
+    layer.eval()(x)
+    assert isinstance(plans.last_plan_of(layer.cell()), plans.Plan)
+
+
 def test_going_back_and_forth_between_known_plans_is_no_change():
     step = lambda c, x, h: torch.tanh(c.W(x) * (2 if c.alpha > 0.5 else 1) + c.alpha * c.U(h))  # noqa: E731
     layer, x = anyrnn.Recurrent(plain(step)), draw(2, 2, I)

@@ -21,7 +21,7 @@ from anyrnn.protocol import placement
 from anyrnn.runtime.call import Call, CallForm
 from anyrnn.runtime.layout import layout
 from anyrnn.runtime.parts import run_parts
-from anyrnn.runtime.plans import last_plan_of, plan_of
+from anyrnn.runtime.plans import is_at_rest, last_plan_of, let_rest, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,10 +86,14 @@ def run(layer: Straight, x: object, state: State | None) -> tuple[Tensor, State]
     states = _states(signature, state, x, B)
     if states is None:
         return None
-    plan = plan_of(cell, CallForm(signature, (features,), x.dtype))
+    form = CallForm(signature, (features,), x.dtype)
+    refusal = last if isinstance(last, str) and is_at_rest(cell, form, T) else None
+    plan = plan_of(cell, form) if refusal is None else refusal
     if layer.batch_first:
         x = x.transpose(0, 1)
     if isinstance(last, str) and isinstance(plan, str):
+        if refusal is None:
+            let_rest(cell, form)
         result = ENGINES["reference"].run(Call(cell, signature, x, tuple(states), None, False, state is None))
         (output,), finals = result.series, list(result.states)
     elif isinstance(plan, str) or plan.direct is None:

@@ -3,6 +3,7 @@
 A cell may change between two calls, by anything that Python can do to an object. So every call looks at everything that
 the code of its step could read (`reach`): whether it is the very same objects as at the last call, which is told in
 microseconds; if not, whether it is equal to what another plan was made for. A number that changes becomes an input.
+A cell that was refused runs as it is, which is right whatever has become of it: it need not be looked at so often.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _PLANS = 256  # remembered
 _MOST_CHANGES = 16  # of one cell, before it is left to the reference: each has cost a trace
+_REST = 128  # steps of a refused cell between two looks at it, each of which takes as long as half a step
 _HOOKS = "forward", "forward_pre", "backward", "backward_pre"
 _GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global_{kind}_hooks") for kind in _HOOKS)
 HOOKED = "hooks are called when its modules are, which machine code would not do"
@@ -155,6 +157,15 @@ class _Recent:
     changes: int
 
 
+@dataclass
+class _Rest:
+    """For how many steps more a refused cell is not looked at, in calls of a form, and in training or not."""
+
+    form: Hashable
+    training: bool
+    left: int
+
+
 # A Reach says where code that ran could look; a Sight is what it finds there: a key, and guards of all that it met.
 #: By the form of a call and the key of a cell: its plan, or why it has none. The oldest ones are dropped.
 _plans: OrderedDict[Hashable, Plan | str] = OrderedDict()
@@ -164,16 +175,15 @@ _reaches: WeakKeyDictionary[type, dict[Hashable, list[Reach]]] = WeakKeyDictiona
 _recent: WeakKeyDictionary[nn.Module, _Recent] = WeakKeyDictionary()
 #: By cell that cannot be looked at: its form and attributes then, and the reason.
 _refused: WeakKeyDictionary[nn.Module, tuple[Hashable, str]] = WeakKeyDictionary()
+#: By refused cell: until when it is not looked at.
+_rests: WeakKeyDictionary[nn.Module, _Rest] = WeakKeyDictionary()
 
 
 def plan_of(cell: nn.Module, call_form: CallForm) -> Plan | str:
     """Take a cell apart, or say why not. Cells of equal code, attributes and sizes share a plan."""
     if has_hooks(cell):
         return HOOKED
-    origin = origin_of(cell)
-    # What a step makes anew has the defaults of the call.
-    device = torch.get_default_device() if torch._C._len_torch_function_stack() else None
-    form = call_form, torch.get_default_dtype(), device
+    origin, form = origin_of(cell), _with_defaults(call_form)
     recent = _recent.get(origin)
     if recent is not None and recent.form == form:
         sight = recent.sight
@@ -184,6 +194,25 @@ def plan_of(cell: nn.Module, call_form: CallForm) -> Plan | str:
         return refused[1]
     with LOCK:
         return _looked_up(cell, origin, form, recent if recent is not None and recent.form == form else None)
+
+
+def _with_defaults(form: CallForm) -> tuple[CallForm, torch.dtype, torch.device | None]:
+    """The form of a call, with the type and device of the moment, which what a step makes anew has."""
+    return form, torch.get_default_dtype(), torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+def is_at_rest(cell: nn.Module, form: CallForm, steps: int) -> bool:
+    """Whether a cell whose last plan is a refusal need not be looked at for a call of so many steps."""
+    rest = _rests.get(origin_of(cell))
+    if rest is None or rest.left < steps or rest.form != _with_defaults(form) or rest.training != cell.training:
+        return False
+    rest.left -= steps
+    return True
+
+
+def let_rest(cell: nn.Module, form: CallForm) -> None:
+    """Note that a cell was looked at for a call of a form, and refused."""
+    _rests[origin_of(cell)] = _Rest(_with_defaults(form), cell.training, _REST)
 
 
 def last_plan_of(cell: nn.Module) -> Plan | str | None:
