@@ -63,6 +63,8 @@ CALLS = {
     "LSTM, ragged": (lambda: anyrnn.LSTM(64, 128), 100, 32, 64, [100 - 3 * k for k in range(32)]),
     "GRU": (lambda: anyrnn.GRU(64, 128), 100, 32, 64, None),
     "GRU, short": (lambda: anyrnn.GRU(32, 64), 12, 8, 32, None),
+    "GRU, a single step": (lambda: anyrnn.GRU(32, 64), 1, 1, 32, None),
+    "LSTM, 2 layers": (lambda: anyrnn.LSTM(64, 64, num_layers=2), 50, 16, 64, None),
     "peephole LSTM": (lambda: anyrnn.PeepholeLSTM(64, 128), 100, 32, 64, None),
     "LayerNorm LSTM": (lambda: anyrnn.Recurrent(NormLSTM(64, 64), input_size=64), 50, 32, 64, None),
     "leaky, 2 layers, 2 directions": (
