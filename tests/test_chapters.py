@@ -136,6 +136,7 @@ def where(chapter: Chapter, error: Exception) -> str:
     return f"{chapter.path}:{line}: {text}\n{type(error).__name__}: {error}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_the_code_of_a_chapter_runs_and_what_it_asserts_holds(name, tmp_path):
     chapter = read(name)

@@ -121,6 +121,7 @@ def test_values_and_gradients_have_the_same_bits(name, lengths, dtype):
             assert_equal(found, expected, exactly)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits_in_several_threads_and_with_products_by_onednn(threads):
     torch.set_num_threads(threads)

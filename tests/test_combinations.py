@@ -21,7 +21,7 @@ from zoo import ConcatLSTM, MixedSizes, close, gradients
 
 EXAMPLES = os.environ.get("ANYRNN_EXAMPLES")
 random = settings(
-    max_examples=int(EXAMPLES or 16),
+    max_examples=int(EXAMPLES or 10),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

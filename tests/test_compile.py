@@ -243,6 +243,7 @@ def test_lengths_are_checked_when_a_compiled_model_runs():
         compiled(x, torch.tensor([7, 8, 0]))
 
 
+@pytest.mark.long
 def test_a_compiled_layer_takes_states_packed_sequences_and_single_sequences():
     layer = anyrnn.LSTM(3, 5, num_layers=2, bidirectional=True, dtype=torch.float64)
     compiled = torch.compile(layer, backend="aot_eager")
@@ -280,7 +281,7 @@ RANDOM = {
 }
 
 
-@pytest.mark.parametrize("where", RANDOM)
+@pytest.mark.parametrize("where", [pytest.param("between layers", marks=pytest.mark.long), "within a cell"])
 def test_dropout_below_compile_is_the_eager_one_in_both_passes(where):
     """With the same seed the same numbers are dropped, in the backward pass too, where it runs the steps anew."""
     torch._dynamo.reset()

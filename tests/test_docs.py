@@ -41,6 +41,8 @@ PAGES = {
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OUTPUT = ("text", "llvm", "asm")
+#: Pages whose code takes seconds.
+LONG = ("docs/workbench.md", "docs/estimators.md", "docs/sequences.md")
 #: The compiler numbers values, registers and labels anew with every change; the instructions are what a page shows.
 NUMBERED = {"llvm": re.compile(r'%"[^"]*"'), "asm": re.compile(r"%[a-z]+[0-9]*|\.L\w+")}
 
@@ -102,7 +104,9 @@ def code_for_another_processor(name: str) -> bool:
 
 # torch.export warns of itself.
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", [name for name in PAGES if "```python" in page_of(name)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in PAGES if "```python" in page_of(n)]
+)
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(name, tmp_path):
     if lacking(name):
         pytest.skip(f"{', '.join(lacking(name))}: not installed here: make test-estimators")

@@ -69,6 +69,7 @@ def test_fitzhugh_nagumo_is_solved():
         close(v[:, row, 0], torch.tensor(want.y[0]).float(), 2e-6)
 
 
+@pytest.mark.long
 def test_lem_learns():
     assert lem.main(epochs=2, seed=0) < 0.5 < lem.solve(64).std()
 
@@ -76,6 +77,7 @@ def test_lem_learns():
 # ---- Characters ----
 
 
+@pytest.mark.long
 def test_characters_are_learned_and_written(tmp_path, capsys):
     text = "To be, or not to be: " * 600
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")

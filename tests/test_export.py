@@ -241,6 +241,7 @@ def store_numbers(model, ragged, file):
     torch.save([(given, seeded(model, given)) for given in cases], f"{file}.numbers")
 
 
+@pytest.mark.long
 @ragged_or_full
 def test_saved_programs_run_in_a_process_that_has_only_torch_and_this_package(ragged, tmp_path):
     files = {name: str(tmp_path / f"{k}.pt2") for k, name in enumerate(LAYERS)}
@@ -281,6 +282,7 @@ print(sys.argv[2])
 """
 
 
+@pytest.mark.long
 def test_a_program_exported_step_by_step_runs_without_this_package(tmp_path):
     model = Model(anyrnn.GRU(3, 5, bidirectional=True))
     given = given_to(model, 5, 2, False)

@@ -235,6 +235,7 @@ CELLS = (
 )
 
 
+@pytest.mark.long
 def test_a_kernel_shows_each_value_once():
     nbformat = pytest.importorskip("nbformat", reason="the extra docs has Jupyter's kernel")
     client = pytest.importorskip("nbclient", reason="the extra docs has Jupyter's kernel")

@@ -89,11 +89,13 @@ def run(tmp_path, code, *arguments, **environment):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork and spawn as on Linux")
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_data_loader_run_the_parents_layer_and_compile_others(start, tmp_path):
     run(tmp_path, WORKERS, start)
 
 
+@pytest.mark.long
 def test_a_layer_is_right_whatever_becomes_of_the_cache(tmp_path):
     """A new folder where ANYRNN_CACHE says; one whose entries are cut off; and no folder, nor a home to make it in."""
     folder = tmp_path / "moved"

@@ -119,6 +119,7 @@ def test_older_processors_compute_the_same(name, case, monkeypatch, runs):
     assert len({code.lanes for code in runs}) == 2
 
 
+@pytest.mark.long
 def test_many_rows_and_many_steps():
     cell = made(CASES[2], 3, DOUBLE)
     for call in ((3, 3001, None, False, True), (2, 2000, tuple(n % 3 for n in range(2000)), True, True)):

@@ -332,6 +332,7 @@ def test_threads_that_ask_at_once_share_one_build(monkeypatch):
     assert {call(each) for each in found} == {11}
 
 
+@pytest.mark.long
 def test_processes_that_ask_at_once_agree_and_the_next_one_builds_nothing(cache):
     both = [python(SCRIPT), python(SCRIPT)]
     for process in both:

@@ -24,7 +24,7 @@ from zoo import flat, gradients, loss_of
 
 EXAMPLES = os.environ.get("ANYRNN_EXAMPLES")
 random = settings(
-    max_examples=int(EXAMPLES or 25),
+    max_examples=int(EXAMPLES or 10),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

@@ -484,7 +484,7 @@ def test_a_wild_cell_that_once_failed(name):
 
 
 @settings(
-    max_examples=int(EXAMPLES or 20),
+    max_examples=int(EXAMPLES or 10),
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,

@@ -28,6 +28,7 @@ def numbers(train: list[float], test: list[float]) -> Dataset:
     return Dataset("numbers", ("a",), None, "y", parts[0], parts[1], "made up")
 
 
+@pytest.mark.long
 def test_baselines_of_japanese_vowels() -> None:
     # Training has 30 utterances of each speaker, so the "majority" is the first: 31 of 370 in the test part. The
     # neighbour was measured; this pins it, so that nobody weakens the rival of the networks by accident.
@@ -52,6 +53,7 @@ def test_the_test_part_is_not_fitted_to() -> None:
         assert beside[name] == pytest.approx(((error**2 + other**2) / 2) ** 0.5)
 
 
+@pytest.mark.long
 def test_the_unit_of_a_feature_does_not_matter_to_the_neighbour() -> None:
     unit = torch.tensor([1000.0, *[1.0] * 11])
     parts = {

@@ -212,6 +212,7 @@ def test_the_rate_of_training_counts_every_product_once(benchmarks) -> None:
 # What is shown
 
 
+@pytest.mark.long
 def test_a_bench_shows_the_machine_the_engine_every_time_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda _: None)
     result = invoke("--cell", "gru", *TINY)

@@ -124,12 +124,14 @@ def test_compare_shows_progress_a_table_and_where_the_report_lies(tmp_path: Path
     assert predicted.stderr == f"accuracy {score:.4g} on 370 sequences\n"
 
 
+@pytest.mark.long
 def test_every_network_is_compared_unless_told_otherwise(here: Path) -> None:
     result = invoke("compare", table(here / "d.csv"), *COLUMNS, "--target", "y", *QUICK, "--seeds", 1, "--out", "run")
     assert result.exit_code == 0, result.output
     assert open_run("run").names == COMPARED
 
 
+@pytest.mark.long
 def test_two_runs_show_the_same_scores(here: Path) -> None:
     arguments = ("compare", "japanese-vowels", *QUICK, "--cells", "lstm,bilstm", "--seeds", 2)
     assert invoke(*arguments, "--out", "one").exit_code == invoke(*arguments, "--out", "two").exit_code == 0
@@ -324,6 +326,7 @@ def interrupted(cwd: Path, when: Callable[[str], bool], *arguments: str) -> tupl
 LONG = ("compare", "japanese-vowels", "--hidden", "6", "--seeds", "1", "--out", "run")
 
 
+@pytest.mark.long
 def test_an_interrupt_keeps_the_networks_that_were_finished_and_says_so(tmp_path: Path) -> None:
     arguments = (*LONG, "--cells", "rnn,lstm,peephole-lstm", "--epochs", "15")
     status, stderr = interrupted(tmp_path, lambda line: line.startswith("[2/3] LSTM"), *arguments)
@@ -343,6 +346,7 @@ def test_an_interrupt_keeps_the_networks_that_were_finished_and_says_so(tmp_path
     assert (tmp_path / "run/report.html").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "seconds"),
     [(LONG, 1), (("fit", "japanese-vowels", "--out", "run"), 0)],

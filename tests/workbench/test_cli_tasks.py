@@ -151,6 +151,7 @@ def test_every_option_of_a_text_reaches_the_training(here: Path) -> None:
     assert "--cells own_cell_of_a_text:Mine\n" in result.stdout
 
 
+@pytest.mark.long
 def test_generate_writes_the_text_and_nothing_else(runs: Path) -> None:
     result = invoke("generate", runs / "book", "--prompt", "the ", "--temperature", 0.5, "--length", 40, "--seed", 3)
     model = language.open_text_run(runs / "book").model()
@@ -432,6 +433,7 @@ def test_the_commands_of_the_whole_help_are_there() -> None:
     assert re.findall(r"^    anyrnn (\w+)", out, re.MULTILINE) == ["compare", "fit", "fit", "compare"]
 
 
+@pytest.mark.long
 def test_the_examples_run(here: Path, runs: Path) -> None:
     """All but those that name what the reader has to have: a file of the UCR archive, and cells of one's own."""
     sold_rows = sold(here / "sold.csv").read_text().splitlines()

@@ -245,9 +245,8 @@ def test_what_is_done_elsewhere_comes_back_as_if_it_were_done_here(task: Task) -
     assert again.layer.training is model.layer.training is False
 
 
-@pytest.mark.parametrize(
-    "name", ["text", *(pytest.param(name, marks=pytest.mark.long) for name in ("sequences", "tagging", "forecast"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["text", "sequences", "tagging", "forecast"])
 def test_workers_give_the_bits_of_one_process_and_one_that_is_killed_costs_its_job(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,7 +264,8 @@ def test_numbers_of_any_size_are_trained_saved_and_shown(here: Path, scale: floa
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are none on Windows")
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_to_end_keeps_what_was_finished_as_an_interrupt_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -324,9 +325,14 @@ def process(shell: str, cwd: Path, **environment: str) -> subprocess.CompletedPr
         ('"$A" predict RUN d.csv --out /proc/p.csv', 2, rb"anyrnn: /proc/p.csv: this cannot be written: .*\n"),
         ('"$A" predict RUN d.csv | true', 0, rb".*"),
         ('"$A" --help > /dev/full', 1, rb"anyrnn: stdout: not all could be written: No space left on device\n"),
-        ('"$A" FIT --out run > /dev/full', 1, rb"anyrnn: stdout: not all could be written: No space left on device\n"),
-        ('"$A" FIT --out run >&- 2>&-', 1, rb""),
-        ('"$A" FIT --out run | head -c 1 > /dev/null', 0, rb""),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ('"$A" FIT --out run > /dev/full', 1, rb"anyrnn: stdout: not all could be written: No space left .*\n"),
+                ('"$A" FIT --out run >&- 2>&-', 1, rb""),
+                ('"$A" FIT --out run | head -c 1 > /dev/null', 0, rb""),
+            )
+        ),
     ],
     ids=lambda value: value.replace('"$A" ', "")[:40] if isinstance(value, str) else "",
 )
@@ -344,6 +350,7 @@ def test_what_cannot_be_written_is_said_in_a_line_and_nothing_is_lost(
         assert open_run(tmp_path / "run").model()
 
 
+@pytest.mark.long
 def test_predictions_are_utf_8_whatever_the_terminal_writes(tmp_path: Path, run: Path) -> None:
     table(tmp_path / "d.csv", name="患者 {}")
     utf8 = invoke("predict", run, tmp_path / "d.csv")
@@ -353,6 +360,7 @@ def test_predictions_are_utf_8_whatever_the_terminal_writes(tmp_path: Path, run:
         assert (other.returncode, other.stdout, other.stderr) == (0, utf8.stdout.encode(), utf8.stderr.encode())
 
 
+@pytest.mark.long
 def test_an_alphabet_without_our_signs_gets_others(tmp_path: Path) -> None:
     table(tmp_path / "患者.csv")
     command = " ".join(FIT).replace("d.csv", "患者.csv")

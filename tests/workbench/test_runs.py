@@ -66,6 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.long
 def test_a_run_folder_holds_json_safetensors_and_the_report_and_nothing_beside_it(
     results: Results, tmp_path: Path
 ) -> None:

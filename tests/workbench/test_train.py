@@ -244,6 +244,7 @@ def test_results_are_plain_json_with_what_the_report_needs(few: Dataset) -> None
     assert (again["command"], again["seeds"], again["unfinished"]) == ("anyrnn compare it", [0], [])
 
 
+@pytest.mark.long
 def test_every_network_runs_as_machine_code_unless_told_otherwise(
     few: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
