@@ -49,6 +49,9 @@ _INDIRECT = frozenset(
 #: Attributes of a module that are not guarded: PyTorch's own, and what differs from call to call in a layer's cells.
 _UNGUARDED = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
 
+#: Functions of a class that Python calls elsewhere: to make an object, and (since 3.14) to see the annotations.
+_NOT_IN_A_STEP = frozenset({"__init__", "__annotate__", "__annotate_func__"})
+
 _ATOMS = (bool, int, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 #: Guarded by identity: they have no content to read, or one that does not change.
@@ -339,7 +342,7 @@ class _Walk:
 
     def _is_read(self, cls: type, name: str) -> bool:
         if name.startswith("__") and name.endswith("__"):  # called by Python itself, as `__getattr__` is
-            return isinstance(vars(cls)[name], types.FunctionType) and name != "__init__"
+            return isinstance(vars(cls)[name], types.FunctionType) and name not in _NOT_IN_A_STEP
         return self.reach.has(name)
 
     def _class_key(self, kind: type, where: str) -> Hashable:
