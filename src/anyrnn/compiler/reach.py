@@ -14,6 +14,7 @@ import collections
 import dis
 import enum
 import functools
+import gc
 import io
 import logging
 import random
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN
 from anyrnn.errors import AnyRNNError
-from anyrnn.twin import TRUSTED, is_trusted, slot_names
+from anyrnn.twin import TRUSTED, is_trusted, module_name, slot_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -55,7 +56,7 @@ _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_
 _IDENTITIES = (
     *(types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, slice),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType),
-    *(types.GenericAlias, types.UnionType, types.CodeType, type, enum.Enum, re.Pattern, torch.Generator),
+    *(types.GenericAlias, types.UnionType, types.CodeType, type, re.Pattern, torch.Generator),
     *(logging.Logger, logging.Handler, io.IOBase, type(threading.Lock()), type(threading.RLock())),
     type(vars(collections.namedtuple("_", "field"))["field"]),  # of which the class is compared
 )
@@ -287,7 +288,7 @@ class _Walk:
             msg = "it is TorchScript, which cannot be looked into"
             raise AnyRNNError(msg)
         attributes, path = module.__dict__, f"{where}." if where else ""
-        is_read = (lambda _: True) if is_trusted(type(module).__module__) else self.reach.has
+        is_read = (lambda _: True) if is_trusted(module_name(type(module))) else self.reach.has
         names = [n for n, v in attributes.items() if n not in _UNGUARDED and is_read(n) and not isinstance(v, Tensor)]
         inputs = {n for at, n in self.reach.inputs if at == where}
         if self._paths.get(id(module)) == where:
@@ -296,7 +297,9 @@ class _Walk:
         self.sight.guard(_ModuleParts(guarded, tuple(inputs)), module, self.root, where)
         keys = tuple((n, attributes[n].__class__ if n in inputs else self.key(attributes[n], path + n)) for n in names)
         children = tuple((n, self.key(m, path + n)) for n, m in attributes["_modules"].items())
-        return self._class_key(type(module), where), keys, self.sight.guard_tensors(module, self.root), children
+        tensors = (t for kind in ("_parameters", "_buffers") for t in attributes[kind].values())
+        marks = tuple(self._attributes(t, where) for t in tensors if t is not None and vars(t))
+        return self._class_key(type(module), where), keys, self.sight.guard_tensors(module, self.root), children, marks
 
     def _container(self, value: Any, where: str) -> Hashable:
         parts = _items if isinstance(value, dict | types.MappingProxyType) else iter
@@ -309,7 +312,7 @@ class _Walk:
 
     def _function(self, function: types.FunctionType, where: str) -> Hashable:
         code = function.__code__
-        if is_trusted(function.__module__):
+        if is_trusted(module_name(function)):
             return _Identity(function)
         inside = self._parts(_function_parts, function, where), self._attributes(function, where)
         if code not in self.reach.codes:
@@ -335,7 +338,8 @@ class _Walk:
             return _Identity(cls)
         names = tuple(n for n in vars(cls) if self._is_read(cls, n))
         self.sight.guard(_ClassParts(names), cls, self.root, cls.__name__)
-        return _Identity(cls), tuple((n, self.key(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
+        keys = tuple((n, self.key(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
+        return _Identity(cls), keys, self._class_key(type(cls), where)
 
     def _is_read(self, cls: type, name: str) -> bool:
         if name.startswith("__") and name.endswith("__"):  # called by Python itself, as `__getattr__` is
@@ -351,6 +355,17 @@ class _Walk:
 
     def _identity(self, value: Any, where: str) -> Hashable:
         return _Identity(value)
+
+    def _enum(self, member: enum.Enum, where: str) -> Hashable:
+        """A member of an enumeration: it is compared by identity, and what it holds may change."""
+        return _Identity(member), self._class_key(type(member), where), self._attributes(member, where)
+
+    def _cached(self, function: Any, where: str) -> Hashable:
+        """A function that hands out what it has kept, such as the settings, which its code does not make again."""
+        if is_trusted(module_name(function)) or _is_standard(module_name(function)):
+            return _Identity(function)
+        parts = _Kept(_kept_by(function))
+        return _Identity(function), self._parts(parts, function, where)
 
     def _object(self, value: Any, where: str) -> Hashable:
         kind = value.__class__
@@ -369,8 +384,8 @@ class _Walk:
             raise AnyRNNError(msg)
         if kind.__module__ in _IMMUTABLE or (callable(value) and not kind.__flags__ & _HEAP):
             return _Identity(value)
-        if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(kind.__module__):
-            msg = f"it holds{place} a {kind.__module__}.{kind.__qualname__}, whose content cannot be compared"
+        if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(module_name(kind)):
+            msg = f"it holds{place} a {module_name(kind)}.{kind.__qualname__}, whose content cannot be compared"
             raise AnyRNNError(msg)
         return self._class_key(kind, where), self._attributes(value, where)
 
@@ -379,9 +394,9 @@ class _Walk:
         names = (*getattr(value, "__dict__", ()), *slot_names(value.__class__))
         read = tuple(n for n in names if self.reach.has(n))
         parts = _Attributes(read, hasattr(value, "__dict__"))
-        if not names:
+        if not names and not parts.has_dict:
             return ()
-        self.sight.guard(parts, value, self.root, where)
+        self.sight.guard(parts, value, self.root, where)  # if it has none yet, of those that it may get
         return tuple((n, self.key(getattr(value, n, None), f"{where}.{n}")) for n in read)
 
 
@@ -478,6 +493,30 @@ class _Globals:
         return [*map(function.__globals__.get, self.names)]
 
 
+def _kept_by(function: Any) -> list[object]:
+    """The function that a cached one wraps, and its results, with what it knows them by, as far as Python shows it."""
+    parts = [part for part in gc.get_referents(function) if part is not vars(function)]
+    if function.cache_parameters()["maxsize"] is None:  # the results are in a dict; else they are parts themselves
+        parts = [p for part in parts for p in (part.values() if part.__class__ is dict else (part,))]
+    return [part for part in parts if part.__class__ not in (type, object) and not _is_index(part)]
+
+
+def _is_index(part: object) -> bool:
+    """Whether a dict is the one by which a cached function finds its results."""
+    return isinstance(part, dict) and any(v.__class__.__name__ == "_lru_list_elem" for v in part.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a cached function kept at some time, as far as it still does. What it has kept since is no matter."""
+
+    kept: list[object]
+
+    def __call__(self, function: object) -> list[object]:
+        still = {*map(id, _kept_by(function))}
+        return [part if id(part) in still else _MISSING for part in self.kept]
+
+
 @dataclass(frozen=True, slots=True)
 class _Names:
     """The values of some attributes of a Python module."""
@@ -494,7 +533,7 @@ def _content(value: Any) -> bytes | None:
         return bytes(value)
     if hasattr(value, "tobytes"):
         return None if "O" in getattr(getattr(value, "dtype", None), "char", "") else bytes(value.tobytes())
-    if value.__class__.__module__.startswith(("_ctypes", "ctypes")) or hasattr(value, "_type_"):
+    if module_name(value.__class__).startswith(("_ctypes", "ctypes")) or hasattr(value, "_type_"):
         try:
             return bytes(memoryview(value).cast("B"))
         except (TypeError, ValueError):
@@ -512,8 +551,8 @@ def _form(tensor: Tensor | None) -> Hashable:
 
 def _is_users_class(cls: type) -> bool:
     """Whether a class is the user's, who may change it while it is in use."""
-    is_users = not is_trusted(cls.__module__) or "<locals>" in cls.__qualname__
-    return bool(cls.__flags__ & _HEAP) and is_users and not _is_standard(cls.__module__)
+    is_users = not is_trusted(module_name(cls)) or "<locals>" in cls.__qualname__
+    return bool(cls.__flags__ & _HEAP) and is_users and not _is_standard(module_name(cls))
 
 
 def _is_users_module(module: types.ModuleType) -> bool:
@@ -551,6 +590,8 @@ _RULES: tuple[tuple[tuple[type, ...], Callable[[_Walk, Any, str], Hashable]], ..
     ((Tensor,), _Walk._tensor),  # one that is no attribute of a module
     ((types.FunctionType,), _Walk._function),
     (tuple(_WRAPPERS), _Walk._wrapper),
+    ((enum.Enum,), _Walk._enum),
+    ((type(functools.cache(len)),), _Walk._cached),
     ((dict, types.MappingProxyType, list, tuple, set, frozenset, deque), _Walk._container),
     ((type,), _Walk._class),
     (_IDENTITIES, _Walk._identity),

@@ -241,8 +241,11 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cast the new state to the dtype of the old one, which a step under autocast may have lowered."""
+    """Cast the new state to the dtype of the old one, which a step under autocast may have lowered.
+
+    Of a tensor that a step made in inference mode, whose writes cannot be seen, a copy is carried on.
+    """
     for n, o in zip(new, old, strict=True):
-        if n.dtype is not o.dtype:
-            return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
+        if n.dtype is not o.dtype or n.is_inference():
+            return tuple(n.to(o.dtype, copy=n.is_inference()) for n, o in zip(new, old, strict=True))
     return new

@@ -16,6 +16,8 @@ cheap cell's step (`benchmarks/fallback.py`). So this is code that has neither, 
             keep([new0.clone()])
             if new0.dtype is not dtype0:
                 new0 = new0.to(dtype0)
+            if new0.is_inference():
+                new0 = new0.clone()
             wrote = h0._version != version0
             h0 = new0
             if wrote:
@@ -80,6 +82,7 @@ def _loop(count: int, bare: bool, has_output: bool) -> Loop:
         f"            signature.check(cell, ({row('new')}), ({row('h')}))",
         f"        keep([{'output' if has_output else 'new0'}.clone()])",
         *(f"        if new{k}.dtype is not dtype{k}: new{k} = new{k}.to(dtype{k})" for k in every),
+        *(f"        if new{k}.is_inference(): new{k} = new{k}.clone()" for k in every),
         f"        wrote = {joined('h{k}._version != version{k}', ' or ')}",
         f"        {row('h')} = {row('new')}",
         "        if wrote:",
