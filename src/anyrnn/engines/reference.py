@@ -104,6 +104,8 @@ def _run_full(call: Call) -> Result:
         if copies:
             new = step(x, tuple(s.clone() for s in states), extras)
         else:
+            # A step may have made them in inference mode, where what is written is not counted.
+            states = tuple([s.clone() if s.is_inference() else s for s in states])
             versions = [s._version for s in states]
             new = step(x, states, extras)
             for s, version in zip(states, versions, strict=True):
@@ -241,11 +243,8 @@ def _padded(rows: Tensor, count: int) -> Tensor:
 
 
 def _keep_dtype(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Cast the new state to the dtype of the old one, which a step under autocast may have lowered.
-
-    Of a tensor that a step made in inference mode, whose writes cannot be seen, a copy is carried on.
-    """
+    """Cast the new state to the dtype of the old one, which a step under autocast may have lowered."""
     for n, o in zip(new, old, strict=True):
-        if n.dtype is not o.dtype or n.is_inference():
-            return tuple(n.to(o.dtype, copy=n.is_inference()) for n, o in zip(new, old, strict=True))
+        if n.dtype is not o.dtype:
+            return tuple(n.to(o.dtype) for n, o in zip(new, old, strict=True))
     return new
