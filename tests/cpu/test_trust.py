@@ -169,6 +169,11 @@ SEEN = {
     "a clock": (lambda c, x, h: torch.tanh(c.W(x) * (1 + (now() > 0)) + h), "`time`"),
     "a date": (lambda c, x, h: torch.tanh(c.W(x) * datetime.datetime.now().year + h), "`datetime.now`"),
     "a file": (lambda c, x, h: torch.tanh(c.W(x) * len(Path(__file__).read_text()) + h), "`open`"),
+    "a global by name": (lambda c, x, h: torch.tanh(c.W(x) + globals()["SCALE"][0] * h), "`globals`"),
+    "a module by name": (
+        lambda c, x, h: torch.tanh(c.W(x) + sys.modules[__name__].SCALE[0] * h),
+        "`sys.modules`",
+    ),
     "chance of the machine": (
         lambda c, x, h: torch.tanh(c.W(x) * (1 + (random.SystemRandom().random() < 2)) + h),
         "`urandom`",
@@ -383,6 +388,10 @@ def rate(value):
     return Rate.LOW if value == 0.5 else Rate.HIGH
 
 
+class Level(float):
+    """A number of a class of its own."""
+
+
 class Half:
     """An object whose attribute is that of its class, until it gets one."""
 
@@ -549,6 +558,16 @@ KINDS = {
         rate,
         lambda c: c.thing.numbers.__setitem__(0, 0.75),
     ),
+    "a number of a class of its own": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing * c.U(h)),
+        Level,
+        lambda c: setattr(c, "thing", Level(0.75)),
+    ),
+    "an error's argument": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing.args[0] * c.U(h)),
+        ValueError,
+        lambda c: setattr(c.thing, "args", (0.75,)),
+    ),
     "an object's first attribute": (by_alpha, Half, lambda c: setattr(c.thing, "alpha", 0.75)),
     "a function's first attribute": (
         lambda c, x, h: torch.tanh(c.W(x) + getattr(c.thing, "alpha", 0.5) * c.U(h)),
@@ -651,6 +670,22 @@ def test_a_value_that_the_class_of_the_class_holds_is_seen():
     for Meta.held in (0.5, 0.75):
         assert_like_the_loop(layer, x)
     assert engine_of(layer, x) == "cpu"
+
+
+def test_a_module_that_a_step_imports_is_looked_at(monkeypatch):
+    settings = types.ModuleType("settings_of_a_test")
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", settings)
+
+    def step(c, x, h):
+        from settings_of_a_test import scale  # noqa: PLC0415
+
+        return torch.tanh(c.W(x) + scale * c.U(h))
+
+    settings.scale = 0.5
+    layer, x = anyrnn.Recurrent(plain(step)), draw()
+    for settings.scale in (0.5, 0.75):
+        assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu", why(layer, x)
 
 
 def test_a_function_of_cython_may_be_an_attribute():

@@ -15,6 +15,7 @@ import dis
 import enum
 import functools
 import gc
+import importlib.util
 import io
 import logging
 import random
@@ -51,6 +52,7 @@ _INDIRECT = frozenset(
 _UNGUARDED = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) - {"training"}  # with all hooks
 
 _ATOMS = (bool, int, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
+_NUMBERS_AND_TEXTS = (int, float, complex, str, bytes)  # of which users make classes of their own
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 #: Guarded by identity: they have no content to read, or one that does not change.
 _IDENTITIES = (
@@ -117,6 +119,15 @@ class Reach:
 def _names_of(code: types.CodeType) -> frozenset[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*map(_names_of, inner))
+
+
+@functools.lru_cache(maxsize=4096)
+def _imports_of(code: types.CodeType) -> frozenset[tuple[int, str]]:
+    """The modules that code imports where it runs, each with how many folders up it is looked for."""
+    lines = [*dis.get_instructions(code)]
+    found = ((k, i.argval) for k, i in enumerate(lines) if i.opname == "IMPORT_NAME")
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset((lines[k - 2].argval, name) for k, name in found).union(*map(_imports_of, inner))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -320,7 +331,9 @@ class _Walk:
         names = tuple(sorted(_globals_of(code)))
         self.sight.guard(_Globals(names), function, self.root, f"a global of {function.__qualname__}")
         namespace = function.__globals__
-        return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace)
+        imported = (_imported(level, name, namespace) for level, name in sorted(_imports_of(code)))
+        modules = tuple((m.__name__, self._global(m, m.__name__)) for m in imported if m is not None)
+        return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace), modules
 
     def _global(self, value: Any, name: str) -> Hashable:
         """A global, or an attribute of a module of the user's."""
@@ -387,7 +400,14 @@ class _Walk:
         if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(module_name(kind)):
             msg = f"it holds{place} a {module_name(kind)}.{kind.__qualname__}, whose content cannot be compared"
             raise AnyRNNError(msg)
-        return self._class_key(kind, where), self._attributes(value, where)
+        base = _builtin_base(kind)
+        if base in _NUMBERS_AND_TEXTS:
+            held: Hashable = base.__repr__(value)
+        elif isinstance(value, BaseException):
+            held = self._parts(_arguments, value, where)
+        else:
+            held = None if base in (object, types.SimpleNamespace) else _Identity(value)
+        return self._class_key(kind, where), self._attributes(value, where), held
 
     def _attributes(self, value: Any, where: str) -> Hashable:
         """The attributes of an object that the code names."""
@@ -400,11 +420,26 @@ class _Walk:
         return tuple((n, self.key(getattr(value, n, None), f"{where}.{n}")) for n in read)
 
 
+def _imported(level: int, name: str, namespace: dict[str, Any]) -> types.ModuleType | None:
+    """The module that an import within a function finds, if it has been imported before."""
+    package = namespace.get("__package__") or ""
+    return sys.modules.get(importlib.util.resolve_name("." * level + name, package) if level else name)
+
+
+def _builtin_base(kind: type) -> type:
+    """The class in C that an object of a class is one of: `int` of an IntEnum, `object` of most."""
+    return next(cls for cls in kind.__mro__ if not cls.__flags__ & _HEAP)
+
+
 # ---- The parts of objects, which guards compare ----
 
 
 def _items(mapping: Any) -> list[object]:
     return [*mapping, *mapping.values()]
+
+
+def _arguments(error: BaseException) -> list[object]:
+    return [*error.args]
 
 
 def _function_parts(function: Any) -> list[object]:

@@ -128,6 +128,8 @@ def _why_moved(graph: Graph) -> str:
 def _check_questions(ran: Iterable[CodeType], questions: set[str]) -> None:
     """Check that no code of the user's asks for what may differ in the next call, nor decides by the batch size."""
     users = [*filter(_is_users, ran)]
+    if any({"sys", "modules"} <= {*code.co_names} for code in users):
+        questions = {*questions, "sys.modules"}
     if asked := MOMENTARY.intersection(n for code in users for n in code.co_names) | (questions - {"len"}):
         msg = f"it asks `{min(asked)}`, whose answer may be another one in the next call"
         raise AnyRNNError(msg)

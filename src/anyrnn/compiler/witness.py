@@ -62,12 +62,13 @@ MOMENTARY = frozenset(
     }
     | {"get_rng_state", "set_rng_state", "initial_seed", "manual_seed", "fork_rng", "urandom", "environ", "getenv"}
     | {"current_thread", "get_ident", "getpid", "perf_counter", "monotonic", "process_time", "time_ns"}
+    | {"import_module"}
 )
 #: Functions of C whose result does, by whatever name the code calls them, as in `from time import time as now`.
 _CLOCKS = frozenset(
     {time.time, time.localtime, time.gmtime, time.ctime, time.monotonic_ns, time.perf_counter_ns, time.process_time_ns}
     | {datetime.datetime.now, datetime.datetime.utcnow, datetime.datetime.today, datetime.date.today, os.urandom, open}
-    | {time.monotonic, time.perf_counter, time.process_time, time.time_ns, os.getpid, os.times}
+    | {time.monotonic, time.perf_counter, time.process_time, time.time_ns, os.getpid, os.times, globals, eval, exec}
 )
 
 
