@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "graph", "indexing", "opaque_function", "reach", "recorder", "witness")
+_COMPILER = ("contraction", "graph", "guarded", "indexing", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
