@@ -136,7 +136,7 @@ def _names_of(code: types.CodeType) -> frozenset[str]:
 @functools.lru_cache(maxsize=4096)
 def _imports_of(code: types.CodeType) -> frozenset[tuple[int, str]]:
     """The modules that code imports where it runs, each with how many folders up it is looked for."""
-    lines = [*dis.get_instructions(code)]
+    lines = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
     found = ((k, i.argval) for k, i in enumerate(lines) if i.opname == "IMPORT_NAME")
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset((lines[k - 2].argval, name) for k, name in found).union(*map(_imports_of, inner))
@@ -435,6 +435,8 @@ class _Walk:
 def _imported(level: int, name: str, namespace: dict[str, Any]) -> types.ModuleType | None:
     """The module that an import within a function finds, if it has been imported before."""
     package = namespace.get("__package__") or ""
+    if level and not package:  # such an import fails, on whatever way through the code it is
+        return None
     return sys.modules.get(importlib.util.resolve_name("." * level + name, package) if level else name)
 
 
