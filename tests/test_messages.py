@@ -644,6 +644,37 @@ def test_a_layer_that_was_changed_to_what_cannot_be_says_so(name):
     assert message(call) == text
 
 
+class Turning(nn.Module):
+    """A step that counts, and from its sixth on returns something else."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.hidden_size, self.otherwise, self.count = H, otherwise, 0
+        self.W = nn.Linear(I, H)
+
+    def forward(self, x, h):
+        self.count += 1
+        new = torch.tanh(self.W(x) + h)
+        return self.otherwise(new) if self.count > 5 else new
+
+
+TURNS = {
+    "a tuple": (lambda h: (h, h), "a tuple (a tensor (B, 5), a tensor (B, 5))"),
+    "nothing": (lambda h: None, "a NoneType"),
+    "an array": (lambda h: h.detach().numpy(), "a ndarray"),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+@pytest.mark.parametrize("options", [{}, {"return_states": True}])
+def test_a_later_step_that_returns_something_else_says_so(name, options):
+    otherwise, got = TURNS[name]
+    layer = anyrnn.Recurrent(Turning(otherwise), I)
+    with anyrnn.engine("reference"):
+        text = message(lambda: layer(torch.zeros(6, 3, I), **options))
+    assert text == f"Turning: a step returned {got}, expected a tensor (B, 5), as its first step did"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("make", [lstm, lambda: anyrnn.Recurrent(nn.GRUCell(I, H))], ids=["LSTM", "Recurrent"])
 def test_torchscript_is_told_that_it_cannot(make):

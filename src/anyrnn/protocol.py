@@ -192,18 +192,39 @@ class Signature:
             result = run_step(cell, x, states if self.spread else (self.wrap(states),), extras)
         else:
             result = cell(x, states[0] if self.bare else self.wrap(states))
-        outputs: tuple[Tensor, ...]
-        if self.flat:
-            outputs, new = (result[0],), tuple(result[1:])
-        elif self.has_output:
-            output, new_state = result
-            new = (new_state,) if self.bare else tuple(new_state)
-            outputs = (output,) if self.names is None else self._outputs(cell, output)
-        else:
-            new = (result,) if self.bare else tuple(result)
-            outputs = new[:1]
-        self.check(cell, new, states)
+        try:
+            outputs, new = self._parts_of(cell, result)
+            self.check(cell, new, states)
+            for part in (*outputs, *new):
+                if not isinstance(part, Tensor):
+                    raise self.unlike(cell, result, len(x))
+        except AnyRNNError:
+            raise
+        except (AttributeError, TypeError, ValueError) as cause:
+            raise self.unlike(cell, result, len(x)) from cause
         return outputs, new
+
+    def _parts_of(self, cell: nn.Module, result: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The outputs and the new states in what a step returned."""
+        if self.flat:
+            return (result[0],), tuple(result[1:])
+        if not self.has_output:
+            new = (result,) if self.bare else tuple(result)
+            return new[:1], new
+        output, new_state = result
+        new = (new_state,) if self.bare else tuple(new_state)
+        return (output,) if self.names is None else self._outputs(cell, output), new
+
+    def unlike(self, cell: nn.Module, result: object, rows: int) -> AnyRNNError:
+        """The error that a step returned something of another structure, for so many rows, than its first step."""
+        sizes = [f"a tensor ({', '.join(map(str, ('B', *shape_of(size))))})" for size in self.state_sizes]
+        state = sizes[0] if self.bare else f"a tuple ({', '.join(sizes)})"
+        if self.flat:
+            state = f"a tuple (an output, {', '.join(sizes)})"
+        elif self.has_output:
+            state = f"a tuple (an output, {state})"
+        got = structure_of(result, rows)
+        return AnyRNNError(f"{type(cell).__name__}: a step returned {got}, expected {state}, as its first step did")
 
     def check(self, cell: nn.Module, new: tuple[Tensor, ...], states: tuple[Tensor, ...]) -> None:
         """Raise an AnyRNNError if new states have another form than the old ones."""

@@ -30,6 +30,12 @@ def is_trusted(module: str | None) -> bool:
     return (module or "").partition(".")[0] in TRUSTED
 
 
+def module_name(thing: Any) -> str:
+    """The name of the module that a function or class is from; of functions of Cython, their class has no such name."""
+    name = getattr(thing, "__module__", None)
+    return name if isinstance(name, str) else ""
+
+
 def slot_names(kind: type) -> tuple[str, ...]:
     """The names of a class's slots, as attributes."""
     names: list[str] = []
@@ -131,7 +137,7 @@ class _Copier:
             return partial(self.copy(value.func), *map(self.copy, value.args), **self._items(value.keywords))
         if kind is types.MappingProxyType:
             return types.MappingProxyType(self.copy(dict(value)))
-        if isinstance(value, _COPIED) or kind.__module__.partition(".")[0] == "numpy":
+        if isinstance(value, _COPIED) or module_name(kind).partition(".")[0] == "numpy":
             return _deep_copy(value)
         if kind.__module__ in ("itertools", "builtins") and hasattr(kind, "__next__"):
             if self._to_probe:
@@ -176,12 +182,13 @@ class _Copier:
                 new = nn.Parameter(new, self._to_probe and tensor.requires_grad)
             elif self._to_probe:
                 new = new.clone()
+            vars(new).update(vars(tensor))
             self._tensors[id(tensor)] = new
         return self._tensors[id(tensor)]
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         """A closure with copies of the variables that it closes over; any other function is shared."""
-        if not function.__closure__ or is_trusted(function.__module__):
+        if not function.__closure__ or is_trusted(module_name(function)):
             return function
         closure = tuple(self._cells.setdefault(id(c), types.CellType()) for c in function.__closure__)
         code, name = function.__code__, function.__name__

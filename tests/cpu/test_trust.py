@@ -5,6 +5,8 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
+import datetime
+import enum
 import functools
 import gc
 import itertools
@@ -13,9 +15,11 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import types
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +103,23 @@ def halved_alone(c, x, h):
     return torch.tanh(a) if torch.is_grad_enabled() else torch.tanh(a) / 2
 
 
+class Tagged(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def marked(c, x, h):
+    a = torch.tanh(c.W(x) + (2 if hasattr(h, "seen") else 1) * c.U(h))
+    a.seen = True
+    return a
+
+
+def inferred(c, x, h):
+    with torch.inference_mode():
+        return torch.tanh(c.W(x) + c.U(h))
+
+
+now = time.time  # a name that does not tell
+
 #: Steps, and what the reason says. What they do is seen, and left to the plain loop.
 SEEN = {
     "a hook on a tensor": (clipped, "requires_grad"),
@@ -141,6 +162,21 @@ SEEN = {
     "memory that nobody wrote": (
         lambda c, x, h: torch.tanh(c.W(x) + torch.where(h > 9, torch.empty_like(h), h)),  # zero times it may be NaN
         "nobody has written",
+    ),
+    "a tensor's attribute": (marked, "`seen`"),
+    "a tensor of another class": (lambda c, x, h: torch.tanh(c.W(x) + c.U(h)).as_subclass(Tagged), "Tagged"),
+    "a step in inference mode": (inferred, "no_grad"),
+    "a clock": (lambda c, x, h: torch.tanh(c.W(x) * (1 + (now() > 0)) + h), "`time`"),
+    "a date": (lambda c, x, h: torch.tanh(c.W(x) * datetime.datetime.now().year + h), "`datetime.now`"),
+    "a file": (lambda c, x, h: torch.tanh(c.W(x) * len(Path(__file__).read_text()) + h), "`open`"),
+    "a global by name": (lambda c, x, h: torch.tanh(c.W(x) + globals()["SCALE"][0] * h), "`globals`"),
+    "a module by name": (
+        lambda c, x, h: torch.tanh(c.W(x) + sys.modules[__name__].SCALE[0] * h),
+        "`sys.modules`",
+    ),
+    "chance of the machine": (
+        lambda c, x, h: torch.tanh(c.W(x) * (1 + (random.SystemRandom().random() < 2)) + h),
+        "`urandom`",
     ),
     "a part of memory written": (
         lambda c, x, h: torch.tanh(c.W(x) + h + 0 * torch.empty_like(h)[:, :1].fill_(1.0)),
@@ -337,6 +373,50 @@ class Act:
         return torch.tanh(v) * self.slope
 
 
+class Rate(enum.Enum):
+    """Members that hold what can change."""
+
+    LOW = (0.5,)
+    HIGH = (0.75,)
+
+    def __init__(self, *numbers):
+        self.numbers = [*numbers]
+
+
+def rate(value):
+    Rate.LOW.numbers[0] = 0.5
+    return Rate.LOW if value == 0.5 else Rate.HIGH
+
+
+class Level(float):
+    """A number of a class of its own."""
+
+
+class Half:
+    """An object whose attribute is that of its class, until it gets one."""
+
+    alpha = 0.5
+
+    def __init__(self, alpha):
+        if alpha != 0.5:
+            self.alpha = alpha
+
+
+def weight_with(alpha):
+    weight = nn.Parameter(torch.zeros(1))
+    weight.alpha = alpha
+    return weight
+
+
+def function_with(alpha):
+    def act(v):
+        return torch.tanh(v)
+
+    if alpha != 0.5:
+        act.alpha = alpha
+    return act
+
+
 class Shared(Plain):
     scale = 1.0
 
@@ -473,6 +553,38 @@ KINDS = {
         Settings,
         lambda c: setattr(c.thing, "alpha", 0.75),
     ),
+    "an enumeration's list": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing.numbers[0] * c.U(h)),
+        rate,
+        lambda c: c.thing.numbers.__setitem__(0, 0.75),
+    ),
+    "a number of a class of its own": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing * c.U(h)),
+        Level,
+        lambda c: setattr(c, "thing", Level(0.75)),
+    ),
+    "an error's argument": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing.args[0] * c.U(h)),
+        ValueError,
+        lambda c: setattr(c.thing, "args", (0.75,)),
+    ),
+    "an object's first attribute": (by_alpha, Half, lambda c: setattr(c.thing, "alpha", 0.75)),
+    "a function's first attribute": (
+        lambda c, x, h: torch.tanh(c.W(x) + getattr(c.thing, "alpha", 0.5) * c.U(h)),
+        function_with,
+        lambda c: setattr(c.thing, "alpha", 0.75),
+    ),
+    "a weight's attribute": (by_alpha, weight_with, lambda c: setattr(c.thing, "alpha", 0.75)),
+    "what a cached function kept": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing()[0] * c.U(h)),
+        lambda a: functools.cache(lambda: [a]),
+        lambda c: c.thing().__setitem__(0, 0.75),
+    ),
+    "what one with a bound kept": (
+        lambda c, x, h: torch.tanh(c.W(x) + c.thing(3)["alpha"] * c.U(h)),
+        lambda a: functools.lru_cache(lambda n: {"alpha": a}),
+        lambda c: c.thing(3).update(alpha=0.75),
+    ),
     "a module in a list": (
         lambda c, x, h: c.thing[0](c.W(x) + c.U(h)),
         lambda a: [nn.LeakyReLU(a)],
@@ -518,9 +630,10 @@ def test_cells_that_differ_in_any_kind_of_attribute_share_no_plan(name):
     assert not torch.equal(first(x)[0], second(x)[0])
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in KINDS if n not in ("a weak reference's object", "a number of C", "a mapping proxy")]
-)
+ALONE = {"a weak reference's object", "a number of C", "a mapping proxy"} | {n for n in KINDS if "kept" in n}
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n not in ALONE])
 def test_equal_cells_share_their_plan(name):
     x = draw()
     first, second = (anyrnn.Recurrent(with_thing(name, 0.5)) for _ in range(2))
@@ -528,6 +641,59 @@ def test_equal_cells_share_their_plan(name):
     count = len(plans._plans)
     second(x)
     assert len(plans._plans) == count
+
+
+def test_what_a_cached_function_keeps_beside_is_no_change():
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + c.thing(2) * c.U(h)))
+    cell.thing = functools.cache(lambda n: n / 4)
+    layer, x = anyrnn.Recurrent(cell), draw()
+    layer(x)
+    count = len(plans._plans)
+    cell.thing(3)
+    assert_like_the_loop(layer, x)
+    assert len(plans._plans) == count
+    assert engine_of(layer, x) == "cpu"
+
+
+def test_a_value_that_the_class_of_the_class_holds_is_seen():
+    class Meta(type):
+        held = 0.5
+
+        @property
+        def scale(cls):
+            return Meta.held
+
+    class Own(Plain, metaclass=Meta):
+        pass
+
+    layer, x = anyrnn.Recurrent(Own(lambda c, x, h: torch.tanh(c.W(x) + type(c).scale * c.U(h))).double()), draw()
+    for Meta.held in (0.5, 0.75):
+        assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu"
+
+
+def test_a_module_that_a_step_imports_is_looked_at(monkeypatch):
+    settings = types.ModuleType("settings_of_a_test")
+    monkeypatch.setitem(sys.modules, "settings_of_a_test", settings)
+
+    def step(c, x, h):
+        from settings_of_a_test import scale  # noqa: PLC0415
+
+        return torch.tanh(c.W(x) + scale * c.U(h))
+
+    settings.scale = 0.5
+    layer, x = anyrnn.Recurrent(plain(step)), draw()
+    for settings.scale in (0.5, 0.75):
+        assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu", why(layer, x)
+
+
+def test_a_function_of_cython_may_be_an_attribute():
+    cell = plain(lambda c, x, h: torch.tanh(c.W(x) + (c.thing is not None) * c.U(h)))
+    cell.thing = np.random.default_rng
+    layer, x = anyrnn.Recurrent(cell), draw()
+    assert_like_the_loop(layer, x)
+    assert engine_of(layer, x) == "cpu", why(layer, x)
 
 
 def test_what_the_code_does_not_name_is_not_looked_at():

@@ -7,6 +7,7 @@ into the page anew.
 
 import contextlib
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,8 @@ TABLE = {
             lambda c: c.table.update(alpha=0.75)),
         Row("reads a global variable or an attribute of its class", lambda c, x, h: leaky(c, x, h) * SCALE[0], "seen",
             scaled(0.75)),
+        Row("reads what no object holds: a clock, a file, the environment",
+            lambda c, x, h: leaky(c, x, h) * (1 + (time.time() > 0))),
         Row("has other weights: changed, replaced, frozen, shared", leaky, "seen",
             lambda c: setattr(c.U, "weight", nn.Parameter(c.U.weight.data * 2))),
         Row("decides by `self.training`", lambda c, x, h: leaky(c, x, h) * (1 if c.training else 2), "seen",

@@ -14,6 +14,7 @@ import collections
 import dis
 import enum
 import functools
+import importlib.util
 import io
 import logging
 import random
@@ -31,11 +32,25 @@ import torch
 from torch import Tensor, nn
 
 from anyrnn.cells.base import ORIGIN
+from anyrnn.compiler.guarded import (
+    WRAPPERS,
+    Attributes,
+    ClassParts,
+    Globals,
+    Kept,
+    ModuleParts,
+    Names,
+    arguments_of,
+    function_parts,
+    items_of,
+    kept_by,
+    label_of,
+)
 from anyrnn.errors import AnyRNNError
-from anyrnn.twin import TRUSTED, is_trusted, slot_names
+from anyrnn.twin import TRUSTED, is_trusted, module_name, slot_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable
 
 #: As many objects as a call can guard in a millisecond.
 MOST_OBJECTS = 20_000
@@ -53,18 +68,18 @@ _UNGUARDED = ({ORIGIN, "_non_persistent_buffers_set"} | set(vars(nn.Module()))) 
 _NOT_IN_A_STEP = frozenset({"__init__", "__annotate__", "__annotate_func__"})
 
 _ATOMS = (bool, int, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range)
+_NUMBERS_AND_TEXTS = (int, float, complex, str, bytes)  # of which users make classes of their own
 _CONSTANTS = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 #: Guarded by identity: they have no content to read, or one that does not change.
 _IDENTITIES = (
     *(types.ModuleType, types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, slice),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.MethodWrapperType, types.ClassMethodDescriptorType),
-    *(types.GenericAlias, types.UnionType, types.CodeType, type, enum.Enum, re.Pattern, torch.Generator),
+    *(types.GenericAlias, types.UnionType, types.CodeType, type, re.Pattern, torch.Generator),
     *(logging.Logger, logging.Handler, io.IOBase, type(threading.Lock()), type(threading.RLock())),
     type(vars(collections.namedtuple("_", "field"))["field"]),  # of which the class is compared
 )
 _IMMUTABLE = frozenset({"datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo", "typing"})  # modules
 _HEAP = 1 << 9  # the flag of classes that are no part of an interpreter or extension
-_MISSING = object()
 _LOOSE = "loose"  # the kind of a tensor that is no attribute of a module
 
 _STANDARD = sysconfig.get_paths()["stdlib"], "<frozen "
@@ -119,6 +134,15 @@ class Reach:
 def _names_of(code: types.CodeType) -> frozenset[str]:
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*map(_names_of, inner))
+
+
+@functools.lru_cache(maxsize=4096)
+def _imports_of(code: types.CodeType) -> frozenset[tuple[int, str]]:
+    """The modules that code imports where it runs, each with how many folders up it is looked for."""
+    lines = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
+    found = ((k, i.argval) for k, i in enumerate(lines) if i.opname == "IMPORT_NAME")
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset((lines[k - 2].argval, name) for k, name in found).union(*map(_imports_of, inner))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -181,12 +205,12 @@ class Sight:
         for parts, object_of, ids, where in self._guards:
             thing = cell if object_of is None else object_of()
             if [*map(id, parts(thing))] != ids:
-                name = parts.label(thing, ids) if isinstance(parts, _ModuleParts | _Attributes) else ""
+                name = parts.label(thing, ids) if isinstance(parts, ModuleParts | Attributes) else ""
                 return f"the attribute `{'.'.join(filter(None, (where, name)))}` of {type(cell).__name__}"
         plain = self._plain_tensors(cell)
         if [*map(id, plain)] != self._plain_ids:
             names = [name for _, kind, name in self._tensors if not kind]
-            return f"the attribute `{_label(names, plain, self._plain_ids)}` of {type(cell).__name__}"
+            return f"the attribute `{label_of(names, plain, self._plain_ids)}` of {type(cell).__name__}"
         return None if self.is_same(cell) else "the numbers of an array"
 
     def changed_numbers(self, cell: nn.Module) -> frozenset[tuple[str, str]]:
@@ -290,37 +314,41 @@ class _Walk:
             msg = "it is TorchScript, which cannot be looked into"
             raise AnyRNNError(msg)
         attributes, path = module.__dict__, f"{where}." if where else ""
-        is_read = (lambda _: True) if is_trusted(type(module).__module__) else self.reach.has
+        is_read = (lambda _: True) if is_trusted(module_name(type(module))) else self.reach.has
         names = [n for n, v in attributes.items() if n not in _UNGUARDED and is_read(n) and not isinstance(v, Tensor)]
         inputs = {n for at, n in self.reach.inputs if at == where}
         if self._paths.get(id(module)) == where:
             self.sight.numbers |= {(where, n): attributes[n] for n in names if attributes[n].__class__ is float}
         guarded = tuple(n for n in names if n not in inputs)
-        self.sight.guard(_ModuleParts(guarded, tuple(inputs)), module, self.root, where)
+        self.sight.guard(ModuleParts(guarded, tuple(inputs)), module, self.root, where)
         keys = tuple((n, attributes[n].__class__ if n in inputs else self.key(attributes[n], path + n)) for n in names)
         children = tuple((n, self.key(m, path + n)) for n, m in attributes["_modules"].items())
-        return self._class_key(type(module), where), keys, self.sight.guard_tensors(module, self.root), children
+        tensors = (t for kind in ("_parameters", "_buffers") for t in attributes[kind].values())
+        marks = tuple(self._attributes(t, where) for t in tensors if t is not None and vars(t))
+        return self._class_key(type(module), where), keys, self.sight.guard_tensors(module, self.root), children, marks
 
     def _container(self, value: Any, where: str) -> Hashable:
-        parts = _items if isinstance(value, dict | types.MappingProxyType) else iter
+        parts = items_of if isinstance(value, dict | types.MappingProxyType) else iter
         return value.__class__, self._parts(parts, value, where), self._attributes(value, where)
 
     def _wrapper(self, value: Any, where: str) -> Hashable:
         """An object that calls, or leads to, others."""
-        parts = next(parts for kind, parts in _WRAPPERS.items() if isinstance(value, kind))
+        parts = next(parts for kind, parts in WRAPPERS.items() if isinstance(value, kind))
         return value.__class__, self._parts(parts, value, where), self._attributes(value, where)
 
     def _function(self, function: types.FunctionType, where: str) -> Hashable:
         code = function.__code__
-        if is_trusted(function.__module__):
+        if is_trusted(module_name(function)):
             return _Identity(function)
-        inside = self._parts(_function_parts, function, where), self._attributes(function, where)
+        inside = self._parts(function_parts, function, where), self._attributes(function, where)
         if code not in self.reach.codes:
             return code, inside
         names = tuple(sorted(_globals_of(code)))
-        self.sight.guard(_Globals(names), function, self.root, f"a global of {function.__qualname__}")
+        self.sight.guard(Globals(names), function, self.root, f"a global of {function.__qualname__}")
         namespace = function.__globals__
-        return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace)
+        imported = (_imported(level, name, namespace) for level, name in sorted(_imports_of(code)))
+        modules = tuple((m.__name__, self._global(m, m.__name__)) for m in imported if m is not None)
+        return code, inside, tuple((n, self._global(namespace[n], n)) for n in names if n in namespace), modules
 
     def _global(self, value: Any, name: str) -> Hashable:
         """A global, or an attribute of a module of the user's."""
@@ -330,15 +358,16 @@ class _Walk:
             return _Identity(value)
         self._visited[id(value)] = len(self._visited)
         names = tuple(sorted(self.reach.names.intersection(vars(value))))
-        self.sight.guard(_Names(names), value, self.root, name)
+        self.sight.guard(Names(names), value, self.root, name)
         return _Identity(value), tuple((n, self._global(vars(value)[n], n)) for n in names)
 
     def _class(self, cls: type, where: str) -> Hashable:
         if not _is_users_class(cls):
             return _Identity(cls)
         names = tuple(n for n in vars(cls) if self._is_read(cls, n))
-        self.sight.guard(_ClassParts(names), cls, self.root, cls.__name__)
-        return _Identity(cls), tuple((n, self.key(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
+        self.sight.guard(ClassParts(names), cls, self.root, cls.__name__)
+        keys = tuple((n, self.key(vars(cls)[n], f"{cls.__name__}.{n}")) for n in names)
+        return _Identity(cls), keys, self._class_key(type(cls), where)
 
     def _is_read(self, cls: type, name: str) -> bool:
         if name.startswith("__") and name.endswith("__"):  # called by Python itself, as `__getattr__` is
@@ -354,6 +383,17 @@ class _Walk:
 
     def _identity(self, value: Any, where: str) -> Hashable:
         return _Identity(value)
+
+    def _enum(self, member: enum.Enum, where: str) -> Hashable:
+        """A member of an enumeration: it is compared by identity, and what it holds may change."""
+        return _Identity(member), self._class_key(type(member), where), self._attributes(member, where)
+
+    def _cached(self, function: Any, where: str) -> Hashable:
+        """A function that hands out what it has kept, such as the settings, which its code does not make again."""
+        if is_trusted(module_name(function)) or _is_standard(module_name(function)):
+            return _Identity(function)
+        parts = Kept(kept_by(function))
+        return _Identity(function), self._parts(parts, function, where)
 
     def _object(self, value: Any, where: str) -> Hashable:
         kind = value.__class__
@@ -372,123 +412,40 @@ class _Walk:
             raise AnyRNNError(msg)
         if kind.__module__ in _IMMUTABLE or (callable(value) and not kind.__flags__ & _HEAP):
             return _Identity(value)
-        if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(kind.__module__):
-            msg = f"it holds{place} a {kind.__module__}.{kind.__qualname__}, whose content cannot be compared"
+        if not hasattr(value, "__dict__") and not slot_names(kind) and not is_trusted(module_name(kind)):
+            msg = f"it holds{place} a {module_name(kind)}.{kind.__qualname__}, whose content cannot be compared"
             raise AnyRNNError(msg)
-        return self._class_key(kind, where), self._attributes(value, where)
+        base = _builtin_base(kind)
+        if base in _NUMBERS_AND_TEXTS:
+            held: Hashable = base.__repr__(value)
+        elif isinstance(value, BaseException):
+            held = self._parts(arguments_of, value, where)
+        else:
+            held = None if base in (object, types.SimpleNamespace) else _Identity(value)
+        return self._class_key(kind, where), self._attributes(value, where), held
 
     def _attributes(self, value: Any, where: str) -> Hashable:
         """The attributes of an object that the code names."""
         names = (*getattr(value, "__dict__", ()), *slot_names(value.__class__))
         read = tuple(n for n in names if self.reach.has(n))
-        parts = _Attributes(read, hasattr(value, "__dict__"))
-        if not names:
+        parts = Attributes(read, hasattr(value, "__dict__"))
+        if not names and not parts.has_dict:
             return ()
-        self.sight.guard(parts, value, self.root, where)
+        self.sight.guard(parts, value, self.root, where)  # if it has none yet, of those that it may get
         return tuple((n, self.key(getattr(value, n, None), f"{where}.{n}")) for n in read)
 
 
-# ---- The parts of objects, which guards compare ----
-
-
-def _items(mapping: Any) -> list[object]:
-    return [*mapping, *mapping.values()]
-
-
-def _function_parts(function: Any) -> list[object]:
-    cells = [_contents(c) for c in function.__closure__ or ()]
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, *cells]
-
-
-def _contents(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # it is empty
+def _imported(level: int, name: str, namespace: dict[str, Any]) -> types.ModuleType | None:
+    """The module that an import within a function finds, if it has been imported before."""
+    package = namespace.get("__package__") or ""
+    if level and not package:  # such an import fails, on whatever way through the code it is
         return None
+    return sys.modules.get(importlib.util.resolve_name("." * level + name, package) if level else name)
 
 
-#: For each class of objects that call, or lead to, others: these.
-_WRAPPERS: dict[type, Callable[[Any], Sequence[object]]] = {
-    types.MethodType: lambda m: (m.__func__, m.__self__),
-    functools.partial: lambda p: (p.func, *p.args, *p.keywords, *p.keywords.values()),
-    functools.partialmethod: lambda p: (p.func, *p.args, *p.keywords, *p.keywords.values()),
-    staticmethod: lambda s: (s.__func__,),
-    classmethod: lambda c: (c.__func__,),
-    property: lambda p: (p.fget, p.fset, p.fdel),
-    functools.cached_property: lambda p: (p.func,),
-    weakref.ref: lambda r: (r(),),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _ModuleParts:
-    """The names of a module's attributes and the values of some; its submodules; its class; the kinds of its inputs."""
-
-    names: tuple[str, ...]
-    inputs: tuple[str, ...]
-
-    def __call__(self, module: nn.Module) -> list[object]:
-        names = module.__dict__
-        children = names["_modules"]
-        values, kinds = map(names.get, self.names), (names.get(n).__class__ for n in self.inputs)
-        tensors = *names["_parameters"], *names["_buffers"]
-        return [*names, *values, *children, *children.values(), *tensors, module.__class__, *kinds]
-
-    def label(self, module: nn.Module, before: list[int]) -> str:
-        """Which attribute is another one, or new."""
-        return _label([*module.__dict__, *self.names], self(module), before)
-
-
-@dataclass(frozen=True, slots=True)
-class _Attributes:
-    """The names of an object's attributes, and the values of some; its class."""
-
-    names: tuple[str, ...]
-    has_dict: bool
-
-    def __call__(self, value: Any) -> list[object]:
-        return [*(value.__dict__ if self.has_dict else ()), *(getattr(value, n, _MISSING) for n in self.names),
-                value.__class__]  # fmt: skip
-
-    def label(self, value: Any, before: list[int]) -> str:
-        """Which attribute is another one, or new."""
-        return _label([*(value.__dict__ if self.has_dict else ()), *self.names], self(value), before)
-
-
-def _label(labels: Sequence[str], parts: Sequence[object], before: Sequence[int]) -> str:
-    pairs = zip(labels, parts, before, strict=False)
-    return next((label for label, part, expected in pairs if id(part) != expected), "")
-
-
-@dataclass(frozen=True, slots=True)
-class _ClassParts:
-    """The values of some attributes of a class, and how many it has."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, cls: type) -> list[object]:
-        attributes = cls.__dict__
-        return [*map(attributes.get, self.names), *attributes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Globals:
-    """What the names in a function's code are, among the globals."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, function: types.FunctionType) -> list[object]:
-        return [*map(function.__globals__.get, self.names)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """The values of some attributes of a Python module."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, module: types.ModuleType) -> list[object]:
-        return [*map(vars(module).get, self.names)]
+def _builtin_base(kind: type) -> type:
+    """The class in C that an object of a class is one of: `int` of an IntEnum, `object` of most."""
+    return next(cls for cls in kind.__mro__ if not cls.__flags__ & _HEAP)
 
 
 def _content(value: Any) -> bytes | None:
@@ -497,7 +454,7 @@ def _content(value: Any) -> bytes | None:
         return bytes(value)
     if hasattr(value, "tobytes"):
         return None if "O" in getattr(getattr(value, "dtype", None), "char", "") else bytes(value.tobytes())
-    if value.__class__.__module__.startswith(("_ctypes", "ctypes")) or hasattr(value, "_type_"):
+    if module_name(value.__class__).startswith(("_ctypes", "ctypes")) or hasattr(value, "_type_"):
         try:
             return bytes(memoryview(value).cast("B"))
         except (TypeError, ValueError):
@@ -515,8 +472,8 @@ def _form(tensor: Tensor | None) -> Hashable:
 
 def _is_users_class(cls: type) -> bool:
     """Whether a class is the user's, who may change it while it is in use."""
-    is_users = not is_trusted(cls.__module__) or "<locals>" in cls.__qualname__
-    return bool(cls.__flags__ & _HEAP) and is_users and not _is_standard(cls.__module__)
+    is_users = not is_trusted(module_name(cls)) or "<locals>" in cls.__qualname__
+    return bool(cls.__flags__ & _HEAP) and is_users and not _is_standard(module_name(cls))
 
 
 def _is_users_module(module: types.ModuleType) -> bool:
@@ -553,7 +510,9 @@ _RULES: tuple[tuple[tuple[type, ...], Callable[[_Walk, Any, str], Hashable]], ..
     ((nn.Module,), _Walk._module),
     ((Tensor,), _Walk._tensor),  # one that is no attribute of a module
     ((types.FunctionType,), _Walk._function),
-    (tuple(_WRAPPERS), _Walk._wrapper),
+    (tuple(WRAPPERS), _Walk._wrapper),
+    ((enum.Enum,), _Walk._enum),
+    ((type(functools.cache(len)),), _Walk._cached),
     ((dict, types.MappingProxyType, list, tuple, set, frozenset, deque), _Walk._container),
     ((type,), _Walk._class),
     (_IDENTITIES, _Walk._identity),

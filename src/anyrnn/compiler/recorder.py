@@ -13,7 +13,7 @@ from anyrnn.compiler.graph import PLAIN, Op, Ref, leaves, replaced
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: In-place operations that do not read what they change.
 _OVERWRITING = frozenset(f"aten::{name}_" for name in ("fill", "zero", "copy", "bernoulli", "uniform", "normal")) | {
@@ -152,8 +152,17 @@ class Recorder(TorchDispatchMode):
             msg = f"`{func}` reads memory that nobody has written to"
             raise AnyRNNError(msg)
 
-    def check_written(self, results: Iterable[Tensor]) -> None:
-        """Check that the memory of a step's results was written to."""
+    def check_results(self, results: Sequence[Tensor]) -> None:
+        """Check that a step's results are plain tensors, of operations that were seen, whose memory was written to."""
+        for tensor in results:
+            if type(tensor) not in PLAIN:
+                msg = f"it returns a {type(tensor).__name__}, which is more than an array of numbers; use torch.Tensor"
+                raise AnyRNNError(msg)
+            if names := vars(tensor):
+                msg = f"it returns a tensor with an attribute, `{next(iter(names))}`, that the next step would find"
+                raise AnyRNNError(msg)
+            if id(tensor) not in self.refs:
+                self._add_weight(tensor)
         if not self._uninitialized.isdisjoint(map(_memory, results)):
             msg = "it returns memory that nobody has written to"
             raise AnyRNNError(msg)

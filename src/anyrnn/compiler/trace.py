@@ -31,7 +31,7 @@ from anyrnn.compiler.indexing import Indexing
 from anyrnn.compiler.opaque_function import recorded
 from anyrnn.compiler.reach import Reach, Sight, is_standard_file, is_trusted_file
 from anyrnn.compiler.recorder import Recorder
-from anyrnn.compiler.witness import MOMENTARY, Number, Witness
+from anyrnn.compiler.witness import MOMENTARY, Number, Witness, is_momentary
 from anyrnn.errors import AnyRNNError
 from anyrnn.protocol import caching_nothing, placement, shape_of, size_of
 from anyrnn.randomness import own_random_numbers
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from anyrnn.protocol import ExtraForm, Signature, Size
 
 #: The package's modules whose code runs in a trace and is not the cell's.
-_COMPILER = ("contraction", "graph", "indexing", "opaque_function", "reach", "recorder", "witness")
+_COMPILER = ("contraction", "graph", "guarded", "indexing", "opaque_function", "reach", "recorder", "witness")
 _OURS = ("cells.products", "protocol", "randomness", "twin", *(f"compiler.{name}" for name in _COMPILER))
 
 #: Batch sizes for a trace: the first two of these primes that no number of features is a multiple of.
@@ -127,14 +127,19 @@ def _why_moved(graph: Graph) -> str:
 
 def _check_questions(ran: Iterable[CodeType], questions: set[str]) -> None:
     """Check that no code of the user's asks for what may differ in the next call, nor decides by the batch size."""
-    users = [code for code in ran if not is_trusted_file(code.co_filename) and not is_standard_file(code.co_filename)]
-    for code in users:
-        if asked := MOMENTARY.intersection(code.co_names):
-            msg = f"it asks `{min(asked)}`, whose answer may be another one in the next call"
-            raise AnyRNNError(msg)
+    users = [*filter(_is_users, ran)]
+    if any({"sys", "modules"} <= {*code.co_names} for code in users):
+        questions = {*questions, "sys.modules"}
+    if asked := MOMENTARY.intersection(n for code in users for n in code.co_names) | (questions - {"len"}):
+        msg = f"it asks `{min(asked)}`, whose answer may be another one in the next call"
+        raise AnyRNNError(msg)
     if "len" in questions and any(map(_decides, users)):
         msg = "it takes the size of the batch by `len`, and may decide something by it; x.shape[0] would be followed"
         raise AnyRNNError(msg)
+
+
+def _is_users(code: CodeType) -> bool:
+    return not is_trusted_file(code.co_filename) and not is_standard_file(code.co_filename)
 
 
 @functools.cache
@@ -247,7 +252,7 @@ class _Tracer:
         inputs = dict(zip(refs, [t.clone() for t in arguments], strict=True))
         inputs |= self._follow_numbers(twin, recorder, arguments[0], fill)
         sight = None if guarded is None else Sight(twin, guarded)
-        frames, contractions = _Frames(recorder, self.ran, twin), Contractions(recorder)
+        frames, contractions = _Frames(recorder, self.ran, twin, self.questions), Contractions(recorder)
         outputs, new = self._step(twin, arguments, recorder, frames, contractions)
         if any(tensor is not weights.get(name) for name, tensor in registered_of(twin).items()):
             msg = "its step puts another tensor in the place of a weight or buffer"
@@ -306,9 +311,7 @@ class _Tracer:
             ):  # fmt: skip
                 outputs, new = self.signature.step(twin, x, tuple(states), extras)
             results = (*outputs, *new) if self.signature.has_output else new
-            for tensor in results:
-                recorder.ref(tensor)
-            recorder.check_written(results)
+            recorder.check_results(results)
         except AnyRNNError:
             raise
         except (MemoryError, OSError):
@@ -373,10 +376,10 @@ _MOST_ROWS = 157  # a prime above all `BATCHES`
 class _Frames:
     """A profile function: notes, while it is set, which code returns, and which tensors its local variables hold."""
 
-    def __init__(self, recorder: Recorder, ran: set[CodeType], cell: nn.Module) -> None:
+    def __init__(self, recorder: Recorder, ran: set[CodeType], cell: nn.Module, questions: set[str]) -> None:
         self.locals: dict[Ref, str] = {}
         self.of_methods: dict[str, Ref] = {}  # of the cell's methods; of equal names, those that return last
-        self._recorder, self._ran, self._cell = recorder, ran, innermost(cell)
+        self._recorder, self._ran, self._cell, self._questions = recorder, ran, innermost(cell), questions
         self._outer: Any = None
         self._passed: dict[int, CodeType] = {}  # by id: code that has nothing more to tell, which most returns are of
         # What looks for modules when PyTorch imports one on the way is none of the cell's code.
@@ -397,8 +400,10 @@ class _Frames:
         if put_back is not None:
             put_back()
 
-    def _note(self, frame: FrameType, event: str, _: object) -> None:
+    def _note(self, frame: FrameType, event: str, called: Any) -> None:
         code = frame.f_code
+        if event == "c_call" and is_momentary(called, code.co_filename):
+            self._questions.add(called.__qualname__)
         if event != "return" or id(code) in self._passed:
             return
         file = code.co_filename

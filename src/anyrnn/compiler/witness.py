@@ -8,8 +8,11 @@ compared. All else (requires_grad, is_contiguous, numbers) is refused, and so is
 
 from __future__ import annotations
 
+import datetime
 import operator
+import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from anyrnn.cells import products
-from anyrnn.compiler.reach import is_trusted_file
+from anyrnn.compiler.reach import is_standard_file, is_trusted_file
 from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
@@ -59,7 +62,24 @@ MOMENTARY = frozenset(
     }
     | {"get_rng_state", "set_rng_state", "initial_seed", "manual_seed", "fork_rng", "urandom", "environ", "getenv"}
     | {"current_thread", "get_ident", "getpid", "perf_counter", "monotonic", "process_time", "time_ns"}
+    | {"import_module"}
 )
+#: Functions of C whose result does, by whatever name the code calls them, as in `from time import time as now`.
+_CLOCKS = frozenset(
+    {time.time, time.localtime, time.gmtime, time.ctime, time.monotonic_ns, time.perf_counter_ns, time.process_time_ns}
+    | {datetime.datetime.now, datetime.datetime.utcnow, datetime.datetime.today, datetime.date.today, os.urandom, open}
+    | {time.monotonic, time.perf_counter, time.process_time, time.time_ns, os.getpid, os.times, globals, eval, exec}
+)
+
+
+def is_momentary(function: Any, file: str) -> bool:
+    """Whether a function, called by code of a file, has another result in the next call.
+
+    A clock that Python's own library reads, for a log, and a file that it opens, for a warning, tell a step nothing.
+    """
+    if function not in _CLOCKS:
+        return False
+    return function is os.urandom or "pathlib" in file or not (is_trusted_file(file) or is_standard_file(file))
 
 
 class Batch(int):  # noqa: PLW1641 - to hash it is refused

@@ -104,6 +104,8 @@ def _run_full(call: Call) -> Result:
         if copies:
             new = step(x, tuple(s.clone() for s in states), extras)
         else:
+            # A step may have made them in inference mode, where what is written is not counted.
+            states = tuple([s.clone() if s.is_inference() else s for s in states])
             versions = [s._version for s in states]
             new = step(x, states, extras)
             for s, version in zip(states, versions, strict=True):

@@ -10,12 +10,21 @@ cheap cell's step (`benchmarks/fallback.py`). So this is code that has neither, 
         shape0, dtype0 = h0.shape, h0.dtype
         for x, _ in steps:
             version0 = h0._version
-            new0 = cell(x, h0)
-            if new0.shape != shape0:
-                signature.check(cell, (new0,), (h0,))
-            keep([new0.clone()])
-            if new0.dtype is not dtype0:
-                new0 = new0.to(dtype0)
+            returned = cell(x, h0)
+            try:
+                result = returned
+                new0 = result
+                if new0.shape != shape0:
+                    signature.check(cell, (new0,), (h0,))
+                keep([new0.clone()])
+                if new0.dtype is not dtype0:
+                    new0 = new0.to(dtype0)
+                if new0.is_inference():
+                    new0 = new0.clone()
+            except AnyRNNError:
+                raise
+            except (AttributeError, TypeError, ValueError) as cause:
+                raise signature.unlike(cell, returned, len(x)) from cause
             wrote = h0._version != version0
             h0 = new0
             if wrote:
@@ -27,6 +36,8 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from anyrnn.errors import AnyRNNError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,33 +71,44 @@ def _loop(count: int, bare: bool, has_output: bool) -> Loop:
         return between.join(text.format(k=k) for k in every)
 
     new, state = ("new0", "h0") if bare else (f"({row('new')})", f"({row('h')})")
+    unpacked = (
+        (f"{new} = result",)
+        if bare
+        else (
+            f"if len(result) != {count}:",
+            f"    signature.check(cell, tuple(result), {state})",
+            f"{new} = result",
+        )
+    )
+    taken = (
+        *(("output, result = returned",) if has_output else ("result = returned",)),
+        *unpacked,
+        f"if {joined('new{k}.shape != shape{k}', ' or ')}:",
+        f"    signature.check(cell, ({row('new')}), ({row('h')}))",
+        f"keep([{'output' if has_output else 'new0'}.clone()])",
+        *(f"if new{k}.dtype is not dtype{k}: new{k} = new{k}.to(dtype{k})" for k in every),
+        *(f"if new{k}.is_inference(): new{k} = new{k}.clone()" for k in every),
+    )
     lines = (
         "def loop(cell, steps, states, keep, signature):",
         f"    {row('h')} = states",
         *(f"    shape{k}, dtype{k} = h{k}.shape, h{k}.dtype" for k in every),
         "    for x, _ in steps:",
         *(f"        version{k} = h{k}._version" for k in every),
-        f"        {'output, ' if has_output else ''}result = cell(x, {state})",
-        *(
-            (f"        {new} = result",)
-            if bare
-            else (
-                f"        if len(result) != {count}:",
-                f"            signature.check(cell, tuple(result), {state})",
-                f"        {new} = result",
-            )
-        ),
-        f"        if {joined('new{k}.shape != shape{k}', ' or ')}:",
-        f"            signature.check(cell, ({row('new')}), ({row('h')}))",
-        f"        keep([{'output' if has_output else 'new0'}.clone()])",
-        *(f"        if new{k}.dtype is not dtype{k}: new{k} = new{k}.to(dtype{k})" for k in every),
+        f"        returned = cell(x, {state})",
+        "        try:",
+        *(f"            {line}" for line in taken),
+        "        except AnyRNNError:",
+        "            raise",
+        "        except (AttributeError, TypeError, ValueError) as cause:",
+        "            raise signature.unlike(cell, returned, len(x)) from cause",
         f"        wrote = {joined('h{k}._version != version{k}', ' or ')}",
         f"        {row('h')} = {row('new')}",
         "        if wrote:",
         f"            return ({row('h')}), True",
         f"    return ({row('h')}), False",
     )
-    made: dict[str, Any] = {"__name__": __name__}
+    made: dict[str, Any] = {"__name__": __name__, "AnyRNNError": AnyRNNError}
     exec("\n".join(lines), made)  # noqa: S102 - numbers and flags alone are put into the text
     loop: Loop = made["loop"]
     return loop
