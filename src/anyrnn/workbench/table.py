@@ -31,12 +31,12 @@ from anyrnn.workbench.parsed import (
     Parsed,
     Value,
 )
+from anyrnn.workbench.plain import EXACT
 from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, quoted, unknown, words_of
 from anyrnn.workbench.text import ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
-EXACT = 1 << 53  # whole numbers beyond are rounded by float64
 
 
 def read_table(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.table import SeriesColumns, read_series
 from anyrnn.workbench.names import listed
+from anyrnn.workbench.plain import EXACT
 from anyrnn.workbench.sequences import bulk
-from anyrnn.workbench.table import EXACT
 
 _MOST_WINDOWS = 20_000  # that a part is scored on: with more of them, origins are taken farther apart
 
