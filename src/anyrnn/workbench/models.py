@@ -414,7 +414,7 @@ def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler
         x = torch.as_tensor(as_numpy(f"{owner}: sequence {k}", given))
     except (TypeError, ValueError, RuntimeError) as cause:
         raise AnyRNNError(
-            f"{owner}: sequence {k} is a {type(given).__name__}, expected an array (T, {len(features)}): {cause}"
+            f"{owner}: sequence {k} is a {type(given).__name__}, expected a tensor or an array (T, features): {cause}"
         ) from cause
     if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(features):
         raise AnyRNNError(
