@@ -1,6 +1,7 @@
 """accelerate and restore: torch.nn's layers become this package's and torch's again, and nobody else notices."""
 
 import copy
+import copyreg
 import dataclasses
 import io
 import itertools
@@ -437,11 +438,13 @@ def test_what_the_swap_could_break_is_left_alone_and_named(case):
     close(flat(layer(x)), flat(before), atol=0)
 
 
+def written(model):
+    torch.save(model, file := io.BytesIO())
+    return file.getvalue()
+
+
 def saved(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+    return torch.load(io.BytesIO(written(model)), weights_only=False)
 
 
 IN_FILES = {"pickle": lambda m: pickle.loads(pickle.dumps(m)), "torch.save": saved}
@@ -482,6 +485,21 @@ def test_what_comes_out_of_a_file_is_the_model_of_before(way):
     assert anyrnn.restore(twin) == ()
     assert tuple(found.name for found in anyrnn.accelerate(twin).swapped) == LAYERS_OF_TAGGER
     assert isinstance(model.stack[0], anyrnn.GRU)
+
+
+def test_what_a_file_takes_that_is_read_with_weights_only():
+    needed = torch.serialization.get_unsafe_globals_in_checkpoint
+    model = nn.Sequential(nn.LSTM(3, 4))
+    plain, before = [w.clone() for w in model[0].state_dict().values()], set(needed(io.BytesIO(written(model))))
+    anyrnn.accelerate(model)
+    assert set(needed(io.BytesIO(written(model)))) == {*before, "builtins.object", "copyreg._reconstructor"}
+    allowed = [nn.Sequential, nn.LSTM, object, copyreg._reconstructor]
+    with torch.serialization.safe_globals(allowed):
+        read = torch.load(io.BytesIO(written(model)), weights_only=True)
+    assert type(read[0]) is nn.LSTM
+    assert all(map(torch.equal, read[0].state_dict().values(), plain))
+    anyrnn.restore(model)
+    assert set(needed(io.BytesIO(written(model)))) == before
 
 
 def test_a_file_can_be_read_by_a_process_without_this_package(tmp_path):

@@ -787,3 +787,18 @@ def test_what_depends_on_the_input_is_refused_before_its_size_is_known(asked):
     layer = anyrnn.Recurrent(Bare())
     text = "Recurrent: the size of its input is not known before the first call; pass input_size="
     assert message(lambda: getattr(layer, asked)) == text
+
+
+def test_a_number_of_rows_that_stands_in_a_step_is_named():
+    class FiveRows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden_size, self.new = 4, nn.Linear(3, 4)
+
+        def forward(self, x, h):
+            return torch.tanh(self.new(x) + h) * torch.ones(5, 4)
+
+    (part,) = anyrnn.explain(anyrnn.Recurrent(FiveRows()), torch.zeros(2, 5, 3)).parts
+    assert part.engine == "reference"
+    assert "its step fails for 127 rows, with which it is looked at: RuntimeError" in part.reason
+    assert part.reason.endswith("a number of rows that stands in the step is to be x.shape[0]")

@@ -136,7 +136,8 @@ def accelerate(model: nn.Module, *, classes: Collection[type[nn.Module]] = ()) -
 
     * ``type(layer) is nn.LSTM`` is False. Quantization asks so and passes the layer by: call `restore` before it.
     * `torch.save(model)` and pickle write the layer of torch.nn: it can be loaded without this package, and is to be
-      accelerated again after loading. `copy.deepcopy` keeps it swapped.
+      accelerated again after loading. `copy.deepcopy` keeps it swapped. Who loads with ``weights_only=True`` and a list
+      of safe globals has two more to allow, ``object`` and ``copyreg._reconstructor``; not so after `restore`.
     * `torch.jit.script(model)` restores the layers, and compiles torch's.
     * `torch.compile` breaks its graph at the layer, as at each `nn.LSTM`; ``torch._dynamo.config.allow_rnn = True``
       keeps it whole.

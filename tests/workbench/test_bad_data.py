@@ -244,6 +244,18 @@ TABLES = {
         "id,t,a,y\np,0,3rd,u\nq,0,2nd,v\n",
         f"data row 1 (id 'p', t 0): feature 'a' is '3rd', expected a number; write a number, or {LEAVE_OUT}",
     ),
+    "a currency": (
+        "id,t,a,y\np,0,$3.5,u\nq,0,2nd,v\n",
+        f"data row 1 (id 'p', t 0): feature 'a' is '$3.5', expected a number; write a number, or {LEAVE_OUT}",
+    ),
+    "a loss in brackets": (
+        "id,t,a,y\np,0,(3),u\nq,0,2nd,v\n",
+        f"data row 1 (id 'p', t 0): feature 'a' is '(3)', expected a number; write a number, or {LEAVE_OUT}",
+    ),
+    "a true minus sign": (
+        "id,t,a,y\np,0,−3,u\nq,0,2nd,v\n",
+        f"data row 1 (id 'p', t 0): feature 'a' is '−3', expected a number; write a number, or {LEAVE_OUT}",
+    ),
     "dates as a feature": (
         "id,t,a,y\np,0,2026-01-31,u\nq,0,2026-01-31,v\n",
         "data row 1 (id 'p', t 0): feature 'a' is '2026-01-31', expected a number",
@@ -275,6 +287,10 @@ TABLES = {
     "two columns of one name": (
         "id,t,a,a,y\n1,2,3,4,5\n",
         "the header names column 'a' twice; give each column its own name",
+    ),
+    "a separator at the end of the lines": (
+        "id,t,a,y,\n1,2,3,4,\n",
+        "the header ends in a separator, and so in a column",
     ),
     "pandas' row numbers": (",id,t,a,y\n0,1,2,3,4\n", "column '' looks like the row numbers that pandas writes"),
     "id missing": (TABLE + ",1,1,1,v\n", "data row 7: the id 'id' is missing; every row needs the id of its sequence"),

@@ -286,11 +286,12 @@ def test_rows_keep_their_order_without_a_time_column_and_that_is_said(tmp_path: 
     [
         ["3", "10", "200"],
         ["-1.5", "0.25", "1e3"],
+        ['" 1785542400000000001"', "+1785542400000000002", "1785542400000000003"],
         ["2026-01-31", "2026-02-01", "2026-11-01"],
         ["2026-01-31 09:00", "2026-01-31 10:00:00.5", "2026-02-01"],
         ["2026-01-31T12:00+05:00", "2026-01-31T09:00Z", "2026-01-31T09:00-01:00"],
     ],
-    ids=["whole numbers", "numbers", "dates", "moments", "moments in time zones"],
+    ids=["whole numbers", "numbers", "nanoseconds in text", "dates", "moments", "moments in time zones"],
 )
 def test_times_are_sorted_by_what_they_mean(tmp_path: Path, times: list[str]) -> None:
     for order in itertools.permutations(range(3)):

@@ -183,6 +183,39 @@ def test_naive_forecasts_are_what_they_are_called():
     assert mean(data, at).tolist() == [[9, 9, 9]]
 
 
+@pytest.mark.parametrize("unit", [2.0**900, 2.0**-900])
+def test_the_unit_of_a_series_changes_nothing_but_the_unit(unit):
+    def found(unit):
+        covariate = np.sin(np.arange(80.0))[:, None] * unit
+        made = Series(
+            "a", unit * (np.arange(80) % 4 + np.cos(np.arange(80))), covariate, np.empty((80, 0)), np.empty(0)
+        )
+        data = Forecasting("d", "y", (made,), 3, 4, 12, 12, past_names=("p",))
+        return train(network("rnn"), data, replace(QUICK, epochs=1), 0)[1]
+
+    usual, other = found(1.0), found(unit)
+    assert other.history[0].validation_loss == usual.history[0].validation_loss
+    for name in ("mae", "rmse", "pinball"):
+        assert other.scores[name] == pytest.approx(usual.scores[name] * unit, rel=1e-12)
+    for name in ("mase", "smape", "wape", "rrse", "coverage"):
+        assert other.scores[name] == pytest.approx(usual.scores[name], rel=1e-12)
+
+
+def test_a_series_that_is_constant_in_training_has_no_deviation_of_rounded_sums():
+    constant = series([0.1] * 19 + [0.2] * 10)
+    assert np.full(19, 0.1).std() > 0
+    assert Scaled([constant], [19]).std.tolist() == [1.0]
+    assert math.isnan(point_metrics(np.full((3, 1), 0.1), np.zeros((3, 1)), np.ones(3))["rrse"])
+
+
+def test_without_a_metric_that_is_defined_there_is_no_verdict():
+    made = fit(
+        Forecasting("d", "y", (series(np.arange(60) % 4),), 3, 4, 8, 8), "rnn", settings=replace(QUICK, epochs=1)
+    )
+    assert made.verdict.startswith("No verdict: MASE is not defined here, since seasonal naive forecasts of what is")
+    assert "such as mae." in made.verdict
+
+
 def test_metrics_are_those_of_their_definitions():
     y, said = np.array([[1.0, 2.0], [0.0, -4.0]]), np.array([[2.0, 2.0], [0.0, 4.0]])
     found = point_metrics(y, said, np.array([2.0, 8.0]))
@@ -339,7 +372,8 @@ def test_a_table_is_read_with_what_is_known_ahead(tmp_path):
         ((10, 2, ""), r"data row 10 \(id 'A', day .*\): target 'sold' is missing; expected a number"),
         ((10, 4, ""), "covariate 'open' is missing"),
         ((10, 5, "7"), "static covariate 'size' is 7, but 0 in the first row of this series"),
-        ((10, 3, "wet"), "feature 'rain' is 'wet', expected a number"),
+        ((10, 3, "wet"), "covariate 'rain' is 'wet', expected a number; write a number$"),
+        ((10, 2, "inf"), "target 'sold' is inf, expected a finite number"),
         ((10, 1, "2026-01-09"), "this id has the same time"),
     ],
 )
@@ -358,6 +392,23 @@ def test_wrong_columns_are_named(tmp_path):
         load_series(path, horizon=0, **COLUMNS)
     with pytest.raises(AnyRNNError, match="there is no such file"):
         load_series(tmp_path / "none.csv", horizon=5, **COLUMNS)
+
+
+def test_a_value_far_from_its_series_is_said_and_one_that_float64_rounds(tmp_path):
+    def read(values):
+        path = tmp_path / "t.csv"
+        path.write_text("y\n" + "\n".join(map(str, values)) + "\n")
+        return load_series(path, horizon=2, target_column="y")
+
+    wild = [k % 5 for k in range(40)]
+    assert not any("far from" in note for note in read(wild).notes)
+    wild[6] = -9999
+    said = next(note for note in read(wild).notes if "far from" in note)
+    assert "the first is -9999, in step 7 of series 't' in t.csv, whose others are 0 to 4" in said
+    with pytest.raises(
+        AnyRNNError, match=r"'y' never changes in training: .*float64 rounds it away, take a constant off"
+    ):
+        read([2**60 + k for k in range(40)])
 
 
 def test_steps_that_are_not_evenly_spaced_are_said(tmp_path):

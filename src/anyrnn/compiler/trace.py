@@ -320,7 +320,10 @@ class _Tracer:
             first, _, _ = str(cause).partition("\n")
             if "allocate memory" in first:
                 raise
-            msg = f"its step fails{' for one row' if len(x) == 1 else ''}: {type(cause).__name__}: {first}"
+            rows = "one row" if len(x) == 1 else f"{len(x)} rows, with which it is looked at"
+            written = len(x) > 1 and str(len(x)) in first
+            cure = "; a number of rows that stands in the step is to be x.shape[0]" if written else ""
+            msg = f"its step fails for {rows}: {type(cause).__name__}: {first}{cure}"
             raise AnyRNNError(msg) from cause
         return outputs if self.signature.has_output else (), new
 

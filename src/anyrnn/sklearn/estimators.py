@@ -20,6 +20,7 @@ from anyrnn.sklearn.inputs import absent_in, read_groups, read_sequences, read_w
 from anyrnn.workbench.gaps import GAPS, Gaps
 from anyrnn.workbench.lesson import using_threads
 from anyrnn.workbench.models import Network, Pool, Predictions, network, own_network
+from anyrnn.workbench.plain import as_numpy
 from anyrnn.workbench.schedules import Schedule
 from anyrnn.workbench.sequences import Sequences
 from anyrnn.workbench.split import split_validation
@@ -140,6 +141,8 @@ class _RecurrentEstimator(BaseEstimator):
             raise AnyRNNError(
                 f"{name} requires y to be passed, but the target y is None: give one target for each sequence of X"
             )
+        if isinstance(y, np.ma.MaskedArray):
+            y = as_numpy(f"{name}: y", y)
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y", estimator=self)
         y = column_or_1d(y, warn=True)
         if len(x) != len(y):

@@ -16,6 +16,7 @@ from anyrnn.workbench.forecast.predict import forecast_ahead
 from anyrnn.workbench.forecast.series import Forecasting, Series
 from anyrnn.workbench.forecast.train import ForecastSettings, train
 from anyrnn.workbench.lesson import using_threads
+from anyrnn.workbench.plain import as_numpy
 
 Array = NDArray[np.float64]
 
@@ -210,7 +211,7 @@ def _read(X: Any) -> tuple[list[Array], bool]:
             "RecurrentForecaster: got a frame, whose columns may be series or something else; expected an array: "
             "frame['y'].to_numpy() for one series, frame.to_numpy().T for one in each column"
         )
-    rows = X if isinstance(X, list | tuple) else np.asarray(X)
+    rows = X if isinstance(X, list | tuple) else as_numpy("X", X)
     one = len(rows) > 0 and np.ndim(rows[0]) == 0
     found = [_row(row, k) for k, row in enumerate([rows] if one else rows)]
     if not found:
@@ -220,7 +221,7 @@ def _read(X: Any) -> tuple[list[Array], bool]:
 
 def _row(row: Any, number: int) -> Array:
     try:
-        values = np.asarray(row, dtype=np.float64)
+        values = np.asarray(as_numpy("X", row), dtype=np.float64)
     except (TypeError, ValueError) as cause:
         raise AnyRNNError(
             f"RecurrentForecaster: series {number} is no array of numbers: {cause}; expected {_FORMS}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.arrays import read_arrays
 from anyrnn.workbench.parsed import Missing
+from anyrnn.workbench.plain import as_numpy
 
 _FORMS = "an array (n, T, C), an array (n, T) of series with one channel, or a list of n arrays (T_i, C)"
 # Other types are converted to the first; NaN is looked at when it is known which is padding.
@@ -32,8 +33,8 @@ def read_sequences(estimator: Any, X: Any, *, reset: bool) -> tuple[Tensor, ...]
     Raises:
         ValueError: if it cannot be used as it is, by scikit-learn for a table and as `AnyRNNError` for the others.
     """
-    if isinstance(X, Tensor):
-        X = X.detach().cpu().numpy()
+    if isinstance(X, Tensor | np.ma.MaskedArray):
+        X = as_numpy(f"{type(estimator).__name__}: X", X)
     if _is_list_of_arrays(X):
         return _channels_checked(estimator, _read(estimator, X), reset=reset)
     if len(getattr(X, "shape", ())) >= 3:

@@ -1,7 +1,7 @@
 """Sequences that are in memory: arrays (n, T, C), lists of arrays (T, C), and PyTorch's datasets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.data import Choices, Dataset, dataset_of
 from anyrnn.workbench.gaps import Gaps, note_on_padding, without_padding
 from anyrnn.workbench.parsed import Missing, Parsed, Task, Value
+from anyrnn.workbench.plain import as_numpy, first_rounded
 
 _FORMS = "an array (n, T, C), an array (n, T) of series with one channel, or a list of n arrays (T, C)"
 
@@ -69,6 +70,8 @@ def from_arrays(
         AnyRNNError: The data cannot be used as it is.
     """
     chosen = Choices(task, test_fraction, seed, missing, validation, gaps, caller="from_arrays")
+    if isinstance(feature_names, str):
+        raise AnyRNNError(f"from_arrays: got feature_names={feature_names!r}, expected a list of names")
     names = None if feature_names is None else tuple(map(str, feature_names))
     own = _parsed("x", x, y, names, target, chosen.absent, channels_first)
     own = _named(own, ids, groups)
@@ -96,7 +99,8 @@ def _parsed(
         if y is not None:
             raise AnyRNNError(f"{name}: a PyTorch dataset gives the targets itself; leave out y")
         x, y = _of_dataset(name, x)
-    kept, cut = read_arrays(name, _several(name, x), missing, channels_first=channels_first, features=features)
+    several = _several(name, x)
+    kept, cut = read_arrays(name, several, missing, channels_first=channels_first, features=features)
     if y is None:
         raise AnyRNNError(f"{name}: there are no targets; expected y, the class or the number of each sequence")
     targets = _targets(name, y)
@@ -113,8 +117,21 @@ def _parsed(
         target=target,
         targets=targets,
         task=None,
-        notes=tuple(note_on_padding(cut)),
+        notes=(*note_on_padding(cut), *_notes_on_rounding(name, several)),
     )
+
+
+def _notes_on_rounding(name: str, given: Sequence[Any]) -> Iterator[str]:
+    """Where the first whole number is that float64 has not."""
+    for k, each in enumerate(given):
+        whole = as_numpy(f"{name}[{k}]", each)
+        at = first_rounded(whole)
+        if at is not None:
+            yield (
+                f"{name} holds whole numbers beyond 2**53, which are rounded: {whole[at]} in {name}[{k}] is read as "
+                f"{int(float(whole[at]))}; take a constant off them if the last digits matter"
+            )
+            return
 
 
 def features_of(width: int, first: int = 1) -> tuple[str, ...]:
@@ -188,8 +205,8 @@ def _of_dataset(name: str, dataset: Any) -> tuple[list[Any], list[Any]]:
 
 def _several(name: str, x: Any) -> Sequence[Any]:
     """The sequences one by one."""
-    if isinstance(x, Tensor):
-        x = x.detach().cpu().numpy()
+    if isinstance(x, Tensor | np.ma.MaskedArray):
+        x = as_numpy(name, x)
     if isinstance(x, np.ndarray) and x.dtype != object:
         if x.ndim not in {2, 3}:
             raise AnyRNNError(f"{name}: got an array of shape {x.shape}, expected {_FORMS}")
@@ -205,7 +222,7 @@ def _several(name: str, x: Any) -> Sequence[Any]:
 def _array(place: str, x: Any, channels_first: bool) -> NDArray[Any]:
     """A sequence (T, C), float64, or float32 if it is that."""
     try:
-        array = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
+        array = as_numpy(place, x)
         if array.dtype.kind == "O":  # of numbers perhaps, or of text
             array = array.astype(np.float64)
         if array.dtype.kind not in "fiub":
@@ -239,7 +256,7 @@ def _with_gaps(place: str, x: Tensor, features: Sequence[str], missing: Missing 
 
 def _targets(name: str, y: Any) -> tuple[Value, ...]:
     """The targets as Python has them."""
-    array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+    array = as_numpy(f"{name}: y", y)
     if array.ndim != 1:
         cure = "; of one-hot classes take y.argmax(1)" if array.ndim == 2 else ""
         raise AnyRNNError(f"{name}: y has shape {array.shape}, expected (n,), a class or a number each{cure}")

@@ -35,7 +35,9 @@ def read_times(column: pl.Series, place: Callable[[int], str]) -> tuple[pl.Serie
         odd = (numbers.is_null() & column.is_not_null()).arg_true()
         if len(odd):
             raise AnyRNNError(f"{place(odd[0])}: the time is {column[odd[0]]!r}, expected a number as in other rows")
-        return numbers, ()
+        # Nanoseconds since 1970 are beyond the whole numbers that float64 tells apart.
+        whole = column.str.strip_chars().str.strip_prefix("+").cast(pl.Int64, strict=False)
+        return (whole if whole.null_count() == column.null_count() else numbers), ()
     moments: list[datetime | None] = []
     kinds: dict[str, int] = {}  # the first row of each
     for row, text in enumerate(column):

@@ -125,6 +125,11 @@ def roles_of(path: File | Frame, names: list[str], columns: Columns, *, need_tar
     if features is None:
         features = tuple(name for name in names if name not in taken)
         numbering = next((name for name in features if name in _NAMELESS), None)
+        if numbering == "" == names[-1]:
+            raise AnyRNNError(
+                f"{path}: the header ends in a separator, and so in a column without a name; take it off the end of "
+                "each line, or name the features (feature_columns, --features)"
+            )
         if numbering is not None:
             raise AnyRNNError(
                 f"{path}: column {numbering!r} looks like the row numbers that pandas writes, which say where a "

@@ -24,6 +24,7 @@ from anyrnn.workbench.gaps import Gaps, without_padding
 from anyrnn.workbench.gru_d import GRUDCell
 from anyrnn.workbench.large import gathered
 from anyrnn.workbench.names import did_you_mean
+from anyrnn.workbench.plain import as_numpy
 from anyrnn.workbench.reading import Reading, check_reading
 from anyrnn.workbench.sequences import Scaler
 
@@ -410,11 +411,10 @@ def read(owner: str, k: int, given: Any, features: Sequence[str], scaler: Scaler
         AnyRNNError: for another shape, and for what is not finite, or missing where nothing may be.
     """
     try:
-        x = torch.as_tensor(given)
+        x = torch.as_tensor(as_numpy(f"{owner}: sequence {k}", given))
     except (TypeError, ValueError, RuntimeError) as cause:
         raise AnyRNNError(
-            f"{owner}: sequence {k} is a {type(given).__name__}, expected a tensor or an array (T, {len(features)}): "
-            f"{cause}"
+            f"{owner}: sequence {k} is a {type(given).__name__}, expected a tensor or an array (T, features): {cause}"
         ) from cause
     if x.dim() != 2 or len(x) == 0 or x.shape[1] != len(features):
         raise AnyRNNError(

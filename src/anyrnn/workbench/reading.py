@@ -16,6 +16,7 @@ from anyrnn.workbench.ondisk import OnDisk, Steps, lengths_of, missing_of, piece
 from anyrnn.workbench.sequences import Inputs, Scaler
 
 DELTA_TIME = "delta time"  # the name of the feature
+_BEFORE_DIGITS = "+-.,($€£¥\N{MINUS SIGN}"  # of a number, as people write it
 _MOST_WORDS = 50  # a column with more different texts holds names or sentences, and no kinds
 
 
@@ -118,13 +119,13 @@ def _are_names(value: Any) -> bool:
 def words_of(text: pl.Series, place: str) -> tuple[str, ...] | None:
     """The different words of a column of text, null where one is missing; None if it seems to be meant as numbers.
 
-    What begins with a digit is a number with something wrong about it, or a date.
+    What begins with a digit, a sign or a currency and a digit is a number with something wrong about it, or a date.
 
     Raises:
         AnyRNNError: if there are too many.
     """
     words = sorted(text.drop_nulls().unique().to_list())
-    if not words or any(word.lstrip("+-.,")[:1].isdecimal() or word in {"", "inf", "-inf"} for word in words):
+    if not words or any(word.lstrip(_BEFORE_DIGITS)[:1].isdecimal() or word in {"", "inf", "-inf"} for word in words):
         return None
     if len(words) > _MOST_WORDS:
         raise AnyRNNError(

@@ -6,6 +6,7 @@ All checks that need rows are here; `columns.py` says which column is what, `tar
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,12 +31,12 @@ from anyrnn.workbench.parsed import (
     Parsed,
     Value,
 )
+from anyrnn.workbench.plain import EXACT
 from anyrnn.workbench.reading import DELTA_TIME, Reading, note_on_words, one_hot, quoted, unknown, words_of
 from anyrnn.workbench.text import ragged_row
 
 _TEXT = (pl.String, pl.Categorical, pl.Enum)
 _AS_NUMBERS = (pl.Boolean, pl.Null)  # beside the numeric types
-_EXACT = 1 << 53  # whole numbers beyond are rounded by float64
 
 
 def read_table(
@@ -158,17 +159,25 @@ def text_of(column: pl.Series, missing: Missing | None) -> pl.Series:
 class Table:
     """The rows of one file, with what a message needs to name a place in it.
 
-    `trained` is whether it is for a trained model, which needs all of its features, and no target.
+    `trained`: for a trained model, which needs all of its features, and no target. `called`: what a feature is called.
     """
 
     def __init__(
-        self, path: File | Frame, roles: Roles, frame: pl.DataFrame, missing: Missing | None, *, trained: bool = False
+        self,
+        path: File | Frame,
+        roles: Roles,
+        frame: pl.DataFrame,
+        missing: Missing | None,
+        *,
+        trained: bool = False,
+        called: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.roles = roles
         self.frame = frame
         self.missing = missing
         self.trained = trained
+        self.called = called or {}
         self.notes: list[str] = []
         self.ids = self._ids()
         self.times = self._times()
@@ -325,8 +334,9 @@ class Table:
     def _is_missing(self, name: str, row: int) -> str:
         value = self.frame[name][row]
         written = "" if value is None else f" ({value})"
-        return f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row')}" + (
-            "" if self.trained else "; missing='nan' (--missing nan) has missing values filled"
+        return (
+            f"{self.place(row)}: feature {name!r} is missing{written}; {self._cure('fill it in, drop the row', name)}"
+            + ("" if self.trained else "; missing='nan' (--missing nan) has missing values filled")
         )
 
     def _decimal_commas(self, what: str, text: pl.Series) -> pl.Series:
@@ -348,21 +358,22 @@ class Table:
         """One feature's values, float64, in the order of the file; NaN where one is missing and may be."""
         column = self.frame[name]
         if column.dtype in _TEXT:
-            text = self._decimal_commas(f"feature {name!r}", self._text(name))
+            text = self._decimal_commas(self._name_of(name), self._text(name))
             numbers = text.cast(pl.Float64, strict=False)
             row = _first(numbers.is_null() & text.is_not_null())
             if row is not None:
-                comma = re.fullmatch(r"[+-]?\d+,\d+", text[row])
-                cure = "write a decimal point" if comma else "write a number"
+                cure = "write a decimal point" if re.fullmatch(r"[+-]?\d+,\d+", text[row]) else "write a number"
                 raise AnyRNNError(
-                    f"{self.place(row)}: feature {name!r} is {text[row]!r}, expected a number; {self._cure(cure)}"
+                    f"{self.place(row)}: {self._name_of(name)} is {text[row]!r}, expected a number; "
+                    f"{self._cure(cure, name)}"
                 )
         elif column.dtype.is_numeric() or column.dtype in _AS_NUMBERS:
             numbers = column.cast(pl.Float64)
             self._note_rounding(column, numbers)
         else:
             raise AnyRNNError(
-                f"{self.path}: feature {name!r} holds {column.dtype}, expected numbers; {self._cure('convert it')}"
+                f"{self.path}: {self._name_of(name)} holds {column.dtype}, expected numbers; "
+                f"{self._cure('convert it', name)}"
             )
         values = numbers.fill_null(math.nan).to_numpy()
         absent = np.isnan(values)
@@ -372,19 +383,18 @@ class Table:
             values = np.where(self.missing.mask(values), math.nan, values)
         elif absent.any():
             raise AnyRNNError(self._is_missing(name, int(absent.argmax())))
-        infinite = np.isinf(values)
-        if infinite.any():
-            row = int(infinite.argmax())
-            raise AnyRNNError(f"{self.place(row)}: feature {name!r} is {column[row]}, expected a finite number")
+        row = _first(pl.Series(np.isinf(values)))
+        if row is not None:
+            raise AnyRNNError(f"{self.place(row)}: {self._name_of(name)} is {column[row]}, expected a finite number")
         return values
 
     def _note_rounding(self, column: pl.Series, numbers: pl.Series) -> None:
-        if column.dtype.is_integer() and (numbers.abs() > _EXACT).any():
+        if column.dtype.is_integer() and (numbers.abs() > EXACT).any():
             row = _first(numbers.cast(pl.Int128, strict=False).ne_missing(column.cast(pl.Int128)))
             if row is not None:
                 self.notes.append(
-                    f"feature {column.name!r} holds whole numbers beyond 2**53, which are rounded: {column[row]} in "
-                    f"data row {self.frame[ROW][row]} is read as {int(numbers[row])}; take a constant off them if "
+                    f"{self._name_of(column.name)} holds whole numbers beyond 2**53, which are rounded: {column[row]} "
+                    f"in data row {self.frame[ROW][row]} is read as {int(numbers[row])}; take a constant off them if "
                     "the last digits matter"
                 )
 
@@ -396,8 +406,13 @@ class Table:
         if row is not None:
             raise AnyRNNError(row)
 
-    def _cure(self, cure: str) -> str:
+    def _name_of(self, column: str) -> str:
+        return f"{self.called.get(column, 'feature')} {column!r}"
+
+    def _cure(self, cure: str, column: str) -> str:
         """What to do about a feature."""
+        if column in self.called:
+            return cure
         if self.trained:
             return f"{cure.replace(', ', ' or ')}: the model needs it"
         return f"{cure}, or name the features without it (feature_columns, --features)"

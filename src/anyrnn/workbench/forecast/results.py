@@ -1,5 +1,6 @@
 """Forecasters compared on the same series from the same origins, beside naive forecasts."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from anyrnn.workbench.progress import Progress
 from anyrnn.workbench.unfinished import UnfinishedRun
 
 _SPELLED = ("mae", "rmse", "rrse", "smape")  # read letter by letter, and the first letter begins with a vowel
+_UNDEFINED = {  # of each metric that may be: why it is
+    "mase": "seasonal naive forecasts of what is before the test part are never wrong (season, --season)",
+    "rrse": "all values of the test part are alike",
+    "wape": "all values of the test part are 0",
+}
 
 #: What a forecast can be chosen by: less is better.
 CHOICES = tuple(name for name in METRICS if name != "coverage")
@@ -77,6 +83,11 @@ class ForecastResults(Outcome):
         """The answer in a sentence, which says first if a naive forecast is as good."""
         best, name = self.best, ("an " if self.metric in _SPELLED else "a ") + _written(self.metric)
         title, score = best.model.network.title, best.score_mean
+        if math.isnan(score):
+            return (
+                f"No verdict: {_written(self.metric)} is not defined here, since {_UNDEFINED[self.metric]}; compare by "
+                "another one (metric, --metric), such as mae."
+            )
         spread = best.score_std
         says = f"{title} has {name} of {score:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
         own = best.score_std or 0.0

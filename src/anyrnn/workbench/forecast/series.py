@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from anyrnn.errors import AnyRNNError
 from anyrnn.workbench.forecast.table import SeriesColumns, read_series
 from anyrnn.workbench.names import listed
+from anyrnn.workbench.plain import EXACT
+from anyrnn.workbench.sequences import bulk
 
 _MOST_WINDOWS = 20_000  # that a part is scored on: with more of them, origins are taken farther apart
 
@@ -147,7 +149,11 @@ class Forecasting:
                 if not np.isfinite(values).all():
                     raise AnyRNNError(f"{self.name}: series {each.id!r} holds NaN or infinity, expected finite numbers")
         if all(np.ptp(each.y[: self.train_end(each)]) == 0 for each in self.series):
-            raise AnyRNNError(f"{self.name}: {self.target!r} never changes in training: there is nothing to forecast")
+            rounded = max(float(np.abs(each.y).max()) for each in self.series) > EXACT
+            raise AnyRNNError(
+                f"{self.name}: {self.target!r} never changes in training: there is nothing to forecast"
+                + ("; if it does, but float64 rounds it away, take a constant off it" if rounded else "")
+            )
 
     @property
     def least_length(self) -> int:
@@ -236,6 +242,24 @@ def load_series(
     validation = fifth if validation_steps is None else validation_steps
     return Forecasting(
         path.stem, target if isinstance(target, str) else listed(target), series, horizon, season, test, validation,
-        columns.past, columns.future, columns.static, read.notes, id_column, time_column,
+        columns.past, columns.future, columns.static, (*read.notes, *_far(series, path)), id_column, time_column,
         () if isinstance(target, str) else target,
     )  # fmt: skip
+
+
+def _far(series: Sequence[Series], path: Path) -> Iterator[str]:
+    """Which values lie far from all others of their series, as a -9999 that stands for a missing one does."""
+    wild = []
+    for each in series:
+        low, high = bulk(each.y)
+        steps = np.flatnonzero((each.y < low) | (each.y > high))
+        wild += [(each, low, high, steps)] if len(steps) else []
+    if wild:
+        each, low, high, steps = wild[0]
+        count = sum(len(found) for *_, found in wild)
+        lie = "1 value lies" if count == 1 else f"{count} values lie"
+        yield (
+            f"{lie} far from the others of the series; the first is {each.y[steps[0]]:.9g}, in step {steps[0] + 1} of "
+            f"series {each.id!r} in {path.name}, whose others are {low:.6g} to {high:.6g}. Such values decide the "
+            "scale of a series: put others in the place of those that mean missing"
+        )

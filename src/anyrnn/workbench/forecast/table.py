@@ -102,7 +102,8 @@ def _read_long(path: Path, columns: SeriesColumns, target: str, encoding: str | 
             )
     features = (target, *columns.past, *columns.future, *columns.static)
     roles = Roles(columns.id or ROW, columns.time, None, features, None)
-    table = Table(file, roles, frame_of(file, roles), Missing(()), trained=False)
+    called = {**dict.fromkeys(features, "covariate"), target: "target"}
+    table = Table(file, roles, frame_of(file, roles), Missing(()), called=called)
     if columns.id is None:
         table.ids = pl.Series([stem_of(file.path)] * len(table.ids))
     rows, lengths = table.order()

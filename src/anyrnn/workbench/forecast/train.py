@@ -39,6 +39,7 @@ from anyrnn.workbench.forecast.series import Forecasting, Origins, Series
 from anyrnn.workbench.lesson import Epoch, Lesson, Tell
 from anyrnn.workbench.models import Network
 from anyrnn.workbench.schedules import Rate
+from anyrnn.workbench.sequences import moments
 from anyrnn.workbench.training import Training
 
 Array = NDArray[np.float64]
@@ -169,10 +170,10 @@ class Scaled:
         scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         known = [each.y[:end] for each, end in zip(series, ends, strict=True)]
-        self.mean = np.array([y.mean() for y in known])
-        deviation = np.array([y.std() for y in known])
+        self.mean, deviation = np.array([moments(y) for y in known]).T
         # A series that is constant in training has no scale: that of its size keeps what comes in bounds.
-        self.std = np.where(deviation > 0, deviation, np.maximum(np.abs(self.mean), 1.0))
+        varies = np.array([y.min() < y.max() for y in known])
+        self.std = np.where(varies, deviation, np.maximum(np.abs(self.mean), 1.0))
         if scale is None:
             rows = [(s.past[:end], s.future[:end]) for s, end in zip(series, ends, strict=True)]
             columns = (
@@ -180,9 +181,8 @@ class Scaled:
                 np.concatenate([future for _, future in rows]),
                 np.stack([s.static for s in series]),
             )
-            means = np.concatenate([c.mean(0) for c in columns])
-            stds = np.concatenate([c.std(0) for c in columns])
-            scale = tuple(means.tolist()), tuple(np.where(stds > 0, stds, 1.0).tolist())
+            measured = [moments(column) for each in columns for column in each.T]
+            scale = tuple(mean for mean, _ in measured), tuple(deviation for _, deviation in measured)
         self.scale = scale
         mean, std = map(np.array, scale)
         self.y = [_tensor((s.y - m) / d) for s, m, d in zip(series, self.mean, self.std, strict=True)]
