@@ -436,6 +436,9 @@ REFUSED = {
         lambda x: x.gather(1, torch.arange(len(x))[:, None] % 4),
         "of its own for each row",
     ),
+    "the mean of nothing": (lambda x: x[:, :0].mean(1, keepdim=True) + x, "division by zero"),
+    "the variance of one number": (lambda x: x[:, :1].var(1, keepdim=True) + x, "of so few features"),
+    "the deviation of fewer than none": (lambda x: x.std(1, correction=5, keepdim=True) + x, "of so few features"),
     "padded rows": (lambda x: F.pad(x, (0, 0, 1, 0)), "along the batch"),
     "the product of everything": (lambda x: x * x.prod(), "along the batch"),
     "the order of many": (lambda x: x.repeat(1, 3).sort(1).values, "12 of 12 features, by 66 comparisons: 50 at most"),
@@ -449,6 +452,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_rule_is_named(name):
     function, reason = REFUSED[name]

@@ -129,6 +129,7 @@ STEPS = {
     "features along the rows": lambda c, x, h: torch.tanh(
         c.W(x) + h.gather(1, torch.tensor([[2, 2, 0]]).expand(len(h), -1))
     ),
+    "features along one row": lambda c, x, h: torch.tanh(c.W(x) + h.gather(1, torch.tensor([[2, 2, 0]]))),
     "features by a buffer": lambda c, x, h: torch.tanh(c.W(x) + h[:, c.order]),
     "features by the state": lambda c, x, h: torch.tanh(c.W(x) + h.gather(1, h.argmax(1, keepdim=True))),
     "a product of features": lambda c, x, h: torch.tanh(c.W(x) + h.prod(1, keepdim=True) + h.cumprod(1)),
@@ -166,6 +167,7 @@ REFUSED = {
     "rows that meet": "`aten.mean` in the loop",
     "another operation": "`aten.median` in the loop",
     "which are the largest": "`aten.topk.default` in the loop, which of equal numbers gives any",
+    "features along one row": r"`aten.gather.default` in the loop in this form, with a result \(1, 3\)",
     "features by a buffer": "in the loop takes features by numbers of `order`, which may be others in the next call",
     "features by the state": "in the loop takes features by numbers of x or the state",
     "a matrix that depends on the state": "the batch is not the first dimension",

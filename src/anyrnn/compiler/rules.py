@@ -55,7 +55,7 @@ def lower(
         result = lowering.composite(str(op.overload), args, kwargs) if kept else rule(lowering, *args, **kwargs)
     except TooManyValuesError:
         raise  # of the whole step, not of this operation
-    except (TypeError, ValueError, IndexError, KeyError) as cause:
+    except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as cause:
         form = f"{op.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
         msg = f"{unsupported(op)} in this form ({form})"
         raise AnyRNNError(msg) from cause
@@ -506,8 +506,11 @@ def _var(lo: Lowering, x: Lowered, dims: Any = None, *, correction: float | None
         raise ValueError(msg)  # noqa: TRY004 - it is caught and told as a form that is not known
     off = lo.pointwise("sub", x, _mean(lo, x, dims, keepdim=True))
     total = _sum(lo, lo.pointwise("mul", off, off), dims, keepdim)
-    count = x.codes.size / max(total.codes.size, 1)
-    return lo.pointwise("mul", total, 1 / (count - (1 if correction is None else correction)))
+    count = x.codes.size / max(total.codes.size, 1) - (1 if correction is None else correction)
+    if count <= 0:
+        msg = "of so few features that it is no number"
+        raise ValueError(msg)
+    return lo.pointwise("mul", total, 1 / count)
 
 
 def _std(lo: Lowering, x: Lowered, dims: Any = None, **options: Any) -> Lowered:

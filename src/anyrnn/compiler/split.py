@@ -317,11 +317,20 @@ class _LoopLowering:
                 self.done[ref] = self._rows(ref, "stream")
             else:
                 assert op is not None  # only inputs and weights are no operation's output
-                self.done.update(zip(op.outputs, self._lower(op), strict=False))
-                if ref not in self.done:
+                results = dict(zip(op.outputs, self._lower(op), strict=False))
+                if ref not in results:
                     msg = f"`{op.overload}` in the loop, which of equal numbers gives any: take the indices of `sort`"
                     raise AnyRNNError(msg)
+                self.done.update((r, tensor) for r, tensor in results.items() if self._is_of_its_shape(r, tensor))
+                if ref not in self.done:
+                    msg = f"`{op.overload}` in the loop in this form, with a result {self.graph.shapes[ref]}"
+                    raise AnyRNNError(msg)
         return self.done[ref]
+
+    def _is_of_its_shape(self, ref: Ref, tensor: Lowered) -> bool:
+        """Whether a rule has given what PyTorch did: one row for all is not a row of each, say."""
+        shape = (self.graph.batch, *tensor.codes.shape) if tensor.batched else tensor.codes.shape
+        return shape == tuple(self.graph.shapes[ref])
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
