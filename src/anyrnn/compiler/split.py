@@ -16,6 +16,7 @@ loop what is otherwise before and after it, but for what no loop program can hol
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -329,8 +330,11 @@ class _LoopLowering:
 
     def _is_of_its_shape(self, ref: Ref, tensor: Lowered) -> bool:
         """Whether a rule has given what PyTorch did: one row for all is not a row of each, say."""
+        expected = tuple(self.graph.shapes[ref])
         shape = (self.graph.batch, *tensor.codes.shape) if tensor.batched else tensor.codes.shape
-        return shape == tuple(self.graph.shapes[ref])
+        if tensor.batched and expected[:1] != shape[:1]:  # rows side by side, as in x.view(2 * B, -1), are rows
+            return math.prod(expected) == math.prod(shape)
+        return shape == expected
 
     def _is_absorbed(self, ref: Ref) -> bool:
         """Whether a tensor computed from the input is lowered rather than computed by PyTorch."""
