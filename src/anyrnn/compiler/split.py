@@ -333,7 +333,7 @@ class _LoopLowering:
         expected = tuple(self.graph.shapes[ref])
         shape = (self.graph.batch, *tensor.codes.shape) if tensor.batched else tensor.codes.shape
         if tensor.batched and expected[:1] != shape[:1]:  # rows side by side, as in x.view(2 * B, -1), are rows
-            return math.prod(expected) == math.prod(shape)
+            return bool(math.prod(expected) == math.prod(shape))
         return shape == expected
 
     def _is_absorbed(self, ref: Ref) -> bool:
