@@ -57,12 +57,12 @@ def lower(
         raise  # of the whole step, not of this operation
     except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as cause:
         form = f"{op.name} with {len(args)} arguments {[*kwargs]}" if isinstance(cause, TypeError) else cause
-        msg = f"{unsupported(op)} in this form ({form})"
+        msg = f"{unsupported(op, is_known=True)} in this form ({form})"
         raise AnyRNNError(msg) from cause
     return result if isinstance(result, list) else [result]
 
 
-def unsupported(op: Op) -> str:
+def unsupported(op: Op, *, is_known: bool = False) -> str:
     """Say which operation the loop program lacks, and what may help."""
     name, hint = op.short_name, ""
     if torch.Tag.nondeterministic_seeded in op.overload.tags:
@@ -71,7 +71,12 @@ def unsupported(op: Op) -> str:
         hint = ", a product in which rows of the batch meet; matmul and einsum of (B, ...) are followed"
     elif "conv" in name:
         hint = "; convolve x before the loop, or write it as a product with a matrix (torch.einsum)"
+    elif not is_known:
+        hint = ", which has no such operation: do it to x or weights alone, or write it with others"
     return f"`aten.{name}` in the loop{hint}"
+
+
+_ACROSS = "along the batch, whose rows are apart in the loop"
 
 
 def _axis(value: Lowered, dim: int) -> int:
@@ -79,7 +84,7 @@ def _axis(value: Lowered, dim: int) -> int:
     rank = value.codes.ndim + value.batched
     axis = (dim + rank if dim < 0 else dim) - value.batched
     if axis < 0:
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     return axis
 
@@ -403,7 +408,7 @@ def _einsum(lo: Lowering, equation: str, values: Sequence[Lowered], path: None =
     terms = []
     for value, term in zip(values, inputs.split(","), strict=True):
         if value.batched != (term[:1] == output[:1]) or output[0] in term[1:]:
-            msg = "along the batch"
+            msg = _ACROSS
             raise ValueError(msg)
         terms.append(term[int(value.batched) :])
     return lo.contract(values, terms, output[1:])
@@ -544,7 +549,7 @@ def _group_norm(
     groups: int, eps: float,
 ) -> list[Lowered]:  # fmt: skip
     if not x.batched or x.codes.shape[0] != channels:
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     grouped = Lowered(x.codes.reshape(groups, -1), batched=True)
     y, mean, scale = _layer_norm(lo, grouped, grouped.codes.shape[1:], None, None, eps)
@@ -613,7 +618,7 @@ def _root(lo: Lowering, square: Lowered) -> Lowered:
 def _index(lo: Lowering, x: Lowered, indices: Sequence[NDArray[Any] | None]) -> Lowered:
     places = [k for k, index in enumerate(indices) if index is not None]
     if x.batched and (not places or places[0] == 0):
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     if places[-1] - places[0] >= len(places):
         msg = "of dimensions that are not side by side"
@@ -636,7 +641,7 @@ def _gather(lo: Lowering, x: Lowered, dim: int, index: NDArray[Any], **_: Any) -
 def _pad(lo: Lowering, x: Lowered, pad: Sequence[int], value: float = 0) -> Lowered:
     """Numbers beside the features; of the last dimension first, and taken away where there are less than none."""
     if len(pad) // 2 > x.codes.ndim:
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     codes, filler = x.codes, lo.constant(value).codes
     for k, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
@@ -659,7 +664,7 @@ def _slice(
     if x.batched and dim % rank == 0:
         if start in (None, 0) and step == 1 and (end is None or end > 10**9):
             return x
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     axis = _axis(x, dim)
     return Lowered(x.codes[(slice(None),) * axis + (slice(start, end, step),)], x.batched)
@@ -687,7 +692,7 @@ def _stack(lo: Lowering, values: Sequence[Lowered], dim: int = 0) -> Lowered:
     rank = first.codes.ndim + first.batched + 1
     axis = (dim + rank if dim < 0 else dim) - first.batched
     if axis < 0:
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     return Lowered(np.stack([v.codes for v in _alike(values)], axis), first.batched)
 
@@ -734,7 +739,7 @@ def _expand(lo: Lowering, x: Lowered, size: Sequence[int], implicit: bool = Fals
 
 def _repeat(lo: Lowering, x: Lowered, repeats: Sequence[int]) -> Lowered:
     if x.batched and (len(repeats) != x.codes.ndim + 1 or repeats[0] != 1):
-        msg = "along the batch"
+        msg = _ACROSS
         raise ValueError(msg)
     return Lowered(np.tile(x.codes, repeats[int(x.batched) :]), x.batched)
 
