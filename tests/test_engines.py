@@ -226,7 +226,10 @@ FALLBACKS = {
         "`aten.normal` in the loop, which reads numbers of the state to draw others; draw them apart, by "
         "torch.rand_like or randn_like",
     ),
-    "another operation": (lambda h, _: h - h.median(1, keepdim=True).values, "`aten.median` in the loop"),
+    "another operation": (
+        lambda h, _: h - h.median(1, keepdim=True).values,
+        "`aten.median` in the loop, which has no such operation: do it to x or weights alone, or write it with others",
+    ),
 }
 
 

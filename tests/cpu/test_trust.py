@@ -29,7 +29,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import anyrnn
+from anyrnn.compiler.trace import trace
 from anyrnn.engines.cpu import jit
+from anyrnn.probing import describe
 from anyrnn.runtime import plans
 from anyrnn.runtime.autograd import _as_saved, _form
 from zoo import gradients, loss_of
@@ -631,6 +633,24 @@ def test_cells_that_differ_in_any_kind_of_attribute_share_no_plan(name):
 
 
 ALONE = {"a weak reference's object", "a number of C", "a mapping proxy"} | {n for n in KINDS if "kept" in n}
+
+
+def test_what_looks_for_a_module_on_the_way_is_no_part_of_a_step(monkeypatch):
+    """As pytest's, and those of type checkers: code of others runs where a module is imported in a step."""
+    elsewhere = {}
+    exec(compile("def look(name):\n    return name if len(name) > 3 else None", "elsewhere.py", "exec"), elsewhere)
+    finder = types.SimpleNamespace(find_spec=lambda name, *_: elsewhere["look"](name) and None)
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+
+    def step(c, x, h):
+        import colorsys  # noqa: PLC0415
+
+        return torch.tanh(c.W(x) + c.U(h) + x.new_full((len(x), 1), colorsys.ONE_THIRD))
+
+    cell = plain(step)
+    signature = describe(cell, I)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert trace(cell, signature, I, DOUBLE).ops
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if n not in ALONE])

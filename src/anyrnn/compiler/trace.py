@@ -15,6 +15,7 @@ import contextlib
 import dis
 import functools
 import gc
+import importlib
 import random
 import sys
 from dataclasses import dataclass, field
@@ -385,9 +386,7 @@ class _Frames:
         self._recorder, self._ran, self._cell, self._questions = recorder, ran, innermost(cell), questions
         self._outer: Any = None
         self._passed: dict[int, CodeType] = {}  # by id: code that has nothing more to tell, which most returns are of
-        # What looks for modules when PyTorch imports one on the way is none of the cell's code.
-        finders = (getattr(finder, "__module__", "") for finder in sys.meta_path)
-        self._importers = {getattr(sys.modules.get(name), "__file__", None) for name in finders}
+        self._imports = 0  # that have begun: PyTorch imports modules on the way
 
     def __enter__(self) -> None:
         self._collects = gc.isenabled()
@@ -405,12 +404,16 @@ class _Frames:
 
     def _note(self, frame: FrameType, event: str, called: Any) -> None:
         code = frame.f_code
+        if code is _IMPORTING:
+            self._imports += {"call": 1, "return": -1}.get(event, 0)
+        if self._imports:  # what looks for a module, and the code in it, is no part of a step
+            return
         if event == "c_call" and is_momentary(called, code.co_filename):
             self._questions.add(called.__qualname__)
         if event != "return" or id(code) in self._passed:
             return
         file = code.co_filename
-        if file in _MACHINERY or file in self._importers:
+        if file in _MACHINERY:
             self._passed[id(code)] = code
             return
         self._ran.add(code)
@@ -427,6 +430,7 @@ class _Frames:
                 self.locals.setdefault(ref, name)
 
 
+_IMPORTING = importlib._bootstrap._find_and_load.__code__  # type: ignore[attr-defined]
 _TORCH = str(Path(torch.__file__).parent)
 _MACHINERY = frozenset({__file__, *(str(sys.modules[f"anyrnn.{name}"].__file__) for name in _OURS)})
 
