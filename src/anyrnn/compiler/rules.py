@@ -79,9 +79,9 @@ def unsupported(op: Op, *, is_known: bool = False) -> str:
 _ACROSS = "along the batch, whose rows are apart in the loop"
 
 
-def _axis(value: Lowered, dim: int) -> int:
-    """Turn a dimension of the tensor into one of its codes."""
-    rank = value.codes.ndim + value.batched
+def _axis(value: Lowered, dim: int, added: int = 0) -> int:
+    """Turn a dimension of the tensor, to which so many are added, into one of its codes."""
+    rank = value.codes.ndim + value.batched + added
     axis = (dim + rank if dim < 0 else dim) - value.batched
     if axis < 0:
         msg = _ACROSS
@@ -688,13 +688,8 @@ def _cat(lo: Lowering, values: Sequence[Lowered], dim: int = 0) -> Lowered:
 
 
 def _stack(lo: Lowering, values: Sequence[Lowered], dim: int = 0) -> Lowered:
-    first = values[0]
-    rank = first.codes.ndim + first.batched + 1
-    axis = (dim + rank if dim < 0 else dim) - first.batched
-    if axis < 0:
-        msg = _ACROSS
-        raise ValueError(msg)
-    return Lowered(np.stack([v.codes for v in _alike(values)], axis), first.batched)
+    axis = _axis(values[0], dim, added=1)
+    return Lowered(np.stack([v.codes for v in _alike(values)], axis), values[0].batched)
 
 
 def _glu(lo: Lowering, x: Lowered, dim: int = -1) -> Lowered:

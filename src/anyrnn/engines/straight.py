@@ -1,9 +1,9 @@
 """The straight path of a call: one layer in one direction, plain tensors, nothing asked but output and final state.
 
 For a few steps the time of a call is that of what leads to the kernel. Here is what `Layer._apply_layer`, the choice of
-an engine and `CompiledEngine.run` come to in the most common case (for a cell that was refused before and is as it was:
-the plain loop), without the values that they hand to each other. Whatever is not plainly that case is left to them,
-errors included.
+an engine and `CompiledEngine.run` come to in the most common case (for a cell that was refused before: the plain loop,
+and a look at the cell only now and then), without the values that they hand to each other. Whatever is not plainly that
+case is left to them, errors included.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def _parsed(
         if y is not None:
             raise AnyRNNError(f"{name}: a PyTorch dataset gives the targets itself; leave out y")
         x, y = _of_dataset(name, x)
-    several = _several(name, x)
+    several = [_numbers(f"{name}[{k}]", each) for k, each in enumerate(_several(name, x))]
     kept, cut = read_arrays(name, several, missing, channels_first=channels_first, features=features)
     if y is None:
         raise AnyRNNError(f"{name}: there are no targets; expected y, the class or the number of each sequence")
@@ -121,10 +121,9 @@ def _parsed(
     )
 
 
-def _notes_on_rounding(name: str, given: Sequence[Any]) -> Iterator[str]:
+def _notes_on_rounding(name: str, given: Sequence[NDArray[Any]]) -> Iterator[str]:
     """Where the first whole number is that float64 has not."""
-    for k, each in enumerate(given):
-        whole = as_numpy(f"{name}[{k}]", each)
+    for k, whole in enumerate(given):
         at = first_rounded(whole)
         if at is not None:
             yield (
@@ -219,8 +218,8 @@ def _several(name: str, x: Any) -> Sequence[Any]:
     return list(x)
 
 
-def _array(place: str, x: Any, channels_first: bool) -> NDArray[Any]:
-    """A sequence (T, C), float64, or float32 if it is that."""
+def _numbers(place: str, x: Any) -> NDArray[Any]:
+    """An array of numbers of any type and shape."""
     try:
         array = as_numpy(place, x)
         if array.dtype.kind == "O":  # of numbers perhaps, or of text
@@ -229,6 +228,12 @@ def _array(place: str, x: Any, channels_first: bool) -> NDArray[Any]:
             raise TypeError(f"it holds {array.dtype}")
     except (TypeError, ValueError) as cause:
         raise AnyRNNError(f"{place}: this is no array of numbers: {cause}; expected (T, C)") from cause
+    return array
+
+
+def _array(place: str, x: Any, channels_first: bool) -> NDArray[Any]:
+    """A sequence (T, C), float64, or float32 if it is that."""
+    array = _numbers(place, x)
     array = array[:, np.newaxis] if array.ndim == 1 else array.T if channels_first and array.ndim == 2 else array
     if array.ndim != 2 or not array.size:
         raise AnyRNNError(f"{place}: got shape {array.shape}, expected (T, C), at least one step and one channel")

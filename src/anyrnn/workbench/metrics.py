@@ -135,8 +135,13 @@ def _log_loss(y: NDArray[Any], _: object, shares: NDArray[Any] | None) -> float:
     return float(log_loss(y, exact, labels=np.arange(shares.shape[1])))
 
 
+def rms(errors: NDArray[Any]) -> float:
+    """The root of their mean square; no square of 1e200 or 1e-200."""
+    return math.hypot(*errors.ravel().tolist()) / math.sqrt(errors.size)
+
+
 def _rmse(y: NDArray[Any], got: NDArray[Any], _: object) -> float:
-    return math.hypot(*(got - y).tolist()) / math.sqrt(len(y))  # no square of 1e200 or 1e-200
+    return rms(got - y)
 
 
 def _mae(y: NDArray[Any], got: NDArray[Any], _: object) -> float:

@@ -1,12 +1,12 @@
 """How good forecasts are. y and forecasts are (N, h), quantiles (N, h, Q)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anyrnn.workbench.forecast.series import Forecasting, Origins
+from anyrnn.workbench.metrics import rms
 from anyrnn.workbench.sequences import moments
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ def point_metrics(y: Array, forecast: Array, scales: Array) -> dict[str, float]:
     scaled = error.mean(1) / scales
     return {
         "mae": float(error.mean()),
-        "rmse": _rms(error),
+        "rmse": rms(error),
         "mase": float(scaled[np.isfinite(scaled)].mean()) if np.isfinite(scaled).any() else float("nan"),
         "smape": float(200 * np.divide(error, both, out=np.zeros_like(error), where=both > 0).mean()),
         "wape": float(error.sum() / total) if total else float("nan"),
@@ -57,13 +57,7 @@ def by_step(y: Array, forecast: Array) -> dict[str, tuple[float, ...]]:
 
 
 def _rrse(y: Array, forecast: Array) -> float:
-    return _rms(y - forecast) / moments(y.ravel())[1] if y.min() < y.max() else float("nan")
-
-
-def _rms(errors: Array) -> float:
-    """The root of their mean square; no square of 1e200 or 1e-200."""
-    size = float(np.abs(errors).max())
-    return size * float(np.sqrt(np.square(errors / size).mean())) if 0 < size < math.inf else size
+    return rms(y - forecast) / moments(y.ravel())[1] if y.min() < y.max() else float("nan")
 
 
 def quantile_metrics(y: Array, quantiles: Array, levels: Sequence[float]) -> dict[str, float]:
